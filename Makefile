@@ -1,0 +1,41 @@
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test test-all check bench docs clean
+
+# Each stamp is a finished install; a changed pyproject.toml or constraints.txt makes it anew.
+.venv/.train: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("weightdecay needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --editable '.[train]'
+	touch $@
+
+.venv/.dev: .venv/.train
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+demo: .venv/.train
+	$(BIN)/weightdecay train gpt3:nano
+
+test: .venv/.dev
+	$(BIN)/pytest
+
+test-all: .venv/.dev
+	$(BIN)/pytest -m ''
+
+check: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/check_links.py
+
+bench: .venv/.dev
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+docs: .venv/.dev
+	@for script in docs/make_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf .venv dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,91 @@
+"""What can go wrong, and with which exit code a command ends.
+
+Every message says what is wrong, where, and what to do. Faults in a configuration are gathered and raised together:
+a user who mistyped three keys should not have to run three times.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+
+class WeightDecayError(Exception):
+    """Anything this package raises on purpose; the message is for the user."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(WeightDecayError, ValueError):
+    """Wrong usage or configuration; carries every fault found, not just the first."""
+
+    exit_code = 2
+
+    def __init__(self, faults: str | Sequence[str]) -> None:
+        self.faults = [faults] if isinstance(faults, str) else list(faults)
+        super().__init__("\n".join(self.faults))
+
+
+class ScheduleError(ConfigError):
+    """A schedule that no step could follow."""
+
+
+class PlanError(ConfigError):
+    """A decay plan that cannot be made or used as asked."""
+
+
+class OptimizerError(ConfigError):
+    """An optimizer, rule or state that cannot do what was asked of it."""
+
+
+class RecipeError(ConfigError):
+    """A recipe that is not there or does not hold together."""
+
+
+class DataError(ConfigError):
+    """Input text, a tokenizer or shards that cannot be used."""
+
+
+class MissingExtraError(ConfigError, ImportError):
+    """An optional dependency is not installed; the message names the extra."""
+
+    def __init__(self, purpose: str, extra: str) -> None:
+        super().__init__(f"{purpose} needs an extra that is not installed: pip install 'weightdecay[{extra}]'")
+
+
+class TrainingError(WeightDecayError):
+    """A run that had to stop: the weights before the fault are kept."""
+
+
+class RunBusyError(WeightDecayError):
+    """Another process works in this run directory."""
+
+
+class CheckFailedError(WeightDecayError):
+    """A check was asked for and did not hold."""
+
+    exit_code = 3
+
+
+class DamagedError(WeightDecayError):
+    """A file is not what was written: truncated, flipped, or of another run."""
+
+    exit_code = 4
+
+
+class StoppedError(WeightDecayError):
+    """A signal ended the run after its state was saved; `exit_code` is 128 + the signal's number."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number  # type: ignore[misc]  # an instance's own, decided by the signal
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the nearest known names, or all of them if none is near."""
+    choices = sorted(known)
+    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
+    if near:
+        return "did you mean " + " or ".join(f"'{choice}'" for choice in near) + "?"
+    return "known are: " + ", ".join(choices)

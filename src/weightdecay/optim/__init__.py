@@ -1,0 +1,1 @@
+"""How a step decays: rules, schedules, optimizers, precision and state. Serves any `torch.optim.Optimizer`."""

@@ -1,0 +1,1 @@
+"""Which tensors decay, and why. Knows nothing of our own models: it serves any `nn.Module`."""

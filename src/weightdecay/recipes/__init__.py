@@ -1,0 +1,1 @@
+"""Published systems as data: every value with its source and status."""
