@@ -179,6 +179,14 @@ def prune(folder: Path, keep: int) -> None:
             shutil.rmtree(doomed)
 
 
+def set_aside(folder: Path, after: int) -> None:
+    """Rename the checkpoints of steps after `after`, which a resumed run will write again; none is deleted."""
+    for candidate in checkpoints(folder):
+        if candidate.step > after:
+            names = (f"damaged-{candidate.path.name}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1_000))))
+            candidate.path.rename(next(path for name in names if not (path := folder / name).exists()))
+
+
 def sweep(folder: Path, report: Callable[[str], None]) -> None:
     """Remove what an interrupted save or removal left."""
     for path in sorted(folder.glob(f"{_HIDDEN}*")) if folder.is_dir() else ():
