@@ -11,7 +11,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 # public name -> the module that defines it
-_PUBLIC: dict[str, str] = {}
+_PUBLIC: dict[str, str] = {
+    "plan": "weightdecay.planning.plan",
+    "DecayPlan": "weightdecay.planning.plan",
+    "PlannedTensor": "weightdecay.planning.plan",
+    "Override": "weightdecay.planning.policies",
+    "Role": "weightdecay.planning.roles",
+}
 
 __all__ = ["__version__"]
 

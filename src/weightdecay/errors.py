@@ -54,6 +54,10 @@ class MissingExtraError(ConfigError, ImportError):
         super().__init__(f"{purpose} needs an extra that is not installed: pip install 'weightdecay[{extra}]'")
 
 
+class StorageError(WeightDecayError):
+    """The disk refused: full, read-only, or over a limit. What was there before is untouched."""
+
+
 class TrainingError(WeightDecayError):
     """A run that had to stop: the weights before the fault are kept."""
 

@@ -1,0 +1,1 @@
+"""`weightdecay data prepare` and `weightdecay data inspect`."""

@@ -1,0 +1,88 @@
+"""A policy gives each tensor its multiplier of λ, with the reason.
+
+Ours decide by role. What other frameworks do is emulated in `emulation.py`, quirks included. Overrides are regular
+expressions in order; the first that is found in a name (or alias) decides, and one that matches nothing is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from weightdecay.planning.roles import DECAYING, DISPUTED, Role, Verdict
+from weightdecay.planning.tensors import TensorFacts
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The share of λ that a tensor takes, and why."""
+
+    multiplier: float
+    reason: str
+
+
+class Policy(Protocol):
+    """Anything with a name that decides about a tensor."""
+
+    @property
+    def name(self) -> str: ...
+
+    def decide(self, facts: TensorFacts, verdicts: Sequence[Verdict]) -> Decision: ...
+
+
+@dataclass(frozen=True)
+class RolePolicy:
+    """One multiplier per role. A tensor with several roles takes the smallest: who exempts one, exempts the tensor."""
+
+    name: str
+    multipliers: Mapping[Role, float] = field(hash=False)
+
+    def decide(self, facts: TensorFacts, verdicts: Sequence[Verdict]) -> Decision:
+        if facts.marked:
+            return Decision(0.0, f"exempt: {facts.marked}")
+        ruling = min(verdicts, key=lambda verdict: self.multipliers[verdict.role])
+        multiplier = self.multipliers[ruling.role]
+        reason = f"{ruling.role}: {ruling.evidence}"
+        others = [verdict.role.value for verdict in verdicts if verdict.role is not ruling.role]
+        if others and self.multipliers[Role(others[0])] != multiplier:
+            reason += f"; also {' and '.join(others)}, but one exempt role exempts a tied tensor"
+        if multiplier == 0.0 and ruling.role in DISPUTED:
+            reason += "; opinions differ on whether such tensors should decay"
+        return Decision(multiplier, reason)
+
+
+def by_roles(name: str, decaying: frozenset[Role]) -> RolePolicy:
+    return RolePolicy(name, {role: 1.0 if role in decaying else 0.0 for role in Role})
+
+
+@dataclass(frozen=True)
+class Override:
+    """What a user says about the tensors whose name `pattern` is found in.
+
+    Args:
+        pattern: regular expression, searched in the canonical name and its aliases.
+        multiplier: share of λ, 0 exempts; None leaves it to the policy.
+        lr_multiplier: share of the learning rate, passed through to the parameter groups.
+    """
+
+    pattern: str
+    multiplier: float | None = None
+    lr_multiplier: float = 1.0
+    reason: str = ""
+
+    def matches(self, facts: TensorFacts) -> bool:
+        return any(re.search(self.pattern, site.name) for site in facts.sites)
+
+
+ROLE_POLICIES: dict[str, RolePolicy] = {
+    policy.name: policy
+    for policy in (
+        by_roles("default", DECAYING),
+        by_roles("all", frozenset(Role) - {Role.FROZEN, Role.UNKNOWN}),
+        by_roles("none", frozenset()),
+        by_roles("matrices", DECAYING - {Role.EMBEDDING, Role.POSITION_EMBEDDING, Role.OUTPUT_HEAD}),
+        by_roles("no-embeddings", DECAYING - {Role.EMBEDDING, Role.POSITION_EMBEDDING}),
+    )
+}
