@@ -3,11 +3,11 @@
 Tokenizers of the GPT-2 kind first split a text by a regular expression and merge bytes within a match only, so a cut
 is safe where the expression can never match across, whatever comes before or after:
 
-- GPT-2's own, ` ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+` and the contractions: no alternative goes from a
-  non-space on to a space, so a match ends between the two; and since the piece before ends with a non-space, the
-  look-ahead of `\\s+(?!\\S)` sees the same as in the whole.
-- cl100k's and its descendants': `[^\\s\\p{L}\\p{N}]+[\\r\\n]*` does go from a sign on to a newline, so only a letter or a
-  digit before the space will do.
+- GPT-2's own, ` ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+` and the contractions: no alternative goes
+  from a non-space on to a space, so a match ends between the two; and since the piece before ends with a non-space,
+  the look-ahead of `\\s+(?!\\S)` sees the same as in the whole.
+- cl100k's and its descendants': `[^\\s\\p{L}\\p{N}]+[\\r\\n]*` does go from a sign on to a newline, so only a letter or
+  a digit before the space will do.
 
 Any other tokenizer gets whole documents.
 """
@@ -43,21 +43,23 @@ _GPT2 = (  # openai/tiktoken tiktoken_ext/openai_public.py, r50k_pat_str, and th
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
 )
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_CL100K_FAMILY = (
-    # the same file, cl100k_base
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
-    # the same file, o200k_base
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + _CONTRACTIONS + "?|"
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + _CONTRACTIONS + "?|"
-    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    # Llama 3 and Qwen 2, in their tokenizer.json
-    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+_CL100K = (  # the same file, cl100k_base
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|"
+    r"\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 )
+_O200K = (  # the same file, o200k_base
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA3 = (  # tokenizer.json of meta-llama/Meta-Llama-3-8B
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")  # tokenizer.json of Qwen/Qwen2-7B
 _CUTS_BY_PATTERN = {
     **dict.fromkeys(_GPT2, _AFTER_NON_SPACE),
-    **dict.fromkeys(_CL100K_FAMILY, _AFTER_LETTER_OR_DIGIT),
+    **dict.fromkeys((_CL100K, _O200K, _LLAMA3, _QWEN2), _AFTER_LETTER_OR_DIGIT),
 }
 
 
