@@ -17,6 +17,17 @@ _PUBLIC: dict[str, str] = {
     "PlannedTensor": "weightdecay.planning.plan",
     "Override": "weightdecay.planning.policies",
     "Role": "weightdecay.planning.roles",
+    "AdamL2": "weightdecay.optim.adamw",
+    "AdamW": "weightdecay.optim.adamw",
+    "Lion": "weightdecay.optim.lion",
+    "SGDW": "weightdecay.optim.sgdw",
+    "GPT": "weightdecay.models.decoder",
+    "ModelConfig": "weightdecay.models.config",
+    "Recipe": "weightdecay.recipes.schema",
+    "recipe": "weightdecay.recipes.schema",
+    "TrainConfig": "weightdecay.recipes.settings",
+    "Run": "weightdecay.runs",
+    "train": "weightdecay.training.trainer",
 }
 
 __all__ = ["__version__"]

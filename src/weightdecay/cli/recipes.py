@@ -38,7 +38,7 @@ class Recipes:
                 table = _values(shown)
             case _:
                 raise ConfigError(
-                    f"recipes {' '.join(self.words)}: either nothing, or show NAME, like `weightdecay recipes show gpt3:125m`"
+                    f"recipes {' '.join(self.words)}: give nothing, or show NAME, like `recipes show gpt3:125m`"
                 )
         if self.json:
             print_json(document)

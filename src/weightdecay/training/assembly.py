@@ -93,8 +93,8 @@ class Assembly:
         corpus = self.data.summary
         yield (
             f"corpus: {self.data.name}, {corpus.documents:,} documents, {corpus.n_bytes:,} bytes, "
-            f"{self.data.n_tokens:,} tokens ({config.data.tokenizer}), {100 * corpus.held_out_share:.1f} % of the bytes "
-            f"held out, hash {self.data.corpus_sha256[:12]}"
+            f"{self.data.n_tokens:,} tokens ({config.data.tokenizer}), {100 * corpus.held_out_share:.1f} % of the "
+            f"bytes held out, hash {self.data.corpus_sha256[:12]}"
         )
         epochs = run.steps * self.loader.sequences_per_step / self.loader.windows
         yield (
@@ -126,7 +126,8 @@ class Assembly:
             edge = "" if low <= found <= high else f"; outside {low:g} to {high:g} the law is held at its edge"
             yield (
                 f"  (λ = 1/(η·T·τ), τ = {optimal_timescale(found):.3g} of the run, from Bergsma et al. 2025, "
-                f"arXiv:2505.13738 [V2: read in a summary], at {found:.3g} tokens per parameter without embeddings{edge})"
+                f"arXiv:2505.13738 [V2: read in a summary], at {found:.3g} tokens per parameter "
+                f"without embeddings{edge})"
             )
 
     def _weight_decay_that_matters(self) -> float | None:
@@ -228,7 +229,7 @@ def _automatic_weight_decay(config: TrainConfig, tokens_per_parameter: float) ->
     optimizer = config.optimizer
     if optimizer.rule != "decoupled":
         raise ConfigError(
-            f"--weight-decay auto gives λ for the rule 'decoupled', not '{optimizer.rule}': give a number, or drop --rule"
+            f"--weight-decay auto gives λ for the rule 'decoupled', not '{optimizer.rule}': give a number"
         )
     return optimal_weight_decay(lr=optimizer.lr, steps=config.run.steps, tokens_per_parameter=tokens_per_parameter)
 

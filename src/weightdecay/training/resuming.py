@@ -106,7 +106,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -
         ours, theirs = parameters[name], tensors[name]
         if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
             faults.append(
-                f"{where}: tensor '{name}' is {theirs.dtype} {list(theirs.shape)}, this model's {ours.dtype} {list(ours.shape)}"
+                f"{where}: tensor '{name}' is {theirs.dtype} {list(theirs.shape)}, "
+                f"this model's {ours.dtype} {list(ours.shape)}"
             )
     if faults:
         raise DamagedError("\n".join(faults))

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from weightdecay.data.loader import evaluation_batches
-from weightdecay.errors import ConfigError, StoppedError, TrainingError, WeightDecayError
+from weightdecay.errors import StoppedError, WeightDecayError
 from weightdecay.models.decoder import GPT
 from weightdecay.optim.adamw import AdamW
+from weightdecay.optim.clipping import total_norm
 from weightdecay.optim.rules import group_decay_per_step
-from weightdecay.optim.state import load_state_by_name, penalty, state_by_name
+from weightdecay.optim.state import load_state_by_name, settings_by_name, state_by_name
 from weightdecay.planning.plan import DecayPlan, plan
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import MetricsWriter, Run, environment, write_atomically
@@ -206,12 +207,12 @@ class Trainer:
             return
         state = found.state()
         load_weights(self.model, found.model(), found.path / checkpoint.MODEL)
-        load_state_by_name(self.optimizer, self.plan, found.optimizer())
+        load_state_by_name(self.optimizer, found.optimizer())
         self.done, self.elapsed_s = found.step, state["elapsed_s"]
         if state["threads"] != torch.get_num_threads():
             self.reporter.note(
-                f"resumed with {torch.get_num_threads()} threads, was saved with {state['threads']}: results will agree "
-                f"to rounding, not bit for bit (set OMP_NUM_THREADS={state['threads']} for that)"
+                f"resumed with {torch.get_num_threads()} threads, was saved with {state['threads']}: the results will "
+                f"agree to rounding, not bit for bit (set OMP_NUM_THREADS={state['threads']} for that)"
             )
         self.reporter.note(f"resumed from step {found.step} ({found.path})")
 
@@ -225,7 +226,7 @@ class Trainer:
         device = self.ranks.device
         return [
             (x.to(device, non_blocking=True), y.to(device, non_blocking=True))
-            for x, y in zip(x_BT.split(rows), y_BT.split(rows), strict=True)
+            for x, y in zip(torch.split(x_BT, rows), torch.split(y_BT, rows), strict=True)
         ]
 
     def _step_row(self, result: StepResult, step_s: float) -> dict[str, Any]:
@@ -238,12 +239,18 @@ class Trainer:
             "lr": self.assembly.lr(self.done - 1),
             "weight_decay": decaying["weight_decay"],
             "decay_per_step": group_decay_per_step(decaying),
-            "penalty": float(penalty(self.plan)),
+            "penalty": self._penalty(),
             "grad_norm": result.grad_norm,
             "batch_tokens": self.assembly.batch_tokens,
             "tokens_per_s": self.assembly.batch_tokens / step_s,
             "elapsed_s": self.elapsed_s,
         }
+
+    def _penalty(self) -> float:
+        """½·Σ λ‖w‖², what the decay would be as a term of the loss."""
+        groups = self.optimizer.param_groups
+        squares = [group["weight_decay"] * float(total_norm(group["params"])) ** 2 for group in groups]
+        return 0.5 * math.fsum(squares)
 
     def _evaluate(self) -> dict[str, Any]:
         config, data = self.assembly.config, self.assembly.data
@@ -280,12 +287,13 @@ class Trainer:
                 self.run.checkpoints,
                 self.done,
                 model=dict(self.model.named_parameters()),
-                optimizer=state_by_name(self.optimizer, self.plan),
+                optimizer=state_by_name(self.optimizer),
                 state={
                     "tokens": self.done * self.assembly.batch_tokens,
                     "elapsed_s": self.elapsed_s,
                     "threads": torch.get_num_threads(),
                     "world_size": self.ranks.world_size,
+                    "optimizer": settings_by_name(self.optimizer),
                     "val_loss": fresh["val_loss"] if fresh else None,
                 },
             )
