@@ -55,12 +55,15 @@ def test_two_models_of_one_seed_are_equal_and_of_two_seeds_are_not(config: Model
 def test_layers_that_write_to_the_residual_stream_start_smaller_by_the_root_of_their_number() -> None:
     torch.manual_seed(0)
     config = GPT2_LIKE.replace(d_model=256, n_layers=8)
-    block = GPT(config).blocks[3]
-    assert block.attention.qkv.weight.std().item() == pytest.approx(0.02, rel=0.02)
-    for layer in (block.attention.out, block.feedforward.down):
-        assert layer.weight.std().item() == pytest.approx(0.02 / math.sqrt(16), rel=0.02)
-    plain = GPT(config.replace(residual_init="plain")).blocks[3]
-    assert plain.attention.out.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    scaled, plain = GPT(config), GPT(config.replace(residual_init="plain"))
+    assert std_of(scaled, "blocks.3.attention.qkv.weight") == pytest.approx(0.02, rel=0.02)
+    for name in ("blocks.3.attention.out.weight", "blocks.3.feedforward.down.weight"):
+        assert std_of(scaled, name) == pytest.approx(0.02 / math.sqrt(16), rel=0.02)
+        assert std_of(plain, name) == pytest.approx(0.02, rel=0.02)
+
+
+def std_of(model: GPT, name: str) -> float:
+    return float(model.get_parameter(name).std())
 
 
 def test_a_tied_head_is_one_tensor_and_counted_once() -> None:
@@ -137,7 +140,8 @@ def test_stochastic_depth_drops_whole_sequences_and_keeps_the_mean() -> None:
 
 def test_earlier_blocks_are_dropped_less() -> None:
     model = GPT(GPT2_LIKE.replace(n_layers=4, stochastic_depth=0.2))
-    assert [block.stochastic_depth.probability for block in model.blocks] == pytest.approx([0.05, 0.1, 0.15, 0.2])
+    layers = [module for module in model.modules() if isinstance(module, StochasticDepth)]
+    assert [layer.probability for layer in layers] == pytest.approx([0.05, 0.1, 0.15, 0.2])
 
 
 def test_every_fault_of_a_configuration_is_told_at_once() -> None:

@@ -88,7 +88,7 @@ def save(
     Raises:
         TrainingError: the step is already there, or the disk refuses; other checkpoints are untouched.
     """
-    final = folder / f"{_PREFIX}{step:08d}"
+    final = of_step(folder, step).path
     if final.exists():
         raise TrainingError(f"{final}: already written; a checkpoint is written once")
     partial = folder / f"{_HIDDEN}{final.name}-{os.getpid()}"
@@ -113,6 +113,11 @@ def save(
         kept = f"the checkpoint of step {older.step} is intact" if older else "there is no older checkpoint"
         raise TrainingError(f"{final}: cannot write: {error}; {kept}; make room and resume") from error
     return Checkpoint(final)
+
+
+def of_step(folder: Path, step: int) -> Checkpoint:
+    """The checkpoint of a step, whether it is there or not."""
+    return Checkpoint(folder / f"{_PREFIX}{step:08d}")
 
 
 def checkpoints(folder: Path) -> list[Checkpoint]:

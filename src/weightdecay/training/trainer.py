@@ -92,11 +92,12 @@ def _train(config: TrainConfig, run: Run, ranks: Ranks, resume: str, on_change: 
             return
         if agreed != assembly.config:
             assembly = assemble(agreed)
+    reporter.show(assembly)
+    trainer = Trainer.build(assembly, run, ranks, reporter, fresh=not going_on)
+    ranks.wait_for_all()  # every rank has read the directory as it was
     if ranks.is_first:
         checkpoint.sweep(run.checkpoints, reporter.note)
         _write_head(run, assembly, identity)
-    reporter.show(assembly)
-    trainer = Trainer.build(assembly, run, ranks, reporter)
     if going_on:
         trainer.resume()
     ranks.wait_for_all()
@@ -122,12 +123,12 @@ class Trainer:
     evaluation: dict[str, Any] | None = None
 
     @classmethod
-    def build(cls, assembly: Assembly, run: Run, ranks: Ranks, reporter: Reporter) -> Trainer:
-        """Model, plan and optimizer of a configuration, at step 0."""
+    def build(cls, assembly: Assembly, run: Run, ranks: Ranks, reporter: Reporter, *, fresh: bool) -> Trainer:
+        """Model, plan and optimizer of a configuration, at step 0; `fresh` obeys `--init-from`."""
         config = assembly.config
         torch.manual_seed(config.run.seed)
         model = GPT(config.model)
-        if config.run.init_from:
+        if config.run.init_from and fresh:
             tensors, where = initial_weights(config.run.init_from, assembly.data.tokenizer.sha256, reporter.note)
             load_weights(model, tensors, where)
         model.to(ranks.device)
@@ -198,13 +199,17 @@ class Trainer:
 
     def resume(self) -> None:
         """Weights, optimizer state and place of the newest good checkpoint."""
-        found = checkpoint.newest_good(self.run.checkpoints, self.reporter.note)
+        step = 0
         if self.ranks.is_first:
-            self.run.forget_rows_after(found.step if found else 0)
-            checkpoint.set_aside(self.run.checkpoints, after=found.step if found else 0)
-        if found is None:
+            newest = checkpoint.newest_good(self.run.checkpoints, self.reporter.note)
+            step = newest.step if newest else 0
+            self.run.forget_rows_after(step)
+            checkpoint.set_aside(self.run.checkpoints, after=step)
+        step = self.ranks.highest(step)
+        if step == 0:
             self.reporter.note(f"{self.run.path}: no checkpoint yet; starting from the beginning")
             return
+        found = checkpoint.of_step(self.run.checkpoints, step)
         state = found.state()
         load_weights(self.model, found.model(), found.path / checkpoint.MODEL)
         load_state_by_name(self.optimizer, found.optimizer())
