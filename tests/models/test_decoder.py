@@ -63,7 +63,7 @@ def test_layers_that_write_to_the_residual_stream_start_smaller_by_the_root_of_t
 
 
 def std_of(model: GPT, name: str) -> float:
-    return float(model.get_parameter(name).std())
+    return model.get_parameter(name).std().item()
 
 
 def test_a_tied_head_is_one_tensor_and_counted_once() -> None:
