@@ -17,6 +17,19 @@ _PUBLIC: dict[str, str] = {
     "PlannedTensor": "weightdecay.planning.plan",
     "Override": "weightdecay.planning.policies",
     "Role": "weightdecay.planning.roles",
+    "AdamW": "weightdecay.optim.adamw",
+    "AdamL2": "weightdecay.optim.adamw",
+    "Lion": "weightdecay.optim.lion",
+    "SGDW": "weightdecay.optim.sgdw",
+    "Adafactor": "weightdecay.optim.adafactor",
+    "Muon": "weightdecay.optim.muon",
+    "clipped_step": "weightdecay.optim.clipping",
+    "control": "weightdecay.optim.controller",
+    "convert": "weightdecay.optim.convert",
+    "penalty": "weightdecay.optim.penalty",
+    "load_state_by_name": "weightdecay.optim.state",
+    "settings_by_name": "weightdecay.optim.state",
+    "state_by_name": "weightdecay.optim.state",
 }
 
 __all__ = ["__version__"]
