@@ -5,21 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-# A model so small that a run takes seconds, with everything on that could break a bitwise resume.
-SMALL = [
-    "--tokenizer", "byte", "--context", "32", "--batch-tokens", "256",
-    "--set", "model.n_layers=2", "--set", "model.d_model=32", "--set", "model.n_heads=2",
-    "--set", "model.dropout=0.1", "--set", "model.stochastic_depth=0.1",
-    "--set", "run.micro_batch_tokens=128", "--set", "run.eval_every=10",
-]  # fmt: skip
-
-Command = Callable[..., subprocess.CompletedProcess[str]]
-
+from tests.commands import Command
 
 # Small tensors gain nothing from a second thread, and lose much when other processes want the core.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, Command
+
+from tests.commands import SMALL, Command
 
 COMMANDS = ("train", "sample", "plan", "data", "recipes")
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import SMALL, Command
+
+from tests.commands import SMALL, Command
 
 
 def arguments(text: Path, out: Path, *more: str) -> list[str]:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL, Command
+
+from tests.commands import SMALL, Command
 
 STEPS = 40
 LAST = f"checkpoints/step-{STEPS:08d}"

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.checks import group_faults, group_title, number
-from weightdecay.optim.decay import local, pull_, shrink_, shrink_where_next_agrees_
+from weightdecay.optim.decay import decay_, local, mixed, pull_, shrink_, shrink_where_next_agrees_
 from weightdecay.optim.rounding import LOW_PRECISION, Dither, realised_decay, start_rounding, step_in_float32
 from weightdecay.optim.rules import RULES, Decoupled, group_decay_per_step, rule
 
 Group: TypeAlias = dict[str, Any]
+Work: TypeAlias = list[tuple[Group, float | None]]  # groups, each with its decay per step
 
 
 @runtime_checkable
@@ -50,6 +51,8 @@ class DecayingOptimizer(torch.optim.Optimizer):
     """The direction's own `weight_decay` shrinks by 1 − lr·weight_decay; False where it adds to the gradient."""
     refused: ClassVar[Mapping[str, str]] = {}
     """Rules that this direction cannot follow, and why."""
+    takes_sparse: ClassVar[bool] = False
+    """Whether the direction takes sparse gradients, where nothing is to decay."""
 
     param_groups: list[Group]
 
@@ -86,7 +89,7 @@ class DecayingOptimizer(torch.optim.Optimizer):
 
     def _finish(self, **settings: Any) -> None:
         """Make `rule`, `peak_lr` and `rounding` the defaults of later groups; warn of weights that would not decay."""
-        self.defaults.update(settings)
+        self.defaults.update({key: value for key, value in settings.items() if (key, value) != ("peak_lr", None)})
         self._dither = Dither()
         for index, group in enumerate(self.param_groups):
             _warn_of_rounding(group, index)
@@ -142,25 +145,27 @@ class DecayingOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         saving = self._is_only_saved()
-        decays = [0.0 if saving else group_decay_per_step(group) for group in self.param_groups]
+        work = [(group, 0.0 if saving else group_decay_per_step(group)) for group in self.param_groups]
+        self._refuse_unusable_gradients(work)
         with torch.no_grad():
-            self._step_groups(decays)
+            self._step_groups(work)
             if saving:
                 for state in self.state.values():
                     if "step" in state:
                         state["step"] = torch.zeros_like(state["step"])
         return loss
 
-    def _step_groups(self, decays: list[float | None]) -> None:
+    def _step_groups(self, work: Work) -> None:
         """Decay what torch's kernel cannot, hand it the rest, and leave the groups as they were."""
-        work = list(zip(self.param_groups, decays, strict=True))
-        if any(self._works_beside_kernel(group) for group in self.param_groups) and self._unscale_or_skip():
+        if any(self._works_beside_kernel(group) for group, _ in work) and self._unscale_or_skip():
             return
-        as_given = [(group["weight_decay"], group["params"]) for group in self.param_groups]
-        initial = self._initial_values()
+        as_given = [(group, group["weight_decay"], group["params"]) for group, _ in work]
+        every, self.param_groups = self.param_groups, [group for group, _ in work]
         try:
             for index, (group, decay) in enumerate(work):
                 self._step_low_precision(group, decay, index)
+            initial = self._initial_values()
+            for group, decay in work:
                 group["weight_decay"] = self._decay_before(group, decay)
             self._direction_step()
             for p, value in initial.items():
@@ -168,7 +173,8 @@ class DecayingOptimizer(torch.optim.Optimizer):
             for group, decay in work:
                 self._pull_to_target(group, decay)
         finally:
-            for group, (weight_decay, params) in zip(self.param_groups, as_given, strict=True):
+            self.param_groups = every
+            for group, weight_decay, params in as_given:
                 group["weight_decay"], group["params"] = weight_decay, params
 
     def _direction_step(self) -> None:
@@ -184,8 +190,6 @@ class DecayingOptimizer(torch.optim.Optimizer):
             return weight_decay if chosen.reach == "gradient" else 0.0
         if chosen.reach == "agreeing":
             for p in with_gradient(group):
-                if p.is_complex():
-                    raise OptimizerError("rule 'cautious' compares signs, which complex weights do not have")
                 momentum, mix = self._next_direction(p, group)
                 shrink_where_next_agrees_(local(p), momentum, local(p.grad), mix, decay)
             return 0.0
@@ -221,6 +225,24 @@ class DecayingOptimizer(torch.optim.Optimizer):
         """The direction's update of one flat float32 piece, in place; decay only if it is coupled."""
         raise NotImplementedError
 
+    def _descend(self, p: Tensor, update: Tensor, scale: float, group: Group, decay: float | None, number: int) -> None:
+        """Decay and update one whole tensor, for directions that no kernel of torch's does: w ← (decay of w) − s·u."""
+        reach, state = rule(group["rule"]).reach, self.state[p]
+        if reach == "towards_initial" and "initial" not in state:
+            state["initial"] = p.clone(memory_format=torch.contiguous_format)
+        if p.dtype not in LOW_PRECISION or group["rounding"] == "nearest":
+            decay_(p, reach, decay, update, state.get("initial"))
+            p.add_(update, alpha=-scale)
+            return
+        start_rounding(p, group["rounding"], state)
+
+        def descend(weights: Tensor, piece: Tensor, part: slice) -> None:
+            initial = state["initial"].view(-1)[part] if reach == "towards_initial" else None
+            decay_(weights, reach, decay, piece, initial)
+            weights.add_(piece, alpha=-scale)
+
+        step_in_float32(p, update, state, group["rounding"], descend, self._dither, number)
+
     # --- low precision
 
     def _step_low_precision(self, group: Group, decay: float | None, index: int) -> None:
@@ -231,24 +253,24 @@ class DecayingOptimizer(torch.optim.Optimizer):
         for position, p in enumerate(group["params"]):
             if p.dtype not in LOW_PRECISION or p.grad is None:
                 continue
+            state = self.state[p]
             self._start_in_float32(p, group)
-            start_rounding(p, group["rounding"], self.state[p])
+            start_rounding(p, group["rounding"], state)
+            if reach == "towards_initial" and "initial" not in state:
+                state["initial"] = p.clone(memory_format=torch.contiguous_format)
 
-            def update(weights: Tensor, gradient: Tensor, part: slice, p: Tensor = p) -> None:
-                if reach == "agreeing" and decay:
-                    momentum, mix = self._next_direction(p, group)
-                    momentum = None if momentum is None else momentum.view(-1)[part]
-                    shrink_where_next_agrees_(weights, momentum, gradient, mix, decay)
-                elif reach != "gradient" and decay:
-                    weights.mul_(1 - decay)
+            def update(weights: Tensor, gradient: Tensor, part: slice, p: Tensor = p, state: Group = state) -> None:
+                direction = self._next_piece(p, gradient, part, group) if reach == "agreeing" else None
+                initial = state["initial"].view(-1)[part] if reach == "towards_initial" else None
+                decay_(weights, reach, decay, direction, initial)
                 self._update_in_float32(weights, gradient, part, p, group)
-                if reach == "towards_one" and decay:
-                    weights.add_(decay)
-                elif reach == "towards_initial" and decay:
-                    weights.add_(self.state[p]["initial"].view(-1)[part], alpha=decay)
 
             step_in_float32(p, p.grad, self.state[p], group["rounding"], update, self._dither, (index << 32) + position)
         group["params"] = [p for p in group["params"] if p.dtype not in LOW_PRECISION]
+
+    def _next_piece(self, p: Tensor, gradient: Tensor, part: slice, group: Group) -> Tensor:
+        momentum, mix = self._next_direction(p, group)
+        return mixed(None if momentum is None else momentum.view(-1)[part], gradient, mix)
 
     # --- meeting torch's tools
 
@@ -266,6 +288,20 @@ class DecayingOptimizer(torch.optim.Optimizer):
             if frame.f_code.co_name == "_init_optim_state":
                 return True
         return False
+
+    def _refuse_unusable_gradients(self, work: Work) -> None:
+        kind, faults = type(self).__name__, []
+        for index, (group, decay) in enumerate(work):
+            weights, title = with_gradient(group), group_title(group, index)
+            if any(p.grad.is_sparse for p in weights) and (decay or not self.takes_sparse):
+                faults.append(
+                    f"{title}: {kind} does not support sparse gradients, whose step would leave most rows out of the "
+                    "decay: make the embedding dense (sparse=False)"
+                )
+            if group["rule"] == "cautious" and any(p.is_complex() for p in weights):
+                faults.append(f"{title}: rule 'cautious' compares signs, which complex weights do not have")
+        if faults:
+            raise OptimizerError(faults)
 
     def _works_beside_kernel(self, group: Group) -> bool:
         """Whether more than the fused kernel acts in this group's step, and must know what the kernel is told."""

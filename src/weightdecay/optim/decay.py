@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.optim.rounding import pieces
+from weightdecay.optim.rules import Reach
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -19,6 +20,29 @@ def shrink_(tensors: Sequence[Tensor], decay: float) -> None:
     """w ← (1 − a)·w, with the factor formed as torch's AdamW forms it."""
     if tensors and decay:
         torch._foreach_mul_(list(tensors), 1 - decay)
+
+
+def decay_(
+    weights: Tensor, reach: Reach, decay: float | None, direction: Tensor | None = None, initial: Tensor | None = None
+) -> None:
+    """The whole decay of one tensor before its update, whatever a rule reaches.
+
+    Args:
+        direction: the update that is going to be subtracted, or anything of its sign, for `agreeing`.
+        initial: w_0, for `towards_initial`.
+    """
+    if not decay or reach == "gradient":
+        return
+    if reach == "agreeing":
+        assert direction is not None
+        shrink_where_agreeing_(weights, direction, decay)
+        return
+    weights.mul_(1 - decay)
+    if reach == "towards_one":
+        weights.add_(decay)
+    elif reach == "towards_initial":
+        assert initial is not None
+        weights.add_(initial, alpha=decay)
 
 
 def shrink_where_agreeing_(weights: Tensor, direction: Tensor, decay: float) -> None:
@@ -40,17 +64,20 @@ def shrink_where_next_agrees_(
         weights, momentum, gradient: of one shape; momentum is None before the first step.
         mix: (x, y) such that the update has the sign of x·momentum + y·gradient.
     """
-    of_momentum, of_gradient = mix
     if not all(t.is_contiguous() for t in (weights, gradient, *([] if momentum is None else [momentum]))):
-        direction = gradient * of_gradient if momentum is None else momentum * of_momentum + gradient * of_gradient
-        shrink_where_agreeing_(weights, direction, decay)
+        shrink_where_agreeing_(weights, mixed(momentum, gradient, mix), decay)
         return
     flat, flat_gradient = weights.view(-1), gradient.view(-1)
     for _, part in pieces(flat.numel()):
-        direction = flat_gradient[part] * of_gradient
-        if momentum is not None:
-            direction.add_(momentum.view(-1)[part], alpha=of_momentum)
-        shrink_where_agreeing_(flat[part], direction, decay)
+        begun = None if momentum is None else momentum.view(-1)[part]
+        shrink_where_agreeing_(flat[part], mixed(begun, flat_gradient[part], mix), decay)
+
+
+def mixed(momentum: Tensor | None, gradient: Tensor, mix: tuple[float, float]) -> Tensor:
+    """x·momentum + y·gradient."""
+    of_momentum, of_gradient = mix
+    direction = gradient * of_gradient
+    return direction if momentum is None else direction.add_(momentum, alpha=of_momentum)
 
 
 def pull_(tensors: Sequence[Tensor], targets: Sequence[Tensor] | float, decay: float) -> None:

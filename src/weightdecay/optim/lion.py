@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weightdecay.errors import OptimizerError
 from weightdecay.optim.base import DecayingOptimizer, Group, Params, with_gradient
 from weightdecay.optim.rounding import Rounding
 
@@ -65,8 +64,6 @@ class Lion(DecayingOptimizer):
             gradients: list[Tensor] = []
             momenta: list[Tensor] = []
             for p in with_gradient(group):
-                if p.grad.is_sparse:
-                    raise OptimizerError("Lion does not support sparse gradients: use a dense embedding (sparse=False)")
                 if "exp_avg" not in self.state[p]:
                     self.state[p]["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 for listed, tensor in ((weights, p), (gradients, p.grad), (momenta, self.state[p]["exp_avg"])):

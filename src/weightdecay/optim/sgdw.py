@@ -32,6 +32,7 @@ class SGDW(DecayingOptimizer, torch.optim.SGD):
     """
 
     kernel_decays = False
+    takes_sparse = True
 
     def __init__(
         self,
