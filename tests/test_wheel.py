@@ -88,14 +88,14 @@ def test_in_a_fresh_environment_with_the_core_alone(wheel: Path, tmp_path: Path)
     environment = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     python = environment / "bin/python"
-    install = [python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel]
-    subprocess.run(install, check=True)
+    constraints = ROOT / "constraints.txt"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--constraint", constraints, wheel], check=True)
     listed = subprocess.run([python, "-m", "pip", "list"], check=True, capture_output=True, text=True).stdout
     assert "tokenizers" not in listed
     done = subprocess.run([python, "-c", PROGRAM], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "decay plan" in done.stdout
     assert f"stepped {environment}" in done.stdout
-    command = [environment / "bin/weightdecay", "plan", "gpt2:124m"]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    command = str(environment / "bin/weightdecay")
+    printed = subprocess.run([command, "plan", "gpt2:124m"], check=True, capture_output=True, text=True).stdout
     assert "embedding.weight" in printed
