@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from weightdecay.data.loader import evaluation_batches
 from weightdecay.errors import StoppedError, WeightDecayError
 from weightdecay.models.decoder import GPT
+from weightdecay.models.objective import Objective
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.clipping import total_norm
 from weightdecay.optim.rules import group_decay_per_step
@@ -114,7 +115,7 @@ class Trainer:
     ranks: Ranks
     reporter: Reporter
     model: GPT
-    forward: nn.Module
+    objective: nn.Module
     plan: DecayPlan
     optimizer: torch.optim.Optimizer
     lr_shares: list[float]
@@ -147,19 +148,21 @@ class Trainer:
                 block.compile()
         shares = [group["lr"] / settings.lr if settings.lr else 1.0 for group in optimizer.param_groups]
         devices = [ranks.device] if ranks.device.type == "cuda" else None
-        forward = DistributedDataParallel(model, device_ids=devices) if ranks.world_size > 1 else model
-        return cls(assembly, run, ranks, reporter, model, forward, decided, optimizer, shares)
+        objective: nn.Module = Objective(model)
+        if ranks.world_size > 1:
+            objective = DistributedDataParallel(objective, device_ids=devices)
+        return cls(assembly, run, ranks, reporter, model, objective, decided, optimizer, shares)
 
     def run_to_end(self, stop: StopRequest) -> None:
         """The loop: lr, step, and what is due after it."""
         settings = self.assembly.config.run
         metrics = MetricsWriter(self.run) if self.ranks.is_first else None
-        self.forward.train()
+        self.objective.train()
         while self.done < settings.steps:
             started = time.perf_counter()
             self.set_lr(self.assembly.lr(self.done))
             result = take_step(
-                self.forward,
+                self.objective,
                 self.optimizer,
                 self._micro_batches(),
                 ranks=self.ranks,
@@ -263,7 +266,7 @@ class Trainer:
         rows = max(1, _EVALUATION_TOKENS // config.model.context)
         started = time.perf_counter()
         nats, count = evaluate(
-            self.forward,
+            self.model,
             evaluation_batches(
                 tokens,
                 config.model.context,
