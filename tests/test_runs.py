@@ -53,6 +53,12 @@ def test_rows_are_read_up_to_one_that_a_kill_tore_and_forgotten_after_a_step(tmp
     assert list(run.rows())[1]["loss"] is None  # strict JSON has no NaN
 
 
+def test_a_place_where_nothing_can_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="Not a directory.*give another --out"), Run(tmp_path / "file" / "run").lock():
+        pass
+
+
 def test_json_is_strict() -> None:
     document = {"a": [math.inf, 1.5, (math.nan,)], "b": "</script>"}
     assert json.loads(dump_json(document)) == {"a": [None, 1.5, [None]], "b": "</script>"}

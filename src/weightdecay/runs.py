@@ -123,9 +123,14 @@ class Run:
 
         Raises:
             RunBusyError: another process holds it.
+            ConfigError: the directory cannot be made or written to.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise ConfigError(f"{self.path}: cannot write there ({error.strerror}): give another --out") from error
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
