@@ -157,7 +157,9 @@ class ModelConfig:
     def as_function(self) -> ModelConfig:
         """The same function from tokens to logits, everything that only training sees at its default."""
         defaults = {item.name: item.default for item in dataclasses.fields(self)}
-        dense = {"experts_per_token": 2, "router": defaults["router"], "router_scale": 1.0} if not self.n_experts else {}
+        dense = (
+            {"experts_per_token": 2, "router": defaults["router"], "router_scale": 1.0} if not self.n_experts else {}
+        )
         unused = {
             **({} if self.window else {"window_pattern": "S"}),
             **({} if self.positions == "rotary" else {"rotary_base": 10_000.0, "rotary_fraction": 1.0}),

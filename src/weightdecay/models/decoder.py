@@ -22,9 +22,9 @@ from weightdecay.models.layers import StochasticDepth, make_norm, soft_capped
 class Block(nn.Module):
     """Attention and feed-forward part, each a branch beside the residual stream.
 
-        pre       x ← x + f(norm(x))            post      x ← norm(x + f(x))
-        sandwich  x ← x + norm(f(norm(x)))      output    x ← x + norm(f(x))
-        parallel  x ← x + attention(norm₁(x)) + feedforward(norm₂(x)), norm₂ being norm₁ with one norm
+    pre       x ← x + f(norm(x))            post      x ← norm(x + f(x))
+    sandwich  x ← x + norm(f(norm(x)))      output    x ← x + norm(f(x))
+    parallel  x ← x + attention(norm₁(x)) + feedforward(norm₂(x)), norm₂ being norm₁ with one norm
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
