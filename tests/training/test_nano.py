@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks.ngram_baselines import bigram_bits_per_byte
 
+from benchmarks.ngram_baselines import bigram_bits_per_byte
 from tests.commands import Command
 from weightdecay.data.prepare import prepared_for
 
