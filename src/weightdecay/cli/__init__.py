@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from weightdecay.cli.data import Data
+from weightdecay.cli.export import Export
 from weightdecay.cli.output import report_error
 from weightdecay.cli.plan import Plan
 from weightdecay.cli.recipes import Recipes
@@ -25,6 +26,7 @@ DESCRIPTION = (
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Recipes, tyro.conf.subcommand("recipes")]

@@ -33,6 +33,7 @@ CONFIG, OWN_CONFIG, WEIGHTS, INDEX = (
     "model.safetensors",
     "model.safetensors.index.json",
 )
+ARCHITECTURES = frozenset(family.architecture for family in FAMILIES.values())
 _OWN_FORMAT = 1
 # Masks and tables that older files carry along and the model computes itself.
 _COMPUTED = re.compile(r"(\.attn\.(bias|masked_bias)|\.attention\.(bias|masked_bias)|rotary_emb\.inv_freq)$")

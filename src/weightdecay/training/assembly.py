@@ -30,6 +30,7 @@ from weightdecay.planning.plan import DecayPlan
 from weightdecay.planning.render import table
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.training.optimizers import decay_plan
+from weightdecay.training.pretrained import holds_a_model, with_pretrained_shape
 from weightdecay.training.timing import batch_sizes, lr_schedule, weight_decay_schedule
 
 # Tokens in one forward pass when the configuration leaves it open: fits small models in a laptop's memory.
@@ -156,7 +157,7 @@ def assemble(config: TrainConfig) -> Assembly:
         text_key=config.data.text_key,
         encoding_errors="replace" if config.data.encoding_errors == "replace" else "strict",
     )
-    config = _resolve_shapes(config, data)
+    config = _resolve_shapes(with_pretrained_shape(config), data)
     with torch.device("meta"):
         model = GPT(config.model)
     embeddings = sum(p.numel() for part in (model.embedding, model.positions) if part for p in part.parameters())
@@ -185,6 +186,14 @@ def assemble(config: TrainConfig) -> Assembly:
 def _resolve_shapes(config: TrainConfig, data: Prepared) -> TrainConfig:
     """Vocabulary from the tokenizer; whole sequences in a step and in a pass; steps, warm-up and intervals in steps."""
     run, context = config.run, config.model.context
+    vocab_size = data.tokenizer.vocab_size
+    if holds_a_model(config):
+        if vocab_size > config.model.vocab_size:
+            raise ConfigError(
+                f"{run.init_from}: has {config.model.vocab_size} tokens, the data's tokenizer {vocab_size}: give "
+                f"--tokenizer {run.init_from}/tokenizer.json"
+            )
+        vocab_size = config.model.vocab_size  # often padded beyond the tokenizer's
     sequences = max(1, round(run.batch_tokens / context))
     faults = []
     if sequences % run.nproc:
@@ -209,7 +218,7 @@ def _resolve_shapes(config: TrainConfig, data: Prepared) -> TrainConfig:
     if faults:
         raise ConfigError(faults)
     return config.replace(
-        model__vocab_size=data.tokenizer.vocab_size,
+        model__vocab_size=vocab_size,
         schedule__warmup_steps=warmup,
         schedule__warmup_tokens=0,
         schedule__warmup_fraction=0,
