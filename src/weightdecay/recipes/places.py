@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from typing import Any
 
 _KEY = re.compile(r"""^\s*([\w.'"-]+(?:\s*\.\s*[\w.'"-]+)*)\s*=""")
 
@@ -27,6 +28,7 @@ def lines_of_keys(text: str) -> dict[str, int]:
 
 def _dotted(line: str) -> str:
     """The path that a line of TOML opens or sets, without quotes."""
+    value: Any
     try:
         value = tomllib.loads(line)
     except tomllib.TOMLDecodeError:

@@ -33,7 +33,7 @@ from weightdecay.recipes.settings import SECTIONS, TrainConfig, known_keys, read
 
 STATUSES = {
     "confirmed": "read in the primary source",
-    "assumed": "not stated there; this project's choice",
+    "assumed": "not read there: not stated, or known from memory or at second hand; the source says which",
     "unpublished": "never published; the source is whose number it is",
     "contradicted": "the primary source says otherwise; the note says what",
 }
@@ -78,6 +78,7 @@ class Recipe:
         values: `section.key` to value, source and status.
         scaling: how a size that was never published was derived; empty for published ones.
         parameters: the published count, 0 if there is none.
+        absent: parameters of the published system's parts that `differs` names.
         published: values of the published form where it differs, taken by `as_published`.
         differs: what of the published system is not built here.
         brief: the system's row in the table that people copy, if it has one.
@@ -90,6 +91,7 @@ class Recipe:
     values: Mapping[str, Sourced]
     scaling: str = ""
     parameters: float = 0.0
+    absent: float = 0.0
     published: Mapping[str, Sourced] = field(default_factory=dict)
     differs: str = ""
     brief: Brief | None = None
@@ -97,6 +99,27 @@ class Recipe:
     @property
     def name(self) -> str:
         return f"{self.system}:{self.size}"
+
+    @property
+    def published_weight_decay(self) -> str:
+        """λ as it is published, in words."""
+        weight_decay = self.values["optimizer.weight_decay"]
+        if self.brief:
+            return self.brief.published
+        return f"{weight_decay.value:g}" if weight_decay.status == "confirmed" else "not published"
+
+    @property
+    def exempt(self) -> str:
+        """What does not decay, in words, with the status of that."""
+        policy = self.values["optimizer.policy"]
+        words = {"default": "biases, norms, all 1-D", "all": "nothing"}.get(policy.value, f"policy {policy.value}")
+        multipliers = self.values.get("optimizer.weight_decay_multipliers")
+        spared = (
+            [entry.removesuffix("=0") for entry in multipliers.value if entry.endswith("=0")] if multipliers else []
+        )
+        if spared:
+            words = ", ".join(spared) if policy.value == "all" else f"{words}, {', '.join(spared)}"
+        return f"{words} ({policy.status})"
 
     @property
     def model(self) -> ModelConfig:
@@ -154,6 +177,11 @@ def recipe(name: str, size: str | None = None) -> Recipe:
     return sizes[wanted]
 
 
+def all_recipes() -> list[Recipe]:
+    """Every size of every system."""
+    return [one for system in systems() for one in load(FOLDER / f"{system}.toml").values()]
+
+
 def systems() -> list[str]:
     """Names of the systems that have a recipe."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
@@ -188,6 +216,7 @@ def load(path: Path) -> dict[str, Recipe]:
             values={**(below.values if below else {}), **common, **_sourced(sections, where, faults)},
             scaling=str(entry.get("scaling", below.scaling if below else "")),
             parameters=float(entry.get("parameters", below.parameters if below else 0.0)),
+            absent=float(entry.get("absent", below.absent if below else 0.0)),
             published={
                 **(below.published if below else {}),
                 **published,
@@ -206,7 +235,7 @@ def load(path: Path) -> dict[str, Recipe]:
 
 
 _ENTRIES = ("title", "differs", "extends", "brief", "sources", "common", "as_published", "sizes")
-_SIZE_ENTRIES = ("scaling", "parameters", "as_published")
+_SIZE_ENTRIES = ("scaling", "parameters", "absent", "as_published")
 
 
 def _document(path: Path) -> tuple[dict[str, Any], dict[str, int]]:

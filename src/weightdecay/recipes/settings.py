@@ -79,10 +79,11 @@ class ScheduleSettings:
     """How the learning rate moves over the run.
 
     Args:
-        shape: after the warm-up: `constant`, `cosine`, `linear`, `inverse_sqrt` or `stages`.
+        shape: after the warm-up: `constant`, `cosine`, `linear`, `inverse_sqrt`, `stages` or `warmup_stable_decay`.
         final_fraction: of the peak, where the descent ends.
         warmup_steps, warmup_tokens, warmup_fraction: length of the linear rise; at most one of them is set.
         decay_tokens: where the descent ends, counted from the start; 0 means at the end of the run.
+        decay_fraction: part of the run that `warmup_stable_decay` comes down in, along a straight line.
         hold_steps, hold_fraction: how long `inverse_sqrt` stays at the peak; it then falls as √(hold/t).
         stages: `SHAPE to FRACTION over TOKENS`, one after the other: constant, cosine or linear to a fraction of the peak.
         weight_decay_shape: how λ moves: `constant`, `cosine` or `linear`.
@@ -95,6 +96,7 @@ class ScheduleSettings:
     warmup_tokens: float = 0.0
     warmup_fraction: float = 0.0
     decay_tokens: float = 0.0
+    decay_fraction: float = 0.2
     hold_steps: int = 0
     hold_fraction: float = 0.0
     stages: tuple[str, ...] = ()
@@ -271,7 +273,7 @@ _CHOICES = {
     "data.encoding_errors": ("strict", "replace"),
     "optimizer.name": OPTIMIZERS,
     "optimizer.muon_scale": ("match_rms_adamw", "original"),
-    "schedule.shape": ("constant", "cosine", "inverse_sqrt", "linear", "stages"),
+    "schedule.shape": ("constant", "cosine", "inverse_sqrt", "linear", "stages", "warmup_stable_decay"),
     "schedule.weight_decay_shape": ("constant", "cosine", "linear"),
     "run.batch_ramp_shape": ("linear", "steps"),
     "run.dtype": ("bfloat16", "float32"),
@@ -286,6 +288,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "optimizer.momentum": (0.0, 1.0, "from 0 to below 1"),
     "optimizer.beta2_decay": (-math.inf, 0.0, "below 0"),
     "schedule.final_fraction": (0.0, math.inf, "at least 0"),
+    "schedule.decay_fraction": (0.0, 1.0 + 1e-9, "from 0 to 1"),
     "schedule.weight_decay_final_fraction": (0.0, math.inf, "at least 0"),
     **{f"schedule.{name}": (0.0, 1.0, "from 0 to below 1") for name in ("warmup_fraction", "hold_fraction")},
     **{

@@ -75,6 +75,7 @@ def lr_schedule(config: TrainConfig, sizes: BatchSizes) -> Schedule:
         steps=max(end, warmup + 1),
         warmup_steps=warmup,
         final_fraction=timing.final_fraction,
+        decay_fraction=timing.decay_fraction,
     )
 
 
