@@ -202,7 +202,7 @@ def _resolve_shapes(config: TrainConfig, data: Prepared) -> TrainConfig:
     limit = max(1, (run.micro_batch_tokens or _MICRO_BATCH_TOKENS) // context)
     micro = max(size for size in range(1, min(limit, share) + 1) if share % size == 0)
     batch_tokens = sequences * context
-    sizes = batch_sizes(run, context, micro * run.nproc)
+    sizes = batch_sizes(run, context, micro)
     steps = run.steps or max(1, sizes.steps_for(run.tokens))
     timing = config.schedule
     warmup = (
@@ -244,7 +244,7 @@ def _automatic_weight_decay(config: TrainConfig, tokens_per_parameter: float) ->
 def _batch_sizes(config: TrainConfig) -> BatchSizes:
     """Of a configuration whose shapes are resolved."""
     run, context = config.run, config.model.context
-    return batch_sizes(run, context, run.micro_batch_tokens // context * run.nproc)
+    return batch_sizes(run, context, run.micro_batch_tokens // context)
 
 
 def _decay_per_step(config: TrainConfig, lr: Schedule, weight_decay: Schedule) -> list[float]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from weightdecay.errors import ConfigError
 from weightdecay.optim.adafactor import Adafactor
@@ -61,7 +62,7 @@ def _lion(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimi
 
 def _muon(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimizer:
     return Muon(
-        decided,
+        _head_beside(decided.param_groups(lr=settings.lr)),
         lr=settings.lr,
         momentum=settings.momentum,
         adjust_lr_fn=settings.muon_scale,
@@ -70,6 +71,26 @@ def _muon(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimi
         rule=settings.rule,
         fused=True,
     )
+
+
+def _head_beside(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The plan's groups, matrices to Muon and, as in its papers, everything else to AdamW: tables, vectors and the
+    output head, which an untied decoder has as one more linear layer."""
+    split = []
+    for group in groups:
+        members = list(zip(group["param_names"], group["params"], strict=True))
+        for algorithm in ("muon", "adamw"):
+            chosen = [(name, tensor) for name, tensor in members if _algorithm(name, tensor) == algorithm]
+            if chosen:
+                names, tensors = map(list, zip(*chosen, strict=True))
+                own = {"name": f"{group['name']} {algorithm}", "algorithm": algorithm}
+                split.append({**group, **own, "param_names": names, "params": tensors})
+    return split
+
+
+def _algorithm(name: str, tensor: Tensor) -> str:
+    table_or_head = name.startswith(("embedding.", "positions.", "head."))
+    return "adamw" if table_or_head or tensor.ndim < 2 else "muon"
 
 
 def _sgdw(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimizer:

@@ -13,11 +13,14 @@ from weightdecay.optim.schedules import Constant, Cosine, InverseSqrt, Linear, P
 from weightdecay.recipes.settings import RunSettings, TrainConfig
 
 
-def batch_sizes(run: RunSettings, context: int, multiple: int = 1) -> BatchSizes:
-    """The ramp `TOKENS:BATCH_TOKENS, …` as sequences a step, each a multiple of `multiple`.
+def batch_sizes(run: RunSettings, context: int, micro: int = 1) -> BatchSizes:
+    """The ramp `TOKENS:BATCH_TOKENS, …` as sequences a step that the processes can share out into equal passes.
 
     Each entry says how large the batch is once so many tokens were seen: from there on (`steps`), or reached in a
     straight line over the tokens since the entry before (`linear`). The last is the run's full batch.
+
+    Args:
+        micro: sequences of a pass in one process.
 
     Raises:
         ConfigError: an entry that is no pair of numbers, entries that do not rise from 0, or that end elsewhere.
@@ -36,8 +39,9 @@ def batch_sizes(run: RunSettings, context: int, multiple: int = 1) -> BatchSizes
     sizes: list[int] = []
     seen = 0
     while seen < points[-1][0]:
-        wanted = _batch_at(points, seen, linear=run.batch_ramp_shape == "linear") / context / multiple
-        sizes.append(min(full, multiple * max(1, round(wanted))))
+        wanted = _batch_at(points, seen, linear=run.batch_ramp_shape == "linear") / context
+        multiple = run.nproc if wanted <= micro * run.nproc else micro * run.nproc
+        sizes.append(min(full, multiple * max(1, round(wanted / multiple))))
         seen += sizes[-1] * context
     return BatchSizes(context, full, tuple(sizes))
 
