@@ -89,7 +89,7 @@ class Muon(AdamW):
             "ns_eps": eps,
             "ns_steps": ns_steps,
             "ns_dtype": str(ns_dtype).removeprefix("torch."),  # a state_dict is to hold plain values
-            "adjust_lr_fn": adjust_lr_fn or "original",
+            "adjust_lr_fn": adjust_lr_fn,
         }
         super().__init__(
             _split(params, float(lr)), lr, adamw_betas, adamw_eps, weight_decay,
@@ -113,6 +113,14 @@ class Muon(AdamW):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_own": self._own}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for kept in state["state"].values():  # torch's Muon counts no steps, and torch's Adam looks for the count
+            kept.setdefault("step", torch.tensor(0.0))
+        super().__setstate__(state)
+        for group in self.param_groups:
+            if "algorithm" not in group:  # torch's Muon wrote it
+                group.update({**self.defaults, **self._own, **group, "algorithm": "muon", "ns_eps": group["eps"]})
+
     def _step_groups(self, work: Work) -> None:
         hidden = [(group, decay) for group, decay in work if group["algorithm"] == "muon"]
         rest = [(group, decay) for group, decay in work if group["algorithm"] != "muon"]
@@ -122,7 +130,8 @@ class Muon(AdamW):
                     continue
                 rows, columns = p.shape[-2:]
                 original = math.sqrt(max(1.0, rows / columns))
-                scale = original if group["adjust_lr_fn"] == "original" else 0.2 * math.sqrt(max(rows, columns))
+                match = group["adjust_lr_fn"] == "match_rms_adamw"  # torch writes None for the original
+                scale = 0.2 * math.sqrt(max(rows, columns)) if match else original
                 update = self._orthogonal_update(p, group)
                 self._descend(p, update, float(group["lr"]) * scale, group, decay, (index << 32) + position)
         if rest:
@@ -135,7 +144,9 @@ class Muon(AdamW):
         gradient = (-p.grad if group["maximize"] else p.grad).to(wide)
         state = self.state[p]
         if "momentum_buffer" not in state:
+            state["step"] = torch.tensor(0.0)
             state["momentum_buffer"] = torch.zeros_like(gradient)
+        state["step"] += 1
         momentum, buffer = group["momentum"], state["momentum_buffer"]
         buffer.lerp_(gradient, 1 - momentum)
         update = gradient.lerp(buffer, momentum) if group["nesterov"] else buffer
