@@ -41,8 +41,7 @@ def test_there_and_back_is_where_one_was(
     source: str, target: str, run: tuple[Schedule, float, int], total: float
 ) -> None:
     lr_schedule, lr, steps = run
-    of_one = convert(1.0, source="fixed", target=source, lr=lr)
-    weight_decay = total * float(of_one) / steps * (steps**0.5 if "normalized" in source else 1)
+    weight_decay = float(convert(total / steps, source="fixed", target=source, lr=lr, steps=steps))
     there = convert(weight_decay, source=source, target=target, lr=lr, schedule=lr_schedule, steps=steps)
     back = convert(there, source=target, target=source, lr=lr, schedule=lr_schedule, steps=steps)
     assert back == pytest.approx(weight_decay, rel=1e-12)

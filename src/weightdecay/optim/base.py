@@ -37,6 +37,10 @@ class HasParamGroups(Protocol):
 Params: TypeAlias = HasParamGroups | Iterable[Any]
 
 
+class UnsupportedTensorError(OptimizerError, RuntimeError):
+    """A tensor or gradient that a direction has no meaning for; a RuntimeError too, as torch's own is."""
+
+
 class PrecisionWarning(UserWarning):
     """Weights whose dtype rounds the decay away."""
 
@@ -64,28 +68,16 @@ class DecayingOptimizer(torch.optim.Optimizer):
         Args:
             settings: the constructor's: `lr`, `weight_decay`, `rule`, `peak_lr`, `rounding` and the optimizer's own.
         """
-        if isinstance(params, Tensor):
-            return params  # torch explains what is wrong with it
-        if isinstance(params, HasParamGroups):
-            lr = settings["lr"]
-            groups: list[Any] = list(params.param_groups(lr=float(lr)))
-            if isinstance(lr, Tensor):  # a plan counts in floats; what follows the tensor must go on following it
-                groups = [{**group, "lr": lr} if group.get("lr") == float(lr) else group for group in groups]
-        else:
-            groups = list(params)
-            if groups and not isinstance(groups[0], dict):
-                groups = [{"params": groups}]
-        if not all(isinstance(group, dict) for group in groups):
-            return groups
-        groups = [_with_rule(group, settings) for group in groups]
+        groups = _listed_groups(params, settings["lr"])
+        titled = [
+            (_with_rule(group, settings), group_title(group, index)) for index, group in enumerate(groups or [{}])
+        ]
         faults = [
-            fault
-            for index, group in enumerate(groups)
-            for fault in group_faults({**settings, **group}, group_title(group, index), self.refused)
+            fault for group, title in titled for fault in group_faults({**settings, **group}, title, self.refused)
         ]
         if faults:
             raise OptimizerError(faults)
-        return groups
+        return params if groups is None else [group for group, _ in titled]
 
     def _finish(self, **settings: Any) -> None:
         """Make `rule`, `peak_lr` and `rounding` the defaults of later groups; warn of weights that would not decay."""
@@ -147,7 +139,7 @@ class DecayingOptimizer(torch.optim.Optimizer):
         saving = self._is_only_saved()
         work = [(group, 0.0 if saving else group_decay_per_step(group)) for group in self.param_groups]
         self._refuse_unusable_gradients(work)
-        with torch.no_grad():
+        with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
             self._step_groups(work)
             if saving:
                 for state in self.state.values():
@@ -301,7 +293,7 @@ class DecayingOptimizer(torch.optim.Optimizer):
             if group["rule"] == "cautious" and any(p.is_complex() for p in weights):
                 faults.append(f"{title}: rule 'cautious' compares signs, which complex weights do not have")
         if faults:
-            raise OptimizerError(faults)
+            raise UnsupportedTensorError(faults)
 
     def _works_beside_kernel(self, group: Group) -> bool:
         """Whether more than the fused kernel acts in this group's step, and must know what the kernel is told."""
@@ -319,6 +311,23 @@ class DecayingOptimizer(torch.optim.Optimizer):
             torch._foreach_div_([p.grad for group in self.param_groups for p in with_gradient(group)], scale)
             told.grad_scale = None
         return False
+
+
+def _listed_groups(params: Any, lr: float | Tensor) -> list[Group] | None:
+    """The groups, new dictionaries that we may change; None for what torch is to explain the faults of."""
+    if isinstance(params, HasParamGroups):
+        groups = [dict(group) for group in params.param_groups(lr=float(lr))]
+        if isinstance(lr, Tensor):  # a plan counts in floats; what follows the tensor must go on following it
+            groups = [{**group, "lr": lr} if group.get("lr") == float(lr) else group for group in groups]
+        return groups
+    if isinstance(params, Tensor) or not isinstance(params, Iterable):
+        return None
+    listed = list(params)
+    if not listed:
+        return None
+    if not isinstance(listed[0], dict):
+        return [{"params": listed}]
+    return [dict(group) for group in listed] if all(isinstance(group, dict) for group in listed) else None
 
 
 def with_gradient(group: Group) -> list[Any]:

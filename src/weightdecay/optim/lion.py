@@ -58,6 +58,12 @@ class Lion(DecayingOptimizer):
         super().__init__(groups, {**own, "maximize": maximize, "foreach": foreach})
         self._finish(**decay)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("maximize", False)
+            group.setdefault("foreach", None)
+
     def _direction_step(self) -> None:
         for group in self.param_groups:
             weights: list[Tensor] = []

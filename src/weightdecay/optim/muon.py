@@ -21,7 +21,8 @@ from torch import Tensor
 
 from weightdecay.errors import OptimizerError, did_you_mean
 from weightdecay.optim.adamw import AdamW
-from weightdecay.optim.base import Group, HasParamGroups, Params, Work
+from weightdecay.optim.base import Group, HasParamGroups, Params, UnsupportedTensorError, Work
+from weightdecay.optim.checks import number
 from weightdecay.optim.lion import NO_COUPLED_FORM
 from weightdecay.optim.rounding import LOW_PRECISION, Rounding
 from weightdecay.planning.plan import DecayPlan
@@ -92,7 +93,7 @@ class Muon(AdamW):
             "adjust_lr_fn": adjust_lr_fn,
         }
         super().__init__(
-            _split(params, float(lr)), lr, adamw_betas, adamw_eps, weight_decay,
+            _split(params, number(lr) or 0.0), lr, adamw_betas, adamw_eps, weight_decay,
             rule=rule, peak_lr=peak_lr, rounding=rounding, maximize=maximize, foreach=foreach, fused=fused,
         )  # fmt: skip
 
@@ -139,7 +140,7 @@ class Muon(AdamW):
 
     def _orthogonal_update(self, p: Tensor, group: Group) -> Tensor:
         if p.is_complex() or p.grad is None:
-            raise OptimizerError("Muon does not support complex parameters")
+            raise UnsupportedTensorError("Muon does not support complex parameters")
         wide = torch.float32 if group["rounding"] != "nearest" and p.dtype in LOW_PRECISION else p.dtype
         gradient = (-p.grad if group["maximize"] else p.grad).to(wide)
         state = self.state[p]
@@ -183,7 +184,7 @@ def orthogonalised(
 
 def _split(params: Params, lr: float) -> Any:
     """Each group as one for Muon and one for AdamW, in their order, unless it says where it goes."""
-    if isinstance(params, Tensor):
+    if isinstance(params, Tensor) or not isinstance(params, HasParamGroups | Iterable):
         return params
     elsewhere: set[str] = set()
     if isinstance(params, DecayPlan):
@@ -201,7 +202,7 @@ def _split(params: Params, lr: float) -> Any:
 
 
 def _halves(group: Group, elsewhere: set[str]) -> list[Group]:
-    entries = _listed(group["params"])
+    entries = [] if isinstance(group["params"], set) else _listed(group["params"])
     names = group.get("param_names") or [entry[0] if isinstance(entry, tuple) else "" for entry in entries]
     tensors = [entry[1] if isinstance(entry, tuple) else entry for entry in entries]
     if not _all_tensors(tensors):
