@@ -17,6 +17,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 demo: .venv/.train
 	$(BIN)/weightdecay train gpt3:nano
+	@echo; echo "For comparison, models that count tokens, on the same held-out text:"
+	@$(BIN)/python benchmarks/ngram_baselines.py
 
 test: .venv/.dev
 	$(BIN)/pytest

@@ -66,6 +66,14 @@ class RunBusyError(WeightDecayError):
     """Another process works in this run directory."""
 
 
+class ProcessGroupError(WeightDecayError):
+    """One of several training processes ended badly, having said why; `exit_code` is its own."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # an instance's own, decided by the process
+
+
 class CheckFailedError(WeightDecayError):
     """A check was asked for and did not hold."""
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.references import directions, rules
 from torch import Tensor
 
+from tests.references import directions, rules
 from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.adamw import AdamL2, AdamW
 from weightdecay.optim.base import DecayingOptimizer

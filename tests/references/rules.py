@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tests.references.directions import Direction
 from torch import Tensor
+
+from tests.references.directions import Direction
 
 
 def decay_per_step(rule: str, lr: float, weight_decay: float, peak_lr: float) -> float:

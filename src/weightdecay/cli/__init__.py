@@ -33,7 +33,7 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script; leaves by SystemExit with the command's exit code."""
-    command: Any = tyro.cli(  # type: ignore[call-overload]  # a union of annotated types is tyro's own idiom
+    command: Any = tyro.cli(
         Command,
         prog="weightdecay",
         description=DESCRIPTION,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
@@ -10,16 +10,24 @@ from weightdecay.errors import ConfigError
 
 T = TypeVar("T")
 
+
+def _text(metavar: str) -> Any:
+    """A value taken as text; an empty default means that the recipe decides, and is not shown."""
+    return arg(
+        metavar=metavar, help_behavior_hint=lambda default: "" if default in ("", "''") else f"(default: {default})"
+    )
+
+
 Argument = Positional[T]
-Text = Annotated[str, arg(metavar="TEXT")]
-Name = Annotated[str, arg(metavar="NAME")]
-Choice = Annotated[str, arg(metavar="WHICH")]
-Number = Annotated[str, arg(metavar="X")]
-Count = Annotated[str, arg(metavar="N")]
-Folder = Annotated[str, arg(metavar="DIR")]
-File = Annotated[str, arg(metavar="FILE")]
-Paths = Annotated[tuple[str, ...], arg(metavar="PATH")]
-Switch = FlagCreatePairsOff[bool]
+Text = Annotated[str, _text("TEXT")]
+Name = Annotated[str, _text("NAME")]
+Choice = Annotated[str, _text("WHICH")]
+Number = Annotated[str, _text("X")]
+Count = Annotated[str, _text("N")]
+Folder = Annotated[str, _text("DIR")]
+Words = Annotated[tuple[str, ...], _text("WORD")]
+Paths = Annotated[tuple[str, ...], _text("PATH")]
+Switch = FlagCreatePairsOff[Annotated[bool, arg(help_behavior_hint="")]]
 Settings = UseAppendAction[Annotated[tuple[str, ...], arg(name="set", metavar="KEY=VALUE")]]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from weightdecay.cli.flags import Argument, Switch, Words
-from weightdecay.cli.output import print_json
+from weightdecay.cli.output import console, print_json
 from weightdecay.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ class Recipes:
     """One JSON document on stdout."""
 
     def run(self) -> int:
-        from rich.console import Console
-
         from weightdecay.recipes.schema import recipe
 
         match self.words:
@@ -40,12 +38,12 @@ class Recipes:
                 table = _values(shown)
             case _:
                 raise ConfigError(
-                    f"recipes {' '.join(self.words)}: either nothing, or show NAME, like `weightdecay recipes show gpt3:125m`"
+                    f"recipes {' '.join(self.words)}: give nothing, or show NAME, like `recipes show gpt3:125m`"
                 )
         if self.json:
             print_json(document)
         else:
-            Console(highlight=False).print(table)
+            console().print(table)
         return 0
 
 
@@ -70,7 +68,13 @@ def _row(one: Recipe) -> dict[str, Any]:
 
 def _document(shown: Recipe) -> dict[str, Any]:
     values = {key: vars(sourced) for key, sourced in sorted(shown.values.items())}
-    return {"name": shown.name, "title": shown.title, "scaling": shown.scaling, "sources": dict(shown.sources), "values": values}
+    return {
+        "name": shown.name,
+        "title": shown.title,
+        "scaling": shown.scaling,
+        "sources": dict(shown.sources),
+        "values": values,
+    }
 
 
 def _overview(listed: list[Recipe]) -> Table:
@@ -82,7 +86,9 @@ def _overview(listed: list[Recipe]) -> Table:
     for one in listed:
         row = _row(one)
         size = f"{one.parameters / 1e6:,.0f}M" if one.parameters else "scaled down"
-        table.add_row(row["name"], size, row["optimizer"], f"{row['weight_decay']:g}", row["status"], _text(row["source"]))
+        table.add_row(
+            row["name"], size, row["optimizer"], f"{row['weight_decay']:g}", row["status"], _text(row["source"])
+        )
     return table
 
 

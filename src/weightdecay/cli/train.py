@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from weightdecay.cli.flags import (
     Switch,
     key_value_pairs,
 )
-from weightdecay.cli.output import print_json
+from weightdecay.cli.output import console, note, print_json
 from weightdecay.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -112,25 +113,29 @@ class Train:
 
     def run(self) -> int:
         config = self.config()
-        from rich.console import Console
+        from rich.text import Text
 
-        from weightdecay.training.assembly import describe
+        from weightdecay.training.assembly import assemble
         from weightdecay.training.progress import ConsoleReporter
         from weightdecay.training.trainer import train
 
-        console = Console(stderr=self.json, highlight=False)
+        out = console(stderr=self.json)
         if self.dry_run:
-            description = describe(config)
+            assembly = assemble(config)
             if self.json:
-                print_json(description.document())
+                print_json(assembly.document())
             else:
-                console.print(description)
+                out.print(assembly)
+                for key, value in assembly.config.values().items():
+                    out.print(Text(f"{key} = {value}"))
             return 0
-        run = train(config, resume=self.resume, on_change=self.on_change, reporter=ConsoleReporter(console))
+        run = train(config, resume=self.resume, on_change=self.on_change, reporter=ConsoleReporter(out))
+        if os.environ.get("RANK", "0") != "0":
+            return 0  # under torchrun the first process speaks for all
         if self.json:
             print_json({"run": str(run.path), "summary": run.summary()})
         else:
-            _show_sample(run, console)
+            _show_sample(run, out)
         return 0
 
     def config(self) -> TrainConfig:
@@ -165,12 +170,13 @@ def faults_without_recipe(values: dict[str, object]) -> list[str]:
     return faults + out_of_range(read)
 
 
-def _show_sample(run: Run, console: Console) -> None:
+def _show_sample(run: Run, out: Console) -> None:
     from rich.text import Text
 
-    from weightdecay.training.sampling import load, sample
+    from weightdecay.training.sampling import continuation, load
 
-    text = "".join(sample(load(run), prompt="", max_tokens=120, temperature=0.8, top_k=50, seed=0))
-    console.print(Text("\nA sample, from an empty prompt:", style="bold"))
-    console.print(Text(text))
-    console.print(Text(f"\nThe run is in {run.path}; more text: weightdecay sample {run.path}"), soft_wrap=True)
+    trained = load(run, note)
+    text = "".join(continuation(trained, "", max_tokens=120, temperature=0.8, top_k=50, seed=0))
+    out.print(Text("\nA sample, from an empty prompt:", style="bold"))
+    out.print(Text(text))
+    out.print(Text(f"\nThe run is in {run.path}; more text: weightdecay sample {run.path}"), soft_wrap=True)

@@ -8,40 +8,24 @@ A corpus is scanned once when it is opened (for its size, its hash and the split
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import os
 import platform
 import sys
 import sysconfig
 from array import array
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from weightdecay.data.finding import Found, find_sources
 from weightdecay.data.heldout import HELD_OUT, Split, choose_split, split_key
-from weightdecay.data.reading import (
-    Document,
-    EncodingErrors,
-    HubDataset,
-    JsonLines,
-    Parquet,
-    Source,
-    TextFile,
-)
+from weightdecay.data.reading import Document, EncodingErrors, Source, TextFile
 from weightdecay.errors import DataError
 
 SMALLEST_STANDARD_LIBRARY_BYTES = 5_000_000
 
-# What is taken from a folder. A file named on the command line, or by a glob, is read whatever its suffix.
-TEXT_SUFFIXES = frozenset(
-    ".txt .text .md .markdown .rst .adoc .tex .org .log "
-    ".py .pyi .pyx .c .h .cc .cpp .cxx .hpp .hh .cu .cuh .java .kt .scala .go .rs .rb .php .pl .pm .lua .r .jl .m "
-    ".swift .cs .fs .hs .ml .mli .clj .ex .exs .erl .el .lisp .scm .zig .nim .dart .js .jsx .mjs .ts .tsx .vue "
-    ".html .htm .css .scss .sh .bash .zsh .fish .ps1 .sql .proto .toml .ini .cfg .yaml .yml .cmake".split()
-)
-ROW_SUFFIXES = frozenset({".jsonl", ".ndjson", ".parquet"})
+# Directories of the standard library that are tests, or tables of characters.
+_NOT_FOR_TRAINING = {"test", "tests", "idle_test", "encodings"}
 
 
 @dataclass(frozen=True)
@@ -105,14 +89,14 @@ def standard_library() -> Corpus:
         DataError: there is no library of at least 5 MB (a stripped or frozen Python).
     """
     root = Path(sysconfig.get_path("stdlib"))
-    skipped = {"test", "tests", "idle_test", "encodings"}
-    found = _Found()
+    found = Found()
+    total = 0
     if (root / "os.py").is_file():
-        for name, path in found.walk(root, skipped_directories=skipped):
+        for name, path in found.walk(root, without=_NOT_FOR_TRAINING):
             module = name.partition("/")[0].removesuffix(".py")
             if name.endswith(".py") and module in sys.stdlib_module_names:
-                found.add(TextFile(path, name, "replace"))
-    total = sum(source.path.stat().st_size for source in found.sources() if isinstance(source, TextFile))
+                found.add(name, TextFile(path, name, "replace"), name)
+                total += path.stat().st_size
     if total < SMALLEST_STANDARD_LIBRARY_BYTES:
         raise DataError(
             f"this Python's standard library in {root} has {total / 1e6:.1f} MB of source, too little to train on "
@@ -141,87 +125,8 @@ def open_corpus(
         raise DataError(f"encoding errors: 'strict' or 'replace', not '{encoding_errors}'")
     if not sources:
         raise DataError("no data given: name at least one file, folder, glob or hf:DATASET")
-    found = _Found()
-    faults = []
-    for asked in sources:
-        paths = [] if asked.startswith("hf:") else list(_files(asked, found))
-        if asked.startswith("hf:"):
-            found.add(HubDataset(asked.removeprefix("hf:"), text_key, encoding_errors))
-        elif not paths and not os.path.isdir(asked):
-            faults.append(f"{asked}: no such file or folder" + (", and no match" if glob.has_magic(asked) else ""))
-        for name, path in paths:
-            found.add(_source_of(path, name, text_key, encoding_errors))
-    if faults:
-        raise DataError(faults)
+    found = find_sources(sources, text_key, encoding_errors)
     return _scan(", ".join(sources), tuple(sources), found)
-
-
-class _Found:
-    """Sources without duplicates, and counts of what was left aside on the way."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self._by_identity: dict[str, tuple[str, Source]] = {}
-
-    def add(self, source: Source) -> None:
-        name = source.name if isinstance(source, TextFile | JsonLines | Parquet) else f"hf:{source}"
-        identity = os.path.realpath(source.path) if isinstance(source, TextFile | JsonLines | Parquet) else name
-        self._by_identity.setdefault(identity, (name, source))
-
-    def sources(self) -> list[Source]:
-        """In the order of their names, then of where they lie: never the order the disk happens to list them in."""
-        return [source for _, source in sorted(self._by_identity.values(), key=lambda named: (named[0], str(named[1])))]
-
-    def walk(self, root: Path, skipped_directories: set[str] = frozenset()) -> Iterator[tuple[str, Path]]:  # type: ignore[assignment]
-        """Files under `root` with their POSIX path from there, sorted; links to folders are not followed."""
-        for folder, subfolders, files in os.walk(root):
-            subfolders[:] = sorted(d for d in subfolders if d not in skipped_directories and not d.startswith("."))
-            for file in sorted(files):
-                path = Path(folder, file)
-                if file.startswith("."):
-                    continue
-                if path.is_symlink() and not os.path.exists(path):
-                    self.counts["broken_links"] += 1
-                elif os.path.isfile(path):
-                    yield path.relative_to(root).as_posix(), path
-
-
-def _files(asked: str, found: _Found) -> Iterator[tuple[str, Path]]:
-    """(name within the corpus, path) of each file that `asked` stands for; the name does not depend on where it lies."""
-    if os.path.isfile(asked):
-        yield Path(asked).name, Path(asked)
-    elif os.path.isdir(asked):
-        for name, path in found.walk(Path(asked)):
-            if _kind(path) in TEXT_SUFFIXES | ROW_SUFFIXES:
-                yield name, path
-            else:
-                found.counts["ignored_files"] += 1
-    elif glob.has_magic(asked):
-        fixed = Path(*[part for part in _before_magic(Path(asked).parts)])
-        for match in sorted(glob.glob(asked, recursive=True)):
-            if os.path.isfile(match):
-                yield Path(match).relative_to(fixed).as_posix(), Path(match)
-
-
-def _before_magic(parts: Sequence[str]) -> Iterator[str]:
-    for part in parts:
-        if glob.has_magic(part):
-            return
-        yield part
-
-
-def _kind(path: Path) -> str:
-    """The suffix that tells what the file is, .gz taken off."""
-    return Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
-
-
-def _source_of(path: Path, name: str, text_key: str, errors: EncodingErrors) -> Source:
-    kind = _kind(path)
-    if kind == ".parquet":
-        return Parquet(path, name, text_key, errors)
-    if kind in ROW_SUFFIXES:
-        return JsonLines(path, name, text_key, errors)
-    return TextFile(path, name, errors)
 
 
 def _documents(sources: Sequence[Source]) -> Iterator[Document]:
@@ -238,9 +143,9 @@ def _sizes(split: Split, sources: Sequence[Source], n_bytes: Sequence[int]) -> I
             yield sum(len(block.encode()) for block in document.blocks())
 
 
-def _scan(name: str, asked: tuple[str, ...], found: _Found) -> Corpus:
+def _scan(name: str, asked: tuple[str, ...], found: Found) -> Corpus:
     """Reads all text once, in bounded memory: 24 bytes a document stay."""
-    sources = tuple(found.sources())
+    sources = found.sources()
     counts = found.counts
     digest = hashlib.sha256()
     keys, byte_counts, character_counts = array("Q"), array("Q"), array("Q")

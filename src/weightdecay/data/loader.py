@@ -173,9 +173,8 @@ def evaluation_batches(
     for first in range(0, predicted, context * batch_size):
         last = min(first + context * batch_size, predicted)
         targets = np.asarray(tokens[first + skipped : last + skipped], np.int64)
-        inputs = np.empty_like(targets)
-        inputs[1:] = targets[:-1]
-        inputs[0] = tokens[first + skipped - 1] if first + skipped else end_of_text_id
+        before = tokens[first + skipped - 1] if first + skipped else end_of_text_id
+        inputs = np.concatenate([np.asarray([before], np.int64), targets[:-1]])
         rows = -(-len(targets) // context)
         padding = rows * context - len(targets)
         x = np.pad(inputs, (0, padding)).reshape(rows, context)

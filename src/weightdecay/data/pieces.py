@@ -3,11 +3,11 @@
 Tokenizers of the GPT-2 kind first split a text by a regular expression and merge bytes within a match only, so a cut
 is safe where the expression can never match across, whatever comes before or after:
 
-- GPT-2's own, ` ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+` and the contractions: no alternative goes from a
-  non-space on to a space, so a match ends between the two; and since the piece before ends with a non-space, the
-  look-ahead of `\\s+(?!\\S)` sees the same as in the whole.
-- cl100k's and its descendants': `[^\\s\\p{L}\\p{N}]+[\\r\\n]*` does go from a sign on to a newline, so only a letter or a
-  digit before the space will do.
+- GPT-2's own, ` ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+` and the contractions: no alternative goes
+  from a non-space on to a space, so a match ends between the two; and since the piece before ends with a non-space,
+  the look-ahead of `\\s+(?!\\S)` sees the same as in the whole.
+- cl100k's and its descendants': `[^\\s\\p{L}\\p{N}]+[\\r\\n]*` does go from a sign on to a newline, so only a letter or
+  a digit before the space will do.
 
 Any other tokenizer gets whole documents.
 """
@@ -15,7 +15,7 @@ Any other tokenizer gets whole documents.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 # Large enough that a batch of them keeps a tokenizer's threads busy, small enough that the batch is small.
@@ -43,21 +43,23 @@ _GPT2 = (  # openai/tiktoken tiktoken_ext/openai_public.py, r50k_pat_str, and th
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
 )
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_CL100K_FAMILY = (
-    # the same file, cl100k_base
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
-    # the same file, o200k_base
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + _CONTRACTIONS + "?|"
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + _CONTRACTIONS + "?|"
-    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    # Llama 3 and Qwen 2, in their tokenizer.json
-    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+_CL100K = (  # the same file, cl100k_base
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|"
+    r"\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 )
+_O200K = (  # the same file, o200k_base
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA3 = (  # tokenizer.json of meta-llama/Meta-Llama-3-8B
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")  # tokenizer.json of Qwen/Qwen2-7B
 _CUTS_BY_PATTERN = {
     **dict.fromkeys(_GPT2, _AFTER_NON_SPACE),
-    **dict.fromkeys(_CL100K_FAMILY, _AFTER_LETTER_OR_DIGIT),
+    **dict.fromkeys((_CL100K, _O200K, _LLAMA3, _QWEN2), _AFTER_LETTER_OR_DIGIT),
 }
 
 
@@ -94,8 +96,18 @@ def cuts_of_pipeline(pipeline: dict[str, Any]) -> Cuts | None:
             return None
 
 
-def pieces(blocks: Iterator[str], cuts: Cuts | None) -> Iterator[str]:
-    """A text in pieces of about 16,000 characters; in one piece where no cut is safe. None of them is empty."""
+def pieces(
+    blocks: Iterable[str], cuts: Cuts | None, size: int = PIECE_CHARACTERS, longest: int = LONGEST_PIECE_CHARACTERS
+) -> Iterator[str]:
+    """A text in pieces of about `size` characters; in one piece where no cut is safe. None of them is empty.
+
+    Args:
+        blocks: the text, in stretches of any length.
+        cuts: where its tokenizer allows cuts; None for nowhere.
+        size: a piece ends with the first line that ends at or after so many characters, 1 or more.
+        longest: where no line ends before so many, it ends with a word in the second half of them; where no word ends
+            there either, it ends there.
+    """
     if cuts is None:
         whole = "".join(blocks)
         if whole:
@@ -105,7 +117,7 @@ def pieces(blocks: Iterator[str], cuts: Cuts | None) -> Iterator[str]:
     for block in blocks:
         pending += block
         start = 0
-        while (end := _next_cut(pending, start, cuts)) is not None:
+        while (end := _next_cut(pending, start, cuts, size, longest)) is not None:
             yield pending[start:end]
             start = end
         pending = pending[start:]
@@ -113,14 +125,14 @@ def pieces(blocks: Iterator[str], cuts: Cuts | None) -> Iterator[str]:
         yield pending
 
 
-def _next_cut(text: str, start: int, cuts: Cuts) -> int | None:
+def _next_cut(text: str, start: int, cuts: Cuts, size: int, longest: int) -> int | None:
     """The end of the piece that begins at `start`, or None if more text has to come first."""
-    if len(text) - start <= PIECE_CHARACTERS:
+    if len(text) - start <= size:
         return None
-    limit = start + LONGEST_PIECE_CHARACTERS
-    if at_line := cuts.line.search(text, start + PIECE_CHARACTERS, limit):
+    limit = start + longest
+    if at_line := cuts.line.search(text, start + size, limit):
         return at_line.start()
     if len(text) < limit:
         return None
-    at_word = cuts.word.search(text, start + LONGEST_PIECE_CHARACTERS // 2, limit)
+    at_word = cuts.word.search(text, start + longest // 2, limit)
     return at_word.start() if at_word else limit

@@ -14,19 +14,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from weightdecay.data.corpus import Corpus, Summary, open_corpus, standard_library
 from weightdecay.data.reading import EncodingErrors
 from weightdecay.data.shards import VERSION, Progress, Shard, ShardHeader, encode_documents, open_shard, write_shard
-from weightdecay.data.storage import build_directory, cache_directory, whole_file
-from weightdecay.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
+from weightdecay.data.storage import build_directory, cache_directory, is_file, whole_file
+from weightdecay.data.tokenizer import Tokenizer, check_tokenizer_spec, load_tokenizer, make_tokenizer
 from weightdecay.errors import DamagedError, DataError
 
 TRAINING_SHARD = "train.bin"
@@ -97,10 +94,9 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, out_dir: Path, *, progress: Pr
         DataError: the directory is there already, or a source changed while it was read.
         StorageError: the disk refused; nothing is left.
     """
-    if out_dir.is_dir() and not any(out_dir.iterdir()):
-        out_dir.rmdir()
+    _refuse_if_there(out_dir)
     if not build_directory(out_dir, lambda partial: _write(corpus, tokenizer, partial, progress)):
-        raise DataError(f"{out_dir}: is there already; give another --out, or remove it")
+        _refuse_if_there(out_dir)
     return open_prepared(out_dir, verify=False)
 
 
@@ -152,23 +148,39 @@ def prepared_for(
     """
     if len(sources) == 1 and is_prepared(Path(sources[0])):
         return open_prepared(Path(sources[0]))
-    corpus = open_corpus(sources, text_key=text_key, encoding_errors=encoding_errors) if sources else standard_library()
     cache = cache_dir or cache_directory()
-    tokenizer = make_tokenizer(tokenizer_spec, corpus, cache_dir=cache)
+    corpus, tokenizer = _corpus_and_tokenizer(sources, tokenizer_spec, text_key, encoding_errors, cache)
     key = hashlib.sha256(f"{VERSION} {corpus.sha256} {tokenizer.sha256}".encode()).hexdigest()
     path = cache / "prepared" / key[:32]
     if path.exists():
         try:
             return open_prepared(path)
         except (DataError, DamagedError):
-            shutil.rmtree(path)  # a cache is only a cache
+            shutil.rmtree(path, ignore_errors=True)  # a cache is only a cache
     build_directory(path, lambda partial: _write(corpus, tokenizer, partial, progress))
     return open_prepared(path, verify=False)
 
 
+def prepare_text(
+    sources: Sequence[str],
+    out_dir: Path,
+    tokenizer_spec: str = "bpe:4096",
+    *,
+    text_key: str = "text",
+    encoding_errors: EncodingErrors = "strict",
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Prepared:
+    """`prepare` from what a user names: all of `weightdecay data prepare`. Arguments and errors as `prepared_for`."""
+    _refuse_if_there(out_dir)
+    cache = cache_dir or cache_directory()
+    corpus, tokenizer = _corpus_and_tokenizer(sources, tokenizer_spec, text_key, encoding_errors, cache)
+    return prepare(corpus, tokenizer, out_dir, progress=progress)
+
+
 def is_prepared(path: Path) -> bool:
     """Whether this is a directory that `prepare` wrote."""
-    return (path / "corpus.json").is_file() and (path / TRAINING_SHARD).is_file()
+    return is_file(path / "corpus.json") and is_file(path / TRAINING_SHARD)
 
 
 def inspect(path: Path, *, sample_tokens: int = 64) -> Inspection:
@@ -190,6 +202,22 @@ def inspect(path: Path, *, sample_tokens: int = 64) -> Inspection:
         sample(prepared.training),
         sample(prepared.held_out),
     )
+
+
+def _corpus_and_tokenizer(
+    sources: Sequence[str], tokenizer_spec: str, text_key: str, encoding_errors: EncodingErrors, cache_dir: Path
+) -> tuple[Corpus, Tokenizer]:
+    check_tokenizer_spec(tokenizer_spec)  # before a long scan
+    corpus = open_corpus(sources, text_key=text_key, encoding_errors=encoding_errors) if sources else standard_library()
+    return corpus, make_tokenizer(tokenizer_spec, corpus, cache_dir=cache_dir)
+
+
+def _refuse_if_there(out_dir: Path) -> None:
+    """An empty directory may be filled; anything else is somebody's."""
+    if out_dir.is_dir() and not any(out_dir.iterdir()):
+        out_dir.rmdir()
+    if out_dir.exists():
+        raise DataError(f"{out_dir}: is there already; give another --out, or remove it")
 
 
 def _write(corpus: Corpus, tokenizer: Tokenizer, directory: Path, progress: Progress | None) -> None:

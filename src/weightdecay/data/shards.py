@@ -39,7 +39,7 @@ VERSION = 1
 HEADER_BYTES = 256
 
 _FIELDS = struct.Struct("<8sIIQQQQ32s32s32s")
-_DTYPES = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+_DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 
 # Texts are handed to the tokenizer in batches of this many characters, so memory does not grow with the input.
 BATCH_CHARACTERS = 1 << 20

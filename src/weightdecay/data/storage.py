@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,16 @@ def cache_directory() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "weightdecay"
 
 
+def is_file(path: Path) -> bool:
+    """Whether a regular file lies there, links followed; a name that no file can have is not an error."""
+    return _is(stat.S_ISREG, path)
+
+
+def is_directory(path: Path) -> bool:
+    """Whether a directory lies there, links followed; a name that none can have is not an error."""
+    return _is(stat.S_ISDIR, path)
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A new file to write that takes the name `path` only when all of it is on the disk.
@@ -29,14 +40,12 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
-        partial = Path(name)
+        partial = path.with_name(f".partial-{os.getpid()}-{secrets.token_hex(4)}")
         try:
-            with os.fdopen(descriptor, "w+b") as file:
+            with partial.open("xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            partial.chmod(0o666 & ~_umask())
             partial.replace(path)
             _sync_directory(path.parent)
         finally:
@@ -94,16 +103,16 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
+def _is(kind: Callable[[int], bool], path: Path) -> bool:
+    try:
+        return kind(path.stat().st_mode)
+    except (OSError, ValueError):  # pathlib lets ENAMETOOLONG through
+        return False
+
+
 def _sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    """The permissions this process withholds from new files; there is no way to read it but to set it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

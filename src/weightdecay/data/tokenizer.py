@@ -15,6 +15,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy.typing as npt
 
 from weightdecay.data.corpus import Corpus
 from weightdecay.data.pieces import ANYWHERE, Cuts, cuts_of_pattern, cuts_of_pipeline, pieces
-from weightdecay.data.storage import cache_directory, whole_file
+from weightdecay.data.storage import cache_directory, is_file, whole_file
 from weightdecay.errors import DamagedError, DataError, MissingExtraError, did_you_mean
 
 END_OF_TEXT = "<|endoftext|>"
@@ -31,7 +32,7 @@ END_OF_TEXT = "<|endoftext|>"
 # The special tokens that published tokenizers end a document with, the likeliest first.
 _KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "<|end▁of▁sentence|>", "<eos>", "</s>", "[EOS]")
 
-LARGEST_VOCABULARY = 1 << 20
+SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 257, 1 << 20
 
 
 class Tokenizer(ABC):
@@ -67,7 +68,7 @@ class Tokenizer(ABC):
     def to_json(self) -> str:
         """All of it as text, for `load_tokenizer`."""
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Names the tokenizer: tokens written with one are meaningless to another."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
@@ -225,24 +226,39 @@ def make_tokenizer(spec: str, corpus: Corpus | None = None, *, cache_dir: Path |
     Raises:
         DataError: an unknown specification, or a tokenizer that cannot be had.
     """
+    check_tokenizer_spec(spec)
     kind, _, argument = spec.partition(":")
     if spec == "byte":
         return ByteTokenizer()
-    if kind == "bpe":
-        if not re.fullmatch("[0-9]+", argument) or not 257 <= int(argument) <= LARGEST_VOCABULARY:
-            raise DataError(
-                f"tokenizer '{spec}': bpe:N takes N from 257 (all bytes and the end of text) to {LARGEST_VOCABULARY}"
-            )
-        if corpus is None:
-            raise DataError(f"tokenizer '{spec}' is trained on a corpus, and none was given")
-        return _trained_bpe(int(argument), corpus, cache_dir or cache_directory())
     if kind == "tiktoken":
         return TiktokenTokenizer(_tiktoken_encoding(argument))
-    if Path(spec).is_file():
+    if kind != "bpe":
         return load_tokenizer(Path(spec))
-    if spec.endswith(".json") or "/" in spec:
+    if corpus is None:
+        raise DataError(f"tokenizer '{spec}' is trained on a corpus, and none was given")
+    return _trained_bpe(int(argument), corpus, cache_dir or cache_directory())
+
+
+def check_tokenizer_spec(spec: str) -> None:
+    """Whether `make_tokenizer` could make anything of it, found out at once.
+
+    Raises:
+        DataError: it could not.
+    """
+    kind, _, argument = spec.partition(":")
+    if spec == "byte" or kind == "tiktoken" or is_file(Path(spec)):
+        return
+    if kind == "bpe":
+        if not re.fullmatch("[0-9]{1,9}", argument) or not SMALLEST_VOCABULARY <= int(argument) <= LARGEST_VOCABULARY:
+            raise DataError(
+                f"tokenizer '{spec}': bpe:N takes N from {SMALLEST_VOCABULARY} (all bytes and the end of text) to "
+                f"{LARGEST_VOCABULARY}"
+            )
+    elif spec.endswith(".json") or "/" in spec:
         raise DataError(f"tokenizer '{spec}': no such file")
-    raise DataError(f"unknown tokenizer '{spec}'; {did_you_mean(spec, ['byte', 'bpe:4096', 'tiktoken:gpt2', 'FILE'])}")
+    else:
+        known = ["byte", "bpe:4096", "tiktoken:gpt2", "a path of a tokenizer.json"]
+        raise DataError(f"unknown tokenizer '{spec}'; {did_you_mean(spec, known)}")
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -272,7 +288,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 def _trained_bpe(vocab_size: int, corpus: Corpus, cache_dir: Path) -> Tokenizer:
     """From the cache if the same corpus was seen before; two processes that train it at once write the same file."""
     path = cache_dir / "tokenizers" / f"bpe-{vocab_size}-{corpus.sha256[:32]}.json"
-    if path.is_file():
+    if is_file(path):
         try:
             return load_tokenizer(path)
         except (DataError, DamagedError):
@@ -331,12 +347,15 @@ def _restored_encoding(content: dict[str, Any], path: Path) -> Any:
         import tiktoken
     except ImportError:
         raise MissingExtraError(f"the tokenizer {path}", "tiktoken") from None
-    return tiktoken.Encoding(
-        content["name"],
-        pat_str=content["pattern"],
-        mergeable_ranks={base64.b64decode(token): rank for token, rank in content["ranks"].items()},
-        special_tokens=content["special_tokens"],
-    )
+    try:
+        return tiktoken.Encoding(
+            content["name"],
+            pat_str=content["pattern"],
+            mergeable_ranks={base64.b64decode(token): rank for token, rank in content["ranks"].items()},
+            special_tokens=content["special_tokens"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedError(f"{path}: damaged: {type(error).__name__}: {error}") from None
 
 
 def _utf8(text: str) -> bytes:

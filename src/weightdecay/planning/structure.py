@@ -13,7 +13,19 @@ from weightdecay.planning.roles import Role, Strength, Verdict
 from weightdecay.planning.tensors import Site, TensorFacts
 
 _NORMS = frozenset(
-    ["LayerNorm", "RMSNorm", "GroupNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "LocalResponseNorm"]
+    [
+        "LayerNorm",
+        "RMSNorm",
+        "GroupNorm",
+        "BatchNorm1d",
+        "BatchNorm2d",
+        "BatchNorm3d",
+        "SyncBatchNorm",
+        "InstanceNorm1d",
+        "InstanceNorm2d",
+        "InstanceNorm3d",
+        "LocalResponseNorm",
+    ]
 )
 _LINEARS = frozenset({"Linear", "Bilinear", "NonDynamicallyQuantizableLinear"})
 _CONVOLUTIONS = frozenset(f"Conv{transposed}{d}d" for transposed in ("", "Transpose") for d in (1, 2, 3))

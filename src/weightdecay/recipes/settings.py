@@ -145,13 +145,15 @@ class TrainConfig:
             given = {name: read[f"{section}.{name}"] for name in asked if f"{section}.{name}" in read}
             missing = sorted(_required(kind) - asked)
             faults += [f"{section}.{name} is missing: give it with --set {section}.{name}=…" for name in missing]
-            if missing or given.keys() != asked:
-                continue
+            if _required(kind) - given.keys():
+                continue  # said above; the others of this section are still checked one by one
             try:
                 built[section] = kind(**given)
             except ConfigError as error:
                 faults += error.faults
-        faults += _out_of_range(read)
+        faults += out_of_range(read)
+        if not any(values.get(key) for key in ("run.steps", "run.tokens")):
+            faults.append("the run's length is missing: give --steps or --tokens")
         if faults:
             raise ConfigError(faults)
         return cls(**built, recipe=recipe, scaling=scaling)
@@ -262,7 +264,8 @@ _RANGES: dict[str, tuple[float, float, str]] = {
 }
 
 
-def _out_of_range(read: Mapping[str, Any]) -> list[str]:
+def out_of_range(read: Mapping[str, Any]) -> list[str]:
+    """What is wrong with values of the right type."""
     faults = [
         f"{key} = '{read[key]}': {did_you_mean(read[key], choices)}"
         for key, choices in _CHOICES.items()
@@ -276,6 +279,6 @@ def _out_of_range(read: Mapping[str, Any]) -> list[str]:
     warmups = [name for name in ("warmup_steps", "warmup_tokens", "warmup_fraction") if read.get(f"schedule.{name}")]
     if len(warmups) > 1:
         faults.append("one warm-up length, not " + " and ".join(f"schedule.{name}" for name in warmups))
-    if bool(read.get("run.steps")) == bool(read.get("run.tokens")):
-        faults.append("the run's length: give either --steps or --tokens")
+    if read.get("run.steps") and read.get("run.tokens"):
+        faults.append("the run's length twice: give either --steps or --tokens")
     return faults

@@ -88,7 +88,7 @@ def save(
     Raises:
         TrainingError: the step is already there, or the disk refuses; other checkpoints are untouched.
     """
-    final = folder / f"{_PREFIX}{step:08d}"
+    final = of_step(folder, step).path
     if final.exists():
         raise TrainingError(f"{final}: already written; a checkpoint is written once")
     partial = folder / f"{_HIDDEN}{final.name}-{os.getpid()}"
@@ -113,6 +113,11 @@ def save(
         kept = f"the checkpoint of step {older.step} is intact" if older else "there is no older checkpoint"
         raise TrainingError(f"{final}: cannot write: {error}; {kept}; make room and resume") from error
     return Checkpoint(final)
+
+
+def of_step(folder: Path, step: int) -> Checkpoint:
+    """The checkpoint of a step, whether it is there or not."""
+    return Checkpoint(folder / f"{_PREFIX}{step:08d}")
 
 
 def checkpoints(folder: Path) -> list[Checkpoint]:
@@ -177,6 +182,14 @@ def prune(folder: Path, keep: int) -> None:
             doomed = candidate.path.with_name(f"{_HIDDEN}{candidate.path.name}-removed")
             candidate.path.rename(doomed)
             shutil.rmtree(doomed)
+
+
+def set_aside(folder: Path, after: int) -> None:
+    """Rename the checkpoints of steps after `after`, which a resumed run will write again; none is deleted."""
+    for candidate in checkpoints(folder):
+        if candidate.step > after:
+            names = (f"damaged-{candidate.path.name}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1_000))))
+            candidate.path.rename(next(path for name in names if not (path := folder / name).exists()))
 
 
 def sweep(folder: Path, report: Callable[[str], None]) -> None:

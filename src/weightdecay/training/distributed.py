@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from weightdecay.errors import TrainingError
+from weightdecay.errors import ProcessGroupError
 from weightdecay.training.signals import StopRequest
+
+_GRACE_S = 1.0  # for each other rank, after one has failed
 
 
 @dataclass(frozen=True)
@@ -78,17 +80,14 @@ def inside_a_group() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
-def launch(nproc: int, target: Callable[..., int], *arguments: Any) -> int:
+def launch(nproc: int, target: Callable[..., int], *arguments: Any) -> None:
     """Run `target(*arguments)` in `nproc` new processes on this machine; its return value is each one's exit code.
 
     A signal is passed on to all. When one rank dies, the others are ended at once without saving: they would only
     wait for it until a time-out.
 
-    Returns:
-        The first exit code that is not 0, or 0.
-
     Raises:
-        TrainingError: a rank was killed.
+        ProcessGroupError: a rank ended with another exit code than 0, or was killed.
     """
     context = multiprocessing.get_context("spawn")
     port = _free_port()
@@ -99,26 +98,32 @@ def launch(nproc: int, target: Callable[..., int], *arguments: Any) -> int:
     with StopRequest() as stop:
         for process in ranks:
             process.start()
-        passed_on = False
-        while any(process.is_alive() for process in ranks):
-            if stop.signal_number and not passed_on:
-                passed_on = True
-                for process in ranks:
-                    if process.pid is not None and process.is_alive():
-                        os.kill(process.pid, stop.signal_number)
-            failed = [process for process in ranks if process.exitcode not in (None, 0)]
-            if failed and not stop.signal_number:
-                time.sleep(0.5)  # a fault that all ranks see ends them all; let each say so
-                for process in ranks:
-                    process.kill()
-            time.sleep(0.05)
-    killed = [process for process in ranks if (process.exitcode or 0) < 0 and process.exitcode != -signal.SIGKILL]
-    codes = [process.exitcode or 0 for process in ranks]
-    positive = next((code for code in codes if code > 0), 0)
-    if not positive and any(codes):
-        victim = killed[0] if killed else next(process for process in ranks if process.exitcode)
-        raise TrainingError(f"{victim.name} was killed by signal {-(victim.exitcode or 0)}; the others were ended")
-    return positive
+        first = _first_to_fail(ranks, stop)
+    for process in ranks:
+        process.join()
+    if first is not None:
+        code = first.exitcode or 0
+        how = f"ended with exit code {code}" if code > 0 else f"was killed by signal {-code}"
+        raise ProcessGroupError(f"{first.name} of {nproc} {how}; all have ended", code if code > 0 else 1)
+
+
+def _first_to_fail(ranks: Sequence[BaseProcess], stop: StopRequest) -> BaseProcess | None:
+    """Wait for all; pass a signal on; end the others once one has failed."""
+    passed_on = False
+    while any(process.is_alive() for process in ranks):
+        if stop.signal_number and not passed_on:
+            passed_on = True
+            for process in ranks:
+                if process.is_alive() and process.pid is not None:
+                    os.kill(process.pid, stop.signal_number)
+        failed = next((process for process in ranks if process.exitcode), None)
+        if failed is not None:
+            for process in ranks:
+                process.join(timeout=_GRACE_S)  # a fault that all see ends them all; let each say so
+                process.kill()
+            return failed
+        time.sleep(0.05)
+    return next((process for process in ranks if process.exitcode), None)
 
 
 def _run_rank(target: Callable[..., int], arguments: tuple[Any, ...], rank: int, nproc: int, port: int) -> None:
@@ -128,6 +133,7 @@ def _run_rank(target: Callable[..., int], arguments: tuple[Any, ...], rank: int,
         "WORLD_SIZE": str(nproc),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo",  # ranks of one machine talk over nothing else
     }
     torch.set_num_threads(max(1, torch.get_num_threads() // nproc))
     raise SystemExit(target(*arguments))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from weightdecay.data.loader import IGNORE_INDEX
 from weightdecay.errors import TrainingError
+from weightdecay.optim.clipping import NonfiniteGradientError, clipped_step
 from weightdecay.training.distributed import Ranks
-
-IGNORED = -100  # a target that counts for nothing
 
 
 @dataclass(frozen=True)
@@ -61,17 +60,17 @@ def take_step(
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
 
-    grad_norm = float(nn.utils.clip_grad_norm_(model.parameters(), grad_clip if grad_clip > 0 else math.inf))
     mean_loss = ranks.total(float(total))[0] / ranks.world_size
-    if not math.isfinite(grad_norm):
-        optimizer.zero_grad(set_to_none=True)
+    try:
+        # Ranks have the same gradient here, so the same norm, and all decide alike.
+        clipped = clipped_step(optimizer, grad_clip if grad_clip > 0 else None)
+    except NonfiniteGradientError as error:
         raise TrainingError(
-            f"step {seed[1] + 1}: the gradient is not finite (loss {mean_loss:g}); the update was not made. "
-            "Lower --lr, lengthen the warm-up, or set optimizer.grad_clip; resume from the last checkpoint"
-        )
-    optimizer.step()
+            f"step {seed[1] + 1}: the gradient is not finite (loss {mean_loss:g}); the update was not made. Lower "
+            "--lr, lengthen the warm-up, or look at this step's data; --resume auto goes on from the last checkpoint"
+        ) from error
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss=mean_loss, grad_norm=grad_norm)
+    return StepResult(loss=mean_loss, grad_norm=clipped.grad_norm)
 
 
 @torch.inference_mode()
@@ -88,8 +87,10 @@ def evaluate(
         with torch.autocast(ranks.device.type, dtype, dtype != torch.float32):
             logits_BTV = model(tokens_BT.to(ranks.device))
         targets = targets_BT.to(ranks.device).flatten()
-        nats += float(F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets, reduction="sum", ignore_index=IGNORED))
-        count += int((targets != IGNORED).sum())
+        nats += float(
+            F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets, reduction="sum", ignore_index=IGNORE_INDEX)
+        )
+        count += int((targets != IGNORE_INDEX).sum())
     model.train(was_training)
     total_nats, total_count = ranks.total(nats, count)
     return total_nats, int(total_count)
