@@ -1,7 +1,7 @@
-"""A clipped AdamW step on 124M parameters: our paths beside torch's fused AdamW, as ratios of medians.
+"""An AdamW step on 124M parameters: our paths beside torch's fused AdamW, as ratios of medians.
 
-Every round runs each path once, in turn, so that a slow minute of the machine slows all of them alike; a ratio is the
-median over rounds of one path's time over its peer's in the same round.
+Every round runs each path once, in turn, so that a slow minute of the machine slows all of them alike. A ratio is the
+median over the rounds of one path's time over its peer's in the same round. All paths work on the same tensors.
 
     .venv/bin/python benchmarks/optimizer_step.py [--rounds 15] [--threads 2] [--json]
 """
@@ -9,7 +9,6 @@ median over rounds of one path's time over its peer's in the same round.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import statistics
 import time
@@ -23,149 +22,130 @@ from torch import nn
 
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.base import PrecisionWarning
-from weightdecay.optim.clipping import clipped_step, total_norm
+from weightdecay.optim.clipping import clipped_step
+from weightdecay.optim.rounding import Rounding
 
-# GPT-2 124M: token and position embeddings, 12 layers of 4 matrices, norms and biases
-SHAPES: list[tuple[int, ...]] = [(50_304, 768), (1_024, 768)]
-SHAPES += [
-    (2_304, 768),
-    (768, 768),
-    (3_072, 768),
-    (768, 3_072),
-    (2_304,),
-    (3_072,),
-    (768,),
-    (768,),
-    (768,),
-    (768,),
-] * 12
+# GPT-2 124M: token and position embeddings; 12 layers of 4 matrices with their biases and two norms
+LAYER: list[tuple[int, ...]] = [(2_304, 768), (768, 768), (3_072, 768), (768, 3_072), (2_304,), (3_072,)]
+SHAPES: list[tuple[int, ...]] = [(50_304, 768), (1_024, 768), *(LAYER + [(768,)] * 6) * 12]
+PEER = "torch fused AdamW"
+SCALAR_RULES = ("decoupled", "independent", "lr_squared", "corrected", "fixed")
+OTHER_RULES = ("cautious", "towards_one", "towards_initial")
+KEEPING: tuple[Rounding, ...] = ("stochastic", "kahan", "master")
+LR = 1e-6
 
 
 @dataclass(frozen=True)
 class Path:
-    """One way to make a step: what it is compared with and how slow it may be."""
+    """One way to make a step, beside its peer, and how slow it may be."""
 
     name: str
     peer: str
     limit: float
     step: Callable[[], object]
+    prepare: Callable[[], object] = lambda: None
 
 
-def parameters(dtype: torch.dtype, scale: float) -> list[nn.Parameter]:
-    params = [nn.Parameter(torch.randn(shape).mul_(0.02).to(dtype)) for shape in SHAPES]
-    for p in params:
-        p.grad = torch.randn(p.shape).mul_(scale).to(dtype)
-    return params
+class Weights:
+    """The tensors that all paths share: weights, gradients and Adam's two moments."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.params = [nn.Parameter(torch.randn(shape).mul_(0.02).to(dtype)) for shape in SHAPES]
+        self.gradients = [torch.randn(shape).to(dtype) for shape in SHAPES]
+        self.moments = [{"exp_avg": torch.zeros(s), "exp_avg_sq": torch.ones(s)} for s in SHAPES]
+        self.set_gradients()
+
+    def set_gradients(self) -> None:
+        for p, gradient in zip(self.params, self.gradients, strict=True):
+            p.grad = gradient
+
+    def scale_gradients(self, norm: float) -> None:
+        """Make the norm of all gradients what it was before a step that clipped them."""
+        present = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in self.gradients])))
+        if abs(norm / present - 1) > 0.05:
+            torch._foreach_mul_(self.gradients, norm / present)
+
+    def given_to(self, optimizer: Any) -> Any:
+        """The optimizer, beginning with the shared moments."""
+        for p, moments in zip(self.params, self.moments, strict=True):
+            optimizer.state[p] = {"step": torch.tensor(0.0), **moments}
+        return optimizer
 
 
-def torch_clipped(params: list[nn.Parameter], optimizer: Any) -> None:
-    grads = [p.grad for p in params]
-    nn.utils.clip_grad_norm_(params, 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    for p, grad in zip(params, grads, strict=True):
-        p.grad = grad
+def clipping(weights: Weights, label: str, norm: float, limit: float) -> list[Path]:
+    """Clip, step, drop the gradients: where clipping acts and where it does not."""
+    theirs = weights.given_to(torch.optim.AdamW(weights.params, lr=LR, weight_decay=0.1, fused=True))
+    ours = weights.given_to(AdamW(weights.params, lr=LR, weight_decay=0.1, fused=True))
+
+    def torchs() -> None:
+        nn.utils.clip_grad_norm_(weights.params, 1.0)
+        theirs.step()
+        theirs.zero_grad(set_to_none=True)
+
+    def folded() -> None:
+        clipped_step(ours, 1.0)
+        ours.zero_grad(set_to_none=True)
+
+    def prepare() -> None:
+        weights.set_gradients()
+        weights.scale_gradients(norm)
+
+    peer = f"torch clip + fused step + zero_grad, {label}"
+    return [
+        Path(peer, peer, 1.0, torchs, prepare),
+        Path(f"clipped_step + zero_grad, {label}", peer, limit, folded, prepare),
+    ]
 
 
-def ours_clipped(params: list[nn.Parameter], optimizer: Any) -> None:
-    grads = [p.grad for p in params]
-    clipped_step(optimizer, 1.0)
-    optimizer.zero_grad(set_to_none=True)
-    for p, grad in zip(params, grads, strict=True):
-        p.grad = grad
+def rules(weights: Weights) -> list[Path]:
+    weights.set_gradients()
+    plain = weights.given_to(torch.optim.AdamW(weights.params, lr=LR, weight_decay=0.1, fused=True))
+    paths = [Path(PEER, PEER, 1.0, plain.step)]
+    for rule in SCALAR_RULES + OTHER_RULES:
+        weight_decay = 1e-6 if rule == "fixed" else 0.1
+        optimizer = AdamW(weights.params, lr=LR, weight_decay=weight_decay, rule=rule, fused=True)
+        limit = 1.05 if rule in SCALAR_RULES else 2.0
+        paths.append(Path(f"rule {rule}", PEER, limit, weights.given_to(optimizer).step))
+    return paths
 
 
-def median_times(paths: list[Path], rounds: int) -> dict[str, list[float]]:
+def low_precision(full: Weights) -> list[Path]:
+    """bfloat16 weights with each rounding, beside fused AdamW on float32 weights."""
+    full.set_gradients()
+    plain = full.given_to(torch.optim.AdamW(full.params, lr=LR, weight_decay=0.1, fused=True))
+    paths = [Path(PEER, PEER, 1.0, plain.step)]
+    low = Weights(torch.bfloat16)
+    low.moments = full.moments
+    for rounding in KEEPING:
+        optimizer = AdamW(low.params, lr=LR, weight_decay=0.1, rounding=rounding)
+        paths.append(Path(f"bfloat16, {rounding}", PEER, 2.0, low.given_to(optimizer).step))
+    return paths
+
+
+def measured(paths: list[Path], rounds: int) -> list[dict[str, Any]]:
     times: dict[str, list[float]] = {path.name: [] for path in paths}
-    for _ in range(rounds + 1):
+    for number in range(rounds + 1):
         for path in paths:
+            path.prepare()
             begin = time.perf_counter()
             path.step()
-            times[path.name].append(time.perf_counter() - begin)
-    return {name: seen[1:] for name, seen in times.items()}  # the first makes the optimizer's state
-
-
-def report(paths: list[Path], times: dict[str, list[float]]) -> list[dict[str, Any]]:
+            if number:  # the first round makes what is made once
+                times[path.name].append(time.perf_counter() - begin)
     rows = []
     for path in paths:
-        ratio = statistics.median(a / b for a, b in zip(times[path.name], times[path.peer], strict=True))
-        seconds = statistics.median(times[path.name])
-        rows.append({"path": path.name, "seconds": round(seconds, 4), "peer": path.peer, "ratio": round(ratio, 3),
-                     "limit": path.limit})  # fmt: skip
+        mine, peers = times[path.name], times[path.peer]
+        ratio = statistics.median(a / b for a, b in zip(mine, peers, strict=True))
+        seconds = statistics.median(mine)
+        rows.append({"path": path.name, "seconds": round(seconds, 4), "ratio": round(ratio, 3), "limit": path.limit})
     return rows
 
 
-def clipping(rounds: int, scale: float, label: str, limit: float) -> list[dict[str, Any]]:
-    """Clip and step, where clipping acts (large gradients) and where it does not (small ones)."""
-    params = parameters(torch.float32, scale)
-    fused = torch.optim.AdamW(params, lr=1e-6, weight_decay=0.1, fused=True)
-    ours = AdamW(params, lr=1e-6, weight_decay=0.1, fused=True)
-    size = {p: p.grad for p in params if p.grad is not None}
-
-    def renewed(step: Callable[[list[nn.Parameter], Any], None], optimizer: Any) -> Callable[[], None]:
-        def run() -> None:
-            step(params, optimizer)
-
-        return run
-
-    paths = [
-        Path(
-            f"torch clip + fused step, {label}", f"torch clip + fused step, {label}", 1.0, renewed(torch_clipped, fused)
-        ),
-        Path(f"clipped_step, {label}", f"torch clip + fused step, {label}", limit, renewed(ours_clipped, ours)),
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"{row['path']:<52} {row['seconds']:>8.4f} s  ×{row['ratio']:<6} limit {row['limit']}"
+        + ("   over its limit" if row["ratio"] > row["limit"] else "")
+        for row in rows
     ]
-    restore = [grad.clone() for grad in size.values()]
-    times: dict[str, list[float]] = {path.name: [] for path in paths}
-    for _ in range(rounds + 1):
-        for path in paths:
-            torch._foreach_copy_(list(size.values()), restore)  # clipping shrank them
-            begin = time.perf_counter()
-            path.step()
-            times[path.name].append(time.perf_counter() - begin)
-    return report(paths, {name: seen[1:] for name, seen in times.items()})
-
-
-def rules(rounds: int) -> list[dict[str, Any]]:
-    """Each rule's step beside plain fused AdamW on the same tensors."""
-    params = parameters(torch.float32, 1e-5)
-    peer = "torch fused AdamW"
-    plain = torch.optim.AdamW(params, lr=1e-6, weight_decay=0.1, fused=True)
-    paths = [Path(peer, peer, 1.0, plain.step)]
-    optimizers = [plain]
-    for rule, limit in (("decoupled", 1.05), ("independent", 1.05), ("lr_squared", 1.05), ("corrected", 1.05),
-                        ("fixed", 1.05), ("cautious", 2.0), ("towards_one", 2.0), ("towards_initial", 2.0)):  # fmt: skip
-        optimizer = AdamW(params, lr=1e-6, weight_decay=1e-6 if rule == "fixed" else 0.1, rule=rule, fused=True)
-        optimizer.step()
-        for p in params:  # one set of moments for all: memory is not what is measured here
-            optimizer.state[p].update(
-                {key: value for key, value in (plain.state[p] or optimizer.state[p]).items() if key != "step"}
-            )
-            plain.state[p] = plain.state[p] or dict(optimizer.state[p])
-        optimizers.append(optimizer)
-        paths.append(Path(f"rule {rule}", peer, limit, optimizer.step))
-    paths.append(Path("norm by rows", peer, 1.0, lambda: total_norm(p.grad for p in params if p.grad is not None)))
-    return report(paths, median_times(paths, rounds))
-
-
-def low_precision(rounds: int) -> list[dict[str, Any]]:
-    """bfloat16 weights with each rounding, beside fused float32 AdamW."""
-    peer = "torch fused AdamW, float32"
-    full = parameters(torch.float32, 1e-5)
-    paths = [Path(peer, peer, 1.0, torch.optim.AdamW(full, lr=1e-6, weight_decay=0.1, fused=True).step)]
-    low = parameters(torch.bfloat16, 1e-5)
-    for rounding in ("stochastic", "kahan", "master"):
-        optimizer = AdamW(low, lr=1e-6, weight_decay=0.1, rounding=rounding)  # type: ignore[arg-type]
-        if len(paths) > 1:
-            _share_moments(optimizer, low, shared)
-        optimizer.step()
-        shared = optimizer
-        paths.append(Path(f"bfloat16 {rounding}", peer, 2.0, optimizer.step))
-    return report(paths, median_times(paths, rounds))
-
-
-def _share_moments(optimizer: AdamW, params: list[nn.Parameter], other: AdamW) -> None:
-    for p in params:
-        optimizer.state[p] = {key: other.state[p][key] for key in ("step", "exp_avg", "exp_avg_sq")}
 
 
 def main() -> None:
@@ -177,22 +157,18 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     warnings.simplefilter("ignore", PrecisionWarning)
+    weights = Weights(torch.float32)
     rows: list[dict[str, Any]] = []
-    for measure in (
-        lambda: clipping(options.rounds, 1e-3, "acts", 0.92),
-        lambda: clipping(options.rounds, 1e-5, "does not act", 0.85),
-        lambda: rules(options.rounds),
-        lambda: low_precision(options.rounds),
-    ):
-        rows += measure()
-        gc.collect()
+    rows += measured(clipping(weights, "acts", norm=3.0, limit=0.92), options.rounds)
+    rows += measured(clipping(weights, "does not act", norm=0.3, limit=0.85), options.rounds)
+    rows += measured(rules(weights), options.rounds)
+    rows += measured(low_precision(weights), options.rounds)
     if options.json:
         print(json.dumps(rows, indent=2))
-        return
-    print(f"{sum(torch.Size(s).numel() for s in SHAPES) / 1e6:.0f}M parameters, {options.threads} threads")
-    for row in rows:
-        verdict = "" if row["path"] == row["peer"] or row["ratio"] <= row["limit"] else "   over its limit"
-        print(f"{row['path']:<42} {row['seconds']:>8.4f} s   ×{row['ratio']:<6} (limit {row['limit']}){verdict}")
+    else:
+        total = sum(torch.Size(shape).numel() for shape in SHAPES)
+        print(f"{total / 1e6:.0f}M parameters, {options.threads} threads, {options.rounds} rounds")
+        print("\n".join(table(rows)))
 
 
 if __name__ == "__main__":
