@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.references.rules import decay_per_step
 from torch import Tensor, nn
 
 import weightdecay
+from tests.references.rules import decay_per_step
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.controller import control

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.references import directions, rules
 from torch import Tensor, nn
 
 import weightdecay
+from tests.references import directions, rules
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.muon import Muon, orthogonalised
 from weightdecay.optim.rules import RULES
