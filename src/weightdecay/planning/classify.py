@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from weightdecay.planning.jobs import agreeing, by_use, embedding_role
 from weightdecay.planning.roles import Role, Strength, Verdict
 from weightdecay.planning.structure import by_name, by_shape, by_torch_type
 from weightdecay.planning.tensors import Site, TensorFacts
@@ -15,12 +16,14 @@ def classify(tensors: Sequence[TensorFacts]) -> list[tuple[Verdict, ...]]:
 
 
 def _verdicts(facts: TensorFacts) -> tuple[Verdict, ...]:
-    found = [_at(site, facts) for site in facts.sites]
-    return tuple({verdict.role: verdict for verdict in reversed(found)}.values())[::-1]
+    return agreeing([_at(site, facts) for site in facts.sites])
 
 
 def _at(site: Site, facts: TensorFacts) -> Verdict:
-    return by_torch_type(site, facts) or by_name(site, facts) or by_shape(facts)
+    typed = by_torch_type(site, facts)
+    if typed is not None:
+        return (embedding_role(facts) if typed.role is Role.EMBEDDING else None) or typed
+    return by_use(facts) or by_name(site, facts) or by_shape(facts)
 
 
 def _with_frozen(facts: TensorFacts, verdicts: tuple[Verdict, ...]) -> tuple[Verdict, ...]:
