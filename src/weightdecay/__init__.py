@@ -12,11 +12,31 @@ __version__ = "0.1.0"
 
 # public name -> the module that defines it
 _PUBLIC: dict[str, str] = {
-    "plan": "weightdecay.planning.plan",
     "DecayPlan": "weightdecay.planning.plan",
+    "plan": "weightdecay.planning.plan",
     "PlannedTensor": "weightdecay.planning.plan",
     "Override": "weightdecay.planning.policies",
     "Role": "weightdecay.planning.roles",
+    "Adafactor": "weightdecay.optim.adafactor",
+    "AdamL2": "weightdecay.optim.adamw",
+    "AdamW": "weightdecay.optim.adamw",
+    "clipped_step": "weightdecay.optim.clipping",
+    "control": "weightdecay.optim.controller",
+    "convert": "weightdecay.optim.convert",
+    "Lion": "weightdecay.optim.lion",
+    "Muon": "weightdecay.optim.muon",
+    "penalty": "weightdecay.optim.penalty",
+    "SGDW": "weightdecay.optim.sgdw",
+    "load_state_by_name": "weightdecay.optim.state",
+    "settings_by_name": "weightdecay.optim.state",
+    "state_by_name": "weightdecay.optim.state",
+    "ModelConfig": "weightdecay.models.config",
+    "GPT": "weightdecay.models.decoder",
+    "Recipe": "weightdecay.recipes.schema",
+    "recipe": "weightdecay.recipes.schema",
+    "TrainConfig": "weightdecay.recipes.settings",
+    "Run": "weightdecay.runs",
+    "train": "weightdecay.training.trainer",
 }
 
 __all__ = ["__version__"]

@@ -54,12 +54,24 @@ class MissingExtraError(ConfigError, ImportError):
         super().__init__(f"{purpose} needs an extra that is not installed: pip install 'weightdecay[{extra}]'")
 
 
+class StorageError(WeightDecayError):
+    """The disk refused: full, read-only, or over a limit. What was there before is untouched."""
+
+
 class TrainingError(WeightDecayError):
     """A run that had to stop: the weights before the fault are kept."""
 
 
 class RunBusyError(WeightDecayError):
     """Another process works in this run directory."""
+
+
+class ProcessGroupError(WeightDecayError):
+    """One of several training processes ended badly, having said why; `exit_code` is its own."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # an instance's own, decided by the process
 
 
 class CheckFailedError(WeightDecayError):

@@ -1,5 +1,55 @@
-"""The `weightdecay` command: parse, call, print."""
+"""The `weightdecay` command: parse, call, print. No torch and no numpy is imported for `--help`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import tyro
+
+from weightdecay.cli.data import Data
+from weightdecay.cli.output import report_error
+from weightdecay.cli.plan import Plan
+from weightdecay.cli.recipes import Recipes
+from weightdecay.cli.sample import Sample
+from weightdecay.cli.train import Train
+from weightdecay.errors import WeightDecayError
+
+DESCRIPTION = (
+    "Train GPTs with the right weights decaying by the right amount, and prove that they did. "
+    "Every command takes --json. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 a check did not hold, "
+    "4 damaged data, 130 and 143 stopped by a signal after saving."
+)
+
+Command = (
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
+    | Annotated[Recipes, tyro.conf.subcommand("recipes")]
+)
 
 
-def main() -> None:
-    """Entry point of the console script."""
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script; leaves by SystemExit with the command's exit code."""
+    command: Any = tyro.cli(
+        Command,
+        prog="weightdecay",
+        description=DESCRIPTION,
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+    try:
+        code = command.run()
+        sys.stdout.flush()
+    except WeightDecayError as error:
+        report_error(error, as_json=getattr(command, "json", False))
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        # The reader (`head`, say) has seen enough; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    raise SystemExit(code)

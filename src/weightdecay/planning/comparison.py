@@ -67,7 +67,7 @@ def diff(ours: DecayPlan, theirs: DecayPlan) -> PlanDiff:
     names = [tensor.name for tensor in ours] + [tensor.name for tensor in theirs if tensor.name not in ours]
     found = []
     for name in names:
-        difference = Difference(name, ours[name] if name in ours else None, theirs[name] if name in theirs else None)
+        difference = Difference(name, ours.get(name), theirs.get(name))
         if difference.changes:
             found.append(difference)
     return PlanDiff(tuple(found))
@@ -122,7 +122,7 @@ def _misplaced(plan: DecayPlan, held: Mapping[int, Sequence[str]], placed: Mappi
     faults = []
     if missing:
         faults.append(
-            f"{len(missing)} of {len(plan)} tensors of the plan are in no group and will not be trained: {some(missing)}. "
+            f"{len(missing)} of the plan's {len(plan)} tensors are in no group and will not train: {some(missing)}. "
             "Was the optimizer made before the model was wrapped, sharded or moved?"
         )
     if doubled:

@@ -98,6 +98,10 @@ class DecayPlan:
             raise PlanError(f"the plan has no tensor '{name}': {did_you_mean(name, self._by_name)}")
         return self._by_name[name]
 
+    def get(self, name: str) -> PlannedTensor | None:
+        """The tensor of that name or alias, or None."""
+        return self._by_name.get(name)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_model": None}  # a copied or pickled plan carries no weights along
 
@@ -144,7 +148,7 @@ class DecayPlan:
             for key, (name, _) in members.items():
                 if key in seen:
                     raise PlanError(
-                        f"FSDP1 has flattened {seen[key]} and {name} into one tensor, but they do not decay alike: wrap "
+                        f"FSDP1 has flattened {seen[key]} and {name} into one tensor, but they decay differently: wrap "
                         "with use_orig_params=True, or use fully_shard"
                     )
                 seen[key] = name
@@ -155,7 +159,7 @@ class DecayPlan:
         return parameters_by_name(self._model)
 
     def on(self, model: nn.Module, *, part: bool = False) -> DecayPlan:
-        """This plan for the same model wrapped, sharded, reloaded, or (`part=True`) for a stage that carries part of it.
+        """This plan for the same model wrapped, sharded or reloaded, or (`part=True`) for a stage of it.
 
         Raises:
             PlanError: the model has tensors that the plan does not know, lacks some, or has them in other shapes.
@@ -170,9 +174,11 @@ class DecayPlan:
         missing = [tensor.name for tensor in self if tensor not in carried]
         if missing and not part:
             faults.append(f"the model lacks {some(missing)}: pass part=True if it is one stage of the planned model")
-        for name in present.keys() & self._by_name.keys():
-            if present[name].shape != self[name].shape:
-                faults.append(f"{name} is {list(present[name].shape)}, in the plan {list(self[name].shape)}")
+        faults += [
+            f"{name} is {list(facts.shape)}, in the plan {list(self[name].shape)}: another size of this model?"
+            for name, facts in present.items()
+            if name in self and facts.shape != self[name].shape
+        ]
         if faults:
             raise PlanError(faults)
         return DecayPlan(carried, policy=self.policy, weight_decay=self.weight_decay, model=model)

@@ -1,0 +1,118 @@
+"""`weightdecay data prepare` and `weightdecay data inspect`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from weightdecay.cli.flags import Argument, Choice, Folder, Name, Paths, Switch, raise_together
+from weightdecay.cli.output import console, print_json
+from weightdecay.errors import did_you_mean
+
+ENCODING_ERRORS = ("strict", "replace")
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Text to token shards, in bounded memory; without sources, this Python's standard library."""
+
+    sources: Argument[Paths] = ()
+    """Files, folders, globs, or hf:NAME."""
+    out: Folder = ""
+    """A new directory."""
+    tokenizer: Name = "bpe:4096"
+    """byte, bpe:N, tiktoken:NAME, or a tokenizer.json."""
+    text_key: Name = "text"
+    """The field that holds the text, in JSON lines and tables."""
+    encoding_errors: Choice = "strict"
+    """strict (stop at a byte that is not UTF-8) or replace (count and go on)."""
+    json: Switch = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        faults = [] if self.out else ["--out is missing: name a new directory for the shards"]
+        if self.encoding_errors not in ENCODING_ERRORS:
+            faults.append(f"--encoding-errors: {did_you_mean(self.encoding_errors, ENCODING_ERRORS)}")
+        raise_together(faults)
+
+        from pathlib import Path
+
+        from weightdecay.data.corpus import open_corpus, standard_library
+        from weightdecay.data.prepare import prepare
+        from weightdecay.data.tokenizer import make_tokenizer
+
+        errors: Any = self.encoding_errors
+        corpus = (
+            open_corpus(self.sources, text_key=self.text_key, encoding_errors=errors)
+            if self.sources
+            else standard_library()
+        )
+        prepare(corpus, make_tokenizer(self.tokenizer, corpus), Path(self.out))
+        return Inspect(self.out, json=self.json).run()
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """What is in a directory of token shards; every byte is compared with its hash."""
+
+    directory: Argument[Folder]
+    """As `data prepare` made it."""
+    json: Switch = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        from pathlib import Path
+
+        from weightdecay.data.prepare import inspect
+
+        found = inspect(Path(self.directory))
+        prepared = found.prepared
+        document = {
+            "directory": str(prepared.path),
+            "name": prepared.name,
+            "sources": list(prepared.sources),
+            "corpus_sha256": prepared.corpus_sha256,
+            "tokenizer_sha256": found.tokenizer_sha256,
+            "vocab_size": prepared.tokenizer.vocab_size,
+            "summary": {**vars(prepared.summary), "held_out_share": prepared.summary.held_out_share},
+            "training": {**vars(found.training), "sample": found.training_sample},
+            "held_out": {**vars(found.held_out), "sample": found.held_out_sample},
+        }
+        if self.json:
+            print_json(document)
+        else:
+            _print_table(document)
+        return 0
+
+
+@dataclass(frozen=True)
+class Data:
+    """Text to token shards (`data prepare`), and what is in them (`data inspect`)."""
+
+    action: Annotated[
+        Annotated[Prepare, tyro.conf.subcommand("prepare")] | Annotated[Inspect, tyro.conf.subcommand("inspect")],
+        tyro.conf.arg(name=""),
+    ]
+
+    @property
+    def json(self) -> bool:
+        return self.action.json
+
+    def run(self) -> int:
+        return self.action.run()
+
+
+def _print_table(document: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False)
+    for key, value in document.items():
+        for part, inner in value.items() if isinstance(value, dict) else [("", value)]:
+            text = (
+                f"{inner:,}" if isinstance(inner, int) else f"{inner:.4f}" if isinstance(inner, float) else str(inner)
+            )
+            table.add_row(f"{key} {part}".strip(), Text(text))
+    console().print(table)

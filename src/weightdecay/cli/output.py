@@ -1,0 +1,41 @@
+"""What commands print: people's text or one JSON document, and errors. User text is never read as markup."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from weightdecay.errors import ConfigError, WeightDecayError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WIDTH_OFF_TERMINAL = 140
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where people read: as wide as the terminal; in a file or pipe, wide enough for a plan."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else _WIDTH_OFF_TERMINAL)
+
+
+def print_json(document: Any) -> None:
+    """The one document of `--json`."""
+    sys.stdout.write(json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+
+
+def report_error(error: WeightDecayError, *, as_json: bool) -> None:
+    """Every fault on its own line on stderr; with `--json` also as the document on stdout."""
+    faults = error.faults if isinstance(error, ConfigError) else [str(error)]
+    for fault in faults:
+        sys.stderr.write(f"error: {fault}\n")
+    if as_json:
+        print_json({"error": type(error).__name__, "faults": faults, "exit_code": error.exit_code})
+
+
+def note(message: str) -> None:
+    """One line for people, on stderr."""
+    sys.stderr.write(message + "\n")

@@ -1,0 +1,253 @@
+"""Prepared data: a corpus as token shards in a directory, made once and reused.
+
+    DIR/
+      train.bin      shards, see shards.py
+      heldout.bin
+      tokenizer.json
+      corpus.json    where the text came from, how much it is, its hash
+
+`prepare` writes such a directory for keeps, `prepared_for` finds or makes one in the user's cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from weightdecay.data.corpus import Corpus, Summary, open_corpus, standard_library
+from weightdecay.data.reading import EncodingErrors
+from weightdecay.data.shards import VERSION, Progress, Shard, ShardHeader, encode_documents, open_shard, write_shard
+from weightdecay.data.storage import build_directory, cache_directory, whole_file
+from weightdecay.data.tokenizer import Tokenizer, check_tokenizer_spec, load_tokenizer, make_tokenizer
+from weightdecay.errors import DamagedError, DataError
+
+TRAINING_SHARD = "train.bin"
+HELD_OUT_SHARD = "heldout.bin"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A corpus ready to train on.
+
+    Args:
+        path: the directory.
+        name: of the corpus, for people.
+        sources: what was asked for, as it was asked.
+        summary: documents, bytes, the held-out part.
+        corpus_sha256: of the corpus; losses are comparable only where it is equal.
+        tokenizer: what the shards were written with.
+        training, held_out: the tokens.
+    """
+
+    path: Path
+    name: str
+    sources: tuple[str, ...]
+    summary: Summary
+    corpus_sha256: str
+    tokenizer: Tokenizer
+    training: Shard
+    held_out: Shard
+
+    @property
+    def n_tokens(self) -> int:
+        """Of both parts."""
+        return self.training.header.n_tokens + self.held_out.header.n_tokens
+
+    def held_out_bytes(self, n_tokens: int | None = None) -> float:
+        """Bytes of text that the first `n_tokens` held-out tokens stand for (all of them if None).
+
+        Exact where each token stands for fixed bytes (all byte-level tokenizers); otherwise in proportion.
+        """
+        header = self.held_out.header
+        if n_tokens is None or n_tokens >= header.n_tokens:
+            return header.n_bytes
+        lengths = self.tokenizer.byte_lengths()
+        if lengths is None:
+            return header.n_bytes * n_tokens / header.n_tokens
+        return int(lengths[self.held_out.tokens[:n_tokens]].sum())
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What lies in a directory of prepared data; both shards were read and found as they were written."""
+
+    prepared: Prepared
+    training: ShardHeader
+    held_out: ShardHeader
+    tokenizer_sha256: str
+    training_sample: str
+    held_out_sample: str
+
+
+def prepare(corpus: Corpus, tokenizer: Tokenizer, out_dir: Path, *, progress: Progress | None = None) -> Prepared:
+    """Writes a corpus as token shards into a new directory, in bounded memory; a killed one leaves no such directory.
+
+    Args:
+        progress: called with the bytes of text of each batch that is written; they sum to `corpus.summary.n_bytes`.
+
+    Raises:
+        DataError: the directory is there already, or a source changed while it was read.
+        StorageError: the disk refused; nothing is left.
+    """
+    _refuse_if_there(out_dir)
+    if not build_directory(out_dir, lambda partial: _write(corpus, tokenizer, partial, progress)):
+        _refuse_if_there(out_dir)
+    return open_prepared(out_dir, verify=False)
+
+
+def open_prepared(path: Path, *, verify: bool = True) -> Prepared:
+    """Opens a directory that `prepare` wrote.
+
+    Args:
+        verify: read all tokens and compare their hashes.
+
+    Raises:
+        DataError: there is no such directory, or its parts do not belong together.
+        DamagedError: something in it is not what was written.
+    """
+    record = _read_record(path)
+    tokenizer = load_tokenizer(path / "tokenizer.json")
+    shards = [
+        open_shard(path / name, verify=verify, tokenizer_sha256=tokenizer.sha256)
+        for name in (TRAINING_SHARD, HELD_OUT_SHARD)
+    ]
+    for shard in shards:
+        if shard.header.corpus_sha256 != record["sha256"]:
+            raise DataError(f"{shard.path}: belongs to another corpus than corpus.json beside it")
+    summary = Summary(**record["summary"])
+    return Prepared(
+        path, record["name"], tuple(record["sources"]), summary, record["sha256"], tokenizer, shards[0], shards[1]
+    )
+
+
+def prepared_for(
+    sources: Sequence[str] = (),
+    tokenizer_spec: str = "bpe:4096",
+    *,
+    text_key: str = "text",
+    encoding_errors: EncodingErrors = "strict",
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Prepared:
+    """What to train on: prepared data as it is, or text prepared now and kept in the cache.
+
+    Args:
+        sources: see `open_corpus`; none for the standard library. One directory that `prepare` wrote is taken as it
+            is, its tokenizer too.
+        tokenizer_spec: see `make_tokenizer`.
+        cache_dir: the user's cache if None.
+        progress: see `prepare`.
+
+    Raises:
+        DataError, DamagedError, StorageError: see `open_corpus`, `make_tokenizer`, `open_prepared` and `prepare`.
+    """
+    if len(sources) == 1 and is_prepared(Path(sources[0])):
+        return open_prepared(Path(sources[0]))
+    cache = cache_dir or cache_directory()
+    corpus, tokenizer = _corpus_and_tokenizer(sources, tokenizer_spec, text_key, encoding_errors, cache)
+    key = hashlib.sha256(f"{VERSION} {corpus.sha256} {tokenizer.sha256}".encode()).hexdigest()
+    path = cache / "prepared" / key[:32]
+    if path.exists():
+        try:
+            return open_prepared(path)
+        except (DataError, DamagedError):
+            shutil.rmtree(path, ignore_errors=True)  # a cache is only a cache
+    build_directory(path, lambda partial: _write(corpus, tokenizer, partial, progress))
+    return open_prepared(path, verify=False)
+
+
+def prepare_text(
+    sources: Sequence[str],
+    out_dir: Path,
+    tokenizer_spec: str = "bpe:4096",
+    *,
+    text_key: str = "text",
+    encoding_errors: EncodingErrors = "strict",
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Prepared:
+    """`prepare` from what a user names: all of `weightdecay data prepare`. Arguments and errors as `prepared_for`."""
+    _refuse_if_there(out_dir)
+    cache = cache_dir or cache_directory()
+    corpus, tokenizer = _corpus_and_tokenizer(sources, tokenizer_spec, text_key, encoding_errors, cache)
+    return prepare(corpus, tokenizer, out_dir, progress=progress)
+
+
+def is_prepared(path: Path) -> bool:
+    """Whether this is a directory that `prepare` wrote."""
+    return (path / "corpus.json").is_file() and (path / TRAINING_SHARD).is_file()
+
+
+def inspect(path: Path, *, sample_tokens: int = 64) -> Inspection:
+    """Checks a directory of prepared data and shows what is in it.
+
+    Raises:
+        DataError, DamagedError: see `open_prepared`.
+    """
+    prepared = open_prepared(path)
+
+    def sample(shard: Shard) -> str:
+        return prepared.tokenizer.decode(shard.tokens[:sample_tokens].tolist())
+
+    return Inspection(
+        prepared,
+        prepared.training.header,
+        prepared.held_out.header,
+        prepared.tokenizer.sha256,
+        sample(prepared.training),
+        sample(prepared.held_out),
+    )
+
+
+def _corpus_and_tokenizer(
+    sources: Sequence[str], tokenizer_spec: str, text_key: str, encoding_errors: EncodingErrors, cache_dir: Path
+) -> tuple[Corpus, Tokenizer]:
+    check_tokenizer_spec(tokenizer_spec)  # before a long scan
+    corpus = open_corpus(sources, text_key=text_key, encoding_errors=encoding_errors) if sources else standard_library()
+    return corpus, make_tokenizer(tokenizer_spec, corpus, cache_dir=cache_dir)
+
+
+def _refuse_if_there(out_dir: Path) -> None:
+    """An empty directory may be filled; anything else is somebody's."""
+    if out_dir.is_dir() and not any(out_dir.iterdir()):
+        out_dir.rmdir()
+    if out_dir.exists():
+        raise DataError(f"{out_dir}: is there already; give another --out, or remove it")
+
+
+def _write(corpus: Corpus, tokenizer: Tokenizer, directory: Path, progress: Progress | None) -> None:
+    hashes = {"tokenizer_sha256": tokenizer.sha256, "corpus_sha256": corpus.sha256}
+    n_bytes = 0
+    for name, documents in ((TRAINING_SHARD, corpus.training()), (HELD_OUT_SHARD, corpus.held_out())):
+        batches = encode_documents(documents, tokenizer, progress)
+        n_bytes += write_shard(directory / name, batches, vocab_size=tokenizer.vocab_size, **hashes).n_bytes
+    if n_bytes != corpus.summary.n_bytes:
+        raise DataError(f"{corpus.name}: changed while it was read; prepare it again when nothing writes to it")
+    tokenizer.save(directory / "tokenizer.json")
+    record = {
+        "name": corpus.name,
+        "sources": corpus.sources,
+        "sha256": corpus.sha256,
+        "summary": asdict(corpus.summary),
+    }
+    with whole_file(directory / "corpus.json") as file:
+        file.write(json.dumps(record, indent=2).encode() + b"\n")
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    if not is_prepared(path):
+        raise DataError(f"{path}: holds no prepared data; make some with: weightdecay data prepare SRC… --out {path}")
+    try:
+        record: dict[str, Any] = json.loads((path / "corpus.json").read_text("utf-8"))
+        missing = {"name", "sources", "sha256", "summary"} - record.keys()
+        Summary(**record["summary"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedError(f"{path / 'corpus.json'}: damaged: {error}") from None
+    if missing:
+        raise DamagedError(f"{path / 'corpus.json'}: damaged: without {', '.join(sorted(missing))}")
+    return record

@@ -1,0 +1,367 @@
+"""Text to token ids and back, exactly.
+
+    tokenizer = make_tokenizer("bpe:4096", corpus)     # or "byte", "path/to/tokenizer.json", "tiktoken:gpt2"
+    tokenizer.decode(tokenizer.encode("λ")) == "λ"
+
+The end-of-text token stands between documents and is put there by us alone: "<|endoftext|>" in a text is nine ordinary
+words and signs, or a text could end itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from weightdecay.data.corpus import Corpus
+from weightdecay.data.pieces import ANYWHERE, Cuts, cuts_of_pattern, cuts_of_pipeline, pieces
+from weightdecay.data.storage import cache_directory, whole_file
+from weightdecay.errors import DamagedError, DataError, MissingExtraError, did_you_mean
+
+END_OF_TEXT = "<|endoftext|>"
+
+# The special tokens that published tokenizers end a document with, the likeliest first.
+_KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "<|end▁of▁sentence|>", "<eos>", "</s>", "[EOS]")
+
+SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 257, 1 << 20
+
+
+class Tokenizer(ABC):
+    """Text to ids below `vocab_size` and back; the same text gives the same ids, always.
+
+    Args:
+        vocab_size: ids are 0 … vocab_size − 1.
+        end_of_text_id: the token that ends a document; no text is ever encoded to it.
+        cuts: where a text may be cut so that the tokens of its pieces are the tokens of the whole; None if nowhere.
+    """
+
+    vocab_size: int
+    end_of_text_id: int
+    cuts: Cuts | None
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without an end-of-text token."""
+        return self.encode_batch([text])[0]
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens; bytes that are no UTF-8 by themselves show as U+FFFD."""
+
+    @abstractmethod
+    def byte_lengths(self) -> npt.NDArray[np.int64] | None:
+        """How many bytes of text each id stands for, [vocab_size], end-of-text 0; None where that is not fixed."""
+
+    @abstractmethod
+    def to_json(self) -> str:
+        """All of it as text, for `load_tokenizer`."""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Names the tokenizer: tokens written with one are meaningless to another."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Writes `tokenizer.json`, whole or not at all."""
+        with whole_file(path) as file:
+            file.write(self.to_json().encode())
+
+
+class ByteTokenizer(Tokenizer):
+    """A token a byte of UTF-8, and 256 for the end of a text."""
+
+    vocab_size = 257
+    end_of_text_id = 256
+    cuts = ANYWHERE
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(_utf8(text)) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        parts, start = [], 0
+        for end, token in enumerate([*ids, self.end_of_text_id]):
+            if token == self.end_of_text_id:
+                parts.append(bytes(ids[start:end]).decode(errors="replace"))
+                start = end + 1
+        return END_OF_TEXT.join(parts)
+
+    def byte_lengths(self) -> npt.NDArray[np.int64]:
+        lengths = np.ones(self.vocab_size, np.int64)
+        lengths[self.end_of_text_id] = 0
+        return lengths
+
+    def to_json(self) -> str:
+        return json.dumps({"format": "weightdecay-byte", "version": 1})
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A `tokenizer.json` of the `tokenizers` library, ours or anyone's.
+
+    Args:
+        json_text: the file's content; its hash names the tokenizer.
+        where: what to call it in errors.
+
+    Raises:
+        DataError: not such a file, without an end-of-text token, or one that is not the same each time (dropout).
+    """
+
+    def __init__(self, json_text: str, where: str = "tokenizer.json") -> None:
+        try:
+            import tokenizers
+        except ImportError:
+            raise MissingExtraError(f"the tokenizer {where}", "train") from None
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(json_text)
+        except Exception as error:  # the library raises plain Exception
+            raise DataError(f"{where}: not a tokenizer.json of the tokenizers library: {error}") from None
+        self._json_text = json_text
+        self._pipeline: dict[str, Any] = json.loads(json_text)
+        if self._pipeline["model"].get("dropout"):
+            raise DataError(f"{where}: drops merges at random, so no text has fixed tokens; set model.dropout to null")
+        self._tokenizer.encode_special_tokens = True  # special tokens in a text are ordinary text
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.end_of_text_id = self._end_of_text(vocabulary, where)
+        self.cuts = cuts_of_pipeline(self._pipeline)
+
+    def _end_of_text(self, vocabulary: dict[str, int], where: str) -> int:
+        special = {token["content"] for token in self._pipeline["added_tokens"] if token["special"]}
+        for name in _KNOWN_ENDS:
+            if name in special:
+                return vocabulary[name]
+        raise DataError(
+            f"{where}: has no end-of-text token to stand between documents; add one of "
+            f"{', '.join(_KNOWN_ENDS)} to it as a special token"
+        )
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        for text in texts:
+            _utf8(text)
+        return [encoded.ids for encoded in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    def byte_lengths(self) -> npt.NDArray[np.int64] | None:
+        if (self._pipeline["decoder"] or {}).get("type") != "ByteLevel" or self._pipeline["normalizer"]:
+            return None
+        lengths = np.zeros(self.vocab_size, np.int64)
+        for token, index in self._pipeline["model"]["vocab"].items():
+            lengths[index] = len(token)  # the byte-level alphabet spells every byte as one character
+        for token in self._pipeline["added_tokens"]:
+            lengths[token["id"]] = len(token["content"].encode())
+        lengths[self.end_of_text_id] = 0
+        return lengths
+
+    def to_json(self) -> str:
+        return self._json_text
+
+
+class TiktokenTokenizer(Tokenizer):
+    """An encoding of the `tiktoken` library; saved as a whole, so that a run needs no download to be read.
+
+    Args:
+        encoding: a `tiktoken.Encoding`.
+    """
+
+    def __init__(self, encoding: Any) -> None:
+        self._encoding = encoding
+        self.vocab_size = encoding.n_vocab
+        self.end_of_text_id = encoding.eot_token
+        self.cuts = cuts_of_pattern(encoding._pat_str)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        for text in texts:
+            _utf8(text)
+        return [self._encoding.encode_ordinary(text) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text: str = self._encoding.decode(list(ids))
+        return text
+
+    def byte_lengths(self) -> npt.NDArray[np.int64]:
+        lengths = np.zeros(self.vocab_size, np.int64)
+        for token, index in self._encoding._mergeable_ranks.items():
+            lengths[index] = len(token)
+        return lengths
+
+    def to_json(self) -> str:
+        ranks = {base64.b64encode(token).decode(): rank for token, rank in self._encoding._mergeable_ranks.items()}
+        return json.dumps(
+            {
+                "format": "weightdecay-tiktoken",
+                "version": 1,
+                "name": self._encoding.name,
+                "pattern": self._encoding._pat_str,
+                "special_tokens": self._encoding._special_tokens,
+                "ranks": ranks,
+            }
+        )
+
+
+def make_tokenizer(spec: str, corpus: Corpus | None = None, *, cache_dir: Path | None = None) -> Tokenizer:
+    """The tokenizer that a specification names.
+
+    Args:
+        spec: "byte"; "bpe:N", a byte-level BPE of at most N tokens trained on the corpus's training part; the path of
+            a `tokenizer.json`; "tiktoken:NAME".
+        corpus: what bpe:N is trained on.
+        cache_dir: where trained tokenizers are kept; the user's cache if None.
+
+    Raises:
+        DataError: an unknown specification, or a tokenizer that cannot be had.
+    """
+    check_tokenizer_spec(spec)
+    kind, _, argument = spec.partition(":")
+    if spec == "byte":
+        return ByteTokenizer()
+    if kind == "tiktoken":
+        return TiktokenTokenizer(_tiktoken_encoding(argument))
+    if kind != "bpe":
+        return load_tokenizer(Path(spec))
+    if corpus is None:
+        raise DataError(f"tokenizer '{spec}' is trained on a corpus, and none was given")
+    return _trained_bpe(int(argument), corpus, cache_dir or cache_directory())
+
+
+def check_tokenizer_spec(spec: str) -> None:
+    """Whether `make_tokenizer` could make anything of it, found out at once.
+
+    Raises:
+        DataError: it could not.
+    """
+    kind, _, argument = spec.partition(":")
+    if spec == "byte" or kind == "tiktoken" or Path(spec).is_file():
+        return
+    if kind == "bpe":
+        if not re.fullmatch("[0-9]{1,9}", argument) or not SMALLEST_VOCABULARY <= int(argument) <= LARGEST_VOCABULARY:
+            raise DataError(
+                f"tokenizer '{spec}': bpe:N takes N from {SMALLEST_VOCABULARY} (all bytes and the end of text) to "
+                f"{LARGEST_VOCABULARY}"
+            )
+    elif spec.endswith(".json") or "/" in spec:
+        raise DataError(f"tokenizer '{spec}': no such file")
+    else:
+        known = ["byte", "bpe:4096", "tiktoken:gpt2", "a path of a tokenizer.json"]
+        raise DataError(f"unknown tokenizer '{spec}'; {did_you_mean(spec, known)}")
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer from the `tokenizer.json` of a run, of prepared data or of anyone.
+
+    Raises:
+        DataError: there is no such file, or it is of an unknown kind.
+        DamagedError: the file is not JSON.
+    """
+    try:
+        text = path.read_bytes().decode()
+        content = json.loads(text)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise DamagedError(f"{path}: damaged, not JSON: {error}") from None
+    written_as = content.get("format", "") if isinstance(content, dict) else ""
+    if written_as.startswith("weightdecay-") and content.get("version") != 1:
+        raise DataError(f"{path}: written by a newer weightdecay (format version {content.get('version')}); update it")
+    if written_as == "weightdecay-byte":
+        return ByteTokenizer()
+    if written_as == "weightdecay-tiktoken":
+        return TiktokenTokenizer(_restored_encoding(content, path))
+    return HuggingFaceTokenizer(text, str(path))
+
+
+def _trained_bpe(vocab_size: int, corpus: Corpus, cache_dir: Path) -> Tokenizer:
+    """From the cache if the same corpus was seen before; two processes that train it at once write the same file."""
+    path = cache_dir / "tokenizers" / f"bpe-{vocab_size}-{corpus.sha256[:32]}.json"
+    if path.is_file():
+        try:
+            return load_tokenizer(path)
+        except (DataError, DamagedError):
+            pass  # a cache is only a cache
+    tokenizer = HuggingFaceTokenizer(_train_bpe(vocab_size, corpus))
+    tokenizer.save(path)
+    return tokenizer
+
+
+def _train_bpe(vocab_size: int, corpus: Corpus) -> str:
+    """GPT-2's byte-level BPE (Radford et al. 2019, §2.2), its merges learnt from the training part alone."""
+    try:
+        from tokenizers import Tokenizer as Pipeline
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+    except ImportError:
+        raise MissingExtraError(f"training the tokenizer bpe:{vocab_size}", "train") from None
+    pipeline = Pipeline(models.BPE())
+    pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    pipeline.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    cuts = cuts_of_pipeline(json.loads(pipeline.to_str()))
+
+    def texts() -> Iterator[str]:
+        for document in corpus.training():
+            yield from pieces(document.blocks(), cuts)
+
+    pipeline.train_from_iterator(texts(), trainer)
+    text: str = pipeline.to_str()
+    return text
+
+
+def _tiktoken_encoding(name: str) -> Any:
+    try:
+        import tiktoken
+    except ImportError:
+        raise MissingExtraError(f"the tokenizer tiktoken:{name}", "tiktoken") from None
+    known = tiktoken.list_encoding_names()
+    if name not in known:
+        raise DataError(f"unknown tokenizer 'tiktoken:{name}'; {did_you_mean(name, known)}")
+    try:
+        return tiktoken.get_encoding(name)
+    except Exception as error:  # whatever the download raises
+        raise DataError(
+            f"tiktoken:{name}: its files cannot be had ({type(error).__name__}); fetch them once where there is a "
+            "network and set TIKTOKEN_CACHE_DIR to the folder that holds them"
+        ) from error
+
+
+def _restored_encoding(content: dict[str, Any], path: Path) -> Any:
+    try:
+        import tiktoken
+    except ImportError:
+        raise MissingExtraError(f"the tokenizer {path}", "tiktoken") from None
+    try:
+        return tiktoken.Encoding(
+            content["name"],
+            pat_str=content["pattern"],
+            mergeable_ranks={base64.b64decode(token): rank for token, rank in content["ranks"].items()},
+            special_tokens=content["special_tokens"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedError(f"{path}: damaged: {type(error).__name__}: {error}") from None
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the text is not Unicode at character {error.start}: a lone surrogate, which has no bytes"
+        ) from None

@@ -1,0 +1,69 @@
+"""Continue a text token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from weightdecay.errors import ConfigError
+from weightdecay.models.decoder import GPT
+
+
+@torch.inference_mode()
+def generate(
+    model: GPT,
+    prompt: Sequence[int],
+    *,
+    max_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    stop_token: int | None = None,
+) -> Iterator[int]:
+    """Draw up to `max_tokens` tokens, each from softmax(logits / temperature) over the `top_k` likeliest.
+
+    Args:
+        prompt: at least one token; what exceeds the model's context is forgotten from the left.
+        max_tokens: tokens to draw at most.
+        temperature: 0 always takes the likeliest token.
+        top_k: 0 keeps the whole vocabulary.
+        seed: of a generator of its own: the same call gives the same tokens.
+        stop_token: ends the text when drawn, and is not yielded.
+
+    Raises:
+        ConfigError: an empty prompt, or a negative temperature or count.
+    """
+    faults = []
+    if not prompt:
+        faults.append("an empty prompt: give at least one token (an end-of-text token begins a new document)")
+    if temperature < 0 or top_k < 0 or max_tokens < 0:
+        faults.append(f"temperature {temperature}, top-k {top_k} and max-tokens {max_tokens} must not be negative")
+    if faults:
+        raise ConfigError(faults)
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    tokens = list(prompt)
+    was_training = model.training
+    model.eval()
+    try:
+        for _ in range(max_tokens):
+            window = torch.tensor([tokens[-model.config.context :]], device=device)
+            token = _draw(model(window)[0, -1].float(), temperature, top_k, generator)
+            if token == stop_token:
+                return
+            tokens.append(token)
+            yield token
+    finally:
+        model.train(was_training)
+
+
+def _draw(logits_V: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits_V.argmax())
+    if 0 < top_k < logits_V.numel():
+        threshold = logits_V.topk(top_k).values[-1]
+        logits_V = logits_V.masked_fill(logits_V < threshold, float("-inf"))
+    probabilities_V = (logits_V / temperature).softmax(dim=-1)
+    return int(torch.multinomial(probabilities_V, 1, generator=generator))

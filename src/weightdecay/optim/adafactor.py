@@ -1,0 +1,163 @@
+"""Adafactor: torch's own, and the unfactored form with momentum that PaLM used.
+
+    v ← β2_t·v + (1 − β2_t)·g²  (its row and column means where factored),   β2_t = 1 − t^beta2_decay
+    u ← g/√v,   u ← u / max(1, RMS(u)/d),   u ← ρ_t·max(ε2, RMS(w))·u,   ρ_t = min(η_t, 1/√t)
+    m ← β1·m + (1 − β1)·u  (of the scaled update; without β1 the update is u)
+    w ← (decay of w) − m
+
+The update scales with the weight, so norms have no equilibrium here: they drift by factors.
+
+Reference: Shazeer & Stern 2018, arXiv:1804.04235; google-research/t5x `t5x/adafactor.py` for momentum and unfactored
+moments; Chowdhery et al. 2022, arXiv:2204.02311, §5 for PaLM's use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from weightdecay.errors import OptimizerError
+from weightdecay.optim.base import DecayingOptimizer, Group, Params, Work, with_gradient
+from weightdecay.optim.lion import NO_COUPLED_FORM
+from weightdecay.optim.rounding import LOW_PRECISION, Rounding
+
+
+class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
+    """Adafactor with a decay rule; equals `torch.optim.Adafactor` where only torch's settings are used.
+
+    PaLM: `Adafactor(plan, lr=1e-2, factored=False, beta1=0.9, rule="lr_squared", weight_decay=1.0)`.
+
+    Args:
+        params: a decay plan, parameters, (name, parameter) pairs, or groups.
+        lr: η, an upper bound while `relative_step` is on.
+        beta2_decay, eps, d, foreach, maximize: as in torch.
+        weight_decay: λ of groups that do not bring their own.
+        factored: keep row and column means of g² instead of g² itself, for tensors of two axes and more.
+        beta1: momentum of the scaled update; None keeps none.
+        relative_step: cap η_t at 1/√t.
+        scale_parameter: scale the update with the weights' RMS.
+        rule, peak_lr, rounding: as in `weightdecay.AdamW`.
+
+    Raises:
+        OptimizerError: with every fault of every group.
+    """
+
+    refused: ClassVar[Mapping[str, str]] = {"l2": NO_COUPLED_FORM}
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-2,
+        beta2_decay: float = -0.8,
+        eps: tuple[float | None, float] = (None, 1e-3),
+        d: float = 1.0,
+        weight_decay: float = 0.0,
+        *,
+        factored: bool = True,
+        beta1: float | None = None,
+        relative_step: bool = True,
+        scale_parameter: bool = True,
+        rule: str = "decoupled",
+        peak_lr: float | None = None,
+        rounding: Rounding = "nearest",
+        foreach: bool | None = None,
+        maximize: bool = False,
+    ) -> None:
+        decay: dict[str, Any] = {"rule": rule, "peak_lr": peak_lr, "rounding": rounding}
+        form: dict[str, Any] = {
+            "factored": factored,
+            "beta1": beta1,
+            "relative_step": relative_step,
+            "scale_parameter": scale_parameter,
+        }
+        betas = () if beta1 is None else (beta1,)
+        groups = self._groups(params, lr=lr, weight_decay=weight_decay, betas=betas, **decay)
+        super().__init__(groups, lr, beta2_decay, eps, d, weight_decay, foreach=foreach, maximize=maximize)
+        self._finish(**decay, **form)
+        for group in self.param_groups:
+            for key, value in form.items():
+                group.setdefault(key, value)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for key in ("factored", "beta1", "relative_step", "scale_parameter"):
+                group.setdefault(key, self.defaults[key])
+
+    def _step_groups(self, work: Work) -> None:
+        """Groups that torch's Adafactor knows go through it, the others tensor by tensor."""
+        plain = [(group, decay) for group, decay in work if _is_torchs(group)]
+        if plain:
+            super()._step_groups(plain)
+        for index, (group, decay) in enumerate(work):
+            if _is_torchs(group):
+                continue
+            for position, p in enumerate(group["params"]):
+                if p.grad is not None:
+                    update, scale = self._update_and_scale(p, group)
+                    self._descend(p, update, scale, group, decay, (index << 32) + position)
+
+    def _update_and_scale(self, p: Tensor, group: Group) -> tuple[Tensor, float]:
+        """g/√v and the scale with which it is subtracted, in the order of torch's for-loop; with momentum, m and 1."""
+        if p.is_complex() or p.grad is None:
+            raise OptimizerError("Adafactor does not support complex parameters")
+        wide = torch.float32 if p.dtype in LOW_PRECISION and group["rounding"] != "nearest" else p.dtype
+        gradient = (-p.grad if group["maximize"] else p.grad).to(wide)
+        state = self._state_of(p, group, wide)
+        state["step"] += 1
+        step, lr, eps1 = float(state["step"]), float(group["lr"]), group["eps"][0]
+        eps1 = torch.finfo(p.dtype).eps if eps1 is None else eps1
+
+        rate = min(lr, 1 / step**0.5) if group["relative_step"] else lr
+        if group["scale_parameter"]:
+            rate *= max(group["eps"][1], _rms(state.get("master", p)))
+        update = _second_moment(gradient, state, step ** group["beta2_decay"], eps1)
+        update.clamp_(min=eps1 * eps1).rsqrt_().mul_(gradient)
+        scale = rate / max(1.0, _rms(update) / group["d"])
+        if group["beta1"] is None:
+            return update, scale
+        momentum: Tensor = state["exp_avg"]
+        return momentum.lerp_(update.mul_(scale), 1 - group["beta1"]), 1.0
+
+    def _state_of(self, p: Tensor, group: Group, dtype: torch.dtype) -> dict[str, Any]:
+        """The tensor's state, begun at zero where it is not there; named as torch names it."""
+        state: dict[str, Any] = self.state[p]
+        if "step" not in state:
+            state["step"] = torch.tensor(0.0)
+            if group["factored"] and p.ndim > 1:
+                state["row_var"] = p.new_zeros((*p.shape[:-1], 1), dtype=dtype)
+                state["col_var"] = p.new_zeros((*p.shape[:-2], 1, p.shape[-1]), dtype=dtype)
+            else:
+                state["variance"] = torch.zeros_like(p, dtype=dtype)
+            if group["beta1"] is not None:
+                state["exp_avg"] = torch.zeros_like(p, dtype=dtype)
+        return state
+
+
+def _is_torchs(group: Group) -> bool:
+    """Whether torch's own step does all that the group asks for."""
+    forms = group["factored"] and group["relative_step"] and group["scale_parameter"] and group["beta1"] is None
+    low = group["rounding"] != "nearest" and any(p.dtype in LOW_PRECISION for p in with_gradient(group))
+    # masked weights would be shrunk before torch takes their RMS, and the update would be smaller for it
+    return bool(forms and not low and group["rule"] != "cautious")
+
+
+def _second_moment(gradient: Tensor, state: dict[str, Any], fresh: float, eps1: float) -> Tensor:
+    """The running mean of g² with weight 1 − β2_t = `fresh` for the new one; factored, the product of its means."""
+    if "variance" in state:
+        variance: Tensor = state["variance"]
+        return variance.lerp_(gradient * gradient, fresh).clone()
+    for key, axis in (("row_var", -1), ("col_var", -2)):
+        mean = torch.linalg.vector_norm(gradient, dim=axis, keepdim=True).square_().div_(gradient.shape[axis])
+        state[key].lerp_(mean, fresh)
+    rows: Tensor = state["row_var"]
+    product: Tensor = rows @ state["col_var"]
+    return product.div_(rows.mean(-2, keepdim=True).clamp_(min=eps1))
+
+
+def _rms(tensor: Tensor) -> float:
+    """√mean(x²)"""
+    return float(torch.linalg.vector_norm(tensor)) / max(tensor.numel(), 1) ** 0.5  # type: ignore[no-any-return]

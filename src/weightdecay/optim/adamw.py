@@ -1,0 +1,151 @@
+"""AdamW and AdamL2: torch's own Adam with a decay rule.
+
+    m ← β1·m + (1 − β1)·g          v ← β2·v + (1 − β2)·g²
+    w ← (decay of w) − η_t · m̂ / (√v̂ + ε)
+
+At equal settings `AdamW` equals `torch.optim.AdamW`, and `AdamL2` `torch.optim.Adam`, bit for bit on each of torch's
+paths (for-loop, foreach, fused).
+
+Reference: Kingma & Ba 2015, arXiv:1412.6980; Loshchilov & Hutter 2019, arXiv:1711.05101.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from weightdecay.optim.base import DecayingOptimizer, Group, Params
+from weightdecay.optim.rounding import Rounding
+from weightdecay.optim.rules import RULES
+
+Betas = tuple[float | Tensor, float | Tensor]
+
+
+class _Adam(DecayingOptimizer):
+    """What both say of their direction."""
+
+    def _next_direction(self, p: Tensor, group: Group) -> tuple[Tensor | None, tuple[float, float]]:
+        beta1 = float(group["betas"][0])
+        sign = -1.0 if group["maximize"] else 1.0
+        return self.state[p].get("exp_avg"), (beta1, sign * (1 - beta1))
+
+    def _start_in_float32(self, p: Tensor, group: Group) -> None:
+        state = self.state[p]
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+        for key in ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ())):
+            if key not in state:
+                state[key] = torch.zeros_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
+            state[key] = state[key].float()
+
+    def _update_in_float32(self, weights: Tensor, gradient: Tensor, part: slice, p: Tensor, group: Group) -> None:
+        state = self.state[p]
+        if part.start == 0:
+            state["step"] += 1
+        coupled = group["rule"] == "l2"
+        kernel = torch._fused_adam_ if coupled else torch._fused_adamw_
+        maxima = [state["max_exp_avg_sq"].view(-1)[part]] if group["amsgrad"] else []
+        kernel(
+            [weights],
+            [gradient],
+            [state["exp_avg"].view(-1)[part]],
+            [state["exp_avg_sq"].view(-1)[part]],
+            maxima,
+            [state["step"]],
+            lr=float(group["lr"]),
+            beta1=float(group["betas"][0]),
+            beta2=float(group["betas"][1]),
+            weight_decay=float(group["weight_decay"]) if coupled else 0.0,  # otherwise the weights have decayed
+            eps=group["eps"],
+            amsgrad=group["amsgrad"],
+            maximize=group["maximize"],
+        )
+
+
+class AdamW(_Adam, torch.optim.AdamW):
+    """Adam with decay that does not pass through the gradient; drop-in for `torch.optim.AdamW`.
+
+    Args:
+        params: a decay plan, parameters, (name, parameter) pairs, or groups; a group may have its own `rule`,
+            `peak_lr` and `rounding`.
+        lr: η. The lr a group begins with is its peak unless `peak_lr` is given.
+        weight_decay: λ of groups that do not bring their own, as a plan's do; default 1e-2.
+        rule: how a step decays, one of `weightdecay.optim.rules.RULES`.
+        peak_lr: the highest η of the schedule, for `independent` and `corrected`.
+        rounding: how bfloat16 weights are rounded: `nearest`, `stochastic`, `kahan` or `master`.
+        foreach, fused, maximize, capturable, differentiable, amsgrad, betas, eps: as in torch.
+
+    Raises:
+        OptimizerError: with every fault of every group.
+    """
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "l2": "Adam divides the gradient by √v, and with it λ·w, so weights with large gradients would hardly decay "
+        "and no λ gives the decoupled step: use AdamL2, whose rule it is"
+    }
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        rule: str = "decoupled",
+        peak_lr: float | None = None,
+        rounding: Rounding = "nearest",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        decay: dict[str, Any] = {"rule": rule, "peak_lr": peak_lr, "rounding": rounding}
+        groups = self._groups(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **decay)
+        super().__init__(
+            groups, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, foreach=foreach,
+            capturable=capturable, differentiable=differentiable, fused=fused,
+        )  # fmt: skip
+        self._finish(**decay)
+
+
+class AdamL2(_Adam, torch.optim.Adam):
+    """Adam with λ·w in the gradient, the coupled form that `AdamW` came to replace; equals `torch.optim.Adam`.
+
+    Its only rule is `l2`: g ← g + λ·w, before the moments. Arguments as in `AdamW`; λ is 0 by default, as in torch.
+    """
+
+    kernel_decays = False
+    refused: ClassVar[Mapping[str, str]] = {
+        name: "AdamL2 is the coupled one, with l2 as its only rule: use AdamW" for name in RULES if name != "l2"
+    }
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        rule: str = "l2",
+        rounding: Rounding = "nearest",
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        decay: dict[str, Any] = {"rule": rule, "peak_lr": None, "rounding": rounding}
+        groups = self._groups(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **decay)
+        super().__init__(
+            groups, lr, betas, eps, weight_decay, amsgrad, foreach=foreach, maximize=maximize,
+            capturable=capturable, differentiable=differentiable, fused=fused,
+        )  # fmt: skip
+        self._finish(**decay)

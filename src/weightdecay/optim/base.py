@@ -1,0 +1,360 @@
+"""What our optimizers share: groups from a plan, a decay rule for each group, and a step that keeps to it.
+
+An optimizer is a direction and a decay rule. The direction is torch's own wherever torch has the optimizer: a scalar
+rule hands torch's kernel the `weight_decay` that makes it shrink the weights by exactly the rule's decay per step, so
+nothing is computed twice and the fused kernels stay fused. Masks, targets and low precision are applied here.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import FrameType
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from weightdecay.errors import OptimizerError
+from weightdecay.optim.checks import group_faults, group_title, number
+from weightdecay.optim.decay import decay_, local, mixed, pull_, shrink_, shrink_where_next_agrees_
+from weightdecay.optim.rounding import LOW_PRECISION, Dither, realised_decay, start_rounding, step_in_float32
+from weightdecay.optim.rules import RULES, Decoupled, group_decay_per_step, rule
+
+Group: TypeAlias = dict[str, Any]
+Work: TypeAlias = list[tuple[Group, float | None]]  # groups, each with its decay per step
+
+
+@runtime_checkable
+class HasParamGroups(Protocol):
+    """What an optimizer needs of a decay plan."""
+
+    def param_groups(self, *, lr: float) -> Sequence[Group]: ...
+
+
+# A plan, or what torch takes: parameters, (name, parameter) pairs, groups.
+Params: TypeAlias = HasParamGroups | Iterable[Any]
+
+
+class PrecisionWarning(UserWarning):
+    """Weights whose dtype rounds the decay away."""
+
+
+class DecayingOptimizer(torch.optim.Optimizer):
+    """The part of a step that decides how weights decay; a subclass brings the direction.
+
+    It stands before a torch optimizer in the subclass's bases, or the subclass overrides `_direction_step`.
+    """
+
+    kernel_decays: ClassVar[bool] = True
+    """The direction's own `weight_decay` shrinks by 1 − lr·weight_decay; False where it adds to the gradient."""
+    refused: ClassVar[Mapping[str, str]] = {}
+    """Rules that this direction cannot follow, and why."""
+    takes_sparse: ClassVar[bool] = False
+    """Whether the direction takes sparse gradients, where nothing is to decay."""
+
+    param_groups: list[Group]
+
+    # --- construction
+
+    def _groups(self, params: Params, **settings: Any) -> Any:
+        """Groups with their rule and rounding, checked together before torch sees them: all faults come at once.
+
+        Args:
+            settings: the constructor's: `lr`, `weight_decay`, `rule`, `peak_lr`, `rounding` and the optimizer's own.
+        """
+        if isinstance(params, Tensor):
+            return params  # torch explains what is wrong with it
+        if isinstance(params, HasParamGroups):
+            lr = settings["lr"]
+            groups: list[Any] = list(params.param_groups(lr=float(lr)))
+            if isinstance(lr, Tensor):  # a plan counts in floats; what follows the tensor must go on following it
+                groups = [{**group, "lr": lr} if group.get("lr") == float(lr) else group for group in groups]
+        else:
+            groups = list(params)
+            if groups and not isinstance(groups[0], dict):
+                groups = [{"params": groups}]
+        if not all(isinstance(group, dict) for group in groups):
+            return groups
+        groups = [_with_rule(group, settings) for group in groups]
+        faults = [
+            fault
+            for index, group in enumerate(groups)
+            for fault in group_faults({**settings, **group}, group_title(group, index), self.refused)
+        ]
+        if faults:
+            raise OptimizerError(faults)
+        return groups
+
+    def _finish(self, **settings: Any) -> None:
+        """Make `rule`, `peak_lr` and `rounding` the defaults of later groups; warn of weights that would not decay."""
+        self.defaults.update({key: value for key, value in settings.items() if (key, value) != ("peak_lr", None)})
+        self._dither = Dither()
+        for index, group in enumerate(self.param_groups):
+            _warn_of_rounding(group, index)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group as torch does; its rule and rounding are the optimizer's unless it brings its own."""
+        finished = "rule" in self.defaults
+        if finished and isinstance(param_group, dict):
+            param_group.update(_with_rule(param_group, self.defaults))
+            title = group_title(param_group, len(self.param_groups))
+            if faults := group_faults({**self.defaults, **param_group}, title, self.refused):
+                raise OptimizerError(faults)
+        super().add_param_group(param_group)
+        if finished:
+            _warn_of_rounding(self.param_groups[-1], len(self.param_groups) - 1)
+
+    # --- state
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_dither": Dither(self._dither.seed)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # of a checkpoint that torch's optimizer wrote
+            group.update(_with_rule(group, self.defaults))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load as torch does, by position, but leave the float32 state of low-precision weights in float32.
+
+        `weightdecay.optim.state` loads by name.
+        """
+        super().load_state_dict(state_dict)
+        saved_ids = [saved_id for group in state_dict["param_groups"] for saved_id in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for saved_id, p in zip(saved_ids, params, strict=True):
+            for key, value in state_dict["state"].get(saved_id, {}).items():
+                if p.dtype in LOW_PRECISION and isinstance(value, Tensor) and value.dtype == torch.float32:
+                    self.state[p][key] = value.to(device=p.device, copy=True)  # torch has rounded it to p's dtype
+
+    # --- the step
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step: every tensor with a gradient decays by its group's rule and follows the direction.
+
+        Args:
+            closure: reevaluates the model and returns the loss.
+
+        Raises:
+            OptimizerError: a group's decay per step cannot be known or is over 1; nothing has changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        saving = self._is_only_saved()
+        work = [(group, 0.0 if saving else group_decay_per_step(group)) for group in self.param_groups]
+        self._refuse_unusable_gradients(work)
+        with torch.no_grad():
+            self._step_groups(work)
+            if saving:
+                for state in self.state.values():
+                    if "step" in state:
+                        state["step"] = torch.zeros_like(state["step"])
+        return loss
+
+    def _step_groups(self, work: Work) -> None:
+        """Decay what torch's kernel cannot, hand it the rest, and leave the groups as they were."""
+        if any(self._works_beside_kernel(group) for group, _ in work) and self._unscale_or_skip():
+            return
+        as_given = [(group, group["weight_decay"], group["params"]) for group, _ in work]
+        every, self.param_groups = self.param_groups, [group for group, _ in work]
+        try:
+            for index, (group, decay) in enumerate(work):
+                self._step_low_precision(group, decay, index)
+            initial = self._initial_values()
+            for group, decay in work:
+                group["weight_decay"] = self._decay_before(group, decay)
+            self._direction_step()
+            for p, value in initial.items():
+                self.state[p]["initial"] = value  # not earlier: torch starts its own state only where there is none
+            for group, decay in work:
+                self._pull_to_target(group, decay)
+        finally:
+            self.param_groups = every
+            for group, weight_decay, params in as_given:
+                group["weight_decay"], group["params"] = weight_decay, params
+
+    def _direction_step(self) -> None:
+        """torch's own step, without the profiler and the hooks that already ran around ours."""
+        function: Any = super().step.__func__  # type: ignore[attr-defined]
+        plain = function.__wrapped__ if getattr(function, "hooked", False) else function
+        plain(self)
+
+    def _decay_before(self, group: Group, decay: float | None) -> float | Tensor:
+        """Apply what the kernel cannot; return the `weight_decay` with which it does the rest."""
+        chosen, weight_decay = rule(group["rule"]), group["weight_decay"]
+        if chosen.reach == "gradient" or not decay:
+            return weight_decay if chosen.reach == "gradient" else 0.0
+        if chosen.reach == "agreeing":
+            for p in with_gradient(group):
+                momentum, mix = self._next_direction(p, group)
+                shrink_where_next_agrees_(local(p), momentum, local(p.grad), mix, decay)
+            return 0.0
+        if not self.kernel_decays or float(group["lr"]) == 0.0:
+            shrink_(with_gradient(group), decay)
+            return 0.0
+        # for η·λ the kernel gets λ itself, so that it computes bit for bit what torch's optimizer would
+        return weight_decay if isinstance(chosen, Decoupled) else decay / float(group["lr"])
+
+    def _pull_to_target(self, group: Group, decay: float | None) -> None:
+        reach, weights = rule(group["rule"]).reach, with_gradient(group)
+        if reach == "towards_one":
+            pull_(weights, 1.0, decay or 0.0)
+        elif reach == "towards_initial":
+            pull_(weights, [self.state[p]["initial"] for p in weights], decay or 0.0)
+
+    def _initial_values(self) -> dict[Tensor, Tensor]:
+        """Copies of the weights that decay towards their initial value and have not been seen before."""
+        groups = [group for group in self.param_groups if group["rule"] == "towards_initial"]
+        return {p: p.clone() for group in groups for p in with_gradient(group) if "initial" not in self.state[p]}
+
+    # --- what a direction tells of itself
+
+    def _next_direction(self, p: Tensor, group: Group) -> tuple[Tensor | None, tuple[float, float]]:
+        """(momentum or None, (x, y)): the coming update has the sign of x·momentum + y·gradient."""
+        raise NotImplementedError
+
+    def _start_in_float32(self, p: Tensor, group: Group) -> None:
+        """Put the float32 state of a low-precision tensor into `self.state[p]` where it is not there yet."""
+        raise NotImplementedError
+
+    def _update_in_float32(self, weights: Tensor, gradient: Tensor, part: slice, p: Tensor, group: Group) -> None:
+        """The direction's update of one flat float32 piece, in place; decay only if it is coupled."""
+        raise NotImplementedError
+
+    def _descend(self, p: Tensor, update: Tensor, scale: float, group: Group, decay: float | None, number: int) -> None:
+        """Decay and update one whole tensor, for directions that no kernel of torch's does: w ← (decay of w) − s·u."""
+        reach, state = rule(group["rule"]).reach, self.state[p]
+        if reach == "towards_initial" and "initial" not in state:
+            state["initial"] = p.clone(memory_format=torch.contiguous_format)
+        if p.dtype not in LOW_PRECISION or group["rounding"] == "nearest":
+            decay_(p, reach, decay, update, state.get("initial"))
+            p.add_(update, alpha=-scale)
+            return
+        start_rounding(p, group["rounding"], state)
+
+        def descend(weights: Tensor, piece: Tensor, part: slice) -> None:
+            initial = state["initial"].view(-1)[part] if reach == "towards_initial" else None
+            decay_(weights, reach, decay, piece, initial)
+            weights.add_(piece, alpha=-scale)
+
+        step_in_float32(p, update, state, group["rounding"], descend, self._dither, number)
+
+    # --- low precision
+
+    def _step_low_precision(self, group: Group, decay: float | None, index: int) -> None:
+        """Step the weights whose rounding was chosen, wholly in float32, and take them away from the kernel."""
+        if group["rounding"] == "nearest":
+            return
+        reach = rule(group["rule"]).reach
+        for position, p in enumerate(group["params"]):
+            if p.dtype not in LOW_PRECISION or p.grad is None:
+                continue
+            state = self.state[p]
+            self._start_in_float32(p, group)
+            start_rounding(p, group["rounding"], state)
+            if reach == "towards_initial" and "initial" not in state:
+                state["initial"] = p.clone(memory_format=torch.contiguous_format)
+
+            def update(weights: Tensor, gradient: Tensor, part: slice, p: Tensor = p, state: Group = state) -> None:
+                direction = self._next_piece(p, gradient, part, group) if reach == "agreeing" else None
+                initial = state["initial"].view(-1)[part] if reach == "towards_initial" else None
+                decay_(weights, reach, decay, direction, initial)
+                self._update_in_float32(weights, gradient, part, p, group)
+
+            step_in_float32(p, p.grad, self.state[p], group["rounding"], update, self._dither, (index << 32) + position)
+        group["params"] = [p for p in group["params"] if p.dtype not in LOW_PRECISION]
+
+    def _next_piece(self, p: Tensor, gradient: Tensor, part: slice, group: Group) -> Tensor:
+        momentum, mix = self._next_direction(p, group)
+        return mixed(None if momentum is None else momentum.view(-1)[part], gradient, mix)
+
+    # --- meeting torch's tools
+
+    def _is_only_saved(self) -> bool:
+        """Whether torch's checkpointing steps a fresh optimizer at lr 0, only to see what state it has.
+
+        A rule that decays at lr 0 would change the weights, and the count of steps would start at 1. Nothing but the
+        caller tells that step from a real one.
+        """
+        if any(number(group["lr"]) != 0.0 for group in self.param_groups):
+            return False
+        frame: FrameType = sys._getframe()
+        while frame.f_back is not None:
+            frame = frame.f_back
+            if frame.f_code.co_name == "_init_optim_state":
+                return True
+        return False
+
+    def _refuse_unusable_gradients(self, work: Work) -> None:
+        kind, faults = type(self).__name__, []
+        for index, (group, decay) in enumerate(work):
+            weights, title = with_gradient(group), group_title(group, index)
+            if any(p.grad.is_sparse for p in weights) and (decay or not self.takes_sparse):
+                faults.append(
+                    f"{title}: {kind} does not support sparse gradients, whose step would leave most rows out of the "
+                    "decay: make the embedding dense (sparse=False)"
+                )
+            if group["rule"] == "cautious" and any(p.is_complex() for p in weights):
+                faults.append(f"{title}: rule 'cautious' compares signs, which complex weights do not have")
+        if faults:
+            raise OptimizerError(faults)
+
+    def _works_beside_kernel(self, group: Group) -> bool:
+        """Whether more than the fused kernel acts in this group's step, and must know what the kernel is told."""
+        reach = rule(group["rule"]).reach
+        through_kernel = reach == "gradient" or (reach == "weights" and self.kernel_decays and group["lr"] != 0.0)
+        return not through_kernel or group["rounding"] != "nearest"
+
+    def _unscale_or_skip(self) -> bool:
+        """Do what the fused kernel would do with a GradScaler's `grad_scale` and `found_inf`; True to skip the step."""
+        told: Any = self
+        found_inf, scale = getattr(told, "found_inf", None), getattr(told, "grad_scale", None)
+        if found_inf is not None and bool(found_inf):
+            return True
+        if scale is not None:
+            torch._foreach_div_([p.grad for group in self.param_groups for p in with_gradient(group)], scale)
+            told.grad_scale = None
+        return False
+
+
+def with_gradient(group: Group) -> list[Any]:
+    """The parameters that a step changes: those with a gradient, be it zero."""
+    return [p for p in group["params"] if p.grad is not None]
+
+
+def _with_rule(group: Group, settings: Group) -> Group:
+    """The group with its rule, rounding and peak lr.
+
+    The lr that a group begins with is its peak unless one is given; a schedule may only go below it. A peak given for
+    all is scaled for a group with its own lr: at ten times the lr it has ten times the peak.
+    """
+    chosen = {"rule": settings["rule"], "rounding": settings["rounding"], **group}
+    if chosen["rule"] not in RULES or not RULES[chosen["rule"]].needs_peak or chosen.get("peak_lr") is not None:
+        return chosen
+    lr, base_lr, base_peak = number(group.get("lr", settings["lr"])), number(settings["lr"]), settings.get("peak_lr")
+    if base_peak is None or lr is None or not base_lr:
+        chosen["peak_lr"] = lr if base_peak is None else base_peak
+    else:
+        chosen["peak_lr"] = base_peak * (lr / base_lr)
+    return chosen
+
+
+def _warn_of_rounding(group: Group, index: int) -> None:
+    low = [p for p in group["params"] if p.dtype in LOW_PRECISION and not p.is_meta]
+    decay = group_decay_per_step(group)
+    if not low or not decay or group["rounding"] != "nearest":
+        return
+    shares = [realised_decay(local(p), decay) for p in low]
+    realised = sum(shares) / len(shares)
+    if abs(realised - 1) > 0.1:
+        warnings.warn(
+            f"{group_title(group, index)}: {len(low)} tensors in {str(low[0].dtype).removeprefix('torch.')} will get "
+            f"{realised:.1%} of the decay per step of {decay:.3g} that was asked for, because rounding to nearest "
+            "undoes it: give rounding='stochastic', 'kahan' or 'master', or keep the weights in float32",
+            PrecisionWarning,
+            stacklevel=4,
+        )

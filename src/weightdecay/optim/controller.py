@@ -1,0 +1,251 @@
+"""A decay rule, and a schedule for λ, on an optimizer that others wrote, without a change in the training loop.
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, weight_decay=0.1)
+    control(optimizer, rule="independent", peak_lr=6e-4, schedule=Linear(6e-5, 0.0, steps=10_000))
+
+Hooks before and after each step give the optimizer the λ that makes its own decay the rule's. Where its own decay is
+not `w ← (1 − lr·λ)·w`, λ is 0 for the step and the weights shrink just before it, which is the same thing for any
+direction that does not read the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from weightdecay.errors import OptimizerError, did_you_mean
+from weightdecay.optim.base import DecayingOptimizer, Group, with_gradient
+from weightdecay.optim.checks import group_title, number
+from weightdecay.optim.decay import pull_, shrink_
+from weightdecay.optim.rules import RULES, Decoupled, group_decay_per_step
+from weightdecay.optim.schedules import Schedule
+
+# One peak for all groups (of one lr), one for each in order, or by group name.
+PeakLr: TypeAlias = float | Sequence[float] | Mapping[str, float]
+
+# Optimizers whose own weight_decay shrinks by 1 − lr·weight_decay with lr the group's: by module and class.
+_SHRINKS_BY_LR_TIMES_LAMBDA = {
+    "torch.optim.adamw.AdamW",
+    "torch.optim._adafactor.Adafactor",
+    "torch.optim._muon.Muon",
+}
+# Schedule-Free decays at y by adding λ·y to the normalised gradient, with an lr of its own making.
+_DECAYS_AT_Y = "schedulefree"
+
+
+class Control:
+    """The hooks of one controlled optimizer; `remove()` takes them off and leaves λ as it is.
+
+    State lies in the groups (`rule`, `peak_lr`, `decay_step`) and so travels with `state_dict`; hooks do not, as with
+    any torch optimizer: after unpickling or copying, control the copy anew.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule | None) -> None:
+        self.optimizer = optimizer
+        self.schedule = schedule
+        largest = max(float(group["weight_decay"]) for group in optimizer.param_groups)
+        self._shares = [float(group["weight_decay"]) / largest if largest else 0.0 for group in optimizer.param_groups]
+        self._given: list[float] | None = None
+        self._native = isinstance(optimizer, DecayingOptimizer)
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+        ]
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def decay_per_step(self) -> list[float | None]:
+        """For each group the fraction that its next step will remove."""
+        self._set_scheduled()
+        return [group_decay_per_step(group) for group in self.optimizer.param_groups]
+
+    def _set_scheduled(self) -> None:
+        """λ of this step: the group with the largest λ follows the schedule, the others in proportion, 0 stays 0."""
+        if self.schedule is None:
+            return
+        groups = self.optimizer.param_groups
+        self._shares += [1.0 if float(group["weight_decay"]) else 0.0 for group in groups[len(self._shares) :]]
+        for group, share in zip(groups, self._shares, strict=True):
+            group["weight_decay"] = self.schedule(steps_taken(self.optimizer, group)) * share
+
+    def _before(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._given is not None:  # the step before did not finish: its closure raised
+            self._restore()
+        self._set_scheduled()
+        if self._native or bool(getattr(optimizer, "found_inf", None)):
+            return
+        decays = [group_decay_per_step(group) for group in optimizer.param_groups]
+        closure = args[0] if args else kwargs.get("closure")
+        outside = [not _kernel_can(optimizer, group) for group in optimizer.param_groups]
+        if closure is not None and any(here and decay for here, decay in zip(outside, decays, strict=True)):
+            raise OptimizerError(
+                f"{type(optimizer).__name__} with a closure cannot decay exactly: the weights would shrink before the "
+                "closure takes its gradient; compute the gradient first and call step() without closure"
+            )
+        self._given = [group["weight_decay"] for group in optimizer.param_groups]
+        with torch.no_grad():
+            for group, decay, here in zip(optimizer.param_groups, decays, outside, strict=True):
+                if group["rule"] == "l2":
+                    continue
+                if here:
+                    _decay(group, decay or 0.0, optimizer)
+                    group["weight_decay"] = 0.0
+                elif not isinstance(RULES[group["rule"]], Decoupled):
+                    group["weight_decay"] = (decay or 0.0) / float(group["lr"])
+
+    def _after(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
+        self._restore()
+        for group in optimizer.param_groups:
+            group["decay_step"] = steps_taken(optimizer, group, before=True) + 1
+
+    def _restore(self) -> None:
+        if self._given is not None:
+            for group, weight_decay in zip(self.optimizer.param_groups, self._given, strict=False):
+                group["weight_decay"] = weight_decay
+            self._given = None
+
+
+def control(
+    optimizer: torch.optim.Optimizer,
+    *,
+    rule: str = "decoupled",
+    peak_lr: PeakLr | None = None,
+    schedule: Schedule | None = None,
+) -> Control:
+    """Let an optimizer decay by a rule, and its λ follow a schedule.
+
+    Args:
+        optimizer: torch's, ours, or another's whose groups have `lr` and `weight_decay`.
+        rule: one of `RULES`; a group with its own `rule` keeps it.
+        peak_lr: the highest lr of the schedule, for `independent` and `corrected`: one number where all groups have
+            one lr, else one for each group, in order or by name. A group with its own `peak_lr` keeps it. The lr that
+            a scheduler shows when one attaches is not the peak, and so it is never guessed.
+        schedule: λ at each step, counted from 0. The group with the largest λ follows it, the others keep their
+            proportion to it, and groups that do not decay go on not decaying.
+
+    Returns:
+        The hooks, to be removed when they are not wanted any more.
+
+    Raises:
+        OptimizerError: with every fault: an unknown rule, a peak that is missing or unclear, groups without
+            `weight_decay` or a schedule over nothing but zeros, a rule that is not exact for this optimizer.
+    """
+    faults = _optimizer_faults(optimizer, rule, schedule)
+    if not faults:
+        faults = _set_peaks(optimizer.param_groups, rule, peak_lr)
+    if faults:
+        raise OptimizerError(faults)
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, DecayingOptimizer):
+            group["rule"] = rule if group["rule"] == optimizer.defaults["rule"] else group["rule"]
+        group.setdefault("rule", rule)
+    if isinstance(optimizer, DecayingOptimizer):
+        optimizer.defaults["rule"] = rule
+    controlled = Control(optimizer, schedule)
+    controlled.decay_per_step()  # a decay over 1 is to be known now
+    return controlled
+
+
+def steps_taken(optimizer: torch.optim.Optimizer, group: Group, *, before: bool = False) -> int:
+    """Steps that the group has made: our own count, or what the optimizer's state says of the time before it.
+
+    Args:
+        before: the optimizer has just made a step that our count does not hold yet.
+    """
+    if "decay_step" in group:
+        return int(group["decay_step"])
+    counts = [int(optimizer.state[p]["step"]) for p in group["params"] if "step" in optimizer.state.get(p, {})]
+    return max(max(counts, default=0) - (1 if before else 0), 0)
+
+
+def _optimizer_faults(optimizer: torch.optim.Optimizer, rule: str, schedule: Schedule | None) -> list[str]:
+    if rule not in RULES:
+        return [f"unknown rule '{rule}': {did_you_mean(str(rule), RULES)}"]
+    kind = type(optimizer).__name__
+    groups = optimizer.param_groups
+    without = [group_title(g, i) for i, g in enumerate(groups) if "weight_decay" not in g or "lr" not in g]
+    if without:
+        return [f"{kind} has no weight_decay or no lr in {', '.join(without)}: there is no decay to control"]
+    faults = []
+    if schedule is not None and not any(float(group["weight_decay"]) for group in groups):
+        faults.append(f"every group of {kind} has weight_decay 0: give the groups that a λ schedule is for a λ first")
+    rules = {group.get("rule", rule) for group in groups}
+    if _path(optimizer) not in _SHRINKS_BY_LR_TIMES_LAMBDA and any(group.get("scale_parameter") for group in groups):
+        faults.append(
+            f"{kind} scales its update with the weights' RMS, and shrinking them before the step would shrink the "
+            "update too: set scale_parameter=False or use weightdecay.Adafactor"
+        )
+    if isinstance(optimizer, DecayingOptimizer):
+        faults += [f"rule '{name}': {optimizer.refused[name]}" for name in sorted({rule} & optimizer.refused.keys())]
+        return faults
+    if type(optimizer).__module__.startswith(_DECAYS_AT_Y) and rules != {"decoupled"}:
+        faults.append(f"{kind} makes its own lr and decays at y, so only rule 'decoupled' is exact for it")
+    for name in sorted(rules & {"cautious", "towards_one", "towards_initial"}):
+        if name != "towards_one":
+            faults.append(f"rule '{name}' must know the direction of {kind}: use weightdecay.AdamW, Lion, SGDW or Muon")
+    if "l2" in rules and (_path(optimizer) in _SHRINKS_BY_LR_TIMES_LAMBDA or not _is_torch_coupled(optimizer)):
+        faults.append(f"rule 'l2' belongs to torch.optim.Adam and SGD; {kind} does not put λ·w into the gradient")
+    return faults
+
+
+def _set_peaks(groups: Sequence[Group], rule: str, peak_lr: PeakLr | None) -> list[str]:
+    """Give each group its peak; the faults, before anything is set."""
+    asking = [i for i, group in enumerate(groups) if RULES[group.get("rule", rule)].needs_peak]
+    peaks: dict[int, float] = {}
+    faults = []
+    if isinstance(peak_lr, int | float) and len({number(groups[i]["lr"]) for i in asking}) > 1:
+        return ["the groups have different lr, so one peak_lr would decay some of them too much: give one for each"]
+    if isinstance(peak_lr, Sequence) and len(peak_lr) != len(groups):
+        return [f"{len(peak_lr)} peaks for {len(groups)} groups: give one for each, in their order"]
+    for i in asking:
+        found: float | None
+        if isinstance(peak_lr, Mapping):
+            found = peak_lr.get(groups[i].get("name", ""))
+        else:
+            found = peak_lr[i] if isinstance(peak_lr, Sequence) else peak_lr
+        found = groups[i].get("peak_lr") if found is None else found
+        if found is None or not (math.isfinite(found) and found > 0):
+            faults.append(
+                f"rule '{groups[i].get('rule', rule)}' needs the peak lr of {group_title(groups[i], i)}, got {found}: "
+                "give peak_lr, the highest lr of its schedule; it cannot be read from the optimizer"
+            )
+        else:
+            peaks[i] = float(found)
+    if not faults:
+        for i, peak in peaks.items():
+            groups[i]["peak_lr"] = peak
+    return faults
+
+
+def _kernel_can(optimizer: torch.optim.Optimizer, group: Group) -> bool:
+    """Whether the optimizer's own decay can be made the rule's by giving it another λ."""
+    if group["rule"] == "l2":
+        return True
+    if type(optimizer).__module__.startswith(_DECAYS_AT_Y):
+        return True
+    shrinks = _path(optimizer) in _SHRINKS_BY_LR_TIMES_LAMBDA or bool(group.get("decoupled_weight_decay"))
+    return shrinks and RULES[group["rule"]].reach == "weights" and float(group["lr"]) > 0.0
+
+
+def _decay(group: Group, decay: float, optimizer: torch.optim.Optimizer) -> None:
+    weights: list[Tensor] = [p for p in with_gradient(group) if not p.grad.is_sparse]
+    if len(weights) < len(with_gradient(group)):
+        raise OptimizerError(f"{type(optimizer).__name__}: a sparse gradient steps a few rows, decay would reach all")
+    shrink_(weights, decay)
+    if RULES[group["rule"]].reach == "towards_one":
+        pull_(weights, 1.0, decay)
+
+
+def _path(optimizer: torch.optim.Optimizer) -> str:
+    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+
+
+def _is_torch_coupled(optimizer: torch.optim.Optimizer) -> bool:
+    decoupled = any(group.get("decoupled_weight_decay") for group in optimizer.param_groups)
+    return type(optimizer).__module__.startswith("torch.optim.") and not decoupled

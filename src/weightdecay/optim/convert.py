@@ -1,0 +1,213 @@
+"""λ from one convention to another, through the decay per step.
+
+A convention's decay per step is λ times a shape: η_t, η_t/η, 1, η_t² or η_t²/η. Two conventions map exactly where
+their shapes are proportional at every step. Elsewhere no single λ maps, and the closest one is given: that which
+removes as much over the whole run, with the part of the decay that falls on other steps as its error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from weightdecay.errors import ConfigError, did_you_mean
+from weightdecay.optim.rules import RULES
+from weightdecay.optim.schedules import Schedule
+
+# Adam's coupled λ acts through √v: what it removes depends on the gradients, so no λ of another convention equals it.
+_NO_NUMBER = "torch_adam"
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What a framework means by λ."""
+
+    rule: str
+    where: str
+    scale: Callable[[int], float] = lambda _steps: 1.0  # λ that its rule sees, for a λ of 1
+    needs_steps: bool = False
+
+
+CONVENTIONS: dict[str, Convention] = {
+    "torch": Convention("decoupled", "torch.optim.AdamW"),
+    "transformers": Convention("decoupled", "transformers.Trainer, through torch.optim.AdamW"),
+    "nanogpt": Convention("decoupled", "karpathy/nanoGPT model.py, through torch.optim.AdamW"),
+    "torch_sgd": Convention("decoupled", "torch.optim.SGD without momentum, where l2 and decoupled decay are one"),
+    "moonlight": Convention("decoupled", "Moonlight's Muon, arXiv:2502.16982: the lr before its adjustment"),
+    "composer": Convention("independent", "MosaicML composer.optim.DecoupledAdamW"),
+    "loshchilov": Convention("independent", "Loshchilov & Hutter 2019, arXiv:1711.05101, and their code"),
+    "optimi_decouple_lr": Convention("independent", "optimi with decouple_lr=True"),
+    "loshchilov_normalized": Convention(
+        "independent", "Loshchilov & Hutter 2019, eq. 15: λ = λ_norm / √steps", lambda steps: steps**-0.5, True
+    ),
+    "pytorch_optimizer_fixed": Convention("fixed", "pytorch_optimizer with fixed_decay=True"),
+    "palm": Convention("lr_squared", "PaLM, arXiv:2204.02311 §5, λ = 1; t5x adafactor.py"),
+    "adamc": Convention("corrected", "AdamC, Defazio 2025, arXiv:2506.02285"),
+    **{
+        name: Convention(name, f"rule '{name}' of this package")
+        for name, rule in RULES.items()
+        if rule.reach == "weights"
+    },
+}
+
+
+class Conversion(float):
+    """The converted λ, a float that knows how good it is.
+
+    Attributes:
+        exact: whether every step decays as before.
+        error: Σ|a'_t − a_t| / Σ a_t, the part of the decay that falls on other steps; 0 where exact.
+        source_shrink, target_shrink: Π(1 − a_t) over the run, what is left of a weight without gradients; None
+            without a run.
+        note: the same for a reader.
+    """
+
+    exact: bool
+    error: float
+    source_shrink: float | None
+    target_shrink: float | None
+    note: str
+
+    def __new__(cls, value: float, **facts: Any) -> Conversion:
+        made = super().__new__(cls, value)
+        made.__dict__.update(facts)
+        return made
+
+    def __getnewargs_ex__(self) -> tuple[tuple[float], dict[str, Any]]:
+        return (float(self),), dict(self.__dict__)
+
+
+def convert(
+    weight_decay: float,
+    *,
+    source: str,
+    target: str,
+    lr: float,
+    schedule: Schedule | None = None,
+    steps: int | None = None,
+) -> Conversion:
+    """The λ that decays in the target's convention as `weight_decay` does in the source's.
+
+        convert(0.1, source="torch", target="composer", lr=6e-4)  ->  6e-05
+
+    Args:
+        weight_decay: λ as the source means it.
+        source, target: names of `CONVENTIONS`: frameworks, papers or rules.
+        lr: peak learning rate η.
+        schedule: η_t; constant at `lr` if not given.
+        steps: length of the run T; needed where no single λ is exact, and for the shrink over the run.
+
+    Raises:
+        ConfigError: with every fault: unknown conventions, values out of range, a decay per step over 1, a schedule
+            above `lr`; no schedule or no steps where the conversion depends on them; torch's Adam, whose λ has no
+            counterpart.
+    """
+    faults = _faults(weight_decay, source, target, lr, steps)
+    if faults:
+        raise ConfigError(faults)
+    there, here = CONVENTIONS[source], CONVENTIONS[target]
+    into, out_of = there.scale(steps or 1), here.scale(steps or 1)
+    at_peak = _shape(there.rule, lr, lr) * into / (_shape(here.rule, lr, lr) * out_of)
+    value = weight_decay * at_peak
+    proportional = schedule is None or _exponent(there.rule) == _exponent(here.rule)
+    if steps is None:
+        if not proportional:
+            raise ConfigError(
+                f"'{source}' and '{target}' follow a changing lr differently, so no single weight_decay maps: give "
+                "steps for the closest over the run"
+            )
+        return Conversion(value, exact=True, error=0.0, source_shrink=None, target_shrink=None, note=_EXACT)
+
+    rates = [lr if schedule is None else schedule(step) for step in range(steps)]
+    if max(rates) > lr * (1 + 1e-9):
+        raise ConfigError(f"the schedule goes up to {max(rates):g}, above the peak lr {lr:g}: give the highest as lr")
+    before = [_shape(there.rule, rate, lr) * into * weight_decay for rate in rates]
+    unit = [_shape(here.rule, rate, lr) * out_of for rate in rates]
+    _raise_if_over_one(before, source)
+    if not proportional and any(before):
+        value = _matching(unit, _log_shrink(before), f"'{target}'")
+    after = [value * shape for shape in unit]
+    _raise_if_over_one(after, target)
+    total = math.fsum(before)
+    moved = math.fsum(abs(a - b) for a, b in zip(after, before, strict=True))
+    error = 0.0 if proportional or not total else moved / total
+    return Conversion(
+        value,
+        exact=proportional or not total,
+        error=error,
+        source_shrink=math.exp(_log_shrink(before)),
+        target_shrink=math.exp(_log_shrink(after)),
+        note=_EXACT if proportional or not total else _CLOSEST.format(part=error),
+    )
+
+
+_EXACT = "exact: every step decays as before"
+_CLOSEST = "no single λ maps: this one removes as much over the run, with {part:.1%} of the decay at other steps"
+
+
+def _shape(rule: str, lr: float, peak_lr: float) -> float:
+    """The decay per step of λ = 1."""
+    return RULES[rule].decay_per_step(lr, 1.0, peak_lr)
+
+
+def _exponent(rule: str) -> int:
+    """How the decay per step goes with η_t: rules of one exponent are proportional at every step."""
+    return {"fixed": 0, "decoupled": 1, "independent": 1, "lr_squared": 2, "corrected": 2}[rule]
+
+
+def _log_shrink(decays: Sequence[float]) -> float:
+    """ln Π(1 − a_t)"""
+    return math.fsum(math.log1p(-a) if a < 1 else -math.inf for a in decays)
+
+
+def _matching(unit: Sequence[float], log_shrink: float, name: str) -> float:
+    """The λ ≥ 0 at which Σ ln(1 − λ·shape_t) is `log_shrink`, by Newton's method.
+
+    The sum is concave and falls with λ: from a λ that decays too much the steps come down to the solution and never
+    pass it. The first step may go beyond a decay of 1 and is then shortened.
+    """
+    largest = max(unit)
+    if not largest or math.isinf(log_shrink):
+        raise ConfigError(f"no weight_decay of {name} removes as much over this run")
+    value = (1 - math.exp(log_shrink / len(unit))) / largest
+    for _ in range(200):
+        gap = _log_shrink([value * shape for shape in unit]) - log_shrink
+        slope = -math.fsum(shape / (1 - value * shape) for shape in unit)
+        following = value - gap / slope
+        if following * largest >= 1:
+            following = (value + 1 / largest) / 2
+        if abs(following - value) <= 1e-15 * value:
+            return following
+        value = following
+    return value
+
+
+def _faults(weight_decay: float, source: str, target: str, lr: float, steps: int | None) -> list[str]:
+    faults = []
+    for name in (source, target):
+        if name == _NO_NUMBER:
+            faults.append(
+                "torch.optim.Adam puts λ·w into the gradient and divides it by √v: what it removes depends on the "
+                "gradients, so no number maps (for gradients of standard deviation σ, AdamW with λ/σ keeps the same "
+                "norms at equilibrium)"
+            )
+        elif name not in CONVENTIONS:
+            faults.append(f"unknown convention '{name}': {did_you_mean(str(name), [*CONVENTIONS, _NO_NUMBER])}")
+        elif CONVENTIONS[name].needs_steps and not steps:
+            faults.append(f"'{name}' depends on the length of the run: give steps")
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        faults.append(f"weight_decay must be a finite number of at least 0, got {weight_decay}")
+    if not (math.isfinite(lr) and lr > 0):
+        faults.append(f"lr must be a finite number over 0, the peak of the schedule, got {lr}")
+    if steps is not None and steps < 1:
+        faults.append(f"steps must be at least 1, got {steps}")
+    return faults
+
+
+def _raise_if_over_one(decays: Sequence[float], name: str) -> None:
+    if max(decays) > 1:
+        raise ConfigError(
+            f"in the convention '{name}' a step would remove {max(decays):g} of a weight: at most 1 can be"
+        )

@@ -1,0 +1,107 @@
+"""Lion: the sign of an interpolated momentum.
+
+    u ← sign(β1·m + (1 − β1)·g)          w ← (decay of w) − η_t·u          m ← β2·m + (1 − β2)·g
+
+Every element moves by η_t, so λ is usually 3 to 10 times AdamW's, with η as many times smaller.
+
+Reference: Chen et al. 2023, arXiv:2302.06675, program 1 and §5 for η and λ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from weightdecay.optim.base import DecayingOptimizer, Group, Params, with_gradient
+from weightdecay.optim.rounding import Rounding
+
+NO_COUPLED_FORM = "this direction has no coupled form; rule l2 belongs to AdamL2 and SGDW"
+
+
+class Lion(DecayingOptimizer):
+    """Lion with a decay rule; a for-loop and a foreach path.
+
+    Args:
+        params: a decay plan, parameters, (name, parameter) pairs, or groups.
+        lr: η.
+        betas: β1 of the interpolation and β2 of the momentum.
+        weight_decay: λ of groups that do not bring their own.
+        rule, peak_lr, rounding: as in `weightdecay.AdamW`.
+        maximize: ascend instead of descending.
+        foreach: work on all tensors at once; None chooses it on CUDA, as torch does.
+
+    Raises:
+        OptimizerError: with every fault of every group; at a step for sparse gradients.
+    """
+
+    refused: ClassVar[Mapping[str, str]] = {"l2": NO_COUPLED_FORM}
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        *,
+        rule: str = "decoupled",
+        peak_lr: float | None = None,
+        rounding: Rounding = "nearest",
+        maximize: bool = False,
+        foreach: bool | None = None,
+    ) -> None:
+        decay: dict[str, Any] = {"rule": rule, "peak_lr": peak_lr, "rounding": rounding}
+        own: dict[str, Any] = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+        groups = self._groups(params, **own, **decay)
+        super().__init__(groups, {**own, "maximize": maximize, "foreach": foreach})
+        self._finish(**decay)
+
+    def _direction_step(self) -> None:
+        for group in self.param_groups:
+            weights: list[Tensor] = []
+            gradients: list[Tensor] = []
+            momenta: list[Tensor] = []
+            for p in with_gradient(group):
+                if "exp_avg" not in self.state[p]:
+                    self.state[p]["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                for listed, tensor in ((weights, p), (gradients, p.grad), (momenta, self.state[p]["exp_avg"])):
+                    listed.append(torch.view_as_real(tensor) if tensor.is_complex() else tensor)
+            if weights:
+                _step(weights, gradients, momenta, group)
+
+    def _next_direction(self, p: Tensor, group: Group) -> tuple[Tensor | None, tuple[float, float]]:
+        beta1 = group["betas"][0]
+        return self.state[p].get("exp_avg"), (beta1, (1 - beta1) * (-1.0 if group["maximize"] else 1.0))
+
+    def _start_in_float32(self, p: Tensor, group: Group) -> None:  # noqa: ARG002
+        state = self.state[p]
+        if "exp_avg" not in state:
+            state["exp_avg"] = torch.zeros_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
+        state["exp_avg"] = state["exp_avg"].float()
+
+    def _update_in_float32(self, weights: Tensor, gradient: Tensor, part: slice, p: Tensor, group: Group) -> None:
+        momentum = self.state[p]["exp_avg"].view(-1)[part]
+        _step([weights], [gradient], [momentum], {**group, "weight_decay": 0.0, "foreach": False})
+
+
+def _step(weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], group: Group) -> None:
+    """One step of tensors that are real, with decoupled decay."""
+    (beta1, beta2), lr = group["betas"], float(group["lr"])
+    keep = 1 - lr * float(group["weight_decay"])
+    foreach = group["foreach"]
+    if foreach or (foreach is None and all(w.is_cuda for w in weights)):
+        if group["maximize"]:
+            gradients = list(torch._foreach_neg(gradients))
+        torch._foreach_mul_(weights, keep)
+        directions = torch._foreach_lerp(momenta, gradients, 1 - beta1)
+        torch._foreach_sign_(directions)
+        torch._foreach_add_(weights, directions, alpha=-lr)
+        torch._foreach_lerp_(momenta, gradients, 1 - beta2)
+        return
+    for w, g, m in zip(weights, gradients, momenta, strict=True):
+        gradient = -g if group["maximize"] else g
+        w.mul_(keep)
+        w.add_(m.lerp(gradient, 1 - beta1).sign_(), alpha=-lr)
+        m.lerp_(gradient, 1 - beta2)

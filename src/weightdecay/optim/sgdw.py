@@ -1,0 +1,91 @@
+"""SGDW: torch's own SGD with a decay rule.
+
+    b ← μ·b + (1 − τ)·g          w ← (decay of w) − η_t·b
+
+Without momentum, and only then, decoupled decay by λ equals the l2 penalty ½·λ·‖w‖²: proposition 1 of the reference.
+
+Reference: Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightdecay.optim.base import DecayingOptimizer, Group, Params
+from weightdecay.optim.rounding import Rounding
+
+
+class SGDW(DecayingOptimizer, torch.optim.SGD):
+    """SGD whose decay does not enter the momentum; with rule `l2`, `torch.optim.SGD` itself.
+
+    Args:
+        params: a decay plan, parameters, (name, parameter) pairs, or groups.
+        weight_decay: λ of groups that do not bring their own.
+        rule, peak_lr, rounding: as in `weightdecay.AdamW`, and `l2` besides.
+        lr, momentum, dampening, nesterov, maximize, foreach, differentiable, fused: as in torch.
+
+    Raises:
+        OptimizerError: with every fault of every group.
+    """
+
+    kernel_decays = False
+    takes_sparse = True
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        rule: str = "decoupled",
+        peak_lr: float | None = None,
+        rounding: Rounding = "nearest",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        decay: dict[str, Any] = {"rule": rule, "peak_lr": peak_lr, "rounding": rounding}
+        groups = self._groups(params, lr=lr, momentum=momentum, weight_decay=weight_decay, **decay)
+        super().__init__(
+            groups, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize, foreach=foreach,
+            differentiable=differentiable, fused=fused,
+        )  # fmt: skip
+        self._finish(**decay)
+
+    def _next_direction(self, p: Tensor, group: Group) -> tuple[Tensor | None, tuple[float, float]]:
+        sign = -1.0 if group["maximize"] else 1.0
+        momentum, buffer = group["momentum"], self.state[p].get("momentum_buffer")
+        if buffer is None or momentum == 0:
+            return None, (0.0, sign)
+        fresh = 1 - group["dampening"]
+        if group["nesterov"]:  # g + μ·(μ·b + (1 − τ)·g)
+            return buffer, (momentum**2, sign * (1 + momentum * fresh))
+        return buffer, (momentum, sign * fresh)
+
+    def _start_in_float32(self, p: Tensor, group: Group) -> None:
+        momentum, state = group["momentum"], self.state[p]
+        if momentum and "momentum_buffer" not in state:
+            # torch's first buffer is the gradient itself, undamped: μ·b_0 + (1 − τ)·g = g
+            state["momentum_buffer"] = self._ascended(p.grad, p, group).mul_(group["dampening"] / momentum)
+        elif momentum:
+            state["momentum_buffer"] = state["momentum_buffer"].float()
+
+    def _update_in_float32(self, weights: Tensor, gradient: Tensor, part: slice, p: Tensor, group: Group) -> None:
+        gradient, momentum = self._ascended(gradient, weights, group), group["momentum"]
+        if momentum:
+            buffer = self.state[p]["momentum_buffer"].view(-1)[part]
+            buffer.mul_(momentum).add_(gradient, alpha=1 - group["dampening"])
+            gradient = gradient.add_(buffer, alpha=momentum) if group["nesterov"] else buffer
+        weights.add_(gradient, alpha=-float(group["lr"]))
+
+    def _ascended(self, gradient: Any, weights: Tensor, group: Group) -> Tensor:
+        """The gradient as the momentum gets it, a float32 copy: its sign, and λ·w where it is coupled."""
+        seen: Tensor = (-gradient if group["maximize"] else gradient).to(torch.float32, copy=True).contiguous()
+        return seen.add_(weights, alpha=float(group["weight_decay"])) if group["rule"] == "l2" else seen

@@ -1,0 +1,377 @@
+"""Optimizer state keyed by name, and what a resume would change.
+
+torch loads state by position: two swapped parameters of one shape swap their moments without a word, and the saved lr
+and λ replace the ones just asked for. Here a tensor is found by its name, every fault is reported before anything is
+loaded, and a changed setting is obeyed by an explicit choice, from the first step on. Saving never steps.
+
+    tensors, settings = state_by_name(optimizer, model), settings_by_name(optimizer, model)
+    save_file(tensors, "optimizer.safetensors")                        # settings are JSON
+    load_state_by_name(optimizer, tensors, settings, names=model, on_change="override")
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from weightdecay.errors import OptimizerError, did_you_mean
+
+# A model, (name, tensor) pairs by name, or names in the order of the groups; None: the optimizer's own `param_names`.
+Names: TypeAlias = nn.Module | Mapping[str, Tensor] | Sequence[str] | None
+OnChange = Literal["keep", "override"]
+Settings: TypeAlias = dict[str, Any]
+
+_PYTHON_NUMBERS = {"int": int, "float": float, "bool": bool}  # state that is no tensor is saved as "<key>:<type>"
+_NOT_SETTINGS = {"params", "param_names", "foreach", "fused", "capturable", "differentiable", "decay_step"}
+_HARMLESS = {"order", "name"}
+_PRIMES = (2, 3, 5, 7, 11)
+_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)|^(module)(?=\.)")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One difference between a saved optimizer and the one that is to go on.
+
+    Args:
+        parameter: the tensor's name; empty where it concerns all.
+        setting: `weight_decay`, `lr`, …; `tensor` where one side lacks it; `order`, `name` of its group.
+        saved, asked: the two values.
+    """
+
+    parameter: str
+    setting: str
+    saved: Any
+    asked: Any
+
+    @property
+    def harmless(self) -> bool:
+        """Whether matching by name settles it, so that no choice is needed."""
+        return self.setting in _HARMLESS
+
+
+def state_by_name(optimizer: torch.optim.Optimizer, names: Names = None) -> dict[str, Tensor]:
+    """The optimizer's state as `"<parameter>/<key>"` -> tensor, ready for safetensors; empty before the first step.
+
+    A Python number becomes a scalar tensor under `"<parameter>/<key>:int"` (or `float`, `bool`).
+
+    Raises:
+        OptimizerError: a parameter has no name, or the state holds what is neither tensor nor number.
+    """
+    named = parameter_names(optimizer, names)
+    tensors: dict[str, Tensor] = {}
+    faults = []
+    for p, state in optimizer.state.items():
+        if p not in named or not isinstance(state, Mapping):
+            faults.append(f"{type(optimizer).__name__} keeps state that belongs to no parameter of its groups")
+            continue
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{named[p]}/{key}"] = value.detach().contiguous()
+            elif type(value).__name__ in _PYTHON_NUMBERS:
+                tensors[f"{named[p]}/{key}:{type(value).__name__}"] = torch.tensor(value, dtype=_scalar_dtype(value))
+            elif value is not None:
+                faults.append(f"{named[p]}/{key} is a {type(value).__name__}: only tensors and numbers can be saved")
+    if faults:
+        raise OptimizerError(list(dict.fromkeys(faults)))
+    return tensors
+
+
+def settings_by_name(optimizer: torch.optim.Optimizer, names: Names = None) -> Settings:
+    """The optimizer's class and groups as JSON: for each group its parameters' names and every plain setting."""
+    named = parameter_names(optimizer, names)
+    return {
+        "optimizer": type(optimizer).__name__,
+        "groups": [
+            {
+                "params": [named[p] for p in group["params"]],
+                **{key: _plain(value) for key, value in group.items() if key not in ("params", "param_names")},
+            }
+            for group in optimizer.param_groups
+        ],
+    }
+
+
+def changes(
+    optimizer: torch.optim.Optimizer, settings: Settings, names: Names = None, *, ignore: Collection[str] = ()
+) -> list[Change]:
+    """What going on with this optimizer would change, compared with the saved settings.
+
+    Args:
+        ignore: settings not to compare, such as `lr` where a schedule sets it anew at each step.
+    """
+    saved, asked = _by_parameter(settings), _by_parameter(settings_by_name(optimizer, names))
+    found = [Change(name, "tensor", "present", "missing") for name in saved if name not in asked]
+    for name, wanted in asked.items():
+        if name not in saved:
+            found.append(Change(name, "tensor", "missing", "present"))
+            continue
+        keys = sorted((wanted.keys() | saved[name].keys()) - _NOT_SETTINGS - set(ignore))
+        pairs = [(key, saved[name].get(key), wanted.get(key)) for key in keys]
+        found += [Change(name, key, old, new) for key, old, new in pairs if old != new]
+    if not any(change.setting == "tensor" for change in found) and list(saved) != list(asked):
+        found.append(Change("", "order", list(saved), list(asked)))
+    return found
+
+
+def describe(found: Iterable[Change]) -> list[str]:
+    """The changes in lines for the user: one for each kind, with the first tensors it concerns."""
+    alike: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for change in found:
+        if change.setting == "order":
+            alike["order", "", ""].append("")
+        else:
+            alike[change.setting, str(change.saved), str(change.asked)].append(change.parameter)
+    lines = []
+    for (setting, saved, asked), parameters in alike.items():
+        if setting == "order":
+            lines.append("the parameters come in another order: they are matched by name")
+            continue
+        shown = ", ".join(parameters[:3]) + (", …" if len(parameters) > 3 else "")
+        lines.append(f"{setting}: saved {saved}, asked {asked}, for {len(parameters)} tensors ({shown})")
+    return lines
+
+
+def load_state_by_name(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    settings: Settings | None = None,
+    names: Names = None,
+    *,
+    on_change: OnChange | None = None,
+    ignore: Collection[str] = (),
+) -> list[Change]:
+    """Load state and settings by name, or nothing at all.
+
+    Args:
+        tensors: what `state_by_name` gave.
+        settings: what `settings_by_name` gave; without it the optimizer's own settings stay, unchecked.
+        on_change: `override` goes on with the settings just asked for, and lets tensors come and go; `keep` goes back
+            to the saved ones. Without a choice any change but of order or group names is an error.
+        ignore: settings that are neither compared nor loaded.
+
+    Returns:
+        The changes that were found.
+
+    Raises:
+        OptimizerError: with every name: missing or unknown tensors, wrong shapes, state of another optimizer, or
+            changes without a choice. Nothing is loaded then.
+    """
+    named = parameter_names(optimizer, names)
+    if on_change not in (None, "keep", "override"):
+        raise OptimizerError(f"unknown on_change '{on_change}': {did_you_mean(str(on_change), ('keep', 'override'))}")
+    states, expected = _states(tensors), _expected_states(optimizer)
+    if settings is not None:
+        found = changes(optimizer, settings, names, ignore=ignore)
+    else:
+        found = _tensor_changes(states, {name: bool(expected[p]) for p, name in named.items()})
+    faults = _choice_faults(found, on_change)
+    kind = type(optimizer).__name__
+    for p, name in named.items():
+        faults += _state_faults(kind, p, name, states.get(name, {}), expected[p])
+    kept = _kept_settings(optimizer, settings, named, ignore, faults) if settings and on_change == "keep" else []
+    if faults:
+        raise OptimizerError(faults)
+    for p, name in named.items():
+        if name in states:
+            kept_as = expected[p] or {}
+            optimizer.state[p] = {key: _placed(value, p, kept_as.get(key)) for key, value in states[name].items()}
+        else:
+            optimizer.state.pop(p, None)
+    for group, values in zip(optimizer.param_groups, kept, strict=False):
+        _set_group(group, values)
+    _restore_progress(optimizer, settings, named)
+    return found
+
+
+def parameter_names(optimizer: torch.optim.Optimizer, names: Names = None) -> dict[Tensor, str]:
+    """Parameter -> name, in the order of the groups. Names of wrappers (compile, FSDP, DDP) are left out.
+
+    Raises:
+        OptimizerError: some parameter has no name, or a name is given twice.
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    if names is None:
+        listed = [name for group in optimizer.param_groups for name in group.get("param_names", ())]
+        named = dict(zip(params, listed, strict=True)) if len(listed) == len(params) else {}
+    elif isinstance(names, nn.Module | Mapping):
+        pairs = names.named_parameters() if isinstance(names, nn.Module) else names.items()
+        found = {p: name for name, p in pairs}
+        named = {p: found[p] for p in params if p in found}
+    else:
+        if len(names) != len(params):
+            raise OptimizerError(f"{len(names)} names for {len(params)} parameters: give one for each, in their order")
+        named = dict(zip(params, names, strict=True))
+    named = {p: _WRAPPERS.sub("", name).lstrip(".") for p, name in named.items()}
+    if len(named) < len(params):
+        raise OptimizerError(
+            f"{len(params) - len(named)} of {len(params)} parameters have no name: give the model, or build the "
+            "optimizer from a plan or from model.named_parameters()"
+        )
+    if twice := sorted({name for name in named.values() if list(named.values()).count(name) > 1}):
+        raise OptimizerError(f"names of more than one parameter: {', '.join(twice)}")
+    return named
+
+
+# --- faults
+
+
+def _tensor_changes(states: Mapping[str, Any], asked: Mapping[str, bool]) -> list[Change]:
+    """Without settings only the state tells which parameters were there. `asked`: name -> whether it keeps state."""
+    new = [Change(name, "tensor", "missing", "present") for name in asked if asked[name] and name not in states]
+    return (new if states else []) + [Change(name, "tensor", "present", "missing") for name in states.keys() - asked]
+
+
+def _choice_faults(found: Sequence[Change], on_change: OnChange | None) -> list[str]:
+    pressing = [change for change in found if not change.harmless]
+    if on_change == "override" or not pressing:
+        return []
+    if on_change == "keep":
+        tensors = [change for change in pressing if change.setting == "tensor"]
+        return [f"{line}; on_change='keep' cannot bring it back" for line in describe(tensors)]
+    return [
+        f"{line}: choose on_change='override' for what is asked or 'keep' for what was saved"
+        for line in describe(pressing)
+    ]
+
+
+def _state_faults(
+    kind: str, p: Tensor, name: str, state: Mapping[str, Any], expected: Mapping[str, Any] | None
+) -> list[str]:
+    if not state or expected is None:
+        return []
+    faults = [f"{name}/{key}: {kind} has no such state; it is another optimizer's" for key in state.keys() - expected]
+    faults += [f"{name}/{key}: {kind} needs it and it is missing" for key in expected.keys() - state.keys()]
+    for key in state.keys() & expected.keys():
+        shape = tuple(getattr(state[key], "shape", ()))
+        wanted = _scaled_shape(expected[key], p)
+        if wanted is not None and shape != wanted:
+            faults.append(f"{name}/{key}: saved with shape {shape}, this model needs {wanted}")
+    return sorted(faults)
+
+
+def _expected_states(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Any] | None]:
+    """For each parameter the state that the optimizer keeps for a tensor of its number of axes and dtype.
+
+    None for optimizers that are neither torch's nor ours: their state may depend on more than that.
+    """
+    ours = type(optimizer).__module__.partition(".")[0] in ("torch", "weightdecay")
+    expected: dict[Tensor, dict[str, Any] | None] = {}
+    for group in optimizer.param_groups:
+        known: dict[Any, dict[str, Any] | None] = {}
+        for p in group["params"]:
+            key = (p.ndim, p.dtype)
+            if key not in known:
+                known[key] = _twin_state(optimizer, group, p) if ours and p.ndim <= len(_PRIMES) else None
+            expected[p] = known[key]
+    return expected
+
+
+def _twin_state(optimizer: torch.optim.Optimizer, group: dict[str, Any], p: Tensor) -> dict[str, Any] | None:
+    """What a step leaves behind, seen on a twin of the optimizer with a few numbers in a tensor like p."""
+    tiny = nn.Parameter(torch.zeros(_PRIMES[: p.ndim], dtype=p.dtype))
+    tiny.grad = torch.zeros_like(tiny)
+    twin = object.__new__(type(optimizer))
+    twin.__setstate__(
+        {**optimizer.__getstate__(), "state": defaultdict(dict), "param_groups": [{**group, "params": [tiny]}]}
+    )
+    function: Any = type(optimizer).step
+    try:
+        getattr(function, "__wrapped__", function)(twin)  # not the hooks: nobody is to count this step
+    except (RuntimeError, TypeError):  # it wants sparse gradients or a closure
+        return None
+    return {key: value for key, value in twin.state[tiny].items() if value is not None}
+
+
+def _scaled_shape(expected: Any, p: Tensor) -> tuple[int, ...] | None:
+    """The twin's shape with p's sizes for the twin's; None where an axis is neither p's nor 1."""
+    sizes = {1: 1, **dict(zip(_PRIMES, p.shape, strict=False))}
+    shape = tuple(getattr(expected, "shape", ()))
+    return tuple(sizes[n] for n in shape) if all(n in sizes for n in shape) else None
+
+
+# --- values
+
+
+def _states(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    states: dict[str, dict[str, Any]] = defaultdict(dict)
+    for full, value in tensors.items():
+        name, _, key = full.rpartition("/")
+        key, _, kind = key.partition(":")
+        states[name][key] = _PYTHON_NUMBERS[kind](value.item()) if kind in _PYTHON_NUMBERS else value
+    return states
+
+
+def _placed(value: Any, p: Tensor, expected: Any) -> Any:
+    """A copy where and as the optimizer keeps it."""
+    if not isinstance(value, Tensor):
+        return value
+    if not isinstance(expected, Tensor):
+        return value.to(p.device, copy=True) if value.ndim else value.clone()
+    device = p.device if value.ndim else expected.device
+    return value.to(device=device, dtype=expected.dtype, copy=True)
+
+
+def _by_parameter(settings: Settings) -> dict[str, dict[str, Any]]:
+    return {
+        name: {key: value for key, value in group.items() if key != "params"}
+        for group in settings["groups"]
+        for name in group["params"]
+    }
+
+
+def _kept_settings(
+    optimizer: torch.optim.Optimizer,
+    settings: Settings,
+    named: Mapping[Tensor, str],
+    ignore: Collection[str],
+    faults: list[str],
+) -> list[dict[str, Any]]:
+    """For each group the saved values; a fault where its tensors were saved with different ones."""
+    saved = _by_parameter(settings)
+    kept = []
+    for index, group in enumerate(optimizer.param_groups):
+        members = [saved[named[p]] for p in group["params"] if named[p] in saved]
+        values = {}
+        for key in sorted({key for member in members for key in member} - _NOT_SETTINGS - _HARMLESS - set(ignore)):
+            if any(member.get(key) != members[0].get(key) for member in members):
+                faults.append(f"group {index}: its tensors were saved with different {key}, so it cannot be kept")
+            values[key] = members[0].get(key)
+        kept.append(values)
+    return kept
+
+
+def _set_group(group: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        present = group.get(key)
+        if isinstance(present, Tensor):
+            present.fill_(value)
+        else:
+            group[key] = tuple(value) if isinstance(present, tuple) else value
+
+
+def _restore_progress(optimizer: torch.optim.Optimizer, settings: Settings | None, named: Mapping[Tensor, str]) -> None:
+    """The number of steps that a λ schedule has seen: no setting, so never a matter of choice."""
+    saved = _by_parameter(settings) if settings else {}
+    for group in optimizer.param_groups:
+        counts = [saved[named[p]]["decay_step"] for p in group["params"] if "decay_step" in saved.get(named[p], {})]
+        if counts:
+            group["decay_step"] = max(counts)
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON has it; what JSON cannot hold is named by its type."""
+    if isinstance(value, Tensor):
+        return value.item() if value.numel() == 1 else value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, str | int | float | bool) else type(value).__name__
+
+
+def _scalar_dtype(value: float) -> torch.dtype:
+    return torch.bool if isinstance(value, bool) else torch.int64 if isinstance(value, int) else torch.float64

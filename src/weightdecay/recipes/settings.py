@@ -1,0 +1,284 @@
+"""What a training run can be told, as frozen values; read from `section.key = value` pairs, all faults at once.
+
+A recipe supplies most of the pairs, the user's flags and `--set` the rest. Values may come as text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from weightdecay.errors import ConfigError, did_you_mean
+from weightdecay.models.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """What to train on.
+
+    Args:
+        sources: files, folders, globs, `hf:NAME`, or one prepared directory; empty means the standard library.
+        tokenizer: `byte`, `bpe:N`, `tiktoken:NAME` or a tokenizer.json.
+        text_key: the field of a JSON line or table row that holds the text.
+        encoding_errors: `strict` stops at the first byte that is not UTF-8, `replace` counts and replaces.
+    """
+
+    sources: tuple[str, ...] = ()
+    tokenizer: str = "bpe:4096"
+    text_key: str = "text"
+    encoding_errors: str = "strict"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """How a step updates and decays.
+
+    Args:
+        name: `adamw`.
+        lr: peak learning rate η.
+        weight_decay: λ; NaN stands for `auto` until the run's length is known.
+        rule: what λ means in one step.
+        policy: which tensors decay.
+        grad_clip: largest norm of the whole gradient; 0 does not clip.
+    """
+
+    name: str
+    lr: float
+    weight_decay: float
+    beta1: float
+    beta2: float
+    eps: float
+    rule: str = "decoupled"
+    policy: str = "default"
+    grad_clip: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """How the learning rate moves over the run.
+
+    Args:
+        shape: `cosine`, `linear` or `constant`, after the warm-up.
+        final_fraction: of the peak, where the descent ends.
+        warmup_steps, warmup_tokens, warmup_fraction: length of the linear rise; at most one of them is set.
+        decay_tokens: where the descent ends, counted from the start; 0 means at the end of the run.
+    """
+
+    shape: str
+    final_fraction: float = 0.0
+    warmup_steps: int = 0
+    warmup_tokens: float = 0.0
+    warmup_fraction: float = 0.0
+    decay_tokens: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How long, how fast, and what is written.
+
+    Args:
+        steps, tokens: length of the run; exactly one is set.
+        batch_tokens: tokens in one optimizer step, rounded to whole sequences.
+        micro_batch_tokens: tokens in one forward pass; 0 lets the trainer choose.
+        dtype: `float32`, or `bfloat16` for autocast over float32 weights.
+        compile: torch.compile each block.
+        out: run directory; empty picks a new one under runs/.
+        log_every, eval_every, checkpoint_every: in steps; 0 lets the trainer choose.
+        eval_tokens: held-out tokens in one evaluation at most.
+        keep: newest checkpoints kept, beside the best.
+        init_from: a run directory or checkpoint whose weights to start from.
+        nproc: processes on this machine.
+    """
+
+    steps: int = 0
+    tokens: float = 0.0
+    batch_tokens: int
+    micro_batch_tokens: int = 0
+    dtype: str = "bfloat16"
+    compile: bool = False
+    seed: int = 0
+    out: str = ""
+    log_every: int = 0
+    eval_every: int = 0
+    eval_tokens: int = 1_048_576
+    checkpoint_every: int = 0
+    keep: int = 2
+    init_from: str = ""
+    nproc: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a training run.
+
+        config = TrainConfig.from_values({"model.n_layers": 3, "optimizer.lr": "6e-3", …})
+
+    `recipe` names where the values came from, for people; nothing is read from it again.
+    """
+
+    model: ModelConfig
+    data: DataSettings
+    optimizer: OptimizerSettings
+    schedule: ScheduleSettings
+    run: RunSettings
+    recipe: str = ""
+    scaling: str = field(default="", metadata={"why": "how a scaled-down size was scaled; said before training"})
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], *, recipe: str = "", scaling: str = "") -> TrainConfig:
+        """Read `section.key` pairs.
+
+        Raises:
+            ConfigError: every unknown or missing key, wrong type and value out of range, at once.
+        """
+        read, faults = read_values(values)
+        built: dict[str, Any] = {}
+        for section, kind in SECTIONS.items():
+            asked = {key.partition(".")[2] for key in values if key.startswith(section + ".")}
+            given = {name: read[f"{section}.{name}"] for name in asked if f"{section}.{name}" in read}
+            missing = sorted(_required(kind) - asked)
+            faults += [f"{section}.{name} is missing: give it with --set {section}.{name}=…" for name in missing]
+            if _required(kind) - given.keys():
+                continue  # said above; the others of this section are still checked one by one
+            try:
+                built[section] = kind(**given)
+            except ConfigError as error:
+                faults += error.faults
+        faults += out_of_range(read)
+        if not any(values.get(key) for key in ("run.steps", "run.tokens")):
+            faults.append("the run's length is missing: give --steps or --tokens")
+        if faults:
+            raise ConfigError(faults)
+        return cls(**built, recipe=recipe, scaling=scaling)
+
+    def values(self) -> dict[str, Any]:
+        """The same as `section.key` pairs: what `from_values` reads."""
+        return {
+            f"{section}.{item.name}": getattr(getattr(self, section), item.name)
+            for section, kind in SECTIONS.items()
+            for item in dataclasses.fields(kind)
+        }
+
+    def replace(self, **changes: Any) -> TrainConfig:
+        """The same with some `section__key` values changed, checked anew."""
+        merged = self.values() | {key.replace("__", ".", 1): value for key, value in changes.items()}
+        return type(self).from_values(merged, recipe=self.recipe, scaling=self.scaling)
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "model": ModelConfig,
+    "data": DataSettings,
+    "optimizer": OptimizerSettings,
+    "schedule": ScheduleSettings,
+    "run": RunSettings,
+}
+
+
+@cache
+def known_keys() -> dict[str, Any]:
+    """Every `section.key` with its type."""
+    return {
+        f"{section}.{name}": hint
+        for section, kind in SECTIONS.items()
+        for name, hint in typing.get_type_hints(kind).items()
+    }
+
+
+def read_values(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Each value as its key's type, and a fault for each that cannot be."""
+    read, faults = {}, []
+    for key, value in values.items():
+        if key not in known_keys():
+            faults.append(f"unknown key '{key}': {did_you_mean(key, known_keys())}")
+            continue
+        try:
+            read[key] = _as_type(value, known_keys()[key])
+        except ValueError as error:
+            faults.append(f"{key} = {value!r}: {error}")
+    return read, faults
+
+
+def _required(kind: type[Any]) -> set[str]:
+    return {
+        item.name
+        for item in dataclasses.fields(kind)
+        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    }
+
+
+def _as_type(value: Any, kind: Any) -> Any:
+    if isinstance(kind, types.GenericAlias):  # tuple[str, ...]
+        return (value,) if isinstance(value, str) else tuple(str(item) for item in value)
+    if kind is str:
+        return str(value) if isinstance(value, str | Path) else _refuse("text")
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        return known[str(value).lower()] if str(value).lower() in known else _refuse("true or false")
+    if isinstance(value, bool):
+        return _refuse("a number")
+    if kind is float and value == "auto":
+        return math.nan
+    try:
+        number = float(str(value).replace("_", ""))
+    except ValueError:
+        return _refuse("a number")
+    if kind is float:
+        return number
+    return int(number) if math.isfinite(number) and number == int(number) else _refuse("a whole number")
+
+
+def _refuse(wanted: str) -> typing.NoReturn:
+    raise ValueError(f"must be {wanted}")
+
+
+_CHOICES = {
+    "data.encoding_errors": ("strict", "replace"),
+    "optimizer.name": ("adamw",),
+    "schedule.shape": ("constant", "cosine", "linear"),
+    "run.dtype": ("bfloat16", "float32"),
+}
+_RANGES: dict[str, tuple[float, float, str]] = {
+    "optimizer.lr": (0.0, math.inf, "at least 0"),
+    "optimizer.weight_decay": (0.0, math.inf, "at least 0, or auto"),
+    "optimizer.beta1": (0.0, 1.0, "from 0 to below 1"),
+    "optimizer.beta2": (0.0, 1.0, "from 0 to below 1"),
+    "optimizer.eps": (0.0, math.inf, "at least 0"),
+    "optimizer.grad_clip": (0.0, math.inf, "at least 0"),
+    "schedule.final_fraction": (0.0, math.inf, "at least 0"),
+    "schedule.warmup_fraction": (0.0, 1.0, "from 0 to below 1"),
+    **{f"schedule.{name}": (0.0, math.inf, "at least 0") for name in ("warmup_steps", "warmup_tokens", "decay_tokens")},
+    **{
+        f"run.{name}": (0.0, math.inf, "at least 0")
+        for name in ("steps", "tokens", "micro_batch_tokens", "log_every", "eval_every", "checkpoint_every", "seed")
+    },
+    **{f"run.{name}": (1.0, math.inf, "at least 1") for name in ("batch_tokens", "eval_tokens", "keep", "nproc")},
+}
+
+
+def out_of_range(read: Mapping[str, Any]) -> list[str]:
+    """What is wrong with values of the right type."""
+    faults = [
+        f"{key} = '{read[key]}': {did_you_mean(read[key], choices)}"
+        for key, choices in _CHOICES.items()
+        if key in read and read[key] not in choices
+    ]
+    for key, (low, high, words) in _RANGES.items():
+        value = read.get(key, low)
+        auto = key == "optimizer.weight_decay" and math.isnan(value)
+        if not auto and not (low <= value < high):
+            faults.append(f"{key} = {value:g}: must be {words}")
+    warmups = [name for name in ("warmup_steps", "warmup_tokens", "warmup_fraction") if read.get(f"schedule.{name}")]
+    if len(warmups) > 1:
+        faults.append("one warm-up length, not " + " and ".join(f"schedule.{name}" for name in warmups))
+    if read.get("run.steps") and read.get("run.tokens"):
+        faults.append("the run's length twice: give either --steps or --tokens")
+    return faults

@@ -1,0 +1,242 @@
+"""The run directory: all that a training leaves, and all that reports, studies and advice read.
+
+RUN/
+  run.toml          the resolved configuration, every value
+  environment.json  versions, processor, threads, corpus and tokenizer hashes, git commit
+  plan.json         the decay plan
+  tokenizer.json
+  metrics.jsonl     a row a logged step
+  checkpoints/step-00000200/…
+  summary.json      written at the end
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import platform
+import subprocess
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightdecay.errors import ConfigError, DamagedError, RunBusyError, TrainingError
+from weightdecay.recipes.settings import TrainConfig
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, to read from and to write to.
+
+    Raises:
+        ConfigError: on reading, if the directory is not a run's.
+    """
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """A directory that a training has written."""
+        run = cls(Path(path))
+        if not run.path.is_dir():
+            raise ConfigError(f"{run.path}: no such directory; a run directory is what `weightdecay train` made")
+        if not (run.path / "run.toml").is_file():
+            raise ConfigError(f"{run.path}: not a run directory: it has no run.toml; `weightdecay train` makes one")
+        return run
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    def config(self) -> TrainConfig:
+        """The configuration in run.toml.
+
+        Raises:
+            DamagedError: run.toml cannot be read.
+        """
+        path = self.path / "run.toml"
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+            sections = {key: value for key, value in document.items() if isinstance(value, dict)}
+            values = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+            return TrainConfig.from_values(values, recipe=document["recipe"], scaling=document["scaling"])
+        except (OSError, KeyError, UnicodeDecodeError, tomllib.TOMLDecodeError, ConfigError) as error:
+            raise DamagedError(f"{path}: cannot be read: {error}") from error
+
+    def write_config(self, config: TrainConfig) -> None:
+        """run.toml, every value."""
+        lines = [f"recipe = {_toml(config.recipe)}", f"scaling = {_toml(config.scaling)}"]
+        section = ""
+        for key, value in config.values().items():
+            head, _, name = key.partition(".")
+            if head != section:
+                lines += ["", f"[{head}]"]
+                section = head
+            lines.append(f"{name} = {_toml(value)}")
+        write_atomically(self.path / "run.toml", "\n".join(lines) + "\n")
+
+    def write_json(self, name: str, document: Mapping[str, Any]) -> None:
+        """`name` in the run directory, whole or not at all."""
+        write_atomically(self.path / name, dump_json(document, indent=2) + "\n")
+
+    def summary(self) -> Row | None:
+        """summary.json, or None while the run has not ended."""
+        path = self.path / "summary.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def rows(self, kind: str | None = None) -> Iterator[Row]:
+        """The metric rows in order; a last line torn by a kill is left out."""
+        if not self.metrics_path.is_file():
+            return
+        with self.metrics_path.open(encoding="utf-8") as lines:
+            for line in lines:
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    return
+                if kind is None or row["kind"] == kind:
+                    yield row
+
+    def forget_rows_after(self, step: int) -> None:
+        """Drop the rows of steps that a resumed run will take again."""
+        kept = [dump_json(row) + "\n" for row in self.rows() if row["step"] <= step]
+        write_atomically(self.metrics_path, "".join(kept))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory against other processes; the kernel lets go when the holder dies, however it dies.
+
+        Raises:
+            RunBusyError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise RunBusyError(
+                    f"{self.path}: process {holder} is training here: wait for it, or give another --out"
+                ) from error
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+
+class MetricsWriter:
+    """Appends rows to metrics.jsonl, each on the disk's way before the next step begins.
+
+    Raises:
+        TrainingError: the row cannot be written (a full disk), with the path.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._path = run.metrics_path
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def write(self, row: Row) -> None:
+        try:
+            self._file.write(dump_json(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise TrainingError(f"{self._path}: cannot write: {error.strerror}") from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def dump_json(document: Any, indent: int | None = None) -> str:
+    """Strict JSON: a number that is not finite becomes null, since JSON has no word for it."""
+    return json.dumps(_finite(document), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write, sync, rename: a reader sees the old file or the new one, never half of either.
+
+    Raises:
+        TrainingError: the file cannot be written; the old one is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise TrainingError(f"{path}: cannot write: {error.strerror}") from error
+
+
+def environment() -> Row:
+    """What a reader needs to judge a run's numbers; from an allow-list, so that no secret of the shell leaks."""
+    import numpy
+    import torch
+
+    from weightdecay import __version__
+
+    return {
+        "weightdecay": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "git_commit": _git_commit(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _git_commit() -> str:
+    """The commit of the directory that the run is started from, if it is a repository's."""
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.strip()
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)

@@ -1,0 +1,104 @@
+"""What a person sees while a run goes on: one live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
+
+
+class Reporter(Protocol):
+    """Told what happens, in order."""
+
+    def show(self, content: RenderableType) -> None:
+        """Something to read: the briefing, a sample."""
+
+    def note(self, message: str) -> None:
+        """One thing worth knowing."""
+
+    def step(self, row: Mapping[str, Any], steps: int) -> None:
+        """A training row of metrics.jsonl, `steps` being the length of the run."""
+
+    def evaluation(self, row: Mapping[str, Any]) -> None:
+        """An evaluation row of metrics.jsonl."""
+
+    def close(self) -> None:
+        """The run is over, however it ended."""
+
+
+class SilentReporter:
+    """Says nothing: for the ranks after the first, and for callers that read the run directory instead."""
+
+    def show(self, content: RenderableType) -> None: ...
+    def note(self, message: str) -> None: ...
+    def step(self, row: Mapping[str, Any], steps: int) -> None: ...
+    def evaluation(self, row: Mapping[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+class ConsoleReporter:
+    """Writes to a console: a live line where it is a terminal, about twenty plain lines a run where it is not."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Progress | None = None
+        self._task = TaskID(0)
+
+    def show(self, content: RenderableType) -> None:
+        self._console.print(content)
+
+    def note(self, message: str) -> None:
+        self._console.print(Text(message), soft_wrap=True)
+
+    def step(self, row: Mapping[str, Any], steps: int) -> None:
+        step, text = row["step"], step_line(row, steps)
+        if not self._console.is_terminal:
+            if step == 1 or step == steps or step % max(1, steps // 20) == 0:
+                self._console.print(Text(text), soft_wrap=True)
+            return
+        if self._live is None:
+            bar, words = BarColumn(bar_width=20), TextColumn("{task.fields[words]}", markup=False)
+            self._live = Progress(bar, words, console=self._console)
+            self._task = self._live.add_task("", total=steps, words=text)
+            self._live.start()
+        self._live.update(self._task, completed=step, words=text)
+
+    def evaluation(self, row: Mapping[str, Any]) -> None:
+        self.note(evaluation_line(row))
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def step_line(row: Mapping[str, Any], steps: int) -> str:
+    """step, %, loss, lr, λ, gradient norm, tokens/s, time left."""
+    step = row["step"]
+    left_s = (steps - step) * row["batch_tokens"] / max(row["tokens_per_s"], 1e-9)
+    return (
+        f"step {step:>{len(str(steps))}}/{steps} {100 * step / steps:3.0f} %  loss {row['loss']:.3f}"
+        f"  lr {row['lr']:.1e}  λ {row['weight_decay']:g}  |g| {row['grad_norm']:.2f}"
+        f"  {row['tokens_per_s']:,.0f} tokens/s  {duration(left_s)} left"
+    )
+
+
+def evaluation_line(row: Mapping[str, Any]) -> str:
+    """Held-out loss in the three units that people compare by."""
+    return (
+        f"held-out at step {row['step']}: loss {row['val_loss']:.3f}, perplexity {row['val_perplexity']:.1f}, "
+        f"{row['val_bits_per_byte']:.3f} bits per byte"
+    )
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`, `2:03`."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,154 @@
+"""Going on with a run: what must be the same, what may change if the user says so, and loading by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightdecay.errors import ConfigError, DamagedError
+from weightdecay.recipes.settings import TrainConfig
+from weightdecay.runs import Run
+from weightdecay.training import checkpoint
+from weightdecay.training.checkpoint import Checkpoint
+
+# Settings that change nothing about what is learned, only what is kept and how the work is shared out.
+_FREE = {
+    "run.out", "run.log_every", "run.eval_every", "run.eval_tokens", "run.checkpoint_every", "run.keep",
+    "run.micro_batch_tokens", "run.nproc", "run.compile", "run.init_from",
+    "data.sources", "data.text_key", "data.encoding_errors", "data.tokenizer",  # judged by their hashes
+}  # fmt: skip
+# Settings that a run can change on its way, if its user asks for it.
+_CHANGEABLE = ("optimizer.", "schedule.", "run.steps", "run.dtype")
+
+
+def holds_a_run(run: Run, resume: str) -> bool:
+    """Whether `run` is there to go on with.
+
+    Raises:
+        ConfigError: `resume` is `must` and it is not, or `never` and it is; the directory holds other things.
+    """
+    if (run.path / "run.toml").is_file():
+        if resume == "never":
+            raise ConfigError(f"{run.path}: holds a run already: give another --out, or --resume auto to go on with it")
+        return True
+    if resume == "must":
+        raise ConfigError(f"{run.path}: holds no run to resume: correct --out, or start one with --resume auto")
+    foreign = [entry.name for entry in run.path.iterdir() if entry.name != ".lock"] if run.path.is_dir() else []
+    if foreign:
+        raise ConfigError(f"{run.path}: not empty, and not a run: it holds {', '.join(sorted(foreign)[:5])}; "
+                          "give another --out")  # fmt: skip
+    return False
+
+
+def agree_on_config(old: TrainConfig, new: TrainConfig, on_change: str, report: Callable[[str], None]) -> TrainConfig:
+    """The configuration that a resumed run goes on with, from its next step.
+
+    Args:
+        old, new: both resolved.
+        on_change: `refuse`, `keep` the old values, or `override` them by the new ones.
+
+    Raises:
+        ConfigError: something differs that cannot change on the way, or that `on_change` refuses; all at once.
+    """
+    before, after = old.values(), new.values()
+    differing = [key for key in after if before[key] != after[key] and key not in _FREE]
+    fixed = [key for key in differing if not key.startswith(_CHANGEABLE)]
+    words = {key: f"{key}: the run has {before[key]}, asked for {after[key]}" for key in differing}
+    if fixed and on_change != "keep":
+        raise ConfigError([f"{words[key]}; this cannot change on the way: give another --out" for key in fixed])
+    if differing and on_change == "refuse":
+        raise ConfigError(
+            [f"{words[key]}; --on-change keep goes on as before, override takes the new value" for key in differing]
+        )
+    for key in differing:
+        report(f"{words[key]}; {'kept' if on_change == 'keep' else 'changed from the next step on'}")
+    chosen = {key: before[key] for key in differing} if on_change == "keep" else {}
+    return TrainConfig.from_values(after | chosen, recipe=new.recipe, scaling=new.scaling)
+
+
+def check_data(run: Run, identity: Mapping[str, str]) -> None:
+    """The corpus and the tokenizer are the run's own.
+
+    Raises:
+        ConfigError: they are not.
+        DamagedError: environment.json cannot be read.
+    """
+    path = run.path / "environment.json"
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        faults = [
+            f"{run.path}: was trained with {key} {recorded[key][:12]}, this one is {value[:12]}: give the same data "
+            "and tokenizer, or another --out"
+            for key, value in identity.items()
+            if recorded[key] != value
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{path}: cannot be read: {error}") from error
+    if faults:
+        raise ConfigError(faults)
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Copy weights by name; all of them or none.
+
+    Raises:
+        DamagedError: missing or extra names, other shapes or dtypes; every one is listed.
+    """
+    parameters = dict(model.named_parameters())
+    faults = [f"{where}: no tensor '{name}'" for name in sorted(parameters.keys() - tensors.keys())]
+    faults += [f"{where}: tensor '{name}' is not this model's" for name in sorted(tensors.keys() - parameters.keys())]
+    for name in sorted(parameters.keys() & tensors.keys()):
+        ours, theirs = parameters[name], tensors[name]
+        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+            faults.append(
+                f"{where}: tensor '{name}' is {theirs.dtype} {list(theirs.shape)}, "
+                f"this model's {ours.dtype} {list(ours.shape)}"
+            )
+    if faults:
+        raise DamagedError("\n".join(faults))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def initial_weights(
+    source: str, tokenizer_sha256: str, report: Callable[[str], None]
+) -> tuple[dict[str, Tensor], Path]:
+    """The weights that `--init-from` names, and where they lie.
+
+    Args:
+        source: a run directory (its newest good checkpoint) or a checkpoint directory.
+        tokenizer_sha256: of the data's tokenizer, which must be the source's too.
+
+    Raises:
+        ConfigError: there is nothing of that kind, or its tokenizer is another.
+        DamagedError: the checkpoint is not as it was written.
+    """
+    path = Path(source)
+    if (path / checkpoint.MANIFEST).is_file():
+        chosen, run = Checkpoint(path), Run(path.resolve().parent.parent)
+        if faults := chosen.faults():
+            raise DamagedError("\n".join(faults))
+    else:
+        run = Run.open(path)
+        found = checkpoint.newest_good(run.checkpoints, report)
+        if found is None:
+            raise ConfigError(f"{path}: the run has no checkpoint to start from")
+        chosen = found
+    recorded = recorded_environment(run).get("tokenizer_sha256")
+    if recorded is not None and recorded != tokenizer_sha256:
+        raise ConfigError(f"{path}: its weights speak another tokenizer than the data: give --tokenizer "
+                          f"{run.tokenizer_path}")  # fmt: skip
+    return chosen.model(), chosen.path / checkpoint.MODEL
+
+
+def recorded_environment(run: Run) -> dict[str, Any]:
+    """environment.json, or nothing where there is none."""
+    path = run.path / "environment.json"
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return document

@@ -1,0 +1,65 @@
+"""Text from a run's newest good checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from weightdecay.data.tokenizer import Tokenizer, load_tokenizer
+from weightdecay.errors import ConfigError
+from weightdecay.models.decoder import GPT
+from weightdecay.models.generate import generate
+from weightdecay.runs import Run
+from weightdecay.training import checkpoint
+from weightdecay.training.resuming import load_weights
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model as a run left it, with the tokenizer it was trained on."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    step: int
+
+
+def load(run: Run, report: Callable[[str], None]) -> Trained:
+    """The model of the newest good checkpoint.
+
+    Raises:
+        ConfigError: the run has no checkpoint yet.
+        DamagedError: it has, and none is good.
+    """
+    found = checkpoint.newest_good(run.checkpoints, report)
+    if found is None:
+        raise ConfigError(f"{run.path}: no checkpoint yet; let the training reach its first one")
+    model = GPT(run.config().model)
+    load_weights(model, found.model(), found.path / checkpoint.MODEL)
+    return Trained(model.eval(), load_tokenizer(run.tokenizer_path), found.step)
+
+
+def continuation(
+    trained: Trained, prompt: str, *, max_tokens: int, temperature: float, top_k: int, seed: int
+) -> Iterator[str]:
+    """Pieces of text that follow the prompt, until the model ends its document.
+
+    A character whose bytes are spread over several tokens comes with the last of them.
+    """
+    tokenizer = trained.tokenizer
+    prompt_ids = [tokenizer.end_of_text_id, *tokenizer.encode(prompt)]
+    drawn: list[int] = []
+    written = ""
+    for token in generate(
+        trained.model,
+        prompt_ids,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+        stop_token=tokenizer.end_of_text_id,
+    ):
+        drawn.append(token)
+        text = tokenizer.decode(drawn).removesuffix("\ufffd")
+        if len(text) > len(written):
+            yield text[len(written) :]
+            written = text

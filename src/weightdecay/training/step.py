@@ -1,0 +1,112 @@
+"""One training step, and one evaluation. Shapes: B sequences, T time, V vocabulary."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from weightdecay.data.loader import IGNORE_INDEX
+from weightdecay.errors import TrainingError
+from weightdecay.optim.clipping import NonfiniteGradientError, clipped_step
+from weightdecay.training.distributed import Ranks
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step saw: mean loss in nats a token, and the gradient's norm before clipping."""
+
+    loss: float
+    grad_norm: float
+
+
+def take_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[tuple[Tensor, Tensor]],
+    *,
+    ranks: Ranks,
+    dtype: torch.dtype,
+    grad_clip: float,
+    seed: tuple[int, int],
+) -> StepResult:
+    """Accumulate the mean gradient over equal micro-batches, clip it, update.
+
+    Args:
+        micro_batches: (tokens, targets), each int64 [B, T].
+        dtype: of the matrix products; the weights stay as they are.
+        grad_clip: largest norm of the gradient over all tensors and ranks; 0 does not clip.
+        seed: (run's seed, step); dropout of each micro-batch and rank depends on nothing else, so that a resumed
+            run draws what an uninterrupted one would.
+
+    Raises:
+        TrainingError: the gradient is not finite; weights and optimizer state are as before the step.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=ranks.device)
+    for index, (tokens_BT, targets_BT) in enumerate(micro_batches):
+        torch.manual_seed(_mix(*seed, index, ranks.rank))
+        last = index == len(micro_batches) - 1
+        with (
+            _gradients_stay_local(model, unless=last),
+            torch.autocast(ranks.device.type, dtype, dtype != torch.float32),
+        ):
+            loss = F.cross_entropy(model(tokens_BT).flatten(0, 1), targets_BT.flatten()) / len(micro_batches)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+
+    mean_loss = ranks.total(float(total))[0] / ranks.world_size
+    try:
+        # Ranks have the same gradient here, so the same norm, and all decide alike.
+        clipped = clipped_step(optimizer, grad_clip if grad_clip > 0 else None)
+    except NonfiniteGradientError as error:
+        raise TrainingError(
+            f"step {seed[1] + 1}: the gradient is not finite (loss {mean_loss:g}); the update was not made. Lower "
+            "--lr, lengthen the warm-up, or look at this step's data; --resume auto goes on from the last checkpoint"
+        ) from error
+    optimizer.zero_grad(set_to_none=True)
+    return StepResult(loss=mean_loss, grad_norm=clipped.grad_norm)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, ranks: Ranks, dtype: torch.dtype
+) -> tuple[float, int]:
+    """Σ of the negative log-likelihood in nats, and the number of tokens it is over; ranks share the batches."""
+    was_training = model.training
+    model.eval()
+    nats, count = 0.0, 0
+    for index, (tokens_BT, targets_BT) in enumerate(batches):
+        if index % ranks.world_size != ranks.rank:
+            continue
+        with torch.autocast(ranks.device.type, dtype, dtype != torch.float32):
+            logits_BTV = model(tokens_BT.to(ranks.device))
+        targets = targets_BT.to(ranks.device).flatten()
+        nats += float(
+            F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets, reduction="sum", ignore_index=IGNORE_INDEX)
+        )
+        count += int((targets != IGNORE_INDEX).sum())
+    model.train(was_training)
+    total_nats, total_count = ranks.total(nats, count)
+    return total_nats, int(total_count)
+
+
+@contextlib.contextmanager
+def _gradients_stay_local(model: nn.Module, *, unless: bool) -> Iterator[None]:
+    """Ranks exchange gradients once a step, with the last micro-batch."""
+    if unless or not isinstance(model, DistributedDataParallel):
+        yield
+    else:
+        with model.no_sync():
+            yield
+
+
+def _mix(*numbers: int) -> int:
+    """One seed from several numbers, unlike for every tuple."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")

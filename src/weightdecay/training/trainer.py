@@ -1,0 +1,355 @@
+"""A training run from configuration to summary; the loop is on one screen."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from weightdecay.data.loader import evaluation_batches
+from weightdecay.errors import StoppedError, WeightDecayError
+from weightdecay.models.decoder import GPT
+from weightdecay.optim.adamw import AdamW
+from weightdecay.optim.clipping import total_norm
+from weightdecay.optim.rules import group_decay_per_step
+from weightdecay.optim.state import load_state_by_name, settings_by_name, state_by_name
+from weightdecay.planning.plan import DecayPlan, plan
+from weightdecay.recipes.settings import TrainConfig
+from weightdecay.runs import MetricsWriter, Run, environment, write_atomically
+from weightdecay.training import checkpoint, distributed
+from weightdecay.training.assembly import Assembly, assemble
+from weightdecay.training.distributed import Ranks
+from weightdecay.training.progress import ConsoleReporter, Reporter, SilentReporter, duration
+from weightdecay.training.resuming import agree_on_config, check_data, holds_a_run, initial_weights, load_weights
+from weightdecay.training.signals import StopRequest
+from weightdecay.training.step import StepResult, evaluate, take_step
+
+# Tokens in one forward pass of an evaluation.
+_EVALUATION_TOKENS = 8_192
+
+
+def train(
+    config: TrainConfig, *, resume: str = "auto", on_change: str = "refuse", reporter: Reporter | None = None
+) -> Run:
+    """Train to the end, or go on with a run that was stopped.
+
+        config = weightdecay.recipe("gpt3:nano").config({"run.steps": 200, "run.out": "runs/first"})
+        run = weightdecay.train(config)
+        run.summary()["val_bits_per_byte"]
+
+    Args:
+        config: what to train; `run.out` empty picks a new directory under runs/.
+        resume: `auto` goes on where `run.out` holds a run, `must` insists on it, `never` refuses it.
+        on_change: settings that differ from the run being resumed: `refuse`, `keep` the run's, or `override` them.
+        reporter: told of the progress; by default lines on stderr.
+
+    Raises:
+        ConfigError: all faults of the configuration and the data at once.
+        DamagedError: there are checkpoints and none is good.
+        RunBusyError: another process trains in the directory.
+        StoppedError: SIGTERM or SIGINT came; the state was saved first.
+        TrainingError: the gradient stopped being finite, or the disk refused.
+    """
+    reporter = reporter or ConsoleReporter(Console(stderr=True, highlight=False))
+    if not config.run.out:
+        config = config.replace(run__out=_new_directory(config))
+    run = Run(Path(config.run.out))
+    if config.run.nproc > 1 and not distributed.inside_a_group():
+        distributed.launch(config.run.nproc, _train_rank, config, resume, on_change)
+        return run
+    with ExitStack() as stack:
+        ranks = stack.enter_context(distributed.join())
+        reporter = reporter if ranks.is_first else SilentReporter()
+        stack.callback(reporter.close)
+        if ranks.is_first:
+            stack.enter_context(run.lock())
+        ranks.wait_for_all()
+        _train(config, run, ranks, resume, on_change, reporter)
+    return run
+
+
+def _train(config: TrainConfig, run: Run, ranks: Ranks, resume: str, on_change: str, reporter: Reporter) -> None:
+    going_on = holds_a_run(run, resume)
+    assembly = assemble(config)
+    identity = {"corpus_sha256": assembly.data.corpus_sha256, "tokenizer_sha256": assembly.data.tokenizer.sha256}
+    if going_on:
+        check_data(run, identity)
+        agreed = agree_on_config(run.config(), assembly.config, on_change, reporter.note)
+        summary = run.summary()
+        if summary and summary["status"] == "finished" and summary["steps"] == agreed.run.steps:
+            reporter.note(f"{run.path}: this run is finished ({agreed.run.steps} steps); nothing to do")
+            return
+        if agreed != assembly.config:
+            assembly = assemble(agreed)
+    reporter.show(assembly)
+    trainer = Trainer.build(assembly, run, ranks, reporter, fresh=not going_on)
+    ranks.wait_for_all()  # every rank has read the directory as it was
+    if ranks.is_first:
+        checkpoint.sweep(run.checkpoints, reporter.note)
+        _write_head(run, assembly, identity)
+    if going_on:
+        trainer.resume()
+    ranks.wait_for_all()
+    with StopRequest() as stop:
+        trainer.run_to_end(stop)
+
+
+@dataclass
+class Trainer:
+    """The parts of a run in motion; `done` counts the optimizer steps behind it."""
+
+    assembly: Assembly
+    run: Run
+    ranks: Ranks
+    reporter: Reporter
+    model: GPT
+    forward: nn.Module
+    plan: DecayPlan
+    optimizer: torch.optim.Optimizer
+    lr_shares: list[float]
+    done: int = 0
+    elapsed_s: float = 0.0
+    evaluation: dict[str, Any] | None = None
+
+    @classmethod
+    def build(cls, assembly: Assembly, run: Run, ranks: Ranks, reporter: Reporter, *, fresh: bool) -> Trainer:
+        """Model, plan and optimizer of a configuration, at step 0; `fresh` obeys `--init-from`."""
+        config = assembly.config
+        torch.manual_seed(config.run.seed)
+        model = GPT(config.model)
+        if config.run.init_from and fresh:
+            tensors, where = initial_weights(config.run.init_from, assembly.data.tokenizer.sha256, reporter.note)
+            load_weights(model, tensors, where)
+        model.to(ranks.device)
+        settings = config.optimizer
+        decided = plan(model, weight_decay=settings.weight_decay, policy=settings.policy)
+        optimizer = AdamW(
+            decided,
+            lr=settings.lr,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            rule=settings.rule,
+            fused=True,
+        )
+        if config.run.compile:
+            for block in model.blocks:
+                block.compile()
+        shares = [group["lr"] / settings.lr if settings.lr else 1.0 for group in optimizer.param_groups]
+        devices = [ranks.device] if ranks.device.type == "cuda" else None
+        forward = DistributedDataParallel(model, device_ids=devices) if ranks.world_size > 1 else model
+        return cls(assembly, run, ranks, reporter, model, forward, decided, optimizer, shares)
+
+    def run_to_end(self, stop: StopRequest) -> None:
+        """The loop: lr, step, and what is due after it."""
+        settings = self.assembly.config.run
+        metrics = MetricsWriter(self.run) if self.ranks.is_first else None
+        self.forward.train()
+        while self.done < settings.steps:
+            started = time.perf_counter()
+            self.set_lr(self.assembly.lr(self.done))
+            result = take_step(
+                self.forward,
+                self.optimizer,
+                self._micro_batches(),
+                ranks=self.ranks,
+                dtype=self.dtype,
+                grad_clip=self.assembly.config.optimizer.grad_clip,
+                seed=(settings.seed, self.done),
+            )
+            self.done += 1
+            step_s = time.perf_counter() - started
+            self.elapsed_s += step_s
+
+            last = self.done == settings.steps
+            if metrics and (last or self.done % settings.log_every == 0):
+                row = self._step_row(result, step_s)
+                metrics.write(row)
+                self.reporter.step(row, settings.steps)
+            if last or self.done % settings.eval_every == 0:
+                self.evaluation = self._evaluate()
+                if metrics:
+                    metrics.write(self.evaluation)
+                    self.reporter.evaluation(self.evaluation)
+            signal_number = self.ranks.highest(stop.signal_number)
+            if last or signal_number or self.done % settings.checkpoint_every == 0:
+                self._save()
+            if signal_number and not last:
+                raise StoppedError(
+                    f"stopped by signal {signal_number} after step {self.done} of {settings.steps}; saved, "
+                    f"go on with --out {self.run.path} --resume auto",
+                    signal_number,
+                )
+        self._finish(metrics)
+
+    def set_lr(self, lr: float) -> None:
+        """This step's learning rate, times each group's own share of it."""
+        for group, share in zip(self.optimizer.param_groups, self.lr_shares, strict=True):
+            group["lr"] = lr * share
+
+    def resume(self) -> None:
+        """Weights, optimizer state and place of the newest good checkpoint."""
+        step = 0
+        if self.ranks.is_first:
+            newest = checkpoint.newest_good(self.run.checkpoints, self.reporter.note)
+            step = newest.step if newest else 0
+            self.run.forget_rows_after(step)
+            checkpoint.set_aside(self.run.checkpoints, after=step)
+        step = self.ranks.highest(step)
+        if step == 0:
+            self.reporter.note(f"{self.run.path}: no checkpoint yet; starting from the beginning")
+            return
+        found = checkpoint.of_step(self.run.checkpoints, step)
+        state = found.state()
+        load_weights(self.model, found.model(), found.path / checkpoint.MODEL)
+        load_state_by_name(self.optimizer, found.optimizer())
+        self.done, self.elapsed_s = found.step, state["elapsed_s"]
+        if state["threads"] != torch.get_num_threads():
+            self.reporter.note(
+                f"resumed with {torch.get_num_threads()} threads, was saved with {state['threads']}: the results will "
+                f"agree to rounding, not bit for bit (set OMP_NUM_THREADS={state['threads']} for that)"
+            )
+        self.reporter.note(f"resumed from step {found.step} ({found.path})")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.assembly.config.run.dtype == "bfloat16" else torch.float32
+
+    def _micro_batches(self) -> list[tuple[Tensor, Tensor]]:
+        rows = self.assembly.config.run.micro_batch_tokens // self.assembly.config.model.context
+        x_BT, y_BT = self.assembly.loader.batch(self.done, self.ranks.rank, self.ranks.world_size)
+        device = self.ranks.device
+        return [
+            (x.to(device, non_blocking=True), y.to(device, non_blocking=True))
+            for x, y in zip(torch.split(x_BT, rows), torch.split(y_BT, rows), strict=True)
+        ]
+
+    def _step_row(self, result: StepResult, step_s: float) -> dict[str, Any]:
+        decaying = max(self.optimizer.param_groups, key=lambda group: group["weight_decay"])
+        return {
+            "kind": "train",
+            "step": self.done,
+            "tokens": self.done * self.assembly.batch_tokens,
+            "loss": result.loss,
+            "lr": self.assembly.lr(self.done - 1),
+            "weight_decay": decaying["weight_decay"],
+            "decay_per_step": group_decay_per_step(decaying),
+            "penalty": self._penalty(),
+            "grad_norm": result.grad_norm,
+            "batch_tokens": self.assembly.batch_tokens,
+            "tokens_per_s": self.assembly.batch_tokens / step_s,
+            "elapsed_s": self.elapsed_s,
+        }
+
+    def _penalty(self) -> float:
+        """½·Σ λ‖w‖², what the decay would be as a term of the loss."""
+        groups = self.optimizer.param_groups
+        squares = [group["weight_decay"] * float(total_norm(group["params"])) ** 2 for group in groups]
+        return 0.5 * math.fsum(squares)
+
+    def _evaluate(self) -> dict[str, Any]:
+        config, data = self.assembly.config, self.assembly.data
+        tokens = data.held_out.tokens
+        rows = max(1, _EVALUATION_TOKENS // config.model.context)
+        started = time.perf_counter()
+        nats, count = evaluate(
+            self.forward,
+            evaluation_batches(
+                tokens,
+                config.model.context,
+                rows,
+                config.run.eval_tokens,
+                end_of_text_id=data.tokenizer.end_of_text_id,
+            ),
+            ranks=self.ranks,
+            dtype=self.dtype,
+        )
+        return {
+            "kind": "eval",
+            "step": self.done,
+            "val_loss": nats / count,
+            "val_perplexity": math.exp(min(nats / count, 700.0)),
+            "val_bits_per_byte": nats / math.log(2) / data.held_out_bytes(count),
+            "val_tokens": count,
+            "eval_s": time.perf_counter() - started,
+        }
+
+    def _save(self) -> None:
+        """Rank 0 writes; the others wait."""
+        fresh = self.evaluation if self.evaluation and self.evaluation["step"] == self.done else None
+        if self.ranks.is_first:
+            checkpoint.save(
+                self.run.checkpoints,
+                self.done,
+                model=dict(self.model.named_parameters()),
+                optimizer=state_by_name(self.optimizer),
+                state={
+                    "tokens": self.done * self.assembly.batch_tokens,
+                    "elapsed_s": self.elapsed_s,
+                    "threads": torch.get_num_threads(),
+                    "world_size": self.ranks.world_size,
+                    "optimizer": settings_by_name(self.optimizer),
+                    "val_loss": fresh["val_loss"] if fresh else None,
+                },
+            )
+            checkpoint.prune(self.run.checkpoints, self.assembly.config.run.keep)
+        self.ranks.wait_for_all()
+
+    def _finish(self, metrics: MetricsWriter | None) -> None:
+        if metrics is None:
+            return
+        metrics.close()
+        last = max(self.run.rows("train"), key=lambda row: row["step"])
+        evaluation = max(self.run.rows("eval"), key=lambda row: row["step"])
+        champion = checkpoint.best(self.run.checkpoints)
+        self.run.write_json(
+            "summary.json",
+            {
+                "status": "finished",
+                "steps": self.done,
+                "tokens": last["tokens"],
+                "elapsed_s": self.elapsed_s,
+                "loss": last["loss"],
+                **{key: evaluation[key] for key in ("val_loss", "val_perplexity", "val_bits_per_byte", "val_tokens")},
+                "decay_total": self.assembly.decay.total,
+                "best_checkpoint": champion.path.name if champion else None,
+            },
+        )
+        self.reporter.note(f"finished: {self.done} steps in {duration(self.elapsed_s)}")
+
+
+def _write_head(run: Run, assembly: Assembly, identity: dict[str, str]) -> None:
+    """What a run directory holds before its first step; a resume changes only the configuration."""
+    run.write_config(assembly.config)
+    write_atomically(run.path / "plan.json", assembly.plan.to_json())
+    if not run.tokenizer_path.is_file():
+        assembly.data.tokenizer.save(run.tokenizer_path)
+        run.write_json("environment.json", {**environment(), **identity})
+
+
+def _new_directory(config: TrainConfig) -> str:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = f"{config.recipe.replace(':', '-') or 'run'}-{stamp}"
+    candidates = (Path("runs") / (name if attempt == 1 else f"{name}-{attempt}") for attempt in range(1, 1000))
+    return str(next(path for path in candidates if not path.exists()))
+
+
+def _train_rank(config: TrainConfig, resume: str, on_change: str) -> int:
+    """What each process of `--nproc` does; the first one talks."""
+    try:
+        train(config, resume=resume, on_change=on_change)
+    except WeightDecayError as error:
+        if os.environ["RANK"] == "0":
+            sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    return 0

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.commands import SMALL, Command
+
+COMMANDS = ("train", "sample", "plan", "data", "recipes")
+
+
+@pytest.fixture(scope="module")
+def run_directory(small_text: Path, tmp_path_factory: pytest.TempPathFactory, weightdecay: Command) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "a [red]run[/red]"
+    done = weightdecay("train", "gpt3:nano", "--data", small_text, "--steps", "12", "--out", out, *SMALL, "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["run"] == str(out)
+    assert document["summary"]["status"] == "finished"
+    assert "step 12/12" in done.stderr
+    return out
+
+
+@pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)], ids=["all", *COMMANDS])
+def test_help_imports_neither_torch_nor_numpy(arguments: list[str]) -> None:
+    script = (
+        "import sys\nfrom weightdecay.cli import main\n"
+        "try:\n    main([*sys.argv[1:], '--help'])\nexcept SystemExit as done:\n    assert done.code == 0\n"
+        "print('loaded:', sorted({'torch', 'numpy', 'rich.progress', 'tokenizers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("loaded: []\n")
+    assert "usage: weightdecay" in done.stdout
+
+
+def test_the_flags_of_train_are_those_that_are_promised(weightdecay: Command) -> None:
+    text = weightdecay("train", "--help").stdout
+    promised = (
+        "--data --tokenizer --steps --tokens --batch-tokens --context --lr --weight-decay --policy --rule --dtype "
+        "--compile --seed --out --checkpoint-every --keep --resume --init-from --nproc --set --dry-run --json"
+    )
+    for flag in promised.split():
+        assert re.search(rf"{flag}\b", text), flag
+
+
+def test_every_fault_of_a_command_line_is_told_at_once(weightdecay: Command, tmp_path: Path) -> None:
+    done = weightdecay(
+        "train", "gtp3:nano", "--lr", "fast", "--dtype", "float61", "--resume", "maybe", "--set", "model.n_laers=3",
+        "--set", "nonsense", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 2
+    faults = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(faults) == 6
+    for expected in (
+        "did you mean 'gpt3'",
+        "must be a number",
+        "'float32'",
+        "--resume maybe",
+        "model.n_layers",
+        "KEY=VALUE",
+    ):
+        assert expected in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_json_faults_are_a_document_too(weightdecay: Command) -> None:
+    done = weightdecay("train", "gpt3:nano", "--lr", "-1", "--seed", "x", "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["faults"] == [
+        "run.seed = 'x': must be a number",
+        "optimizer.lr = -1: must be at least 0",
+    ]
+
+
+def test_unknown_flags_are_all_named(weightdecay: Command) -> None:
+    done = weightdecay("train", "--learning-rate", "1", "--weigth-decay", "2")
+    assert done.returncode == 2
+    assert "--learning-rate" in done.stderr
+    assert "--weigth-decay" in done.stderr
+
+
+def test_a_dry_run_says_everything_and_writes_nothing(weightdecay: Command, small_text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", "gpt3:nano", "--data", small_text, "--steps", "20", "--out", out, *SMALL, "--dry-run"]
+    text = weightdecay(*arguments)
+    assert text.returncode == 0, text.stderr
+    for expected in (
+        "decay plan: policy default, λ = 0.1",
+        "embedding.weight",
+        "6 documents",
+        "held out, hash",
+        "parameters, recipe gpt3:nano; 20 steps of 256 tokens, 5,120 in all",
+        "the published λ is kept",
+        "Σ of the decay per step",
+        "does next to nothing in this run",
+        "--weight-decay auto takes it",
+        "optimizer.beta2 = 0.95",
+    ):
+        assert expected in " ".join(text.stdout.split()), expected
+    document = json.loads(weightdecay(*arguments, "--json").stdout)
+    assert document["decay"]["matters"] is False
+    assert document["decay"]["total"] == pytest.approx(6e-3 * 0.1 * (20 + 1) / 2, rel=0.1)
+    assert not out.exists()
+
+
+def test_auto_takes_the_weight_decay_that_the_briefing_recommends(weightdecay: Command, small_text: Path) -> None:
+    arguments = ["train", "gpt3:nano", "--data", small_text, "--steps", "50", *SMALL, "--dry-run", "--json"]
+    plain = json.loads(weightdecay(*arguments).stdout)
+    chosen = json.loads(weightdecay(*arguments, "--weight-decay", "auto").stdout)
+    recommended = plain["decay"]["weight_decay_that_matters"]
+    assert recommended == pytest.approx(1 / (6e-3 * 50 * 1.084 * 20**-0.527))
+    assert chosen["config"]["optimizer.weight_decay"] == pytest.approx(recommended)
+    assert chosen["decay"]["matters"] is True
+
+
+def test_a_published_size_can_be_described_without_its_memory(weightdecay: Command, small_text: Path) -> None:
+    done = weightdecay("train", "gpt3:175b", "--data", small_text, "--tokenizer", "byte", "--context", "64", "--tokens",
+                       "300e9", "--dry-run", "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["parameters"] == pytest.approx(173.95e9, rel=1e-3)
+
+
+def test_a_sample_is_text_that_its_seed_decides(weightdecay: Command, run_directory: Path) -> None:
+    def draw(*more: str) -> str:
+        done = weightdecay("sample", run_directory, "--prompt", "7 sq", "--max-tokens", "30", *more)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert draw().startswith("7 sq")
+    assert draw("--seed", "1") == draw("--seed", "1") != draw("--seed", "2")
+    document = json.loads(draw("--json", "--seed", "1"))
+    assert document["prompt"] + document["continuation"] + "\n" == draw("--seed", "1")
+    assert document["step"] == 12
+
+
+def test_faults_of_a_sample_are_told_at_once(weightdecay: Command, run_directory: Path, tmp_path: Path) -> None:
+    done = weightdecay("sample", run_directory, "--temperature", "-1", "--top-k", "few", "--max-tokens", "-3")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 3
+    nowhere = weightdecay("sample", tmp_path / "nowhere")
+    assert nowhere.returncode == 2
+    assert "no such directory" in nowhere.stderr
+
+
+def test_the_plan_of_gpt2_is_the_briefs(weightdecay: Command) -> None:
+    """Linear weights and embedding matrices decay; biases, LayerNorm weights and all that is 1-D do not."""
+    answers = [weightdecay("plan", "gpt2:124m", "--json", PYTHONHASHSEED=seed) for seed in ("1", "2")]
+    assert answers[0].returncode == 0, answers[0].stderr
+    assert answers[0].stdout == answers[1].stdout  # the same order in every process
+    tensors = json.loads(answers[0].stdout)["tensors"]
+    blocks = [f"blocks.{layer}" for layer in range(12)]
+    matrices = ("attention.qkv.weight", "attention.out.weight", "feedforward.up.weight", "feedforward.down.weight")
+    expected = {"embedding.weight", "positions.weight", *(f"{block}.{name}" for block in blocks for name in matrices)}
+    assert {tensor["name"] for tensor in tensors if tensor["multiplier"] == 1.0} == expected
+    assert {tensor["multiplier"] for tensor in tensors} == {0.0, 1.0}
+    assert [tensor["name"] for tensor in tensors if tensor.get("aliases")] == ["embedding.weight"]
+    assert sum(_size(tensor["shape"]) for tensor in tensors) == 124_439_808
+
+
+def _size(shape: list[int]) -> int:
+    return shape[0] * _size(shape[1:]) if shape else 1
+
+
+def test_a_plan_can_be_asked_about_one_tensor(weightdecay: Command, run_directory: Path) -> None:
+    done = weightdecay("plan", run_directory, "--why", "blocks.0.attention_norm.bias")
+    assert done.returncode == 0, done.stderr
+    assert "λ = 0, bias" in done.stdout
+    missing = weightdecay("plan", run_directory, "--why", "blocks.0.atention_norm.bias")
+    assert missing.returncode == 2
+    assert "did you mean 'blocks.0.attention_norm.bias'" in missing.stderr
+
+
+def test_the_run_directory_holds_what_the_design_promises(run_directory: Path) -> None:
+    names = {path.name for path in run_directory.iterdir()} - {".lock"}
+    assert names == {
+        "run.toml", "environment.json", "plan.json", "tokenizer.json", "metrics.jsonl", "checkpoints", "summary.json",
+    }  # fmt: skip
+    rows = [json.loads(line) for line in (run_directory / "metrics.jsonl").read_text().splitlines()]
+    first = rows[0]
+    assert first["kind"] == "train"
+    assert first["decay_per_step"] == pytest.approx(first["lr"] * first["weight_decay"])
+    assert {"step", "tokens", "loss", "lr", "weight_decay", "penalty", "grad_norm", "tokens_per_s"} <= first.keys()
+    assert {"val_loss", "val_perplexity", "val_bits_per_byte"} <= next(r for r in rows if r["kind"] == "eval").keys()
+    environment = json.loads((run_directory / "environment.json").read_text())
+    assert len(environment["corpus_sha256"]) == len(environment["tokenizer_sha256"]) == 64
+    checkpoint = run_directory / "checkpoints/step-00000012"
+    assert {path.name for path in checkpoint.iterdir()} == {
+        "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json",
+    }  # fmt: skip
+
+
+def test_recipes_are_listed_and_shown_with_their_sources(weightdecay: Command) -> None:
+    table = weightdecay("recipes").stdout
+    assert "gpt3:175b" in table
+    assert "unpublished" in table
+    listed = json.loads(weightdecay("recipes", "--json").stdout)
+    assert {"gpt2:nano", "gpt2:124m", "gpt3:nano", "gpt3:125m"} <= {row["name"] for row in listed}
+    shown = json.loads(weightdecay("recipes", "show", "gpt3:125m", "--json").stdout)
+    assert shown["values"]["optimizer.weight_decay"] == {
+        "value": 0.1, "status": "confirmed", "source": "paper, appendix B", "note": "",
+    }  # fmt: skip
+    assert "Brown et al. 2020" in weightdecay("recipes", "show", "gpt3:125m").stdout
+    wrong = weightdecay("recipes", "shwo", "gpt3")
+    assert wrong.returncode == 2
+    assert weightdecay("recipes", "show", "gpt5").returncode == 2
+
+
+def test_data_is_prepared_inspected_and_trained_on(weightdecay: Command, small_text: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    made = weightdecay("data", "prepare", small_text, "--out", shards, "--tokenizer", "byte", "--json")
+    assert made.returncode == 0, made.stderr
+    document = json.loads(made.stdout)
+    assert document["vocab_size"] == 257
+    assert document == json.loads(weightdecay("data", "inspect", shards, "--json").stdout)
+    assert "squared is" in weightdecay("data", "inspect", shards).stdout
+    done = weightdecay("train", "gpt3:nano", "--data", shards, "--steps", "2", "--out", tmp_path / "run", *SMALL)
+    assert done.returncode == 0, done.stderr
+    path = shards / "train.bin"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert weightdecay("data", "inspect", shards).returncode == 4
+    nowhere = weightdecay("data", "prepare", tmp_path / "none", "--encoding-errors", "ignore")
+    assert nowhere.returncode == 2
+    assert len(nowhere.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "message"),
+    [
+        (None, [], "no such file"),
+        ("", [], "empty"),
+        ("short\n", ["--context", "64"], "fewer than one window"),
+        (b"good\n\xff\xfe bad" * 100, [], "byte 5"),
+    ],
+    ids=["missing", "empty", "short", "not UTF-8"],
+)
+def test_data_that_cannot_be_trained_on_is_refused(
+    weightdecay: Command, tmp_path: Path, content: str | bytes | None, more: list[str], message: str
+) -> None:
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    done = weightdecay("train", "gpt3:nano", "--data", path, "--steps", "2", "--out", tmp_path / "run", *SMALL, *more)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_pipe_that_closes_early_is_no_fault() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m weightdecay recipes show gpt3:125m | head -1", shell=True, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stderr == ""

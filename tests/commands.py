@@ -1,0 +1,16 @@
+"""The command line that tests of several rooms use."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+
+# A model so small that a run takes seconds, with everything on that could break a bitwise resume.
+SMALL = [
+    "--tokenizer", "byte", "--context", "32", "--batch-tokens", "256",
+    "--set", "model.n_layers=2", "--set", "model.d_model=32", "--set", "model.n_heads=2",
+    "--set", "model.dropout=0.1", "--set", "model.stochastic_depth=0.1",
+    "--set", "run.micro_batch_tokens=128", "--set", "run.eval_every=10",
+]  # fmt: skip
+
+Command = Callable[..., subprocess.CompletedProcess[str]]

@@ -1,0 +1,50 @@
+"""What several rooms' tests share: a cache of their own, small text, and the real command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.commands import Command
+
+# Small tensors gain nothing from a second thread, and lose much when other processes want the core.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = before
+
+
+@pytest.fixture(scope="session")
+def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 2,500 bytes: a 40-step run of 256 tokens a step goes through it four times."""
+    folder = tmp_path_factory.mktemp("text")
+    lines = [f"{n} squared is {n * n}, and {n} cubed is {n**3}.\n" for n in range(60)]
+    for part in range(6):
+        (folder / f"part{part}.txt").write_text("".join(lines[part::6]), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def weightdecay() -> Command:
+    """Runs `weightdecay ARGUMENTS` in a process of its own."""
+
+    def run(*arguments: str | Path, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "weightdecay", *map(str, arguments)],
+            capture_output=True, text=True, timeout=timeout, check=False, env={**os.environ, **environment},
+        )  # fmt: skip
+
+    return run

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from weightdecay.errors import DamagedError, TrainingError
+from weightdecay.training import checkpoint
+from weightdecay.training.checkpoint import Checkpoint
+
+
+def written(folder: Path, step: int, val_loss: float | None = None) -> Checkpoint:
+    tensors = {"a.weight": torch.full((4, 3), float(step)), "a.bias": torch.zeros(3, dtype=torch.bfloat16)}
+    return checkpoint.save(
+        folder, step, model=tensors, optimizer={"a.weight/exp_avg": torch.ones(4, 3)}, state={"val_loss": val_loss}
+    )
+
+
+def silent(_: str) -> None: ...
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    made = written(tmp_path, 7, val_loss=1.5)
+    found = checkpoint.newest_good(tmp_path, silent)
+    assert found == made
+    assert torch.equal(found.model()["a.weight"], torch.full((4, 3), 7.0))
+    assert found.model()["a.bias"].dtype == torch.bfloat16
+    assert torch.equal(found.optimizer()["a.weight/exp_avg"], torch.ones(4, 3))
+    assert found.state() == {"step": 7, "val_loss": 1.5}
+    assert found.faults() == []
+
+
+def test_a_step_is_written_once(tmp_path: Path) -> None:
+    written(tmp_path, 7)
+    with pytest.raises(TrainingError, match="written once"):
+        written(tmp_path, 7)
+
+
+def test_order_is_by_step_and_not_by_time(tmp_path: Path) -> None:
+    for step in (300, 20, 1000):
+        made = written(tmp_path, step)
+        os.utime(made.path, (10_000 - step, 10_000 - step))
+    assert [one.step for one in checkpoint.checkpoints(tmp_path)] == [20, 300, 1000]
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    for step, loss in ((10, 3.0), (20, 1.0), (30, 2.0), (40, None), (50, 2.0)):
+        written(tmp_path, step, loss)
+    checkpoint.prune(tmp_path, keep=2)
+    assert [one.step for one in checkpoint.checkpoints(tmp_path)] == [20, 40, 50]
+    best = checkpoint.best(tmp_path)
+    assert best is not None
+    assert best.step == 20
+
+
+@pytest.mark.parametrize("name", [checkpoint.MODEL, checkpoint.OPTIMIZER, checkpoint.STATE, checkpoint.MANIFEST])
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
+def test_a_damaged_file_is_named_and_the_older_checkpoint_is_used(tmp_path: Path, name: str, damage: str) -> None:
+    older, newer = written(tmp_path, 10), written(tmp_path, 20)
+    path = newer.path / name
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content if damage == "flipped" else content[:-5])
+    said: list[str] = []
+    assert checkpoint.newest_good(tmp_path, said.append) == older
+    assert len(said) == 1
+    assert "step 20" in said[0]
+    assert name in said[0] or name == checkpoint.MANIFEST
+
+
+def test_when_every_checkpoint_is_damaged_nothing_is_resumed(tmp_path: Path) -> None:
+    for step in (10, 20):
+        (written(tmp_path, step).path / checkpoint.MODEL).write_bytes(b"")
+    with pytest.raises(DamagedError, match="no checkpoint is good") as caught:
+        checkpoint.newest_good(tmp_path, silent)
+    assert caught.value.exit_code == 4
+
+
+def test_a_manifest_cannot_lead_out_of_its_directory(tmp_path: Path) -> None:
+    made = written(tmp_path / "checkpoints", 1)
+    (tmp_path / "secret").write_text("secret")
+    path = made.path / checkpoint.MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["files"]["../../secret"] = {"sha256": "0", "bytes": 6}
+    path.write_text(json.dumps(manifest))
+    assert "leads out" in made.faults()[0]
+
+
+def test_what_an_interrupted_save_left_is_named_and_swept_and_never_resumed(tmp_path: Path) -> None:
+    written(tmp_path, 10)
+    partial = tmp_path / ".partial-step-00000020-123"
+    partial.mkdir()
+    (partial / checkpoint.MODEL).write_bytes(b"half")
+    found = checkpoint.newest_good(tmp_path, silent)
+    assert found is not None
+    assert found.step == 10
+    said: list[str] = []
+    checkpoint.sweep(tmp_path, said.append)
+    assert not partial.exists()
+    assert str(partial) in said[0]
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_checkpoint import written
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+written(Path(sys.argv[1]), 20)
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 100, 450])
+def test_a_full_disk_leaves_the_older_checkpoint_intact(tmp_path: Path, limit: int) -> None:
+    """The kernel refuses every write beyond the limit, as it does on a full disk."""
+    assert resource.RLIMIT_FSIZE is not None
+    older = written(tmp_path, 10)
+    script = FULL_DISK.format(tests=str(Path(__file__).parent), limit=limit)
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert "TrainingError" in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert "step-00000020: cannot write" in last
+    assert "the checkpoint of step 10 is intact" in last
+    assert [path.name for path in tmp_path.iterdir()] == [older.path.name]
+    assert older.faults() == []

@@ -1,0 +1,82 @@
+"""Several processes on one machine, over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.commands import SMALL, Command
+
+
+def arguments(text: Path, out: Path, *more: str) -> list[str]:
+    plain = [*SMALL, "--set", "model.dropout=0", "--set", "model.stochastic_depth=0", "--dtype", "float32"]
+    return ["train", "gpt3:nano", "--data", str(text), "--steps", "30", "--out", str(out), *plain, *more]
+
+
+def losses(run: Path) -> list[float]:
+    rows: list[dict[str, Any]] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] if row["kind"] == "train" else row["val_loss"] for row in rows]
+
+
+def start(*command: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "weightdecay", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for_rows(run: Path, count: int, process: subprocess.Popen[str]) -> None:
+    while process.poll() is None:
+        if (run / "metrics.jsonl").is_file() and len((run / "metrics.jsonl").read_text().splitlines()) > count:
+            return
+        time.sleep(0.005)
+
+
+def test_two_processes_train_what_one_does_and_either_can_go_on_for_the_other(
+    small_text: Path, tmp_path: Path, weightdecay: Command
+) -> None:
+    one = weightdecay(*arguments(small_text, tmp_path / "one"))
+    assert one.returncode == 0, one.stderr
+    process = start(*arguments(small_text, tmp_path / "two", "--nproc", "2"))
+    wait_for_rows(tmp_path / "two", 6, process)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, text
+    assert "stopped by signal 15" in text
+    again = weightdecay(*arguments(small_text, tmp_path / "two"))
+    assert again.returncode == 0, again.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+def test_when_a_process_is_killed_the_others_leave_and_nothing_is_saved(small_text: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(*arguments(small_text, run, "--nproc", "2", "--checkpoint-every", "1000", "--steps", "3000"))
+    wait_for_rows(run, 3, process)
+    children = [child for child in psutil.Process(process.pid).children(recursive=True) if is_rank(child)]
+    assert len(children) == 2
+    os.kill(children[1].pid, signal.SIGKILL)
+    began = time.monotonic()
+    text, _ = process.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    assert process.returncode == 1, text
+    assert "of 2 was killed by signal 9" in text or "of 2 ended with exit code 1" in text
+    assert not list(run.glob("checkpoints/step-*"))
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
+def is_rank(process: psutil.Process) -> bool:
+    return "spawn_main" in " ".join(process.cmdline())
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(small_text: Path, tmp_path: Path, weightdecay: Command) -> None:
+    done = weightdecay(*arguments(small_text, tmp_path / "run", "--nproc", "3"))
+    assert done.returncode == 2
+    assert "8 sequences a step cannot be shared by 3 processes" in done.stderr
