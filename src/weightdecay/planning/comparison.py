@@ -126,7 +126,7 @@ def _misplaced(plan: DecayPlan, held: Mapping[int, Sequence[str]], placed: Mappi
             "Was the optimizer made before the model was wrapped, sharded or moved?"
         )
     if doubled:
-        faults.append(f"{len(doubled)} tensors are in more than one group and decay more than once: {some(doubled)}")
+        faults.append(f"{len(doubled)} tensors are listed more than once and decay as often: {some(doubled)}")
     if strangers:
         faults.append(f"{strangers} of the optimizer's tensors are not trainable tensors of the plan's model")
     return faults

@@ -73,7 +73,7 @@ def _lower(values: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any
             lowered[name] = _lower(value, sizes)
         elif name in sizes and isinstance(value, int) and not isinstance(value, bool):
             lowered[name] = min(value, sizes[name])
-        elif name.endswith("_token_id") and isinstance(value, int):
+        elif str(name).endswith("_token_id") and isinstance(value, int):
             lowered[name] = min(value, _TABLES["vocab_size"] - 1)
         elif isinstance(value, list) and layers is not None and len(value) == layers:
             lowered[name] = _kinds_first(value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Set as AbstractSet
 
 from weightdecay.planning.roles import Role, Strength, Verdict
 from weightdecay.planning.tensors import Site, TensorFacts
@@ -43,6 +44,9 @@ _ATTRIBUTE_HABITS: tuple[tuple[re.Pattern[str], Role], ...] = tuple(
     )
 )  # fmt: skip
 _OWNER_NORM = re.compile(r"norm|(^|_)ln(_|\d|$)", re.IGNORECASE)
+_ADAPTERS = {"lora_a": Role.LORA_A, "lora_b": Role.LORA_B}
+_HEAD = re.compile(r"head|output|unembed|embed_out|logits|decoder\.weight")
+_ROUTER = re.compile(r"router|^gate |^wg |topk", re.IGNORECASE)
 _SMALLEST_MATRIX = 4  # rows and columns below which a shape says nothing
 
 
@@ -88,6 +92,21 @@ def _weight_of(bases: frozenset[str], owner: str, shape: tuple[int, ...]) -> Rol
     if "PReLU" in bases:
         return Role.SCALE
     return None
+
+
+def kind_of_matrix(verdict: Verdict, site: Site, facts: TensorFacts, vocabularies: AbstractSet[int]) -> Verdict:
+    """Which matrix it is: adapters, routers and output heads are called so, or are tied to an embedding."""
+    path = site.name.split(".")
+    tied = any("Embedding" in other.bases for other in facts.sites)
+    if adapter := next((role for part, role in _ADAPTERS.items() if part in site.name.lower().split(".")), None):
+        return Verdict(adapter, f"{verdict.evidence}, under the name of an adapter", verdict.strength)
+    if tied:
+        return Verdict(Role.OUTPUT_HEAD, f"{verdict.evidence}, tied to the embedding", verdict.strength)
+    if len(path) < 4 and facts.shape[0] in vocabularies and _HEAD.search(site.name):
+        return Verdict(Role.OUTPUT_HEAD, f"{verdict.evidence}: one row per token, and named so", verdict.strength)
+    if _ROUTER.search(f"{_parent(site.name)} {site.owner}") and facts.shape[0] < facts.shape[-1]:
+        return Verdict(Role.ROUTER, f"{verdict.evidence}, named a router", verdict.strength)
+    return verdict
 
 
 def _parametrized(site: Site, facts: TensorFacts) -> Role:

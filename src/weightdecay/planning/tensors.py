@@ -7,6 +7,7 @@ strings, so that a submodule which is really called `module` keeps its name.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -85,24 +86,38 @@ class _Registered:
     owner: nn.Module
 
 
+@functools.lru_cache(maxsize=4096)
+def _holder(cls: type) -> str | None:
+    """The attribute in which a class of wrappers holds what it wraps."""
+    return next((_WRAPPED[base.__name__] for base in cls.__mro__ if base.__name__ in _WRAPPED), None)
+
+
 def inner(module: nn.Module) -> nn.Module | None:
     """What a wrapper wraps, or None if `module` is no wrapper."""
-    for cls in type(module).__mro__:
-        attribute = _WRAPPED.get(cls.__name__)
-        if attribute and isinstance(module._modules.get(attribute), nn.Module):
-            return module._modules[attribute]
-    return None
+    cls: type = type(module)
+    holder = _holder(cls)
+    return module._modules.get(holder) if holder else None
 
 
-def bare_class(module: nn.Module) -> type[nn.Module]:
+@functools.lru_cache(maxsize=4096)
+def _bare(cls: type) -> type:
+    def is_mixed(candidate: type) -> bool:
+        return any(
+            base.__name__ in _CLASS_MIXED_IN and base.__module__.startswith("torch.") for base in candidate.__mro__
+        )
+
+    return next((candidate for candidate in cls.__mro__ if not is_mixed(candidate)), cls)
+
+
+def bare_class(module: nn.Module) -> type:
     """The class that the module's author wrote, whatever was mixed into it since."""
-    for cls in type(module).__mro__:
-        if not any(base.__name__ in _CLASS_MIXED_IN and base.__module__.startswith("torch.") for base in cls.__mro__):
-            return cls
-    return type(module)
+    cls: type = type(module)
+    return _bare(cls)
 
 
+@functools.lru_cache(maxsize=4096)
 def torch_bases(cls: type) -> tuple[str, ...]:
+    """The torch.nn classes that a class inherits from, nearest first."""
     return tuple(
         base.__name__ for base in cls.__mro__ if base.__module__.startswith("torch.nn.") and base is not nn.Module
     )

@@ -36,7 +36,7 @@ def twin(model: nn.Module) -> nn.Module:
     shells: list[tuple[nn.Module, nn.Module]] = []
     for module in model.modules():
         if inner(module) is None:
-            cls = bare_class(module)
+            cls: Any = bare_class(module)
             shells.append((module, cls.__new__(cls)))
             memo[id(module)] = shells[-1][1]
     for module in model.modules():
