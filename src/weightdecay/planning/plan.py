@@ -197,6 +197,12 @@ class DecayPlan:
         parameters = self._parameters() if model is None else parameters_by_name(model)
         return check(self, optimizer, parameters)
 
+    def check_ranks(self) -> None:
+        """Raises CheckFailedError on all ranks if any rank's plan differs from rank 0's; each rank must call it."""
+        from weightdecay.planning.ranks import check_ranks
+
+        check_ranks(self)
+
     def __str__(self) -> str:
         from weightdecay.planning.render import table_text
 

@@ -32,6 +32,7 @@ _WRAPPED: dict[str, str] = {
     "BaseTuner": "model",
     "BaseTunerLayer": "base_layer",
 }
+_UNMISTAKABLE = frozenset(name for name in _WRAPPED.values() if name.startswith("_"))
 _CLASS_MIXED_IN = ("FSDPModule", "DDP")  # FSDP2 and composable DDP give a module a class of their own
 
 
@@ -126,7 +127,7 @@ def torch_bases(cls: type) -> tuple[str, ...]:
 def _flattened(flat: Any) -> Iterator[tuple[nn.Module, str, str, tuple[int, ...]]]:
     """The tensors that FSDP1 packed into one flat parameter: (owner, path to it, attribute, shape)."""
     for info, shape in zip(flat._param_infos, flat._shapes, strict=True):
-        path = ".".join(part for part in info.module_name.split(".") if part not in _WRAPPED.values())
+        path = ".".join(part for part in info.module_name.split(".") if part not in _UNMISTAKABLE)
         yield info.module, path, info.param_name, tuple(shape)
 
 
