@@ -72,31 +72,40 @@ def _values(module: nn.Module, name: str) -> Iterator[torch.Tensor]:
         yield ids
     if ids is not None and _IDS.search(name):
         return
-    for first in module.modules():
-        own = {key: value for key, value in first._parameters.items() if value is not None}
-        if isinstance(first, nn.Conv2d | nn.ConvTranspose2d):
-            for side in (32, 64, 224):
-                yield _floats(BATCH, first.in_channels, side, side)
-            return
-        if isinstance(first, nn.Conv1d):
-            yield _floats(BATCH, first.in_channels, 64)
-            yield _floats(BATCH, LENGTH, first.in_channels)
-            yield _floats(BATCH, 64)
-            return
-        if isinstance(first, nn.Linear):
-            yield _floats(BATCH, LENGTH, first.in_features)
-            yield _floats(BATCH, first.in_features)
-            yield _floats(BATCH, first.in_features, 6, 6)
-            return
-        if own:
-            sizes = {size for value in own.values() for size in value.shape if size > 1}
-            for size in sorted(sizes, reverse=True)[:3]:
-                yield _floats(BATCH, LENGTH, size)
-                yield _floats(BATCH * LENGTH, size)
-                yield _floats(BATCH, size, 6, 6)
-                yield _floats(BATCH, LENGTH, 3, size)
-                yield _floats(BATCH, size, LENGTH)
-            return
+    layer = next((m for m in module.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)), None)
+    if isinstance(layer, nn.Linear):
+        widths = dict.fromkeys(m.in_features for m in module.modules() if isinstance(m, nn.Linear))
+        for width in list(widths)[:3]:
+            yield from (_floats(BATCH, LENGTH, width), _floats(BATCH, width), _floats(BATCH, width, 6, 6))
+    elif layer is not None:
+        yield from _signals(layer)
+    yield from _own_widths(module)
+
+
+def _signals(layer: nn.modules.conv._ConvNd) -> Iterator[torch.Tensor]:
+    """What a convolution takes: a picture, or a signal in time, channels first or last or none."""
+    channels = layer.in_channels
+    if layer.weight.dim() == 4:
+        for side in (32, 64, 224):
+            yield _floats(BATCH, channels, side, side)
+    elif layer.weight.dim() == 3:
+        yield from (_floats(BATCH, channels, 64), _floats(BATCH, LENGTH, channels), _floats(BATCH, 64))
+    else:
+        yield _floats(BATCH, channels, 4, 32, 32)
+
+
+def _own_widths(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Activations as wide as the parameters that the module itself, or the first in it that has some, registered."""
+    owner = next((m for m in module.modules() if any(p is not None for p in m._parameters.values())), None)
+    if owner is None:
+        return
+    sizes = {size for own in owner._parameters.values() if own is not None for size in own.shape if size > 1}
+    for size in sorted(sizes, reverse=True)[:3]:
+        yield _floats(BATCH, LENGTH, size)
+        yield _floats(BATCH * LENGTH, size)
+        yield _floats(BATCH, size, 6, 6)
+        yield _floats(BATCH, LENGTH, 3, size)
+        yield _floats(BATCH, size, LENGTH)
 
 
 def _floats(*shape: int) -> torch.Tensor:
