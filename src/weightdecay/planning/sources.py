@@ -78,8 +78,8 @@ def _from_config(name: str) -> nn.Module:
         raise MissingExtraError("planning a Hugging Face model", "hf") from error
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise PlanError(f"no configuration could be had from {name}: {_first_line(error)}") from error
+    except Exception as error:  # each family validates its configuration with errors of its own
+        raise PlanError(f"no configuration could be had from {name}: {_in_short(error)}") from error
     try:
         with torch.device("meta"):
             model: nn.Module = _model_class(transformers, config)(config)
@@ -87,7 +87,7 @@ def _from_config(name: str) -> nn.Module:
     except Exception as error:  # whatever an architecture's constructor raises on a configuration that does not fit it
         raise PlanError(
             f"transformers {transformers.__version__} cannot build a {config.model_type} model from {name}: "
-            f"{type(error).__name__}: {_first_line(error)}"
+            f"{type(error).__name__}: {_in_short(error)}"
         ) from error
 
 
@@ -106,8 +106,9 @@ def _model_class(transformers: Any, config: Any) -> Callable[[Any], nn.Module]:
     raise LookupError(f"no model class is known for {type(config).__name__}")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _in_short(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__
 
 
 def _from_factory(text: str) -> nn.Module:
