@@ -85,8 +85,7 @@ def story(tensor: PlannedTensor) -> str:
         f"{tensor.name}  {'×'.join(map(str, tensor.shape)) or 'a single number'}",
         f"  role:      {' + '.join(tensor.roles)}",
         f"  evidence:  {tensor.evidence}",
-        f"  decision:  {'decays' if tensor.decays else 'does not decay'}, λ = {tensor.weight_decay:g}",
-        f"  because:   {tensor.reason}",
+        f"  decision:  λ = {tensor.weight_decay:g}, {tensor.reason}",
     ]
     if tensor.aliases:
         lines.insert(1, f"  also:      {', '.join(tensor.aliases)}")
@@ -124,11 +123,12 @@ _WITHOUT_DECAY = "without decay its norm grows and its effective learning rate f
 
 def comparison(ours: DecayPlan, theirs: DecayPlan) -> Table:
     """Where two plans differ, a row per pattern, with what it means."""
-    title = f"where {theirs.policy} differs from {ours.policy}"
+    differing = _differing(ours, theirs)
+    title = f"where {theirs.policy} differs from {ours.policy}" + ("" if differing else ": nowhere")
     grid = Table(title=Text(title), title_justify="left")
     for heading in ("tensor", "shape", "role", ours.policy, theirs.policy, "why it matters"):
         grid.add_column(heading, overflow="fold")
-    for row in _differing(ours, theirs):
+    for row in differing:
         first, other = row.tensors[0], theirs.get(row.tensors[0].name)
         count = f" ×{len(row.tensors)}" if len(row.tensors) > 1 else ""
         grid.add_row(
