@@ -100,3 +100,4 @@ def test_a_factory_of_the_users_own(plan: Plan, weightdecay: Command) -> None:
     assert failed.returncode == 1
     assert "RuntimeError: the user's own fault" in failed.stderr
     assert "in failing_factory" in failed.stderr
+    assert "sources.py" not in failed.stderr

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from weightdecay.cli.flags import Argument, Choice, Name, Number, Switch, Text, Words, raise_together
 from weightdecay.cli.output import console, note, print_json
-from weightdecay.errors import CheckFailedError, ConfigError, did_you_mean
+from weightdecay.errors import CheckFailedError, ConfigError, WeightDecayError, did_you_mean
 
 if TYPE_CHECKING:
     from weightdecay.planning.plan import DecayPlan
+    from weightdecay.planning.sources import Source
     from weightdecay.recipes.settings import TrainConfig
 
 _UNKNOWN = ("error", "exempt")
@@ -80,11 +82,10 @@ class Plan:
     def _decider(self, overrides: dict[str, float]) -> Any:
         """A function from a policy's name to the model's plan; the model is found, built and traced once."""
         from weightdecay.planning.plan import plan_tensors
-        from weightdecay.planning.sources import open_source
         from weightdecay.planning.tensors import read_tensors
         from weightdecay.planning.tracing import with_uses
 
-        source = open_source(self.model)
+        source = _open(self.model)
         weight_decay = float(self.weight_decay) if self.weight_decay else _DEFAULT_WEIGHT_DECAY
         policy = "default"
         if source is None:
@@ -178,6 +179,24 @@ class Plan:
         return 0
 
 
+def _open(name: str) -> Source | None:
+    """The model of that name; what a user's own factory raises is shown as its own traceback, without our frames."""
+    from weightdecay.planning.sources import open_source
+
+    try:
+        return open_source(name)
+    except WeightDecayError:
+        raise
+    except Exception as error:
+        frame = error.__traceback__
+        while frame is not None and frame.tb_frame.f_globals.get("__name__", "").startswith(
+            ("weightdecay.", "importlib")
+        ):
+            frame = frame.tb_next
+        note("".join(traceback.format_exception(type(error), error, frame)).rstrip())
+        raise WeightDecayError(f"{name} raised {type(error).__name__}: no model, no plan") from None
+
+
 def _our_model(config: TrainConfig) -> Any:
     import torch
 
@@ -192,3 +211,7 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
+
+
+def _is_ours(module_name: str) -> bool:
+    return module_name.startswith(("weightdecay.", "importlib"))
