@@ -55,7 +55,10 @@ def test_rows_are_read_up_to_one_that_a_kill_tore_and_forgotten_after_a_step(tmp
 
 def test_a_place_where_nothing_can_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="Not a directory.*give another --out"), Run(tmp_path / "file" / "run").lock():
+    with (
+        pytest.raises(ConfigError, match=r"Not a directory.*give another --out"),
+        Run(tmp_path / "file" / "run").lock(),
+    ):
         pass
 
 
