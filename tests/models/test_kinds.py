@@ -14,7 +14,7 @@ from weightdecay.models.attention import causal_attention, score_mask
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.decoder import GPT, Block
 from weightdecay.models.generate import generate
-from weightdecay.models.layers import UnitOffsetRMSNorm, alibi_slopes
+from weightdecay.models.layers import Rotary, UnitOffsetRMSNorm, alibi_slopes
 from weightdecay.models.objective import Objective
 from weightdecay.planning.plan import plan
 
@@ -43,8 +43,7 @@ def test_the_cache_changes_no_token_also_past_the_end_of_the_context(kind: str) 
     each: list[dict[str, Any]] = [{"temperature": 0.0}, {"seed": 3}]
     for options in each:
         cached, whole = (
-            list(generate(model, [1, 2, 3], max_tokens=40, cached=cached, **options))
-            for cached in (True, False)
+            list(generate(model, [1, 2, 3], max_tokens=40, cached=cached, **options)) for cached in (True, False)
         )
         assert cached == whole
     assert len(cached) == 40
@@ -164,11 +163,12 @@ def test_alibis_slopes_are_the_papers() -> None:
 
 
 def test_a_part_of_a_head_turns_and_the_rest_stays() -> None:
-    attention = model_of("pythia").blocks[0].attention  # type: ignore[union-attr]
+    turn = Rotary(head_dim=6, context=24, base=10_000.0, fraction=0.34)
     x = torch.randn(1, 4, 24, 6)
-    turned = attention.rotary(x)
+    turned = turn(x)
     assert torch.equal(turned[..., 2:], x[..., 2:])
     assert not torch.allclose(turned[:, :, 1:, :2], x[:, :, 1:, :2])
+    torch.testing.assert_close(turn(x[:, :, 9:], start=9), turned[:, :, 9:])
 
 
 def test_a_gain_of_one_plus_w_starts_as_the_plain_norm() -> None:

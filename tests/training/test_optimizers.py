@@ -10,7 +10,7 @@ from weightdecay.models.decoder import GPT
 from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.muon import Muon
 from weightdecay.optim.rules import group_decay_per_step
-from weightdecay.recipes.schema import recipe
+from weightdecay.recipes.schema import recipe, systems
 from weightdecay.runs import Run
 from weightdecay.training.optimizers import decay_plan, make_optimizer
 from weightdecay.training.progress import SilentReporter
@@ -65,6 +65,16 @@ def test_olmo2_decays_its_gains_and_spares_its_embedding() -> None:
     assert decided["embedding.weight"].weight_decay == 0.0
     for name in ("head.weight", "norm.weight", "blocks.0.attention.query_norm.weight", "blocks.1.attention.out.weight"):
         assert decided[name].weight_decay == 0.1
+
+
+@pytest.mark.parametrize("system", systems())
+def test_the_policy_of_every_recipe_plans_its_own_model(system: str) -> None:
+    config = recipe(f"{system}:nano").config()
+    with torch.device("meta"):
+        model = GPT(config.model)
+    decided = decay_plan(model, config.optimizer)
+    decaying = sum(p.numel() for name, p in model.named_parameters() if decided[name].weight_decay > 0)
+    assert decaying > 0.6 * model.n_parameters() or system == "olmo2"
 
 
 def test_opt_and_moonlight_decay_everything() -> None:

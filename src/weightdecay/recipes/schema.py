@@ -112,14 +112,8 @@ class Recipe:
     def exempt(self) -> str:
         """What does not decay, in words, with the status of that."""
         policy = self.values["optimizer.policy"]
-        words = {"default": "biases, norms, all 1-D", "all": "nothing"}.get(policy.value, f"policy {policy.value}")
-        multipliers = self.values.get("optimizer.weight_decay_multipliers")
-        spared = (
-            [entry.removesuffix("=0") for entry in multipliers.value if entry.endswith("=0")] if multipliers else []
-        )
-        if spared:
-            words = ", ".join(spared) if policy.value == "all" else f"{words}, {', '.join(spared)}"
-        return f"{words} ({policy.status})"
+        words = {"default": "biases, norms, all 1-D", "all": "nothing", "olmo2": "token embeddings"}
+        return f"{words.get(policy.value, policy.value)} ({policy.status})"
 
     @property
     def model(self) -> ModelConfig:
