@@ -27,8 +27,8 @@ def _head() -> list[str]:
     return [
         "# Where the numbers come from",
         "",
-        "This page is made from the recipe files in `src/weightdecay/recipes/` by `docs/make_recipes.py`; a test fails if",
-        "the two differ. `weightdecay recipes show NAME` has every value of a size with its source.",
+        "This page is made from the recipe files in `src/weightdecay/recipes/` by `docs/make_recipes.py`; a test fails",
+        "if the two differ. `weightdecay recipes show NAME` has every value of a size with its source.",
         "",
         "Each value has one of four statuses:",
         "",
@@ -43,8 +43,8 @@ def _brief(systems: dict[str, list[Recipe]]) -> list[str]:
     lines = [
         "## The table that people copy",
         "",
-        "It says: GPT-2 0.01; GPT-3, LLaMA 1 and 2, PaLM, Grok-1, Mistral and Mixtral 0.1. The recipes keep these numbers",
-        "and say what they are.",
+        "It says: GPT-2 0.01; GPT-3, LLaMA 1 and 2, PaLM, Grok-1, Mistral and Mixtral 0.1. The recipes keep these",
+        "numbers and say what they are.",
         "",
     ]
     rows = []

@@ -26,7 +26,9 @@ KINDS = {
         feedforward="geglu_tanh", embedding_multiplier=24**0.5, attention_scale=0.3, logit_multiplier=0.58,
     ),
     "olmo2": _LLAMA.replace(norm_placement="output", qk_norm="all_heads", n_kv_heads=2, z_loss=1e-5),
-    "gemma": _LLAMA.replace(norm="rmsnorm_unit_offset", feedforward="geglu", norm_placement="sandwich", logit_softcap=9.0),
+    "gemma": _LLAMA.replace(
+        norm="rmsnorm_unit_offset", feedforward="geglu", norm_placement="sandwich", logit_softcap=9.0,
+    ),
     "nanochat": _LLAMA.replace(
         norm="rmsnorm_without_gain", qk_norm="head", feedforward="relu_squared", logit_softcap=15.0, window=6,
         window_pattern="SSL", embedding_norm=True,

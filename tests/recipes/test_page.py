@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from docs.make_recipes import BRIEF, PAGE, page
+
 from weightdecay.recipes.schema import recipe
 
 

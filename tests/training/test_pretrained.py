@@ -110,7 +110,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(
 
 
 def test_a_padded_vocabulary_and_lower_precision_are_taken_and_said(
-    run: Run, exported: Path, small_text: Path, tmp_path: Path
+    exported: Path, small_text: Path, tmp_path: Path
 ) -> None:
     padded = tmp_path / "padded"
     padded.mkdir()

@@ -40,7 +40,8 @@ class Recipes:
                 document, shown = _difference(*pair), _difference_table(*pair)
             case _:
                 raise ConfigError(
-                    f"recipes {' '.join(self.words)}: give nothing, show NAME (like `recipes show gpt3:125m`) or diff A B"
+                    f"recipes {' '.join(self.words)}: give nothing, show NAME (like `recipes show gpt3:125m`) or "
+                    "diff A B"
                 )
         if self.json:
             print_json(document)

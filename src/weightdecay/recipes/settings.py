@@ -18,7 +18,6 @@ from typing import Any
 from weightdecay.errors import ConfigError, did_you_mean
 from weightdecay.models.config import ModelConfig
 
-
 OPTIMIZERS = ("adafactor", "adamw", "lion", "muon", "sgdw")
 
 
@@ -85,7 +84,8 @@ class ScheduleSettings:
         decay_tokens: where the descent ends, counted from the start; 0 means at the end of the run.
         decay_fraction: part of the run that `warmup_stable_decay` comes down in, along a straight line.
         hold_steps, hold_fraction: how long `inverse_sqrt` stays at the peak; it then falls as √(hold/t).
-        stages: `SHAPE to FRACTION over TOKENS`, one after the other: constant, cosine or linear to a fraction of the peak.
+        stages: `SHAPE to FRACTION over TOKENS`, one after the other: constant, cosine or linear, to a fraction of the
+            peak.
         weight_decay_shape: how λ moves: `constant`, `cosine` or `linear`.
         weight_decay_final_fraction: of λ, where it ends.
     """

@@ -6,6 +6,7 @@ A configuration counts in tokens, as the papers do, or in steps; here everything
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from weightdecay.data.batches import BatchSizes
 from weightdecay.errors import ConfigError, did_you_mean
@@ -30,7 +31,7 @@ def batch_sizes(run: RunSettings, context: int, micro: int = 1) -> BatchSizes:
         return BatchSizes(context, full)
     points = [_point(entry) for entry in run.batch_ramp]
     faults = [] if points[0][0] == 0 else [f"run.batch_ramp must begin at 0 tokens, not at {points[0][0]:g}"]
-    if any(later[0] <= earlier[0] for earlier, later in zip(points, points[1:], strict=False)):
+    if any(later[0] <= earlier[0] for earlier, later in pairwise(points)):
         faults.append("run.batch_ramp must go on at rising numbers of tokens")
     if max(1, round(points[-1][1] / context)) != full:
         faults.append(f"run.batch_ramp ends at {points[-1][1]:g} tokens, run.batch_tokens is {run.batch_tokens}")
