@@ -56,7 +56,8 @@ def shrink_where_agreeing_(weights: Tensor, direction: Tensor, decay: float) -> 
     kept = float(torch.tensor(1 - decay, dtype=weights.dtype))
     same = direction.dtype == weights.dtype
     factor = direction.mul_(weights) if same else direction * weights
-    weights.mul_(factor.ge_(0).mul_(kept - 1).add_(1))
+    whole = torch.ones((), dtype=factor.dtype, device=factor.device)
+    weights.mul_(torch.add(whole, factor.ge_(0), alpha=kept - 1))
 
 
 def mixed(momentum: Tensor | None, gradient: Tensor, mix: tuple[float, float], out: Tensor | None = None) -> Tensor:
