@@ -10,7 +10,7 @@ import pytest
 
 from tests.commands import SMALL, Command
 
-COMMANDS = ("train", "sample", "plan", "data", "recipes")
+COMMANDS = ("train", "sample", "plan", "convert", "data", "recipes")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from weightdecay.cli.convert import Convert
 from weightdecay.cli.data import Data
 from weightdecay.cli.output import report_error
 from weightdecay.cli.plan import Plan
@@ -26,6 +27,7 @@ Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
+    | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Recipes, tyro.conf.subcommand("recipes")]
 )
