@@ -10,7 +10,7 @@ import pytest
 
 from tests.commands import SMALL, Command
 
-COMMANDS = ("train", "sample", "plan", "convert", "data", "recipes")
+COMMANDS = ("train", "sample", "export", "plan", "convert", "data", "recipes")
 
 
 @pytest.fixture(scope="module")
@@ -196,8 +196,9 @@ def test_the_run_directory_holds_what_the_design_promises(run_directory: Path) -
 
 def test_recipes_are_listed_and_shown_with_their_sources(weightdecay: Command) -> None:
     table = weightdecay("recipes").stdout
-    assert "gpt3:175b" in table
+    assert "175b" in table
     assert "unpublished" in table
+    assert "lr² per step" in " ".join(table.split())
     listed = json.loads(weightdecay("recipes", "--json").stdout)
     assert {"gpt2:nano", "gpt2:124m", "gpt3:nano", "gpt3:125m"} <= {row["name"] for row in listed}
     shown = json.loads(weightdecay("recipes", "show", "gpt3:125m", "--json").stdout)
@@ -205,6 +206,11 @@ def test_recipes_are_listed_and_shown_with_their_sources(weightdecay: Command) -
         "value": 0.1, "status": "confirmed", "source": "paper, appendix B", "note": "",
     }  # fmt: skip
     assert "Brown et al. 2020" in weightdecay("recipes", "show", "gpt3:125m").stdout
+    rows = json.loads(weightdecay("recipes", "diff", "llama2:7b", "llama2:70b", "--json").stdout)
+    assert {row["key"] for row in rows} == {
+        "model.d_ff", "model.d_model", "model.n_heads", "model.n_kv_heads", "model.n_layers", "optimizer.lr",
+    }  # fmt: skip
+    assert "1.5e-04" in (text := weightdecay("recipes", "diff", "llama2:7b", "llama2:70b").stdout) or "0.00015" in text
     wrong = weightdecay("recipes", "shwo", "gpt3")
     assert wrong.returncode == 2
     assert weightdecay("recipes", "show", "gpt5").returncode == 2

@@ -10,6 +10,7 @@ import tyro
 
 from weightdecay.cli.convert import Convert
 from weightdecay.cli.data import Data
+from weightdecay.cli.export import Export
 from weightdecay.cli.output import report_error
 from weightdecay.cli.plan import Plan
 from weightdecay.cli.recipes import Recipes
@@ -26,6 +27,7 @@ DESCRIPTION = (
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Data, tyro.conf.subcommand("data")]

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from weightdecay.errors import ConfigError, DamagedError
+from weightdecay.models import huggingface
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import Run
 from weightdecay.training import checkpoint
 from weightdecay.training.checkpoint import Checkpoint
+from weightdecay.training.pretrained import pretrained_weights
 
 # Settings that change nothing about what is learned, only what is kept and how the work is shared out.
 _FREE = {
@@ -122,7 +124,7 @@ def initial_weights(
     """The weights that `--init-from` names, and where they lie.
 
     Args:
-        source: a run directory (its newest good checkpoint) or a checkpoint directory.
+        source: a run directory (its newest good checkpoint), a checkpoint directory, or a model of transformers.
         tokenizer_sha256: of the data's tokenizer, which must be the source's too.
 
     Raises:
@@ -130,6 +132,8 @@ def initial_weights(
         DamagedError: the checkpoint is not as it was written.
     """
     path = Path(source)
+    if huggingface.holds_a_model(path):
+        return pretrained_weights(path, tokenizer_sha256, report), path
     if (path / checkpoint.MANIFEST).is_file():
         chosen, run = Checkpoint(path), Run(path.resolve().parent.parent)
         if faults := chosen.faults():
