@@ -16,6 +16,7 @@ from weightdecay.cli.plan import Plan
 from weightdecay.cli.recipes import Recipes
 from weightdecay.cli.sample import Sample
 from weightdecay.cli.train import Train
+from weightdecay.cli.verify import Verify
 from weightdecay.errors import WeightDecayError
 
 DESCRIPTION = (
@@ -31,6 +32,7 @@ Command = (
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Data, tyro.conf.subcommand("data")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Recipes, tyro.conf.subcommand("recipes")]
 )
 
