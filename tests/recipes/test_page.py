@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from docs.make_recipes import BRIEF, PAGE, page
+from make_recipes import BRIEF, PAGE, page
 
 from weightdecay.recipes.schema import recipe
 

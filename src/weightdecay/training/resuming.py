@@ -47,6 +47,21 @@ def holds_a_run(run: Run, resume: str) -> bool:
     return False
 
 
+def config_changes(old: TrainConfig, new: TrainConfig) -> dict[str, str]:
+    """Each setting that differs and decides what is learned, with both values in words."""
+    before, after = old.values(), new.values()
+    return {
+        key: f"{key}: the run has {before[key]}, asked for {after[key]}"
+        for key in after
+        if before[key] != after[key] and key not in _FREE
+    }
+
+
+def can_change(key: str) -> bool:
+    """Whether a run can change this setting on its way; another optimizer could not read its state."""
+    return key.startswith(_CHANGEABLE) and key != "optimizer.name"
+
+
 def agree_on_config(old: TrainConfig, new: TrainConfig, on_change: str, report: Callable[[str], None]) -> TrainConfig:
     """The configuration that a resumed run goes on with, from its next step.
 
@@ -58,9 +73,9 @@ def agree_on_config(old: TrainConfig, new: TrainConfig, on_change: str, report: 
         ConfigError: something differs that cannot change on the way, or that `on_change` refuses; all at once.
     """
     before, after = old.values(), new.values()
-    differing = [key for key in after if before[key] != after[key] and key not in _FREE]
-    fixed = [key for key in differing if not key.startswith(_CHANGEABLE)]
-    words = {key: f"{key}: the run has {before[key]}, asked for {after[key]}" for key in differing}
+    words = config_changes(old, new)
+    differing = list(words)
+    fixed = [key for key in differing if not can_change(key)]
     if fixed and on_change != "keep":
         raise ConfigError([f"{words[key]}; this cannot change on the way: give another --out" for key in fixed])
     if differing and on_change == "refuse":

@@ -26,7 +26,7 @@ from weightdecay.optim.rules import group_decay_per_step
 from weightdecay.optim.state import load_state_by_name, settings_by_name, state_by_name
 from weightdecay.planning.plan import DecayPlan
 from weightdecay.recipes.settings import TrainConfig
-from weightdecay.runs import MetricsWriter, Run, environment, write_atomically
+from weightdecay.runs import MetricsWriter, Run, environment
 from weightdecay.training import checkpoint, distributed
 from weightdecay.training.assembly import Assembly, assemble
 from weightdecay.training.distributed import Ranks
@@ -337,7 +337,7 @@ class Trainer:
 def _write_head(run: Run, assembly: Assembly, identity: dict[str, str]) -> None:
     """What a run directory holds before its first step; a resume changes only the configuration."""
     run.write_config(assembly.config)
-    write_atomically(run.path / "plan.json", assembly.plan.to_json())
+    run.write_text("plan.json", assembly.plan.to_json())
     if not run.tokenizer_path.is_file():
         assembly.data.tokenizer.save(run.tokenizer_path)
         run.write_json("environment.json", {**environment(), **identity})
