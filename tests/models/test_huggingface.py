@@ -16,6 +16,7 @@ from weightdecay.models import huggingface
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.decoder import GPT
 from weightdecay.models.families import FAMILIES, family_of
+from weightdecay.recipes.schema import Recipe, all_recipes
 
 
 def written(folder: Path, kind: str = "llama", config: ModelConfig | None = None) -> tuple[ModelConfig, GPT]:
@@ -78,6 +79,18 @@ def test_every_family_reads_what_it_describes() -> None:
     assert seen | {"gpt_neox"} == set(FAMILIES)
     neox = KINDS["pythia"].replace(head_dim=8, d_model=32, d_ff=128, rotary_fraction=0.25)
     assert family_of(neox).model_type == "gpt_neox"
+
+
+COUNTERPARTS = {
+    "gpt2": "gpt2", "opt": "opt", "bloom": "bloom", "pythia": "gpt_neox", "olmo2": "olmo2", "mixtral": "mixtral",
+    "mistral": "mistral", "llama1": "llama", "llama2": "llama", "llama3": "llama",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("one", all_recipes(), ids=lambda one: one.name)
+def test_every_recipe_has_the_counterpart_of_its_system_or_none(one: Recipe) -> None:
+    found = None if _lacking(one.model) else family_of(one.model).model_type
+    assert found == COUNTERPARTS.get(one.system)
 
 
 def _lacking(config: ModelConfig) -> bool:

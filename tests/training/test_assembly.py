@@ -75,7 +75,7 @@ def test_gpt3s_cosine_ends_before_its_run_does(small_text: Path) -> None:
         ({"run__nproc": 7}, "cannot be shared by 7 processes"),
         (
             {"optimizer__rule": "independent", "optimizer__weight_decay": "auto"},
-            "auto gives λ for the rule 'decoupled'",
+            "auto gives λ for adamw under the rule 'decoupled'",
         ),
         ({"optimizer__rule": "decopled"}, "did you mean 'decoupled'"),
         ({"optimizer__policy": "defalt"}, "did you mean 'default'"),

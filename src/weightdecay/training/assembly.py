@@ -138,7 +138,7 @@ class Assembly:
 
     def _weight_decay_that_matters(self) -> float | None:
         optimizer = self.config.optimizer
-        if optimizer.rule != "decoupled" or optimizer.lr == 0:
+        if optimizer.name != "adamw" or optimizer.rule != "decoupled" or optimizer.lr == 0:
             return None
         return optimal_weight_decay(
             lr=optimizer.lr, steps=self.config.run.steps, tokens_per_parameter=self.tokens_per_parameter
@@ -234,9 +234,10 @@ def _resolve_shapes(config: TrainConfig, data: Prepared) -> TrainConfig:
 
 def _automatic_weight_decay(config: TrainConfig, tokens_per_parameter: float) -> float:
     optimizer = config.optimizer
-    if optimizer.rule != "decoupled":
+    if optimizer.name != "adamw" or optimizer.rule != "decoupled":
         raise ConfigError(
-            f"--weight-decay auto gives λ for the rule 'decoupled', not '{optimizer.rule}': give a number"
+            f"--weight-decay auto gives λ for adamw under the rule 'decoupled', not for {optimizer.name} under "
+            f"'{optimizer.rule}': give a number"
         )
     return optimal_weight_decay(lr=optimizer.lr, steps=config.run.steps, tokens_per_parameter=tokens_per_parameter)
 
