@@ -102,6 +102,22 @@ def test_so_do_those_of_the_published_splitting_expressions(name: str, bpe: Toke
     the_tokens_are_the_same()
 
 
+# Words and spaces no longer than three: every eight characters have the end of a word.
+spaced = st.lists(
+    st.tuples(st.text("ab1字é", min_size=1, max_size=3), st.text(" \t\u00a0\x1f", min_size=1, max_size=3)),
+    min_size=6,
+    max_size=20,
+).map(lambda words: "".join(word + space for word, space in words))
+
+
+@given(text=spaced, block=st.integers(1, 50))
+def test_a_line_that_is_cut_at_words_has_the_tokens_of_the_whole_too(bpe: Tokenizer, text: str, block: int) -> None:
+    for tokenizer in (bpe, split_by(pieces_module._LLAMA3, bpe)):
+        cut = list(pieces(blocks_of(text, block), tokenizer.cuts, size=1, longest=16))
+        assert all(len(piece) < 16 for piece in cut[:-1])
+        assert [token for piece in tokenizer.encode_batch(cut) for token in piece] == tokenizer.encode(text)
+
+
 @given(text=texts)
 def test_both_libraries_give_the_same_tokens(bpe: Tokenizer, text: str) -> None:
     """Two implementations of GPT-2's tokenization, ours but for the end of text at 0 and theirs."""

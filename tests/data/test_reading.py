@@ -27,9 +27,25 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("reading") / "text.txt"
 
 
-@given(
-    text=st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("\r\n\ufeffλ😀")), size=st.integers(1, 9)
+texts = st.lists(st.sampled_from(["\r\n", "\r", "\n", "\ufeff", "a", "λ", "ก", "😀"])).map("".join) | st.text(
+    st.characters(exclude_categories=["Cs"])
 )
+fragments = [
+    b"a",
+    b"\r",
+    b"\n",
+    b"\xff",
+    b"\xe2",
+    b"\xe2\x82",
+    b"\x80",
+    "\ufeff".encode(),
+    "\ufffd".encode(),
+    "😀".encode(),
+]
+raws = st.lists(st.sampled_from(fragments)).map(b"".join) | st.binary(max_size=60)
+
+
+@given(text=texts, size=st.integers(1, 9))
 def test_a_file_read_in_blocks_of_any_size_is_the_text_with_its_newlines_as_one(
     scratch: Path, text: str, size: int
 ) -> None:
@@ -39,7 +55,7 @@ def test_a_file_read_in_blocks_of_any_size_is_the_text_with_its_newlines_as_one(
         assert text_of(scratch)[0] == text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
-@given(raw=st.binary(max_size=60) | st.text().map(lambda t: t.encode("utf-8", "surrogatepass")), size=st.integers(1, 9))
+@given(raw=raws, size=st.integers(1, 9))
 def test_bad_bytes_are_named_at_their_offset_or_replaced_and_counted_whatever_the_blocks(
     scratch: Path, raw: bytes, size: int
 ) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
+import traceback
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from weightdecay.cli.flags import Argument, Name, Number, Switch, Text
-from weightdecay.cli.output import console
-from weightdecay.errors import ConfigError
+from weightdecay.cli.flags import Argument, Choice, Name, Number, Switch, Text, Words, raise_together
+from weightdecay.cli.output import console, note, print_json
+from weightdecay.errors import CheckFailedError, ConfigError, WeightDecayError, did_you_mean
 
 if TYPE_CHECKING:
+    from weightdecay.planning.plan import DecayPlan
+    from weightdecay.planning.sources import Source
     from weightdecay.recipes.settings import TrainConfig
+
+_UNKNOWN = ("error", "exempt")
+_DEFAULT_WEIGHT_DECAY = 0.1
 
 
 @dataclass(frozen=True)
@@ -20,47 +25,88 @@ class Plan:
     """Which tensors decay and why: every one of them, with the evidence."""
 
     model: Argument[Text]
-    """A recipe (gpt2:124m) or a run directory."""
+    """A recipe (gpt2:124m), a run directory, a Hugging Face directory or config.json, hf:ORG/NAME, a .safetensors
+    file, or python:package.module:factory."""
     policy: Name = ""
-    """Which tensors decay; by default the recipe's policy."""
+    """Which tensors decay: a policy's name or a TOML file; by default the recipe's, else `default`."""
     weight_decay: Number = ""
-    """λ; by default the recipe's."""
+    """λ; by default the recipe's, else 0.1."""
+    override: Words = ()
+    """PATTERN=MULTIPLIER for the tensors in whose name the regular expression is found; the first decides."""
+    against: Name = ""
+    """Another policy's name, or a lock: who differs on what, and why it matters."""
     why: Name = ""
     """One tensor's story."""
+    lock: Name = ""
+    """Write the plan to this file, for a repository to commit."""
+    check: Name = ""
+    """Compare with that file; exit 3 if a tensor, role or multiplier changed."""
+    unknown: Choice = "error"
+    """error or exempt: what to do with a tensor whose job nothing tells."""
+    trace: Choice = "on"
+    """on or off: whether small copies are run to see how tensors are used."""
     json: Switch = False
-    """One JSON document on stdout, in the format of a run's plan.json."""
+    """One JSON document on stdout; of a plan, in the format of a run's plan.json."""
 
     def run(self) -> int:
-        config = self._config()
-        import torch
-        from rich.text import Text as RichText
-
-        from weightdecay.models.decoder import GPT
-        from weightdecay.planning.plan import plan
-        from weightdecay.planning.render import table
-
-        with torch.device("meta"):
-            model = GPT(config.model)
-        decided = plan(
-            model,
-            weight_decay=config.optimizer.weight_decay,
-            policy=config.optimizer.policy,
-        )
-        out = console()
+        overrides = self._checked()
+        decide = self._decider(overrides)
+        decided: DecayPlan = decide(self.policy)
         if self.why:
-            tensor = decided[self.why]
-            story = f"{tensor.name}: λ = {tensor.weight_decay:g}, {tensor.reason}"
-            if self.json:
-                line = {"name": tensor.name, "weight_decay": tensor.weight_decay, "reason": tensor.reason}
-                print(json.dumps(line, ensure_ascii=False))
-            else:
-                out.print(RichText(story))
-        elif self.json:
-            print(decided.to_json(), end="")
+            self._show_story(decided)
+        elif self.against:
+            self._show_comparison(decided, decide)
+        elif not self.check:
+            self._show_plan(decided)
+        return self._lock_and_check(decided)
+
+    def _checked(self) -> dict[str, float]:
+        faults = []
+        for flag, value, known in (("--unknown", self.unknown, _UNKNOWN), ("--trace", self.trace, ("on", "off"))):
+            if value not in known:
+                faults.append(f"{flag} {value}: {did_you_mean(value, known)}")
+        overrides: dict[str, float] = {}
+        for text in self.override:
+            pattern, _, multiplier = text.rpartition("=")
+            try:
+                overrides[pattern] = float(multiplier)
+            except ValueError:
+                faults.append(f"--override {text}: must be PATTERN=MULTIPLIER, like 'lm_head=0'")
+        if self.weight_decay == "auto":
+            faults.append("--weight-decay auto depends on the run's length, which a plan has not: give a number")
+        elif self.weight_decay and not _is_number(self.weight_decay):
+            faults.append(f"--weight-decay {self.weight_decay}: must be a number, like 0.1")
+        raise_together(faults)
+        return overrides
+
+    def _decider(self, overrides: dict[str, float]) -> Any:
+        """A function from a policy's name to the model's plan; the model is found, built and traced once."""
+        from weightdecay.planning.plan import plan_tensors
+        from weightdecay.planning.tensors import read_tensors
+        from weightdecay.planning.tracing import with_uses
+
+        source = _open(self.model)
+        weight_decay = float(self.weight_decay) if self.weight_decay else _DEFAULT_WEIGHT_DECAY
+        policy = "default"
+        if source is None:
+            config = self._config()
+            model = _our_model(config)
+            weight_decay, policy = config.optimizer.weight_decay, config.optimizer.policy
         else:
-            out.print(table(decided))
-            out.print(RichText(str(decided.summary())))
-        return 0
+            model = source.model
+        if model is None:
+            assert source is not None
+            facts = list(source.shapes)
+            note("names and shapes only: these verdicts are weaker than those on a model")
+        else:
+            facts = read_tensors(model)
+            facts = with_uses(model, facts) if self.trace == "on" else facts
+
+        def decide(name: str) -> DecayPlan:
+            unknown: Any = self.unknown
+            return plan_tensors(facts, weight_decay, name or policy, overrides=overrides, unknown=unknown)
+
+        return decide
 
     def _config(self) -> TrainConfig:
         from pathlib import Path
@@ -68,11 +114,7 @@ class Plan:
         from weightdecay.recipes.schema import recipe
         from weightdecay.runs import Run
 
-        given = {
-            key: value
-            for key, value in (("optimizer.policy", self.policy), ("optimizer.weight_decay", self.weight_decay))
-            if value
-        }
+        given = {"optimizer.weight_decay": self.weight_decay} if self.weight_decay else {}
         if (Path(self.model) / "run.toml").is_file():
             config = Run.open(self.model).config().replace(**{key.replace(".", "__"): v for key, v in given.items()})
         else:
@@ -80,3 +122,96 @@ class Plan:
         if math.isnan(config.optimizer.weight_decay):
             raise ConfigError("--weight-decay auto depends on the run's length, which a plan has not: give a number")
         return config
+
+    def _show_plan(self, decided: DecayPlan) -> None:
+        from rich.text import Text as RichText
+
+        from weightdecay.planning.render import table
+
+        if self.json:
+            print(decided.to_json(), end="")
+        else:
+            console().print(table(decided))
+            console().print(RichText(str(decided.summary())))
+
+    def _show_story(self, decided: DecayPlan) -> None:
+        from rich.text import Text as RichText
+
+        from weightdecay.planning.render import story, story_document
+
+        tensor = decided[self.why]
+        if self.json:
+            print_json(story_document(tensor))
+        else:
+            console().print(RichText(story(tensor)))
+
+    def _show_comparison(self, decided: DecayPlan, decide: Any) -> None:
+        from pathlib import Path
+
+        from rich.text import Text as RichText
+
+        from weightdecay.planning.lockfile import read_lock
+        from weightdecay.planning.render import comparison, comparison_document
+
+        other = read_lock(Path(self.against)) if Path(self.against).is_file() else decide(self.against)
+        if self.json:
+            print_json(comparison_document(decided, other))
+        else:
+            console().print(comparison(decided, other))
+            console().print(RichText(f"{decided.policy}: {decided.summary()}\n{other.policy}: {other.summary()}"))
+
+    def _lock_and_check(self, decided: DecayPlan) -> int:
+        from pathlib import Path
+
+        from weightdecay.planning.lockfile import read_lock, write_lock
+
+        if self.check:
+            changes = read_lock(Path(self.check)).diff(decided)
+            if changes:
+                raise CheckFailedError(f"the plan is not the one in {self.check}:\n{changes}\nIf meant, lock it anew")
+            if self.json:
+                print_json({"check": self.check, "holds": True, "tensors": len(decided)})
+            else:
+                note(f"the plan is the one in {self.check}: {len(decided)} tensors")
+        if self.lock:
+            write_lock(decided, Path(self.lock))
+            note(f"wrote {self.lock}: {len(decided)} tensors")
+        return 0
+
+
+def _open(name: str) -> Source | None:
+    """The model of that name; what a user's own factory raises is shown as its own traceback, without our frames."""
+    from weightdecay.planning.sources import open_source
+
+    try:
+        return open_source(name)
+    except WeightDecayError:
+        raise
+    except Exception as error:
+        frame = error.__traceback__
+        while frame is not None and frame.tb_frame.f_globals.get("__name__", "").startswith(
+            ("weightdecay.", "importlib")
+        ):
+            frame = frame.tb_next
+        note("".join(traceback.format_exception(type(error), error, frame)).rstrip())
+        raise WeightDecayError(f"{name} raised {type(error).__name__}: no model, no plan") from None
+
+
+def _our_model(config: TrainConfig) -> Any:
+    import torch
+
+    from weightdecay.models.decoder import GPT
+
+    with torch.device("meta"):
+        return GPT(config.model)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _is_ours(module_name: str) -> bool:
+    return module_name.startswith(("weightdecay.", "importlib"))

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
+from weightdecay.planning.jobs import agreeing, by_use, embedding_role
 from weightdecay.planning.roles import Role, Strength, Verdict
-from weightdecay.planning.structure import by_name, by_shape, by_torch_type
+from weightdecay.planning.structure import by_name, by_shape, by_torch_type, kind_of_matrix
 from weightdecay.planning.tensors import Site, TensorFacts
 
 
 def classify(tensors: Sequence[TensorFacts]) -> list[tuple[Verdict, ...]]:
     """The verdicts on each tensor, one per job; a frozen tensor's first verdict says that it is frozen."""
-    return [_with_frozen(facts, _verdicts(facts)) for facts in tensors]
+    vocabularies = {facts.shape[0] for facts in tensors for site in facts.sites if "Embedding" in site.bases}
+    return [_with_frozen(facts, _verdicts(facts, vocabularies)) for facts in tensors]
 
 
-def _verdicts(facts: TensorFacts) -> tuple[Verdict, ...]:
-    found = [_at(site, facts) for site in facts.sites]
-    return tuple({verdict.role: verdict for verdict in reversed(found)}.values())[::-1]
+def _verdicts(facts: TensorFacts, vocabularies: AbstractSet[int]) -> tuple[Verdict, ...]:
+    return agreeing([_at(site, facts, vocabularies) for site in facts.sites])
 
 
-def _at(site: Site, facts: TensorFacts) -> Verdict:
-    return by_torch_type(site, facts) or by_name(site, facts) or by_shape(facts)
+def _at(site: Site, facts: TensorFacts, vocabularies: AbstractSet[int]) -> Verdict:
+    verdict = by_torch_type(site, facts)
+    if verdict is not None and verdict.role is Role.EMBEDDING:
+        return embedding_role(facts) or verdict
+    verdict = verdict or by_use(facts) or by_name(site, facts) or by_shape(facts)
+    return kind_of_matrix(verdict, site, facts, vocabularies) if verdict.role is Role.LINEAR else verdict
 
 
 def _with_frozen(facts: TensorFacts, verdicts: tuple[Verdict, ...]) -> tuple[Verdict, ...]:

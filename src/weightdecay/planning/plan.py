@@ -5,15 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from weightdecay.errors import PlanError, did_you_mean
 from weightdecay.planning.classify import classify
-from weightdecay.planning.policies import ROLE_POLICIES, Override, Policy
+from weightdecay.planning.comparison import OptimizerCheck, PlanDiff, check, diff, some
+from weightdecay.planning.policies import Override, Policy, RolePolicy, override_faults
+from weightdecay.planning.policyfile import find_policy
 from weightdecay.planning.roles import Role, Verdict
 from weightdecay.planning.tensors import TensorFacts, parameters_by_name, read_tensors
+from weightdecay.planning.tracing import Batch, with_uses
+
+Overrides = Mapping[str, float] | Sequence[Override]
+Unknown = Literal["error", "exempt"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,10 @@ class DecayPlan:
             raise PlanError(f"the plan has no tensor '{name}': {did_you_mean(name, self._by_name)}")
         return self._by_name[name]
 
+    def get(self, name: str) -> PlannedTensor | None:
+        """The tensor of that name or alias, or None."""
+        return self._by_name.get(name)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_model": None}  # a copied or pickled plan carries no weights along
 
@@ -102,24 +113,26 @@ class DecayPlan:
     def param_groups(self, *, lr: float, **options: Any) -> list[dict[str, Any]]:
         """Parameter groups for any torch optimizer, decaying ones first; frozen tensors are in none.
 
+        The tensors are looked up by name now, so that a plan made before `fully_shard` groups what stands there after.
+
         Args:
             lr: learning rate, times each tensor's own lr multiplier.
             options: further entries of every group, such as `betas`.
 
         Raises:
-            PlanError: the plan was read from a file and belongs to no model yet.
+            PlanError: the plan belongs to no model, or FSDP1 has flattened tensors together that decay differently.
         """
-        if self._model is None:
-            raise PlanError("this plan belongs to no model, so there are no parameters to group: use plan.on(model)")
-        parameters = parameters_by_name(self._model)
-        groups: dict[tuple[float, float], list[PlannedTensor]] = {}
+        parameters = self._parameters()
+        groups: dict[tuple[float, float], dict[int, tuple[str, Any]]] = {}
         for tensor in self:
             if not tensor.frozen:
-                groups.setdefault((tensor.lr_multiplier, tensor.multiplier), []).append(tensor)
+                members = groups.setdefault((tensor.lr_multiplier, tensor.multiplier), {})
+                members.setdefault(id(parameters[tensor.name]), (tensor.name, parameters[tensor.name]))
+        self._refuse_torn(groups)
         return [
             {
-                "params": [parameters[tensor.name] for tensor in groups[key]],
-                "param_names": [tensor.name for tensor in groups[key]],
+                "params": [parameter for _, parameter in groups[key].values()],
+                "param_names": [name for name, _ in groups[key].values()],
                 "weight_decay": self.weight_decay * key[1],
                 "name": _group_name(*key),
                 "lr": lr * key[0],
@@ -127,6 +140,68 @@ class DecayPlan:
             }
             for key in sorted(groups, key=lambda key: (key[0] != 1.0, key[0], -key[1]))
         ]
+
+    def _refuse_torn(self, groups: Mapping[tuple[float, float], Mapping[int, tuple[str, Any]]]) -> None:
+        """A flat parameter of FSDP1 can be in one group only."""
+        seen: dict[int, str] = {}
+        for members in groups.values():
+            for key, (name, _) in members.items():
+                if key in seen:
+                    raise PlanError(
+                        f"FSDP1 has flattened {seen[key]} and {name} into one tensor, but they decay differently: wrap "
+                        "with use_orig_params=True, or use fully_shard"
+                    )
+                seen[key] = name
+
+    def _parameters(self) -> Mapping[str, Any]:
+        if self._model is None:
+            raise PlanError("this plan belongs to no model, so there are no parameters to group: use plan.on(model)")
+        return parameters_by_name(self._model)
+
+    def on(self, model: nn.Module, *, part: bool = False) -> DecayPlan:
+        """This plan for the same model wrapped, sharded or reloaded, or (`part=True`) for a stage of it.
+
+        Raises:
+            PlanError: the model has tensors that the plan does not know, lacks some, or has them in other shapes.
+        """
+        present = {tensor.name: tensor for tensor in read_tensors(model)}
+        faults = []
+        unknown = [name for name in present if name not in self]
+        if unknown:
+            near = did_you_mean(unknown[0], self._by_name)
+            faults.append(f"the plan does not know {some(unknown)}: {near} Plan this model itself")
+        carried = [tensor for tensor in self if {tensor.name, *tensor.aliases} & present.keys()]
+        missing = [tensor.name for tensor in self if tensor not in carried]
+        if missing and not part:
+            faults.append(f"the model lacks {some(missing)}: pass part=True if it is one stage of the planned model")
+        faults += [
+            f"{name} is {list(facts.shape)}, in the plan {list(self[name].shape)}: another size of this model?"
+            for name, facts in present.items()
+            if name in self and facts.shape != self[name].shape
+        ]
+        if faults:
+            raise PlanError(faults)
+        return DecayPlan(carried, policy=self.policy, weight_decay=self.weight_decay, model=model)
+
+    def diff(self, other: DecayPlan) -> PlanDiff:
+        """What this plan says otherwise than another; falsy if they agree."""
+        return diff(self, other)
+
+    def check(self, optimizer: torch.optim.Optimizer, model: nn.Module | None = None) -> OptimizerCheck:
+        """Whether an optimizer really carries this plan: `.ok`, `.faults`, `.raise_if_wrong()`.
+
+        Args:
+            optimizer: any torch optimizer.
+            model: the (wrapped) model it trains, if not the one that was planned.
+        """
+        parameters = self._parameters() if model is None else parameters_by_name(model)
+        return check(self, optimizer, parameters)
+
+    def check_ranks(self) -> None:
+        """Raises CheckFailedError on all ranks if any rank's plan differs from rank 0's; each rank must call it."""
+        from weightdecay.planning.ranks import check_ranks
+
+        check_ranks(self)
 
     def __str__(self) -> str:
         from weightdecay.planning.render import table_text
@@ -150,64 +225,85 @@ def plan(
     weight_decay: float = 0.1,
     policy: str | Policy = "default",
     *,
-    overrides: Mapping[str, float] | Sequence[Override] = (),
-    unknown: str = "error",
+    overrides: Overrides = (),
+    unknown: Unknown = "error",
+    batch: Batch | None = None,
+    trace: bool = True,
 ) -> DecayPlan:
     """Decide for every tensor of a model whether, how much and why it decays.
 
         λ_tensor = weight_decay · multiplier(role)
 
     Args:
-        model: any module, bare or wrapped, on any device including meta.
+        model: any module, bare or wrapped, on any device including meta. It is not changed, nor is any random state.
         weight_decay: λ as `torch.optim.AdamW` means it, per unit of learning rate.
-        policy: name of a policy, or one of your own.
-        overrides: regular expressions with their multipliers; the first that matches a name decides.
+        policy: name of a policy, path of a TOML policy file, or a policy of your own.
+        overrides: regular expressions with their multipliers; the first that is found in a name decides.
         unknown: what to do with a tensor whose job nothing tells: "error" or "exempt".
+        batch: what the model's forward takes (a tensor, positional arguments as a tuple, or keywords as a mapping), to
+            be traced on a copy of the model; without it, inputs are guessed.
+        trace: whether to run (copies of) the model or its parts to see how they use their tensors.
 
     Raises:
         PlanError: λ is negative, the policy is not known, an override matches nothing, a tensor's role is unknown
-            and no override covers it; all faults together.
+            and no override covers it; all faults together. Also for models without parameters, or with lazy ones.
     """
     facts = read_tensors(model)
-    tensors = decide(facts, weight_decay=weight_decay, policy=policy, overrides=overrides, unknown=unknown)
-    name = policy if isinstance(policy, str) else policy.name
-    return DecayPlan(tensors, policy=name, weight_decay=weight_decay, model=model)
+    if trace:
+        facts = with_uses(model, facts, batch)
+    return plan_tensors(facts, weight_decay, policy, overrides=overrides, unknown=unknown, model=model)
 
 
-def decide(
+def plan_tensors(
     facts: Sequence[TensorFacts],
+    weight_decay: float = 0.1,
+    policy: str | Policy = "default",
     *,
-    weight_decay: float,
-    policy: str | Policy,
-    overrides: Mapping[str, float] | Sequence[Override] = (),
-    unknown: str = "error",
-) -> list[PlannedTensor]:
-    """The plan's lines from facts alone; `plan` says what the arguments are."""
+    overrides: Overrides = (),
+    unknown: Unknown = "error",
+    model: nn.Module | None = None,
+) -> DecayPlan:
+    """The plan from facts alone, such as the names and shapes of a state dict; `plan` says what the arguments are."""
     faults = []
     if not (weight_decay >= 0.0 and math.isfinite(weight_decay)):
         faults.append(f"weight_decay is {weight_decay}: λ is a finite number of at least 0, usually 0.01 to 0.1")
-    if isinstance(policy, str):
-        if policy not in ROLE_POLICIES:
-            raise PlanError([*faults, f"there is no policy '{policy}': {did_you_mean(policy, ROLE_POLICIES)}"])
-        policy = ROLE_POLICIES[policy]
+    if unknown not in ("error", "exempt"):
+        faults.append(f"unknown is '{unknown}': it is 'error' or 'exempt'")
+    try:
+        chosen, more_overrides = find_policy(policy)
+    except PlanError as error:
+        raise PlanError([*faults, *error.faults]) from error
     if isinstance(overrides, Mapping):
         overrides = [Override(pattern, multiplier) for pattern, multiplier in overrides.items()]
-    for override in overrides:
-        if not any(override.matches(tensor) for tensor in facts):
-            faults.append(f"the override '{override.pattern}' matches no tensor: correct or remove it")
-    planned = []
-    strays = []
-    for tensor, verdicts in zip(facts, classify(facts), strict=True):
-        override = next((override for override in overrides if override.matches(tensor)), None)
-        if override is None and any(verdict.role is Role.UNKNOWN for verdict in verdicts):
-            strays.append(tensor)
-        planned.append(_line(tensor, verdicts, policy, override, weight_decay))
-    if strays and unknown == "error":
-        names = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in strays)
-        faults.append(f"unknown role: {names}. Say what they are by an override, or pass unknown='exempt'")
+    ordered = [*overrides, *more_overrides]
+    faults += _override_faults(ordered, facts)
     if faults:
         raise PlanError(faults)
-    return planned
+    lines, strays = [], []
+    for tensor, verdicts in zip(facts, classify(facts), strict=True):
+        override = next((override for override in ordered if override.matches(tensor)), None)
+        lines.append(_line(tensor, verdicts, chosen, override, weight_decay))
+        overridden = override is not None and override.multiplier is not None
+        if Role.UNKNOWN in lines[-1].roles and isinstance(chosen, RolePolicy) and not overridden:
+            strays.append(f"{tensor.name} {list(tensor.shape)}")
+    if strays and unknown == "error":
+        raise PlanError(
+            f"unknown role: {', '.join(strays)}. Give a batch to trace, say by an override whether they decay, "
+            "or exempt them with unknown='exempt'"
+        )
+    return DecayPlan(lines, policy=chosen.name, weight_decay=weight_decay, model=model)
+
+
+def _override_faults(overrides: Sequence[Override], facts: Sequence[TensorFacts]) -> list[str]:
+    faults = [fault for override in overrides for fault in override_faults(override)]
+    if faults:
+        return faults
+    names = [site.name for tensor in facts for site in tensor.sites]
+    return [
+        f"the override '{override.pattern}' matches no tensor: {did_you_mean(override.pattern, names)}"
+        for override in overrides
+        if not any(override.matches(tensor) for tensor in facts)
+    ]
 
 
 def _line(
@@ -216,7 +312,7 @@ def _line(
     decision = policy.decide(facts, verdicts)
     multiplier, reason = decision.multiplier, decision.reason
     if override is not None and override.multiplier is not None:
-        multiplier = override.multiplier
+        multiplier = float(override.multiplier)
         reason = f"override '{override.pattern}'" + (f": {override.reason}" if override.reason else "")
     return PlannedTensor(
         name=facts.name,
@@ -227,5 +323,5 @@ def _line(
         multiplier=multiplier,
         reason=reason,
         weight_decay=weight_decay * multiplier,
-        lr_multiplier=1.0 if override is None else override.lr_multiplier,
+        lr_multiplier=1.0 if override is None else float(override.lr_multiplier),
     )

@@ -6,6 +6,7 @@ expressions in order; the first that is found in a name (or alias) decides, and 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +77,26 @@ class Override:
         return any(re.search(self.pattern, site.name) for site in facts.sites)
 
 
+def is_multiplier(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0.0
+
+
+def override_faults(override: Override) -> list[str]:
+    """What is wrong with an override in itself, before it meets a model."""
+    faults = []
+    try:
+        re.compile(override.pattern)
+    except re.error as error:
+        faults.append(f"'{override.pattern}' is no regular expression: {error}")
+    if override.multiplier is not None and not is_multiplier(override.multiplier):
+        faults.append(f"multiplier {override.multiplier!r} of '{override.pattern}' is no finite number of at least 0")
+    if not is_multiplier(override.lr_multiplier):
+        faults.append(
+            f"lr_multiplier {override.lr_multiplier!r} of '{override.pattern}' is no finite number of at least 0"
+        )
+    return faults
+
+
 ROLE_POLICIES: dict[str, RolePolicy] = {
     policy.name: policy
     for policy in (
@@ -84,5 +105,6 @@ ROLE_POLICIES: dict[str, RolePolicy] = {
         by_roles("none", frozenset()),
         by_roles("matrices", DECAYING - {Role.EMBEDDING, Role.POSITION_EMBEDDING, Role.OUTPUT_HEAD}),
         by_roles("no-embeddings", DECAYING - {Role.EMBEDDING, Role.POSITION_EMBEDDING}),
+        by_roles("olmo2", frozenset(Role) - {Role.FROZEN, Role.UNKNOWN, Role.EMBEDDING}),
     )
 }

@@ -8,25 +8,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Set as AbstractSet
 
 from weightdecay.planning.roles import Role, Strength, Verdict
 from weightdecay.planning.tensors import Site, TensorFacts
 
-_NORMS = frozenset(
-    [
-        "LayerNorm",
-        "RMSNorm",
-        "GroupNorm",
-        "BatchNorm1d",
-        "BatchNorm2d",
-        "BatchNorm3d",
-        "SyncBatchNorm",
-        "InstanceNorm1d",
-        "InstanceNorm2d",
-        "InstanceNorm3d",
-        "LocalResponseNorm",
-    ]
-)
+_NORMS = frozenset({
+    "LayerNorm", "RMSNorm", "GroupNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm",
+    "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "LocalResponseNorm",
+})  # fmt: skip
 _LINEARS = frozenset({"Linear", "Bilinear", "NonDynamicallyQuantizableLinear"})
 _CONVOLUTIONS = frozenset(f"Conv{transposed}{d}d" for transposed in ("", "Transpose") for d in (1, 2, 3))
 _RECURRENT = frozenset({"RNNBase", "RNNCellBase"})
@@ -41,10 +31,10 @@ _ATTRIBUTE_HABITS: tuple[tuple[re.Pattern[str], Role], ...] = tuple(
         (r"a_log|dt_bias|^d$|^a$|ssm|dt_proj_scale", Role.STATE_SPACE),
         (r"time_(mix|maa|decay|first|faaaa)|^mix_|^x_[rwkvag]$|miu", Role.TIME_MIX),
         (r"norm|gamma|^g$|_gain$|^gain$", Role.NORM_GAIN),
-        (r"scale|alpha|temperature|tau$|logit|gate_?(attn|mlp|ffn|ffd)?$|sinks?$|lambda|gammas?$|residual|multiplier|slope",
-         Role.SCALE),
+        (r"scale|alpha|temperature|tau$|logit|gate_?(attn|mlp|ffn|ffd)?$|sinks?$|lambda", Role.SCALE),
+        (r"gammas$|residual|multiplier|slope", Role.SCALE),
         (r"pos(ition)?(al)?_?emb|^wpe|^pos|position", Role.POSITION_EMBEDDING),
-        (r"token(s)?$|quer(y|ies)$|cls|latents?$|prototype|mask_emb|no_obj|registers?$|probe$|sep$", Role.LEARNED_TOKEN),
+        (r"tokens?$|quer(y|ies)$|cls|latents?$|prototype|mask_emb|no_obj|registers?$|probe$", Role.LEARNED_TOKEN),
         (r"lora_a", Role.LORA_A),
         (r"lora_b", Role.LORA_B),
         (r"router|gate", Role.ROUTER),
@@ -54,6 +44,9 @@ _ATTRIBUTE_HABITS: tuple[tuple[re.Pattern[str], Role], ...] = tuple(
     )
 )  # fmt: skip
 _OWNER_NORM = re.compile(r"norm|(^|_)ln(_|\d|$)", re.IGNORECASE)
+_ADAPTERS = {"lora_a": Role.LORA_A, "lora_b": Role.LORA_B}
+_HEAD = re.compile(r"head|output|unembed|embed_out|logits|decoder\.weight")
+_ROUTER = re.compile(r"router|^gate |^wg |topk", re.IGNORECASE)
 _SMALLEST_MATRIX = 4  # rows and columns below which a shape says nothing
 
 
@@ -77,7 +70,7 @@ def by_torch_type(site: Site, facts: TensorFacts) -> Verdict | None:
     elif "MultiheadAttention" in bases and attribute.endswith("proj_weight"):
         role = Role.ATTENTION_IN_PROJECTION
     elif attribute == "weight":
-        role = _weight_of(bases, facts.shape)
+        role = _weight_of(bases, site.owner, facts.shape)
     if role is None:
         return None
     kind = next((base for base in site.bases if base not in ("Module",)), site.owner)
@@ -85,18 +78,35 @@ def by_torch_type(site: Site, facts: TensorFacts) -> Verdict | None:
     return Verdict(role, f"`{attribute}` of {owner}", Strength.TYPE)
 
 
-def _weight_of(bases: frozenset[str], shape: tuple[int, ...]) -> Role | None:
+def _weight_of(bases: frozenset[str], owner: str, shape: tuple[int, ...]) -> Role | None:
     if bases & _NORMS:
         return Role.NORM_GAIN
     if bases & _LINEARS:
         return Role.LINEAR
     if bases & _CONVOLUTIONS:
         return Role.CONVOLUTION
+    if bases & _TABLES and re.search("sinus", owner, re.IGNORECASE):
+        return Role.SINUSOIDAL_TABLE
     if bases & _TABLES:
         return Role.EMBEDDING if shape[0] > 1 else Role.LEARNED_TOKEN
     if "PReLU" in bases:
         return Role.SCALE
     return None
+
+
+def kind_of_matrix(verdict: Verdict, site: Site, facts: TensorFacts, vocabularies: AbstractSet[int]) -> Verdict:
+    """Which matrix it is: adapters, routers and output heads are called so, or are tied to an embedding."""
+    path = site.name.split(".")
+    tied = any("Embedding" in other.bases for other in facts.sites)
+    if adapter := next((role for part, role in _ADAPTERS.items() if part in site.name.lower().split(".")), None):
+        return Verdict(adapter, f"{verdict.evidence}, under the name of an adapter", verdict.strength)
+    if tied:
+        return Verdict(Role.OUTPUT_HEAD, f"{verdict.evidence}, tied to the embedding", verdict.strength)
+    if len(path) < 4 and facts.shape[0] in vocabularies and _HEAD.search(site.name):
+        return Verdict(Role.OUTPUT_HEAD, f"{verdict.evidence}: one row per token, and named so", verdict.strength)
+    if _ROUTER.search(f"{_parent(site.name)} {site.owner}") and facts.shape[0] < facts.shape[-1]:
+        return Verdict(Role.ROUTER, f"{verdict.evidence}, named a router", verdict.strength)
+    return verdict
 
 
 def _parametrized(site: Site, facts: TensorFacts) -> Role:

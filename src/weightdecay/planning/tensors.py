@@ -7,8 +7,10 @@ strings, so that a submodule which is really called `module` keeps its name.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ _WRAPPED: dict[str, str] = {
     "BaseTuner": "model",
     "BaseTunerLayer": "base_layer",
 }
+_UNMISTAKABLE = frozenset(name for name in _WRAPPED.values() if name.startswith("_"))
 _CLASS_MIXED_IN = ("FSDPModule", "DDP")  # FSDP2 and composable DDP give a module a class of their own
 
 
@@ -52,6 +55,7 @@ class Site:
 class TensorFacts:
     """What is known of one tensor before anyone judges it; the first site names it, the others are aliases.
 
+    `marked` says how the model's author exempts it, if so; `listed` whether the root's own `no_weight_decay()` does.
     `uses` are what a traced forward did with it, written as in `usage.py`; None where nothing was traced.
     """
 
@@ -59,8 +63,8 @@ class TensorFacts:
     sites: tuple[Site, ...]
     trainable: bool = True
     marked: str = ""
+    listed: bool = False
     dtype: str = "float32"
-    siblings: tuple[str, ...] = ()
     uses: tuple[str, ...] | None = None
 
     @property
@@ -83,33 +87,47 @@ class _Registered:
     owner: nn.Module
 
 
+@functools.lru_cache(maxsize=4096)
+def _holder(cls: type) -> str | None:
+    """The attribute in which a class of wrappers holds what it wraps."""
+    return next((_WRAPPED[base.__name__] for base in cls.__mro__ if base.__name__ in _WRAPPED), None)
+
+
 def inner(module: nn.Module) -> nn.Module | None:
     """What a wrapper wraps, or None if `module` is no wrapper."""
-    for cls in type(module).__mro__:
-        attribute = _WRAPPED.get(cls.__name__)
-        if attribute and isinstance(module._modules.get(attribute), nn.Module):
-            return module._modules[attribute]
-    return None
+    cls: type = type(module)
+    holder = _holder(cls)
+    return module._modules.get(holder) if holder else None
 
 
-def bare_class(module: nn.Module) -> type[nn.Module]:
+@functools.lru_cache(maxsize=4096)
+def _bare(cls: type) -> type:
+    def is_mixed(candidate: type) -> bool:
+        return any(
+            base.__name__ in _CLASS_MIXED_IN and base.__module__.startswith("torch.") for base in candidate.__mro__
+        )
+
+    return next((candidate for candidate in cls.__mro__ if not is_mixed(candidate)), cls)
+
+
+def bare_class(module: nn.Module) -> type:
     """The class that the module's author wrote, whatever was mixed into it since."""
-    for cls in type(module).__mro__:
-        if not any(base.__name__ in _CLASS_MIXED_IN and base.__module__.startswith("torch.") for base in cls.__mro__):
-            return cls
-    return type(module)
+    cls: type = type(module)
+    return _bare(cls)
 
 
+@functools.lru_cache(maxsize=4096)
 def torch_bases(cls: type) -> tuple[str, ...]:
+    """The torch.nn classes that a class inherits from, nearest first."""
     return tuple(
         base.__name__ for base in cls.__mro__ if base.__module__.startswith("torch.nn.") and base is not nn.Module
     )
 
 
-def _flattened(owner: nn.Module, flat: Any) -> Iterator[tuple[nn.Module, str, str, tuple[int, ...]]]:
+def _flattened(flat: Any) -> Iterator[tuple[nn.Module, str, str, tuple[int, ...]]]:
     """The tensors that FSDP1 packed into one flat parameter: (owner, path to it, attribute, shape)."""
     for info, shape in zip(flat._param_infos, flat._shapes, strict=True):
-        path = ".".join(part for part in info.module_name.split(".") if part not in _WRAPPED.values())
+        path = ".".join(part for part in info.module_name.split(".") if part not in _UNMISTAKABLE)
         yield info.module, path, info.param_name, tuple(shape)
 
 
@@ -119,7 +137,7 @@ def _original_shapes(model: nn.Module) -> dict[tuple[int, str], tuple[int, ...]]
     for module in model.modules():
         flat = getattr(getattr(module, "_handle", None), "flat_param", None)
         if flat is not None and hasattr(flat, "_param_infos"):
-            for owner, _, attribute, shape in _flattened(module, flat):
+            for owner, _, attribute, shape in _flattened(flat):
                 shapes[id(owner), attribute] = shape
     return shapes
 
@@ -138,7 +156,7 @@ def _registered(model: nn.Module) -> Iterator[_Registered]:
             if parameter is None:
                 continue
             if hasattr(parameter, "_param_infos") and hasattr(parameter, "_shapes"):
-                for owner, path, original, shape in _flattened(module, parameter):
+                for owner, path, original, shape in _flattened(parameter):
                     name = f"{prefix}{path}.{original}" if path else f"{prefix}{original}"
                     owner_class = bare_class(owner)
                     site = Site(name, original, owner_class.__name__, torch_bases(owner_class), within)
@@ -161,17 +179,19 @@ def parameters_by_name(model: nn.Module) -> dict[str, torch.Tensor]:
     return {entry.site.name: entry.parameter for entry in _registered(model)}
 
 
-def _marks(model: nn.Module) -> frozenset[str]:
-    """Names that the model's author exempts: `no_weight_decay()` as timm and its descendants have it."""
-    root = model
-    while (wrapped := inner(root)) is not None:
-        root = wrapped
-    listed = getattr(root, "no_weight_decay", None)
-    if callable(listed):
-        listed = listed()
-    return (
-        frozenset(str(name) for name in listed) if isinstance(listed, set | frozenset | list | tuple) else frozenset()
-    )
+def _listed(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """(prefix, pattern) of what `no_weight_decay()` names, as timm has it: of the model and of each model in it."""
+
+    def visit(module: nn.Module, prefix: str) -> Iterator[tuple[str, str]]:
+        wrapped = inner(module)
+        method = getattr(module, "no_weight_decay", None) if wrapped is None else None
+        names = method() if callable(method) else ()
+        if isinstance(names, set | frozenset | list | tuple):
+            yield from ((prefix, str(name)) for name in names)
+        for name, child in module.named_children():
+            yield from visit(child, prefix if child is wrapped else f"{prefix}{name}.")
+
+    return visit(model, "")
 
 
 @dataclass
@@ -197,28 +217,31 @@ def read_tensors(model: nn.Module) -> list[TensorFacts]:
             f"lazy parameters have no shape yet: {', '.join(lazy[:5])}{' …' if len(lazy) > 5 else ''}: "
             "run one forward pass through the model, then plan"
         )
-    exempt = _marks(model)
-    return [_facts(found, exempt) for found in collected.values()]
+    listed = list(_listed(model))
+    return [_facts(found, listed) for found in collected.values()]
 
 
 def _is_lazy(parameter: torch.Tensor) -> bool:
     return isinstance(parameter, nn.parameter.UninitializedParameter)
 
 
-def _facts(found: _Collected, exempt: frozenset[str]) -> TensorFacts:
+def _facts(found: _Collected, listed: Sequence[tuple[str, str]]) -> TensorFacts:
     parameter, sites = found.first.parameter, tuple(found.sites)
     marked = ""
     if getattr(parameter, "_no_weight_decay", False):
         marked = "its `_no_weight_decay` attribute is set"
-    elif any(site.name in exempt or site.attribute in exempt for site in sites):
-        marked = "the model's `no_weight_decay()` names it"
+    for prefix, pattern in listed:
+        if any(fnmatch(site.name, prefix + pattern) for site in sites):
+            marked = (
+                "the model's `no_weight_decay()` names it" if not prefix else f"`{prefix}no_weight_decay()` names it"
+            )
     return TensorFacts(
         shape=found.first.shape,
         sites=sites,
         trainable=bool(parameter.requires_grad),
         marked=marked,
+        listed=any(not prefix and fnmatch(sites[0].name, pattern) for prefix, pattern in listed),
         dtype=str(parameter.dtype).removeprefix("torch."),
-        siblings=tuple(sorted(name for name in found.first.owner._parameters if name != sites[0].attribute)),
     )
 
 

@@ -1,0 +1,231 @@
+"""Verdicts from use: what a tensor did in the traced forward says what it is.
+
+A matrix is what takes part in a matrix product, whatever class and name it has; a gain is what multiplies a normalised
+activation; a bias is what is added once per feature. The rules below read only the recorded uses and the shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from weightdecay.planning.roles import Role, Strength, Verdict
+from weightdecay.planning.structure import rows_and_columns
+from weightdecay.planning.tensors import TensorFacts
+from weightdecay.planning.usage import LOOKUPS, NORMALISING, PRODUCTS, Use
+
+_JOINS = frozenset({
+    "cat", "where", "copy", "index_put", "masked_scatter", "scatter", "masked_fill", "index_copy", "slice_scatter",
+})  # fmt: skip
+_SQUASHES = frozenset({"exp", "softplus", "exp2", "log1p", "expm1", "log"})
+_GATES = frozenset({"sigmoid", "tanh", "_softmax", "hardtanh", "relu"})
+_FACTORS = frozenset({"mul", "div", "pow"})
+_TERMS = frozenset({"add", "sub", "rsub"})
+_BIAS_SLOTS = frozenset({("addmm", "self"), ("baddbmm", "self"), ("addmv", "self"), ("addbmm", "self")})
+
+
+class _Case(NamedTuple):
+    """A use, and of the tensor's shape what rules ask for: its axes, and those of them longer than 1."""
+
+    use: Use
+    axes: int
+    rows: int
+
+
+Rule = Callable[[_Case], Role | None]
+
+
+def _product(case: _Case) -> Role | None:
+    use = case.use
+    if use.operation not in PRODUCTS or (use.operation, use.slot) in _BIAS_SLOTS or _SQUASHES & {*use.through}:
+        return None
+    if case.axes < 2 or (case.rows < 2 and use.through):
+        return None
+    if use.partner == "parameter" or PRODUCTS & {*use.through}:
+        return None
+    if LOOKUPS & {*use.through}:
+        stacked = use.operation in ("bmm", "_grouped_mm") and case.axes > 2
+        return Role.EXPERT_STACK if stacked else Role.RELATIVE_POSITION
+    return Role.EXPERT_STACK if case.rows > 2 else Role.LINEAR
+
+
+def _convolution(case: _Case) -> Role | None:
+    use = case.use
+    if "conv" in use.operation and use.slot == "weight" and case.rows > 1:
+        return Role.CONVOLUTION
+    return None
+
+
+def _lookup(case: _Case) -> Role | None:
+    use = case.use
+    looked_up = LOOKUPS & {*use.through}
+    if looked_up and use.operation in _TERMS:
+        if use.partner == "scores":
+            return Role.RELATIVE_POSITION
+        return Role.BIAS if use.partner == "projection" and "embedding" not in looked_up else Role.POSITION_EMBEDDING
+    if looked_up and use.operation.startswith("_scaled_dot_product"):
+        return Role.RELATIVE_POSITION
+    return None
+
+
+def _table(case: _Case) -> Role | None:
+    use = case.use
+    if use.operation in LOOKUPS and use.slot in ("weight", "self") and case.rows > 1:
+        return Role.EMBEDDING
+    return Role.EMBEDDING if "cdist" in use.operation else None
+
+
+def _norm(case: _Case) -> Role | None:
+    use = case.use
+    if use.operation in NORMALISING and use.slot in ("weight", "bias"):
+        return Role.NORM_GAIN if use.slot == "weight" else Role.BIAS
+    return None
+
+
+def _state(case: _Case) -> Role | None:
+    use = case.use
+    return Role.STATE_SPACE if _SQUASHES & {use.operation, *use.through} else None
+
+
+def _mix(case: _Case) -> Role | None:
+    use = case.use
+    if use.operation == "lerp" and use.slot == "weight":
+        return Role.TIME_MIX
+    return Role.TIME_MIX if use.operation == "mul" and "rsub" in use.through else None
+
+
+def _factor(case: _Case) -> Role | None:
+    use = case.use
+    if use.operation in ("prelu", "_prelu_kernel", "clamp", "addcmul") and use.slot != "self":
+        return Role.SCALE
+    if use.operation not in _FACTORS or use.geometry == "outer":
+        return None
+    if use.partner == "parameter":
+        return Role.SCALE if case.rows < 2 else None
+    return Role.NORM_GAIN if use.partner == "normalised" and not _GATES & {*use.through} else Role.SCALE
+
+
+def _term(case: _Case) -> Role | None:
+    use = case.use
+    if (use.operation, use.slot) in _BIAS_SLOTS or (use.operation, use.slot) == ("convolution", "bias"):
+        return Role.BIAS
+    if use.operation.startswith("_scaled_dot_product") and use.slot in ("attn_mask", "attn_bias"):
+        return Role.RELATIVE_POSITION
+    if use.operation not in _TERMS or (use.partner == "parameter" and case.rows > 1):
+        return None
+    if use.geometry in ("number", "vector"):
+        return Role.BIAS
+    if use.partner == "scores":
+        return Role.RELATIVE_POSITION
+    if case.rows < 2:
+        return Role.LEARNED_TOKEN if "cat" in use.through else Role.BIAS
+    repeated = use.geometry == "repeated" or (use.geometry == "patch" and use.partner == "projection")
+    return Role.BIAS if repeated else Role.POSITION_EMBEDDING
+
+
+def _joined(case: _Case) -> Role | None:
+    use = case.use
+    if use.operation not in _JOINS or use.partner in ("parameter", "constant"):
+        return None
+    return Role.SCALE if use.partner == "scores" else Role.LEARNED_TOKEN
+
+
+def _fed(case: _Case) -> Role | None:
+    """A tensor that goes where activations go: into a layer, or into attention."""
+    use = case.use
+    if use.operation in PRODUCTS | NORMALISING or "conv" in use.operation or "_scaled_dot" in use.operation:
+        return Role.LEARNED_TOKEN
+    return None
+
+
+# in order: what a tensor is first of all. A table that is looked up and added is told by what it is added to.
+_RULES: tuple[Rule, ...] = (
+    _product,
+    _convolution,
+    _lookup,
+    _table,
+    _norm,
+    _state,
+    _mix,
+    _factor,
+    _term,
+    _joined,
+    _fed,
+)
+
+
+def _case(use: Use, facts: TensorFacts) -> _Case:
+    return _Case(use, len(facts.shape), len(rows_and_columns(facts.shape)))
+
+
+def by_use(facts: TensorFacts) -> Verdict | None:
+    """The verdict from recorded uses; None if there are none, or none that tells."""
+    uses = [Use.parse(text) for text in facts.uses or ()]
+    for rule in _RULES:
+        for use in uses:
+            role = rule(_case(use, facts))
+            if role is not None:
+                return Verdict(role, describe(use), Strength.TRACED)
+    return None
+
+
+def embedding_role(facts: TensorFacts) -> Verdict | None:
+    """What use adds to the type `nn.Embedding`: positions, relative positions, or tokens that nothing looks up."""
+    uses = [Use.parse(text) for text in facts.uses or ()]
+    lookups = [use for use in uses if use.operation in LOOKUPS]
+    for use in uses:
+        role = _lookup(_case(use, facts)) or _product(_case(use, facts))
+        if role is Role.RELATIVE_POSITION:
+            return Verdict(role, describe(use), Strength.TRACED)
+    if lookups and all(use.partner == "constant" for use in lookups):
+        added = next((use for use in uses if use.operation in _TERMS and LOOKUPS & {*use.through}), None)
+        if added is not None:
+            return Verdict(Role.POSITION_EMBEDDING, f"{describe(lookups[0])}, then added", Strength.TRACED)
+    positions = next((use for use in uses if _term(_case(use, facts)) is Role.POSITION_EMBEDDING), None)
+    if not lookups and positions is not None:
+        return Verdict(Role.POSITION_EMBEDDING, describe(positions), Strength.TRACED)
+    if not lookups and uses and not any(_product(_case(use, facts)) for use in uses):
+        return Verdict(Role.LEARNED_TOKEN, f"{describe(uses[0])}; nothing looks it up", Strength.TRACED)
+    return None
+
+
+def describe(use: Use) -> str:
+    """One use in words."""
+    before = f"after {', '.join(_WORDS.get(step, step) for step in use.through)} " if use.through else ""
+    verb = _verb(use)
+    where = {"number": ", as one number", "vector": ", one number per feature"}.get(use.geometry, "")
+    return f"traced: {before}{verb}{where}"
+
+
+def _verb(use: Use) -> str:
+    partner = {
+        "input": "the input",
+        "parameter": "another parameter",
+        "constant": "fixed indices" if use.operation in LOOKUPS else "a constant",
+        "normalised": "a normalised activation",
+        "projection": "a projection",
+        "scores": "attention scores",
+        "looked-up": "looked-up embeddings",
+    }.get(use.partner, "an activation")
+    if (use.operation, use.slot) in _BIAS_SLOTS:
+        return "is added in a matrix product"
+    if use.operation in PRODUCTS:
+        return f"is in a matrix product ({use.operation}) with {partner}"
+    if use.operation in LOOKUPS:
+        return f"is looked up by {partner if use.partner != 'activation' else 'indices'}"
+    if use.operation in NORMALISING:
+        return {"weight": "is the gain of", "bias": "is the shift of"}.get(use.slot, "enters") + f" {use.operation}"
+    verbs = {"mul": "multiplies", "div": "divides or is divided by", "add": "is added to", "sub": "is subtracted with"}
+    if use.operation in verbs:
+        return f"{verbs[use.operation]} {partner}"
+    if use.operation in _JOINS:
+        return f"is joined ({use.operation}) with {partner}"
+    return f"is `{use.slot}` of {use.operation}, with {partner}"
+
+
+_WORDS = {"add": "a sum", "mul": "a product", "rsub": "1 − w", "neg": "a change of sign", "_softmax": "softmax"}
+
+
+def agreeing(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
+    """Verdicts with each role once, the first kept."""
+    return tuple({verdict.role: verdict for verdict in reversed(verdicts)}.values())[::-1]

@@ -1,0 +1,164 @@
+"""A model to plan from what a user names: a Hugging Face configuration, a safetensors file, or a Python factory.
+
+Nothing is downloaded but a hub model's `config.json`; no weights are read, no remote code runs. Models are built on the
+meta device, so that 405 billion parameters cost no memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from weightdecay.errors import DamagedError, MissingExtraError, PlanError, did_you_mean
+from weightdecay.planning.tensors import TensorFacts, read_shapes
+
+_HUB = "hf:"
+_PYTHON = "python:"
+_LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors format itself
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was found: a module, or only names and shapes, on which verdicts are weaker."""
+
+    model: nn.Module | None = None
+    shapes: tuple[TensorFacts, ...] = ()
+
+
+def open_source(text: str) -> Source | None:
+    """The model behind a name, or None if it is of none of these kinds.
+
+    Args:
+        text: `hf:ORG/NAME`, a directory with `config.json`, that file, a `.safetensors` file (or an index of several),
+            or `python:package.module:factory`.
+
+    Raises:
+        PlanError: the thing exists but no model can be built from it.
+        DamagedError: a safetensors header that does not hold together.
+    """
+    path = Path(text)
+    if text.startswith(_PYTHON):
+        return Source(model=_from_factory(text.removeprefix(_PYTHON)))
+    if text.startswith(_HUB):
+        return Source(model=_from_config(text.removeprefix(_HUB)))
+    if path.suffix == ".safetensors":
+        return Source(shapes=tuple(read_shapes(safetensors_shapes(path))))
+    if path.name == "config.json" or (path / "config.json").is_file():
+        file = path if path.suffix == ".json" else path / "config.json"
+        return Source(model=_from_config(str(_checked_config(file).parent)))
+    return None
+
+
+def _checked_config(path: Path) -> Path:
+    """Read before transformers does, whose own messages on a broken file mislead."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise PlanError(f"{path} is no valid JSON: {error}") from error
+    if not isinstance(content, dict) or "model_type" not in content:
+        raise PlanError(f'{path} is no transformers configuration: it has no "model_type"')
+    return path
+
+
+def _from_config(name: str) -> nn.Module:
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError("planning a Hugging Face model", "hf") from error
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # each family validates its configuration with errors of its own
+        raise PlanError(f"no configuration could be had from {name}: {_in_short(error)}") from error
+    try:
+        with torch.device("meta"):
+            model: nn.Module = _model_class(transformers, config)(config)
+            return model
+    except Exception as error:  # whatever an architecture's constructor raises on a configuration that does not fit it
+        raise PlanError(
+            f"transformers {transformers.__version__} cannot build a {config.model_type} model from {name}: "
+            f"{type(error).__name__}: {_in_short(error)}"
+        ) from error
+
+
+def _model_class(transformers: Any, config: Any) -> Callable[[Any], nn.Module]:
+    """The class that the configuration names, or the family's causal, else its base model."""
+    for architecture in config.architectures or ():
+        if hasattr(transformers, architecture):
+            found: Callable[[Any], nn.Module] = getattr(transformers, architecture)
+            return found
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
+
+    for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING):
+        if type(config) in mapping:
+            choice = mapping[type(config)]
+            return choice[0] if isinstance(choice, tuple) else choice  # type: ignore[no-any-return]
+    raise LookupError(f"no model class is known for {type(config).__name__}")
+
+
+def _in_short(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__
+
+
+def _from_factory(text: str) -> nn.Module:
+    """`package.module:factory`, called without arguments on the meta device. What it raises is the user's own."""
+    module_name, _, factory_name = text.partition(":")
+    if not module_name or not factory_name:
+        raise PlanError(f"python:{text} names no factory: write python:package.module:factory")
+    sys.path.insert(0, "")  # as `python -m` does: the module may lie where the user stands
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise
+        raise PlanError(f"there is no module '{error.name}': is it installed, or beside you?") from error
+    finally:
+        sys.path.remove("")
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise PlanError(
+            f"{module_name} has no callable '{factory_name}': {did_you_mean(factory_name, names or ['none'])}"
+        )
+    with torch.device("meta"):
+        model = factory()
+    if not isinstance(model, nn.Module):
+        raise PlanError(f"{text} made a {type(model).__name__}: a factory must return a torch.nn.Module")
+    return model
+
+
+def safetensors_shapes(path: Path) -> list[tuple[str, tuple[int, ...], str]]:
+    """(name, shape, dtype) of each tensor, from the header alone.
+
+    Reference: the safetensors format, 8 bytes of length (little-endian) and that many bytes of JSON.
+    """
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
+            if not 0 < length <= min(size - 8, _LARGEST_HEADER):
+                raise DamagedError(
+                    f"{path} is truncated or no safetensors file: its header should be {length} bytes long"
+                )
+            header = json.loads(file.read(length))
+        return [
+            (name, tuple(int(n) for n in entry["shape"]), str(entry["dtype"]))
+            for name, entry in header.items()
+            if name != "__metadata__"
+        ]
+    except OSError as error:
+        raise PlanError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path} has a damaged safetensors header ({error}): fetch or save it again") from error

@@ -1,0 +1,150 @@
+"""Decides what is run to see how tensors are used, and runs it on a twin.
+
+A model that is small enough is run whole. Where that fails or the model is large, its parts are run, the largest first,
+down to single modules. Each kind of part is run once: what one layer does with its `scale`, its sisters do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from weightdecay.planning.inputs import example_inputs
+from weightdecay.planning.shrinking import shrunk
+from weightdecay.planning.structure import by_torch_type
+from weightdecay.planning.tensors import TensorFacts, bare_class, read_tensors
+from weightdecay.planning.twin import twin, undisturbed, unwrapped
+from weightdecay.planning.usage import UsageRecorder, Use
+
+LARGEST_RUN = 64_000_000  # elements: about a second and 300 MB
+_MOST_RUNS = 200
+
+Batch = torch.Tensor | Mapping[str, Any] | Sequence[Any]
+Uses = dict[str, set[Use]]
+
+
+def with_uses(model: nn.Module, tensors: Sequence[TensorFacts], batch: Batch | None = None) -> list[TensorFacts]:
+    """The facts with what a forward did to each tensor; None stays where nothing could be run."""
+    with undisturbed():
+        tracer = _Tracer(unwrapped(model), tensors)
+        tracer.run(batch)
+    return tracer.facts()
+
+
+@dataclass(frozen=True)
+class _Part:
+    prefix: str
+    module: nn.Module
+
+
+class _Tracer:
+    """Collects uses by name, and by kind of tensor, so that what was not run can be told by its sisters."""
+
+    def __init__(self, root: nn.Module, tensors: Sequence[TensorFacts]) -> None:
+        self.root = root
+        self.tensors = tensors
+        self.found: Uses = {}
+        self.runs = 0
+        self.seen: set[object] = set()
+        self.sisters: dict[object, set[Use]] = {}
+        self.custom = {
+            site.name: (site.owner, site.attribute, len(facts.shape))
+            for facts in tensors
+            for site in facts.sites
+            if by_torch_type(site, facts) is None
+        }
+
+    def run(self, batch: Batch | None) -> None:
+        if batch is not None:
+            self._attempt(_Part("", self.root), [batch])
+        elif self.custom and _elements(self.root) > LARGEST_RUN:
+            self._run_shrunk()
+        self._visit(_Part("", self.root), self.custom)
+
+    def facts(self) -> list[TensorFacts]:
+        traced = []
+        for facts in self.tensors:
+            uses: set[Use] = set()
+            for site in facts.sites:
+                uses |= self.found.get(site.name) or self.sisters.get(self.custom.get(site.name), set())
+            traced.append(replace(facts, uses=tuple(sorted(map(str, uses))) if uses else None))
+        return traced
+
+    def _run_shrunk(self) -> None:
+        small = shrunk(self.root, LARGEST_RUN)
+        if small is not None:
+            tracer = _Tracer(small, read_tensors(small))
+            tracer.run(None)
+            self.sisters = tracer.sisters
+
+    def _is_open(self, name: str) -> bool:
+        return name not in self.found and self.custom[name] not in self.sisters
+
+    def _visit(self, part: _Part, names: Iterable[str]) -> None:
+        """Run a part if tensors in it are still untold, then what it is made of."""
+        open_names = [name for name in names if name.startswith(part.prefix) and self._is_open(name)]
+        kind = _kind(part.module)
+        untouched = part.module is self.root and not self.found
+        if self.runs >= _MOST_RUNS or kind in self.seen or not (open_names or untouched):
+            return
+        self.seen.add(kind)
+        if _elements(part.module) <= LARGEST_RUN:
+            self._attempt(part, example_inputs(part.module))
+        for name, child in part.module.named_children():
+            self._visit(_Part(f"{part.prefix}{name}.", unwrapped(child)), open_names)
+
+    def _attempt(self, part: _Part, candidates: Iterable[Any]) -> bool:
+        """Run on the first candidate that goes through; what a broken run saw before it broke counts too."""
+        try:
+            copy = twin(part.module)
+        except Exception:  # a module may hold what cannot be copied: then its parts are tried
+            return False
+        parameters = {f"{part.prefix}{name}": p for name, p in copy.named_parameters(remove_duplicate=False)}
+        tried: set[object] = set()
+        for candidate in candidates:
+            form = str([(key, tuple(leaf.shape)) for key, leaf in _named_leaves(candidate)])
+            if form in tried:
+                continue
+            tried.add(form)
+            self.runs += 1
+            inputs = candidate if isinstance(candidate, Mapping) else {}
+            positional = () if inputs else candidate if isinstance(candidate, tuple | list) else (candidate,)
+            recorder = UsageRecorder(parameters, [leaf for _, leaf in _named_leaves(candidate)])
+            try:
+                with recorder:
+                    copy(*positional, **inputs)
+                complete = True
+            except Exception:  # whatever the user's forward raises on a guessed input
+                complete = False
+            for name, uses in recorder.uses.items():
+                self.found.setdefault(name, set()).update(uses)
+                if name in self.custom:
+                    self.sisters.setdefault(self.custom[name], set()).update(uses)
+            if complete:
+                return True
+            if 2 * len(recorder.uses) > len(parameters):
+                break  # the input was right, something inside failed: another guess would fail there too
+        return False
+
+
+def _elements(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _kind(module: nn.Module) -> object:
+    return bare_class(module), tuple((name, tuple(p.shape)) for name, p in module.named_parameters())
+
+
+def _named_leaves(value: Any, name: str = "") -> list[tuple[str, torch.Tensor]]:
+    """The tensors in a batch with the path to each."""
+    if isinstance(value, torch.Tensor):
+        return [(name, value)]
+    if isinstance(value, Mapping):
+        return [leaf for key, item in value.items() for leaf in _named_leaves(item, f"{name}.{key}")]
+    if isinstance(value, list | tuple):
+        return [leaf for index, item in enumerate(value) for leaf in _named_leaves(item, f"{name}.{index}")]
+    return []
