@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError, did_you_mean
-from weightdecay.optim.base import DecayingOptimizer, Group, with_gradient
+from weightdecay.optim.base import DecayingOptimizer, with_gradient
 from weightdecay.optim.checks import group_title, number
 from weightdecay.optim.decay import pull_, shrink_
+from weightdecay.optim.grouping import Group
 from weightdecay.optim.rules import RULES, Decoupled, group_decay_per_step
 from weightdecay.optim.schedules import Schedule
 
