@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 
 from weightdecay.planning.jobs import agreeing, by_use, embedding_role
 from weightdecay.planning.roles import Role, Strength, Verdict
@@ -26,6 +27,8 @@ def _at(site: Site, facts: TensorFacts, vocabularies: AbstractSet[int]) -> Verdi
     if verdict is not None and verdict.role is Role.EMBEDDING:
         return embedding_role(facts) or verdict
     verdict = verdict or by_use(facts) or by_name(site, facts) or by_shape(facts)
+    if not site.owner:
+        verdict = replace(verdict, evidence=f"{verdict.evidence} (weak: nothing but name and shape is known)")
     return kind_of_matrix(verdict, site, facts, vocabularies) if verdict.role is Role.LINEAR else verdict
 
 

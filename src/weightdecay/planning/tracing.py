@@ -60,7 +60,7 @@ class _Tracer:
 
     def run(self, batch: Batch | None) -> None:
         if batch is not None:
-            self._attempt(_Part("", self.root), [batch])
+            self._attempt(_Part("", self.root), [_on_cpu(batch)])
         elif self.custom and _elements(self.root) > LARGEST_RUN:
             self._run_shrunk()
         self._visit(_Part("", self.root), self.custom)
@@ -137,6 +137,16 @@ def _elements(module: nn.Module) -> int:
 
 def _kind(module: nn.Module) -> object:
     return bare_class(module), tuple((name, tuple(p.shape)) for name, p in module.named_parameters())
+
+
+def _on_cpu(value: Any) -> Any:
+    """The batch where and in the precision in which the twin runs; the user's own tensors stay as they are."""
+    if isinstance(value, torch.Tensor):
+        moved = value.detach().cpu()
+        return moved.float() if moved.dtype in (torch.float16, torch.bfloat16) else moved
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return type(value)(_on_cpu(item) for item in value) if type(value) in (list, tuple) else value
 
 
 def _named_leaves(value: Any, name: str = "") -> list[tuple[str, torch.Tensor]]:

@@ -86,6 +86,8 @@ def undisturbed() -> Iterator[None]:
             warnings.catch_warnings(),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
+            torch.compiler.set_stance("force_eager"),
+            torch.device("cpu"),
             torch.no_grad(),
         ):
             warnings.simplefilter("ignore")
