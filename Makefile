@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# A worker a core; a file's tests stay together, since they share what is slow to make.
+PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-all check bench docs clean
 
@@ -17,12 +19,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 demo: .venv/.train
 	$(BIN)/weightdecay train gpt3:nano
+	@echo; echo "For comparison, models that count tokens, on the same held-out text:"
+	@$(BIN)/python benchmarks/ngram_baselines.py
 
 test: .venv/.dev
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-all: .venv/.dev
-	$(BIN)/pytest -m ''
+	$(PYTEST) -m ''
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .

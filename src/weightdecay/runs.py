@@ -123,9 +123,14 @@ class Run:
 
         Raises:
             RunBusyError: another process holds it.
+            ConfigError: the directory cannot be made or written to.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise ConfigError(f"{self.path}: cannot write there ({error.strerror}): give another --out") from error
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -149,17 +154,19 @@ class MetricsWriter:
 
     def __init__(self, run: Run) -> None:
         self._path = run.metrics_path
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("ab", buffering=0)
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
     def write(self, row: Row) -> None:
         try:
-            self._file.write(dump_json(row) + "\n")
-            self._file.flush()
+            self._file.write((dump_json(row) + "\n").encode())
         except OSError as error:
-            raise TrainingError(f"{self._path}: cannot write: {error.strerror}") from error
-
-    def close(self) -> None:
-        self._file.close()
+            raise TrainingError(f"{self._path}: cannot write: {error.strerror}; make room and resume") from error
 
 
 def dump_json(document: Any, indent: int | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -129,6 +130,8 @@ class Train:
                     out.print(Text(f"{key} = {value}"))
             return 0
         run = train(config, resume=self.resume, on_change=self.on_change, reporter=ConsoleReporter(out))
+        if os.environ.get("RANK", "0") != "0":
+            return 0  # under torchrun the first process speaks for all
         if self.json:
             print_json({"run": str(run.path), "summary": run.summary()})
         else:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
-import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 from weightdecay.data.reading import EncodingErrors, HubDataset, JsonLines, Parquet, Source, TextFile
+from weightdecay.data.storage import is_directory, is_file
 from weightdecay.errors import DataError
 
 HUB_PREFIX = "hf:"
@@ -54,9 +54,9 @@ class Found:
                 path = Path(folder, file)
                 if file.startswith("."):
                     continue
-                if _is(stat.S_ISREG, path):
+                if is_file(path):
                     yield path.relative_to(root).as_posix(), path
-                elif path.is_symlink() and not _is(stat.S_ISDIR, path):
+                elif path.is_symlink() and not is_directory(path):
                     self.counts["broken_links"] += 1
 
 
@@ -71,7 +71,9 @@ def find_sources(asked: Sequence[str], text_key: str, errors: EncodingErrors) ->
     for each in asked:
         if each.startswith(HUB_PREFIX):
             found.add(each, HubDataset(each.removeprefix(HUB_PREFIX), text_key, errors), each)
-        elif _is(stat.S_ISDIR, Path(each)):
+        elif not each:  # an unset variable of a shell; as a path it would be the current folder
+            faults.append("'': an empty path")
+        elif is_directory(Path(each)):
             _add_folder(found, Path(each), text_key, errors)
         else:
             files = list(_files(each))
@@ -95,13 +97,13 @@ def _add_folder(found: Found, root: Path, text_key: str, errors: EncodingErrors)
 def _files(asked: str) -> Iterator[tuple[str, Path]]:
     """(name within the corpus, path) of a file or of a glob's files; the name does not tell where the corpus lies."""
     path = Path(asked)
-    if _is(stat.S_ISREG, path):
+    if is_file(path):
         yield path.name, path
     elif glob.has_magic(asked):
         fixed = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
         try:
             for match in fixed.glob(path.relative_to(fixed).as_posix()):
-                if _is(stat.S_ISREG, match):
+                if is_file(match):
                     yield match.relative_to(fixed).as_posix(), match
         except ValueError as error:
             raise DataError(f"{asked}: {error}") from None
@@ -119,11 +121,3 @@ def _source_of(path: Path, name: str, text_key: str, errors: EncodingErrors) -> 
     if kind in _JSON_LINES:
         return JsonLines(path, name, text_key, errors)
     return TextFile(path, name, errors)
-
-
-def _is(kind: Callable[[int], bool], path: Path) -> bool:
-    """Whether `path`, links followed, is of a kind of `stat`; a path that cannot even be looked at is of none."""
-    try:
-        return kind(path.stat().st_mode)
-    except (OSError, ValueError):
-        return False

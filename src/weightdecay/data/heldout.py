@@ -122,5 +122,3 @@ def _cut(blocks: Iterator[str], mark: int, length: int) -> Iterator[tuple[str, b
                 pending = pending[line:]
             yield pending, True
             in_tail = True
-    if not in_tail and pending:
-        yield pending, True

@@ -15,7 +15,7 @@ Any other tokenizer gets whole documents.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 # Large enough that a batch of them keeps a tokenizer's threads busy, small enough that the batch is small.
@@ -34,8 +34,9 @@ class Cuts(NamedTuple):
 
 
 # Python's \\s holds Unicode's white space and U+001C to U+001F: what is not a space here is none to a tokenizer either.
-_AFTER_NON_SPACE = Cuts(re.compile(r"(?<=\S)\n"), re.compile(r"(?<=\S)\s"))
-_AFTER_LETTER_OR_DIGIT = Cuts(re.compile(r"(?<=[^\W_])\n"), re.compile(r"(?<=[^\W_])\s"))
+# A newline that is looked for before what stands before it is found 75 times as fast.
+_AFTER_NON_SPACE = Cuts(re.compile(r"\n(?<=\S\n)"), re.compile(r"(?<=\S)\s"))
+_AFTER_LETTER_OR_DIGIT = Cuts(re.compile(r"\n(?<=[^\W_]\n)"), re.compile(r"(?<=[^\W_])\s"))
 ANYWHERE = Cuts(re.compile(""), re.compile(""))
 
 # The expressions that were looked at, as their owners spell them.
@@ -96,8 +97,18 @@ def cuts_of_pipeline(pipeline: dict[str, Any]) -> Cuts | None:
             return None
 
 
-def pieces(blocks: Iterator[str], cuts: Cuts | None) -> Iterator[str]:
-    """A text in pieces of about 16,000 characters; in one piece where no cut is safe. None of them is empty."""
+def pieces(
+    blocks: Iterable[str], cuts: Cuts | None, size: int = PIECE_CHARACTERS, longest: int = LONGEST_PIECE_CHARACTERS
+) -> Iterator[str]:
+    """A text in pieces of about `size` characters; in one piece where no cut is safe. None of them is empty.
+
+    Args:
+        blocks: the text, in stretches of any length.
+        cuts: where its tokenizer allows cuts; None for nowhere.
+        size: a piece ends with the first line that ends at or after so many characters, 1 or more.
+        longest: where no line ends before so many, it ends with a word in the second half of them; where no word ends
+            there either, it ends there.
+    """
     if cuts is None:
         whole = "".join(blocks)
         if whole:
@@ -107,7 +118,7 @@ def pieces(blocks: Iterator[str], cuts: Cuts | None) -> Iterator[str]:
     for block in blocks:
         pending += block
         start = 0
-        while (end := _next_cut(pending, start, cuts)) is not None:
+        while (end := _next_cut(pending, start, cuts, size, longest)) is not None:
             yield pending[start:end]
             start = end
         pending = pending[start:]
@@ -115,14 +126,14 @@ def pieces(blocks: Iterator[str], cuts: Cuts | None) -> Iterator[str]:
         yield pending
 
 
-def _next_cut(text: str, start: int, cuts: Cuts) -> int | None:
+def _next_cut(text: str, start: int, cuts: Cuts, size: int, longest: int) -> int | None:
     """The end of the piece that begins at `start`, or None if more text has to come first."""
-    if len(text) - start <= PIECE_CHARACTERS:
+    if len(text) - start <= size:
         return None
-    limit = start + LONGEST_PIECE_CHARACTERS
-    if at_line := cuts.line.search(text, start + PIECE_CHARACTERS, limit):
+    limit = start + longest
+    if at_line := cuts.line.search(text, start + size, limit):
         return at_line.start()
     if len(text) < limit:
         return None
-    at_word = cuts.word.search(text, start + LONGEST_PIECE_CHARACTERS // 2, limit)
+    at_word = cuts.word.search(text, start + longest // 2, limit)
     return at_word.start() if at_word else limit

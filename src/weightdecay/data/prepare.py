@@ -22,7 +22,7 @@ from typing import Any
 from weightdecay.data.corpus import Corpus, Summary, open_corpus, standard_library
 from weightdecay.data.reading import EncodingErrors
 from weightdecay.data.shards import VERSION, Progress, Shard, ShardHeader, encode_documents, open_shard, write_shard
-from weightdecay.data.storage import build_directory, cache_directory, whole_file
+from weightdecay.data.storage import build_directory, cache_directory, is_file, whole_file
 from weightdecay.data.tokenizer import Tokenizer, check_tokenizer_spec, load_tokenizer, make_tokenizer
 from weightdecay.errors import DamagedError, DataError
 
@@ -180,7 +180,7 @@ def prepare_text(
 
 def is_prepared(path: Path) -> bool:
     """Whether this is a directory that `prepare` wrote."""
-    return (path / "corpus.json").is_file() and (path / TRAINING_SHARD).is_file()
+    return is_file(path / "corpus.json") and is_file(path / TRAINING_SHARD)
 
 
 def inspect(path: Path, *, sample_tokens: int = 64) -> Inspection:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,16 @@ def cache_directory() -> Path:
     """Where trained tokenizers and prepared corpora are kept: `$XDG_CACHE_HOME/weightdecay`, or under `~/.cache`."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if base else Path.home() / ".cache") / "weightdecay"
+
+
+def is_file(path: Path) -> bool:
+    """Whether a regular file lies there, links followed; a name that no file can have is not an error."""
+    return _is(stat.S_ISREG, path)
+
+
+def is_directory(path: Path) -> bool:
+    """Whether a directory lies there, links followed; a name that none can have is not an error."""
+    return _is(stat.S_ISDIR, path)
 
 
 @contextmanager
@@ -89,6 +100,13 @@ def _is_at(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
+        return False
+
+
+def _is(kind: Callable[[int], bool], path: Path) -> bool:
+    try:
+        return kind(path.stat().st_mode)
+    except (OSError, ValueError):  # pathlib lets ENAMETOOLONG through
         return False
 
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from weightdecay.data.corpus import Corpus
 from weightdecay.data.pieces import ANYWHERE, Cuts, cuts_of_pattern, cuts_of_pipeline, pieces
-from weightdecay.data.storage import cache_directory, whole_file
+from weightdecay.data.storage import cache_directory, is_file, whole_file
 from weightdecay.errors import DamagedError, DataError, MissingExtraError, did_you_mean
 
 END_OF_TEXT = "<|endoftext|>"
@@ -246,7 +246,7 @@ def check_tokenizer_spec(spec: str) -> None:
         DataError: it could not.
     """
     kind, _, argument = spec.partition(":")
-    if spec == "byte" or kind == "tiktoken" or Path(spec).is_file():
+    if spec == "byte" or kind == "tiktoken" or is_file(Path(spec)):
         return
     if kind == "bpe":
         if not re.fullmatch("[0-9]{1,9}", argument) or not SMALLEST_VOCABULARY <= int(argument) <= LARGEST_VOCABULARY:
@@ -288,7 +288,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 def _trained_bpe(vocab_size: int, corpus: Corpus, cache_dir: Path) -> Tokenizer:
     """From the cache if the same corpus was seen before; two processes that train it at once write the same file."""
     path = cache_dir / "tokenizers" / f"bpe-{vocab_size}-{corpus.sha256[:32]}.json"
-    if path.is_file():
+    if is_file(path):
         try:
             return load_tokenizer(path)
         except (DataError, DamagedError):

@@ -19,8 +19,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weightdecay.errors import OptimizerError
-from weightdecay.optim.base import DecayingOptimizer, Group, Params, Work, with_gradient
+from weightdecay.optim.base import (
+    DecayingOptimizer,
+    Group,
+    Params,
+    UnsupportedTensorError,
+    Work,
+    with_gradient,
+)
 from weightdecay.optim.lion import NO_COUPLED_FORM
 from weightdecay.optim.rounding import LOW_PRECISION, Rounding
 
@@ -103,7 +109,7 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
     def _update_and_scale(self, p: Tensor, group: Group) -> tuple[Tensor, float]:
         """g/√v and the scale with which it is subtracted, in the order of torch's for-loop; with momentum, m and 1."""
         if p.is_complex() or p.grad is None:
-            raise OptimizerError("Adafactor does not support complex parameters")
+            raise UnsupportedTensorError("Adafactor does not support complex parameters")
         wide = torch.float32 if p.dtype in LOW_PRECISION and group["rounding"] != "nearest" else p.dtype
         gradient = (-p.grad if group["maximize"] else p.grad).to(wide)
         state = self._state_of(p, group, wide)

@@ -27,12 +27,12 @@ Betas = tuple[float | Tensor, float | Tensor]
 class _Adam(DecayingOptimizer):
     """What both say of their direction."""
 
-    def _next_direction(self, p: Tensor, group: Group) -> tuple[Tensor | None, tuple[float, float]]:
+    def _next_direction(self, group: Group) -> tuple[str, tuple[float, float]]:
         beta1 = float(group["betas"][0])
         sign = -1.0 if group["maximize"] else 1.0
-        return self.state[p].get("exp_avg"), (beta1, sign * (1 - beta1))
+        return "exp_avg", (beta1, sign * (1 - beta1))
 
-    def _start_in_float32(self, p: Tensor, group: Group) -> None:
+    def _begin_in_float32(self, p: Tensor, group: Group) -> None:
         state = self.state[p]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
@@ -40,25 +40,24 @@ class _Adam(DecayingOptimizer):
             if key not in state:
                 state[key] = torch.zeros_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
             state[key] = state[key].float()
+        state["step"] += 1
 
-    def _update_in_float32(self, weights: Tensor, gradient: Tensor, part: slice, p: Tensor, group: Group) -> None:
-        state = self.state[p]
-        if part.start == 0:
-            state["step"] += 1
-        coupled = group["rule"] == "l2"
-        kernel = torch._fused_adam_ if coupled else torch._fused_adamw_
-        maxima = [state["max_exp_avg_sq"].view(-1)[part]] if group["amsgrad"] else []
+    def _update_in_float32(
+        self, weights: Tensor, gradient: Tensor, state: Mapping[str, Tensor], group: Group, weight_decay: float
+    ) -> None:
+        kernel = torch._fused_adam_ if group["rule"] == "l2" else torch._fused_adamw_
+        maxima = [state["max_exp_avg_sq"]] if group["amsgrad"] else []
         kernel(
             [weights],
             [gradient],
-            [state["exp_avg"].view(-1)[part]],
-            [state["exp_avg_sq"].view(-1)[part]],
+            [state["exp_avg"]],
+            [state["exp_avg_sq"]],
             maxima,
             [state["step"]],
             lr=float(group["lr"]),
             beta1=float(group["betas"][0]),
             beta2=float(group["betas"][1]),
-            weight_decay=float(group["weight_decay"]) if coupled else 0.0,  # otherwise the weights have decayed
+            weight_decay=weight_decay,
             eps=group["eps"],
             amsgrad=group["amsgrad"],
             maximize=group["maximize"],

@@ -37,6 +37,10 @@ class HasParamGroups(Protocol):
 Params: TypeAlias = HasParamGroups | Iterable[Any]
 
 
+class UnsupportedTensorError(OptimizerError, RuntimeError):
+    """A tensor or gradient that a direction has no meaning for; a RuntimeError too, as torch's own is."""
+
+
 class PrecisionWarning(UserWarning):
     """Weights whose dtype rounds the decay away."""
 
@@ -64,28 +68,16 @@ class DecayingOptimizer(torch.optim.Optimizer):
         Args:
             settings: the constructor's: `lr`, `weight_decay`, `rule`, `peak_lr`, `rounding` and the optimizer's own.
         """
-        if isinstance(params, Tensor):
-            return params  # torch explains what is wrong with it
-        if isinstance(params, HasParamGroups):
-            lr = settings["lr"]
-            groups: list[Any] = list(params.param_groups(lr=float(lr)))
-            if isinstance(lr, Tensor):  # a plan counts in floats; what follows the tensor must go on following it
-                groups = [{**group, "lr": lr} if group.get("lr") == float(lr) else group for group in groups]
-        else:
-            groups = list(params)
-            if groups and not isinstance(groups[0], dict):
-                groups = [{"params": groups}]
-        if not all(isinstance(group, dict) for group in groups):
-            return groups
-        groups = [_with_rule(group, settings) for group in groups]
+        groups = _listed_groups(params, settings["lr"])
+        titled = [
+            (_with_rule(group, settings), group_title(group, index)) for index, group in enumerate(groups or [{}])
+        ]
         faults = [
-            fault
-            for index, group in enumerate(groups)
-            for fault in group_faults({**settings, **group}, group_title(group, index), self.refused)
+            fault for group, title in titled for fault in group_faults({**settings, **group}, title, self.refused)
         ]
         if faults:
             raise OptimizerError(faults)
-        return groups
+        return params if groups is None else [group for group, _ in titled]
 
     def _finish(self, **settings: Any) -> None:
         """Make `rule`, `peak_lr` and `rounding` the defaults of later groups; warn of weights that would not decay."""
@@ -147,7 +139,7 @@ class DecayingOptimizer(torch.optim.Optimizer):
         saving = self._is_only_saved()
         work = [(group, 0.0 if saving else group_decay_per_step(group)) for group in self.param_groups]
         self._refuse_unusable_gradients(work)
-        with torch.no_grad():
+        with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
             self._step_groups(work)
             if saving:
                 for state in self.state.values():
@@ -190,8 +182,9 @@ class DecayingOptimizer(torch.optim.Optimizer):
             return weight_decay if chosen.reach == "gradient" else 0.0
         if chosen.reach == "agreeing":
             for p in with_gradient(group):
-                momentum, mix = self._next_direction(p, group)
-                shrink_where_next_agrees_(local(p), momentum, local(p.grad), mix, decay)
+                momentum, mix = self._next_direction(group)
+                begun = self.state[p].get(momentum)
+                shrink_where_next_agrees_(local(p), None if begun is None else local(begun), local(p.grad), mix, decay)
             return 0.0
         if not self.kernel_decays or float(group["lr"]) == 0.0:
             shrink_(with_gradient(group), decay)
@@ -213,16 +206,18 @@ class DecayingOptimizer(torch.optim.Optimizer):
 
     # --- what a direction tells of itself
 
-    def _next_direction(self, p: Tensor, group: Group) -> tuple[Tensor | None, tuple[float, float]]:
-        """(momentum or None, (x, y)): the coming update has the sign of x·momentum + y·gradient."""
+    def _next_direction(self, group: Group) -> tuple[str, tuple[float, float]]:
+        """(key of the momentum, (x, y)): the coming update has the sign of x·momentum + y·gradient."""
         raise NotImplementedError
 
-    def _start_in_float32(self, p: Tensor, group: Group) -> None:
-        """Put the float32 state of a low-precision tensor into `self.state[p]` where it is not there yet."""
+    def _begin_in_float32(self, p: Tensor, group: Group) -> None:
+        """Count the step of a low-precision tensor; put its float32 state where it is not there yet."""
         raise NotImplementedError
 
-    def _update_in_float32(self, weights: Tensor, gradient: Tensor, part: slice, p: Tensor, group: Group) -> None:
-        """The direction's update of one flat float32 piece, in place; decay only if it is coupled."""
+    def _update_in_float32(
+        self, weights: Tensor, gradient: Tensor, state: Mapping[str, Tensor], group: Group, weight_decay: float
+    ) -> None:
+        """The direction's step of one flat float32 piece, in place, with the `weight_decay` that it is to apply."""
         raise NotImplementedError
 
     def _descend(self, p: Tensor, update: Tensor, scale: float, group: Group, decay: float | None, number: int) -> None:
@@ -236,9 +231,8 @@ class DecayingOptimizer(torch.optim.Optimizer):
             return
         start_rounding(p, group["rounding"], state)
 
-        def descend(weights: Tensor, piece: Tensor, part: slice) -> None:
-            initial = state["initial"].view(-1)[part] if reach == "towards_initial" else None
-            decay_(weights, reach, decay, piece, initial)
+        def descend(weights: Tensor, piece: Tensor, here: Mapping[str, Tensor]) -> None:
+            decay_(weights, reach, decay, piece, here.get("initial"))
             weights.add_(piece, alpha=-scale)
 
         step_in_float32(p, update, state, group["rounding"], descend, self._dither, number)
@@ -249,28 +243,31 @@ class DecayingOptimizer(torch.optim.Optimizer):
         """Step the weights whose rounding was chosen, wholly in float32, and take them away from the kernel."""
         if group["rounding"] == "nearest":
             return
-        reach = rule(group["rule"]).reach
+        reach, lr = rule(group["rule"]).reach, float(group["lr"])
+        through_kernel = reach == "gradient" or (reach == "weights" and self.kernel_decays and lr > 0.0)
+        kernel = float(group["weight_decay"]) if reach == "gradient" else (decay or 0.0) / (lr or 1.0)
         for position, p in enumerate(group["params"]):
             if p.dtype not in LOW_PRECISION or p.grad is None:
                 continue
             state = self.state[p]
-            self._start_in_float32(p, group)
+            self._begin_in_float32(p, group)
             start_rounding(p, group["rounding"], state)
             if reach == "towards_initial" and "initial" not in state:
                 state["initial"] = p.clone(memory_format=torch.contiguous_format)
 
-            def update(weights: Tensor, gradient: Tensor, part: slice, p: Tensor = p, state: Group = state) -> None:
-                direction = self._next_piece(p, gradient, part, group) if reach == "agreeing" else None
-                initial = state["initial"].view(-1)[part] if reach == "towards_initial" else None
-                decay_(weights, reach, decay, direction, initial)
-                self._update_in_float32(weights, gradient, part, p, group)
+            def update(weights: Tensor, gradient: Tensor, here: Mapping[str, Tensor]) -> None:
+                if through_kernel:
+                    self._update_in_float32(weights, gradient, here, group, kernel)
+                    return
+                direction = None
+                if reach == "agreeing":
+                    momentum, mix = self._next_direction(group)
+                    direction = mixed(here.get(momentum), gradient, mix)
+                decay_(weights, reach, decay, direction, here.get("initial"))
+                self._update_in_float32(weights, gradient, here, group, 0.0)
 
             step_in_float32(p, p.grad, self.state[p], group["rounding"], update, self._dither, (index << 32) + position)
         group["params"] = [p for p in group["params"] if p.dtype not in LOW_PRECISION]
-
-    def _next_piece(self, p: Tensor, gradient: Tensor, part: slice, group: Group) -> Tensor:
-        momentum, mix = self._next_direction(p, group)
-        return mixed(None if momentum is None else momentum.view(-1)[part], gradient, mix)
 
     # --- meeting torch's tools
 
@@ -301,7 +298,7 @@ class DecayingOptimizer(torch.optim.Optimizer):
             if group["rule"] == "cautious" and any(p.is_complex() for p in weights):
                 faults.append(f"{title}: rule 'cautious' compares signs, which complex weights do not have")
         if faults:
-            raise OptimizerError(faults)
+            raise UnsupportedTensorError(faults)
 
     def _works_beside_kernel(self, group: Group) -> bool:
         """Whether more than the fused kernel acts in this group's step, and must know what the kernel is told."""
@@ -319,6 +316,23 @@ class DecayingOptimizer(torch.optim.Optimizer):
             torch._foreach_div_([p.grad for group in self.param_groups for p in with_gradient(group)], scale)
             told.grad_scale = None
         return False
+
+
+def _listed_groups(params: Any, lr: float | Tensor) -> list[Group] | None:
+    """The groups, new dictionaries that we may change; None for what torch is to explain the faults of."""
+    if isinstance(params, HasParamGroups):
+        groups = [dict(group) for group in params.param_groups(lr=float(lr))]
+        if isinstance(lr, Tensor):  # a plan counts in floats; what follows the tensor must go on following it
+            groups = [{**group, "lr": lr} if group.get("lr") == float(lr) else group for group in groups]
+        return groups
+    if isinstance(params, Tensor) or not isinstance(params, Iterable):
+        return None
+    listed = list(params)
+    if not listed:
+        return None
+    if not isinstance(listed[0], dict):
+        return [{"params": listed}]
+    return [dict(group) for group in listed] if all(isinstance(group, dict) for group in listed) else None
 
 
 def with_gradient(group: Group) -> list[Any]:

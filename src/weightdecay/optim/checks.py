@@ -39,6 +39,8 @@ def group_faults(group: Mapping[str, Any], title: str, refused: Mapping[str, str
         refused: rules that the optimizer cannot follow, and why.
     """
     faults = []
+    if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
+        faults.append(f"Tensor lr must be 1-element ({title}): it has {group['lr'].numel()}")
     for key, words in _AT_LEAST_ZERO.items():
         value = number(group.get(key, 0.0))
         if value is not None and not (math.isfinite(value) and value >= 0):
@@ -46,7 +48,7 @@ def group_faults(group: Mapping[str, Any], title: str, refused: Mapping[str, str
     faults += _epsilon_faults(group, title) + _beta_faults(group, title) + _rule_faults(group, title, refused)
     if group["rounding"] not in ROUNDINGS:
         faults.append(f"unknown rounding '{group['rounding']}' ({title}): {did_you_mean(group['rounding'], ROUNDINGS)}")
-    if not faults and number(group["lr"]) is not None:
+    if not faults:
         try:
             group_decay_per_step(group)
         except OptimizerError as error:

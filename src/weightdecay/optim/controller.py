@@ -81,7 +81,7 @@ class Control:
         if self._native or bool(getattr(optimizer, "found_inf", None)):
             return
         decays = [group_decay_per_step(group) for group in optimizer.param_groups]
-        closure = args[0] if args else kwargs.get("closure")
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer itself
         outside = [not _kernel_can(optimizer, group) for group in optimizer.param_groups]
         if closure is not None and any(here and decay for here, decay in zip(outside, decays, strict=True)):
             raise OptimizerError(

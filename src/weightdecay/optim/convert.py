@@ -132,14 +132,15 @@ def convert(
     _raise_if_over_one(after, target)
     total = math.fsum(before)
     moved = math.fsum(abs(a - b) for a, b in zip(after, before, strict=True))
-    error = 0.0 if proportional or not total else moved / total
+    exact = proportional or moved <= 1e-12 * total
+    error = 0.0 if exact else moved / total
     return Conversion(
         value,
-        exact=proportional or not total,
+        exact=exact,
         error=error,
         source_shrink=math.exp(_log_shrink(before)),
         target_shrink=math.exp(_log_shrink(after)),
-        note=_EXACT if proportional or not total else _CLOSEST.format(part=error),
+        note=_EXACT if exact else _CLOSEST.format(part=error),
     )
 
 

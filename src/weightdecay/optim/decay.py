@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -48,11 +49,13 @@ def decay_(
 def shrink_where_agreeing_(weights: Tensor, direction: Tensor, decay: float) -> None:
     """w ← (1 − a)·w where the update that is subtracted has the sign of w or either is zero, as it is elsewhere.
 
-    The factor is chosen, not computed, so that everywhere agreeing equals `shrink_` bit for bit.
+    Everywhere agreeing it equals `shrink_` bit for bit: the factor is 1 + mask·(kept − 1), which is exact for decays up
+    to ½. (`torch.where` would say it better and takes forty times as long.)
     """
-    kept = torch.tensor(1 - decay, dtype=weights.dtype, device=weights.device)
+    kept = torch.tensor(1 - decay, dtype=weights.dtype)
     whole = torch.ones((), dtype=weights.dtype, device=weights.device)
-    weights.mul_(torch.where(direction * weights >= 0, kept, whole))
+    mask = torch.mul(direction, weights).ge_(0)
+    weights.mul_(torch.add(whole, mask, alpha=float(kept) - 1))
 
 
 def shrink_where_next_agrees_(
@@ -64,13 +67,13 @@ def shrink_where_next_agrees_(
         weights, momentum, gradient: of one shape; momentum is None before the first step.
         mix: (x, y) such that the update has the sign of x·momentum + y·gradient.
     """
-    if not all(t.is_contiguous() for t in (weights, gradient, *([] if momentum is None else [momentum]))):
+    strided = not all(t.is_contiguous() for t in (weights, gradient, *([] if momentum is None else [momentum])))
+    if strided or torch.is_grad_enabled():  # autograd knows no changes of many views of one tensor
         shrink_where_agreeing_(weights, mixed(momentum, gradient, mix), decay)
         return
-    flat, flat_gradient = weights.view(-1), gradient.view(-1)
-    for _, part in pieces(flat.numel()):
-        begun = None if momentum is None else momentum.view(-1)[part]
-        shrink_where_agreeing_(flat[part], mixed(begun, flat_gradient[part], mix), decay)
+    begun: Iterable[Tensor | None] = itertools.repeat(None) if momentum is None else pieces(momentum)
+    for piece, of_momentum, of_gradient in zip(pieces(weights), begun, pieces(gradient), strict=False):
+        shrink_where_agreeing_(piece, mixed(of_momentum, of_gradient, mix), decay)
 
 
 def mixed(momentum: Tensor | None, gradient: Tensor, mix: tuple[float, float]) -> Tensor:

@@ -58,6 +58,12 @@ class Lion(DecayingOptimizer):
         super().__init__(groups, {**own, "maximize": maximize, "foreach": foreach})
         self._finish(**decay)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("maximize", False)
+            group.setdefault("foreach", None)
+
     def _direction_step(self) -> None:
         for group in self.param_groups:
             weights: list[Tensor] = []
@@ -71,19 +77,20 @@ class Lion(DecayingOptimizer):
             if weights:
                 _step(weights, gradients, momenta, group)
 
-    def _next_direction(self, p: Tensor, group: Group) -> tuple[Tensor | None, tuple[float, float]]:
+    def _next_direction(self, group: Group) -> tuple[str, tuple[float, float]]:
         beta1 = group["betas"][0]
-        return self.state[p].get("exp_avg"), (beta1, (1 - beta1) * (-1.0 if group["maximize"] else 1.0))
+        return "exp_avg", (beta1, (1 - beta1) * (-1.0 if group["maximize"] else 1.0))
 
-    def _start_in_float32(self, p: Tensor, group: Group) -> None:  # noqa: ARG002
+    def _begin_in_float32(self, p: Tensor, group: Group) -> None:  # noqa: ARG002
         state = self.state[p]
         if "exp_avg" not in state:
             state["exp_avg"] = torch.zeros_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
         state["exp_avg"] = state["exp_avg"].float()
 
-    def _update_in_float32(self, weights: Tensor, gradient: Tensor, part: slice, p: Tensor, group: Group) -> None:
-        momentum = self.state[p]["exp_avg"].view(-1)[part]
-        _step([weights], [gradient], [momentum], {**group, "weight_decay": 0.0, "foreach": False})
+    def _update_in_float32(
+        self, weights: Tensor, gradient: Tensor, state: Mapping[str, Tensor], group: Group, weight_decay: float
+    ) -> None:
+        _step([weights], [gradient], [state["exp_avg"]], {**group, "weight_decay": weight_decay, "foreach": False})
 
 
 def _step(weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], group: Group) -> None:

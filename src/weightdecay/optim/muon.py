@@ -21,7 +21,8 @@ from torch import Tensor
 
 from weightdecay.errors import OptimizerError, did_you_mean
 from weightdecay.optim.adamw import AdamW
-from weightdecay.optim.base import Group, HasParamGroups, Params, Work
+from weightdecay.optim.base import Group, HasParamGroups, Params, UnsupportedTensorError, Work
+from weightdecay.optim.checks import number
 from weightdecay.optim.lion import NO_COUPLED_FORM
 from weightdecay.optim.rounding import LOW_PRECISION, Rounding
 from weightdecay.planning.plan import DecayPlan
@@ -89,10 +90,10 @@ class Muon(AdamW):
             "ns_eps": eps,
             "ns_steps": ns_steps,
             "ns_dtype": str(ns_dtype).removeprefix("torch."),  # a state_dict is to hold plain values
-            "adjust_lr_fn": adjust_lr_fn or "original",
+            "adjust_lr_fn": adjust_lr_fn,
         }
         super().__init__(
-            _split(params, float(lr)), lr, adamw_betas, adamw_eps, weight_decay,
+            _split(params, number(lr) or 0.0), lr, adamw_betas, adamw_eps, weight_decay,
             rule=rule, peak_lr=peak_lr, rounding=rounding, maximize=maximize, foreach=foreach, fused=fused,
         )  # fmt: skip
 
@@ -113,6 +114,14 @@ class Muon(AdamW):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_own": self._own}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for kept in state["state"].values():  # torch's Muon counts no steps, and torch's Adam looks for the count
+            kept.setdefault("step", torch.tensor(0.0))
+        super().__setstate__(state)
+        for group in self.param_groups:
+            if "algorithm" not in group:  # torch's Muon wrote it
+                group.update({**self.defaults, **self._own, **group, "algorithm": "muon", "ns_eps": group["eps"]})
+
     def _step_groups(self, work: Work) -> None:
         hidden = [(group, decay) for group, decay in work if group["algorithm"] == "muon"]
         rest = [(group, decay) for group, decay in work if group["algorithm"] != "muon"]
@@ -122,7 +131,8 @@ class Muon(AdamW):
                     continue
                 rows, columns = p.shape[-2:]
                 original = math.sqrt(max(1.0, rows / columns))
-                scale = original if group["adjust_lr_fn"] == "original" else 0.2 * math.sqrt(max(rows, columns))
+                match = group["adjust_lr_fn"] == "match_rms_adamw"  # torch writes None for the original
+                scale = 0.2 * math.sqrt(max(rows, columns)) if match else original
                 update = self._orthogonal_update(p, group)
                 self._descend(p, update, float(group["lr"]) * scale, group, decay, (index << 32) + position)
         if rest:
@@ -130,12 +140,14 @@ class Muon(AdamW):
 
     def _orthogonal_update(self, p: Tensor, group: Group) -> Tensor:
         if p.is_complex() or p.grad is None:
-            raise OptimizerError("Muon does not support complex parameters")
+            raise UnsupportedTensorError("Muon does not support complex parameters")
         wide = torch.float32 if group["rounding"] != "nearest" and p.dtype in LOW_PRECISION else p.dtype
         gradient = (-p.grad if group["maximize"] else p.grad).to(wide)
         state = self.state[p]
         if "momentum_buffer" not in state:
+            state["step"] = torch.tensor(0.0)
             state["momentum_buffer"] = torch.zeros_like(gradient)
+        state["step"] += 1
         momentum, buffer = group["momentum"], state["momentum_buffer"]
         buffer.lerp_(gradient, 1 - momentum)
         update = gradient.lerp(buffer, momentum) if group["nesterov"] else buffer
@@ -172,7 +184,7 @@ def orthogonalised(
 
 def _split(params: Params, lr: float) -> Any:
     """Each group as one for Muon and one for AdamW, in their order, unless it says where it goes."""
-    if isinstance(params, Tensor):
+    if isinstance(params, Tensor) or not isinstance(params, HasParamGroups | Iterable):
         return params
     elsewhere: set[str] = set()
     if isinstance(params, DecayPlan):
@@ -190,7 +202,7 @@ def _split(params: Params, lr: float) -> Any:
 
 
 def _halves(group: Group, elsewhere: set[str]) -> list[Group]:
-    entries = _listed(group["params"])
+    entries = [] if isinstance(group["params"], set) else _listed(group["params"])
     names = group.get("param_names") or [entry[0] if isinstance(entry, tuple) else "" for entry in entries]
     tensors = [entry[1] if isinstance(entry, tuple) else entry for entry in entries]
     if not _all_tensors(tensors):

@@ -16,7 +16,7 @@ for bfloat16 weights).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -27,8 +27,11 @@ Rounding = Literal["nearest", "stochastic", "kahan", "master"]
 ROUNDINGS: tuple[str, ...] = get_args(Rounding)
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
-# Elements that are worked on together: small enough that the float32 scratch stays in cache between its few passes.
-PIECE = 1 << 17
+COUNTS = ("step", "rounded_steps")  # state that no element of the weights has its own of
+
+# Elements that are worked on together: small enough that the float32 scratch stays in cache between its few passes,
+# large enough that calling an operation costs little beside it.
+PIECE = 1 << 18
 _LOW_BITS = 0xFFFF  # what bfloat16 cuts off a float32
 _MIX = 0x9E3779B97F4A7C15
 
@@ -88,10 +91,9 @@ def start_rounding(weights: Tensor, rounding: str, state: dict[str, Any]) -> Non
         state["rounded_steps"] = torch.zeros((), dtype=torch.int64)
 
 
-def pieces(total: int) -> Iterator[tuple[int, slice]]:
-    """The pieces of a flat tensor: number and slice."""
-    for number, start in enumerate(range(0, total, PIECE)):
-        yield number, slice(start, min(start + PIECE, total))
+def pieces(tensor: Tensor) -> Sequence[Tensor]:
+    """Flat views of a contiguous tensor, small enough to stay in cache while several operations go over them."""
+    return torch.split(tensor.view(-1), PIECE)
 
 
 def step_in_float32(
@@ -99,7 +101,7 @@ def step_in_float32(
     gradient: Tensor,
     state: dict[str, Any],
     rounding: str,
-    update: Callable[[Tensor, Tensor, slice], None],
+    update: Callable[[Tensor, Tensor, Mapping[str, Tensor]], None],
     dither: Dither,
     number: int,
 ) -> None:
@@ -110,28 +112,30 @@ def step_in_float32(
         gradient: of the same shape.
         state: holds what `start_rounding` put there.
         rounding: `stochastic`, `kahan` or `master`.
-        update: called as (float32 weights, float32 gradient, slice) for each flat piece; decays and updates the
-            weights in place.
+        update: called for each flat piece as (float32 weights, float32 gradient, the piece of each state of the
+            weights' shape and the counts of steps); decays and updates the weights in place.
         dither: the noise of stochastic rounding; `number` is the tensor's, so that each has its own.
     """
-    flat = weights.reshape(-1)  # a copy only where the tensor is strided
-    gradient = gradient.reshape(-1)
-    for piece, part in pieces(flat.numel()):
-        low = flat[part]
-        wide = state["master"].view(-1)[part] if rounding == "master" else low.float()
+    whole = weights.contiguous()  # a copy only where the tensor is strided
+    counts = {key: value for key, value in state.items() if key in COUNTS}
+    kept = {key: pieces(value) for key, value in state.items() if key not in COUNTS and value.shape == whole.shape}
+    step = int(state.get("rounded_steps", 0))
+    for piece, (low, slope) in enumerate(zip(pieces(whole), pieces(gradient.contiguous()), strict=True)):
+        here = {**counts, **{key: views[piece] for key, views in kept.items()}}
+        wide = here["master"] if rounding == "master" else low.float()
         if rounding == "kahan":
-            wide.add_(state["compensation"].view(-1)[part])
-        update(wide, gradient[part].float(), part)
+            wide.add_(here["compensation"].float())
+        update(wide, slope.float(), here)
         if rounding == "stochastic":
-            round_stochastically_(low, wide, dither(low, int(state["rounded_steps"]), number, piece))
+            round_stochastically_(low, wide, dither(low, step, number, piece))
         else:
             low.copy_(wide)
         if rounding == "kahan":
-            state["compensation"].view(-1)[part].copy_(wide.sub_(low))
+            here["compensation"].copy_(wide.sub_(low.float()))
     if rounding == "stochastic":
         state["rounded_steps"] += 1
-    if flat.data_ptr() != weights.data_ptr():
-        weights.copy_(flat.view_as(weights))
+    if whole is not weights:
+        weights.copy_(whole)
 
 
 def realised_decay(weights: Tensor, decay: float) -> float:

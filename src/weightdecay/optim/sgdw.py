@@ -9,6 +9,7 @@ Reference: Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -59,33 +60,35 @@ class SGDW(DecayingOptimizer, torch.optim.SGD):
         )  # fmt: skip
         self._finish(**decay)
 
-    def _next_direction(self, p: Tensor, group: Group) -> tuple[Tensor | None, tuple[float, float]]:
+    def _next_direction(self, group: Group) -> tuple[str, tuple[float, float]]:
         sign = -1.0 if group["maximize"] else 1.0
-        momentum, buffer = group["momentum"], self.state[p].get("momentum_buffer")
-        if buffer is None or momentum == 0:
-            return None, (0.0, sign)
-        fresh = 1 - group["dampening"]
+        momentum = group["momentum"]
+        fresh = 1 - group["dampening"] or 1e-30  # without a buffer yet, or a momentum, the gradient decides
         if group["nesterov"]:  # g + μ·(μ·b + (1 − τ)·g)
-            return buffer, (momentum**2, sign * (1 + momentum * fresh))
-        return buffer, (momentum, sign * fresh)
+            return "momentum_buffer", (momentum**2, sign * (1 + momentum * fresh))
+        return "momentum_buffer", (momentum, sign * fresh)
 
-    def _start_in_float32(self, p: Tensor, group: Group) -> None:
+    def _begin_in_float32(self, p: Tensor, group: Group) -> None:
         momentum, state = group["momentum"], self.state[p]
         if momentum and "momentum_buffer" not in state:
             # torch's first buffer is the gradient itself, undamped: μ·b_0 + (1 − τ)·g = g
-            state["momentum_buffer"] = self._ascended(p.grad, p, group).mul_(group["dampening"] / momentum)
+            state["momentum_buffer"] = self._ascended(p.grad, p, group, group["weight_decay"]).mul_(
+                group["dampening"] / momentum
+            )
         elif momentum:
             state["momentum_buffer"] = state["momentum_buffer"].float()
 
-    def _update_in_float32(self, weights: Tensor, gradient: Tensor, part: slice, p: Tensor, group: Group) -> None:
-        gradient, momentum = self._ascended(gradient, weights, group), group["momentum"]
+    def _update_in_float32(
+        self, weights: Tensor, gradient: Tensor, state: Mapping[str, Tensor], group: Group, weight_decay: float
+    ) -> None:
+        gradient, momentum = self._ascended(gradient, weights, group, weight_decay), group["momentum"]
         if momentum:
-            buffer = self.state[p]["momentum_buffer"].view(-1)[part]
+            buffer = state["momentum_buffer"]
             buffer.mul_(momentum).add_(gradient, alpha=1 - group["dampening"])
             gradient = gradient.add_(buffer, alpha=momentum) if group["nesterov"] else buffer
         weights.add_(gradient, alpha=-float(group["lr"]))
 
-    def _ascended(self, gradient: Any, weights: Tensor, group: Group) -> Tensor:
+    def _ascended(self, gradient: Any, weights: Tensor, group: Group, weight_decay: float) -> Tensor:
         """The gradient as the momentum gets it, a float32 copy: its sign, and λ·w where it is coupled."""
         seen: Tensor = (-gradient if group["maximize"] else gradient).to(torch.float32, copy=True).contiguous()
-        return seen.add_(weights, alpha=float(group["weight_decay"])) if group["rule"] == "l2" else seen
+        return seen.add_(weights, alpha=float(weight_decay)) if group["rule"] == "l2" else seen

@@ -181,7 +181,7 @@ def load_state_by_name(
         if name in states:
             kept_as = expected[p] or {}
             optimizer.state[p] = {key: _placed(value, p, kept_as.get(key)) for key, value in states[name].items()}
-        else:
+        elif not isinstance(optimizer, torch.optim.Adagrad):  # which alone has state before its first step
             optimizer.state.pop(p, None)
     for group, values in zip(optimizer.param_groups, kept, strict=False):
         _set_group(group, values)

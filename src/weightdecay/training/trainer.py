@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -81,6 +81,7 @@ def train(
 
 def _train(config: TrainConfig, run: Run, ranks: Ranks, resume: str, on_change: str, reporter: Reporter) -> None:
     going_on = holds_a_run(run, resume)
+    reporter.note(f"reading {' '.join(config.data.sources) or 'the standard library'} ({config.data.tokenizer})")
     assembly = assemble(config)
     identity = {"corpus_sha256": assembly.data.corpus_sha256, "tokenizer_sha256": assembly.data.tokenizer.sha256}
     if going_on:
@@ -151,46 +152,51 @@ class Trainer:
         return cls(assembly, run, ranks, reporter, model, forward, decided, optimizer, shares)
 
     def run_to_end(self, stop: StopRequest) -> None:
-        """The loop: lr, step, and what is due after it."""
-        settings = self.assembly.config.run
-        metrics = MetricsWriter(self.run) if self.ranks.is_first else None
+        """Steps until the last one; rank 0 writes the metrics and the summary."""
         self.forward.train()
-        while self.done < settings.steps:
-            started = time.perf_counter()
-            self.set_lr(self.assembly.lr(self.done))
-            result = take_step(
-                self.forward,
-                self.optimizer,
-                self._micro_batches(),
-                ranks=self.ranks,
-                dtype=self.dtype,
-                grad_clip=self.assembly.config.optimizer.grad_clip,
-                seed=(settings.seed, self.done),
-            )
-            self.done += 1
-            step_s = time.perf_counter() - started
-            self.elapsed_s += step_s
+        with MetricsWriter(self.run) if self.ranks.is_first else nullcontext() as metrics:
+            while self.done < self.assembly.config.run.steps:
+                self._step(stop, metrics)
+        if self.ranks.is_first:
+            self._finish()
 
-            last = self.done == settings.steps
-            if metrics and (last or self.done % settings.log_every == 0):
-                row = self._step_row(result, step_s)
-                metrics.write(row)
-                self.reporter.step(row, settings.steps)
-            if last or self.done % settings.eval_every == 0:
-                self.evaluation = self._evaluate()
-                if metrics:
-                    metrics.write(self.evaluation)
-                    self.reporter.evaluation(self.evaluation)
-            signal_number = self.ranks.highest(stop.signal_number)
-            if last or signal_number or self.done % settings.checkpoint_every == 0:
-                self._save()
-            if signal_number and not last:
-                raise StoppedError(
-                    f"stopped by signal {signal_number} after step {self.done} of {settings.steps}; saved, "
-                    f"go on with --out {self.run.path} --resume auto",
-                    signal_number,
-                )
-        self._finish(metrics)
+    def _step(self, stop: StopRequest, metrics: MetricsWriter | None) -> None:
+        """lr, step, and what is due after it: a row, an evaluation, a checkpoint, leaving."""
+        settings = self.assembly.config.run
+        started = time.perf_counter()
+        self.set_lr(self.assembly.lr(self.done))
+        result = take_step(
+            self.forward,
+            self.optimizer,
+            self._micro_batches(),
+            ranks=self.ranks,
+            dtype=self.dtype,
+            grad_clip=self.assembly.config.optimizer.grad_clip,
+            seed=(settings.seed, self.done),
+        )
+        self.done += 1
+        step_s = time.perf_counter() - started
+        self.elapsed_s += step_s
+
+        last = self.done == settings.steps
+        if metrics and (last or self.done % settings.log_every == 0):
+            row = self._step_row(result, step_s)
+            metrics.write(row)
+            self.reporter.step(row, settings.steps)
+        if last or self.done % settings.eval_every == 0:
+            self.evaluation = self._evaluate()
+            if metrics:
+                metrics.write(self.evaluation)
+                self.reporter.evaluation(self.evaluation)
+        signal_number = self.ranks.highest(stop.signal_number)
+        if last or signal_number or self.done % settings.checkpoint_every == 0:
+            self._save()
+        if signal_number and not last:
+            raise StoppedError(
+                f"stopped by signal {signal_number} after step {self.done} of {settings.steps}; saved, "
+                f"go on with --out {self.run.path} --resume auto",
+                signal_number,
+            )
 
     def set_lr(self, lr: float) -> None:
         """This step's learning rate, times each group's own share of it."""
@@ -305,10 +311,7 @@ class Trainer:
             checkpoint.prune(self.run.checkpoints, self.assembly.config.run.keep)
         self.ranks.wait_for_all()
 
-    def _finish(self, metrics: MetricsWriter | None) -> None:
-        if metrics is None:
-            return
-        metrics.close()
+    def _finish(self) -> None:
         last = max(self.run.rows("train"), key=lambda row: row["step"])
         evaluation = max(self.run.rows("eval"), key=lambda row: row["step"])
         champion = checkpoint.best(self.run.checkpoints)

@@ -1,0 +1,37 @@
+"""The standard library, prepared once for this room's tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from weightdecay.data.corpus import Corpus, standard_library
+from weightdecay.data.prepare import Prepared, prepared_for
+from weightdecay.data.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="session")
+def stdlib() -> Corpus:
+    return standard_library()
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return prepared_for((), "bpe:4096", cache_dir=tmp_path_factory.mktemp("data-cache"))
+
+
+@pytest.fixture(scope="session")
+def bpe(prepared: Prepared) -> Tokenizer:
+    return prepared.tokenizer
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Path:
+    """A folder of forty small files in subfolders."""
+    folder = tmp_path / "books"
+    for number in range(40):
+        path = folder / f"shelf {number % 4}" / f"book-{number:02d}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"Book {number}.\n" + f"Line after line of it, {number}.\n" * (5 + number % 7), "utf-8")
+    return folder

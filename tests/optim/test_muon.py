@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import weightdecay
+from tests.references import directions, rules
+from weightdecay.optim.adamw import AdamW
+from weightdecay.optim.muon import Muon, orthogonalised
+from weightdecay.optim.rules import RULES
+
+SHAPES = ((5, 8), (9, 4), (6, 6))
+
+
+def parameters(shapes: Any = SHAPES, dtype: torch.dtype = torch.float64) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype)) for s in shapes]
+
+
+def step(optimizer: torch.optim.Optimizer, number: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(number)
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
+    gradients = [p.grad.clone() for group in optimizer.param_groups for p in group["params"]]
+    optimizer.step()
+    return gradients
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("settings", [
+    {}, {"adjust_lr_fn": "match_rms_adamw"}, {"nesterov": False, "momentum": 0.8, "ns_steps": 3},
+])  # fmt: skip
+def test_on_matrices_muon_equals_torchs_bit_for_bit(dtype: torch.dtype, settings: dict[str, Any]) -> None:
+    ours, theirs = parameters(dtype=dtype), parameters(dtype=dtype)
+    mine = Muon(ours, lr=0.02, weight_decay=0.1, **{"adjust_lr_fn": "original", **settings})
+    reference = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, **settings)
+    for number in range(5):
+        step(mine, number)
+        step(reference, number)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("rule", [name for name in RULES if name != "l2"])
+@pytest.mark.parametrize("settings", [{}, {"nesterov": False, "adjust_lr_fn": "original"}])
+def test_muon_follows_every_rule_as_its_twin_does(rule: str, settings: dict[str, Any]) -> None:
+    shapes = ((5, 8), (9, 4), (3, 7, 4))
+    params = parameters(shapes)
+    optimizer = Muon(params, lr=0.03, weight_decay=0.2, rule=rule, ns_dtype=torch.float64, **settings)
+    twins = [
+        directions.Muon(nesterov=settings.get("nesterov", True), match_adamw=not settings) for _ in shapes
+    ]  # fmt: skip
+    expected = [p.detach().clone() for p in params]
+    initial = [w.clone() for w in expected]
+    for number in range(12):
+        lr = 0.03 * (1 - number / 12)
+        optimizer.param_groups[0]["lr"] = lr
+        for i, g in enumerate(step(optimizer, number)):
+            expected[i] = rules.step(
+                twins[i], rule, expected[i], g, lr=lr, weight_decay=0.2, peak_lr=0.03, initial=initial[i]
+            )
+    for p, w in zip(params, expected, strict=True):
+        assert float((p.detach() - w).norm() / w.norm()) < 1e-12
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40), (3, 30, 50), (64, 64)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_singular_values_come_near_one_and_the_singular_vectors_stay(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    result = orthogonalised(matrices, dtype=dtype).float()
+    values = torch.linalg.svdvals(result)
+    big = torch.linalg.svdvals(matrices) > 0.1 * torch.linalg.matrix_norm(matrices, 2).unsqueeze(-1)
+    assert float(values[big].min()) > 0.6
+    assert float(values.max()) < 1.3
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    assert float((u.mT @ result @ v.mT).diagonal(dim1=-2, dim2=-1)[big].min()) > 0.6
+
+
+def test_each_expert_of_a_stack_is_a_matrix_of_its_own() -> None:
+    stack = torch.randn(4, 6, 9, dtype=torch.float64)
+    together = orthogonalised(stack, dtype=torch.float64)
+    apart = torch.stack([orthogonalised(matrix, dtype=torch.float64) for matrix in stack])
+    assert torch.allclose(together, apart, rtol=1e-12, atol=1e-12)
+
+
+def test_moonlights_scale_gives_the_update_adamws_usual_size() -> None:
+    """0.2·√max(rows, columns) times an orthogonal matrix has RMS about 0.2 (arXiv:2502.16982, lemma 1)."""
+    for shape in ((64, 256), (256, 64)):
+        p = nn.Parameter(torch.zeros(shape))
+        p.grad = torch.randn(shape)
+        Muon([p], lr=1.0, weight_decay=0.0).step()
+        assert float(p.detach().square().mean().sqrt()) == pytest.approx(0.2, rel=0.2)
+
+
+def test_the_rest_goes_to_adamw_bit_for_bit() -> None:
+    matrix, vector, lone = parameters(((4, 5), (5,), ()))
+    optimizer = Muon([matrix, vector, lone], lr=0.01, weight_decay=0.1, adamw_betas=(0.8, 0.9), adamw_eps=1e-6)
+    assert [group["algorithm"] for group in optimizer.param_groups] == ["muon", "adamw"]
+    _, other, scalar = parameters(((4, 5), (5,), ()))
+    reference = AdamW([other, scalar], lr=0.01, weight_decay=0.1, betas=(0.8, 0.9), eps=1e-6)
+    for number in range(3):
+        step(optimizer, number)
+        for p, q in ((other, vector), (scalar, lone)):
+            assert q.grad is not None
+            p.grad = q.grad.clone()
+        reference.step()
+    assert torch.equal(vector, other)
+    assert torch.equal(lone, scalar)
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.hidden = nn.Linear(8, 8)
+        self.norm = nn.LayerNorm(8)
+        self.lm_head = nn.Linear(8, 11, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.lm_head(self.norm(self.hidden(self.embed(tokens))))
+        return logits
+
+
+def test_a_plan_sends_embeddings_and_heads_to_adamw_whatever_decays() -> None:
+    net = Tiny()
+    net.lm_head.weight = net.embed.weight
+    plan = weightdecay.plan(net, weight_decay=0.1)
+    where = {
+        name: (group["algorithm"], group["weight_decay"], group["name"])
+        for group in Muon(plan, lr=0.01).param_groups
+        for name in group["param_names"]
+    }
+    assert where == {
+        "embed.weight": ("adamw", 0.1, "decay adamw"),
+        "hidden.weight": ("muon", 0.1, "decay muon"),
+        "hidden.bias": ("adamw", 0.0, "no_decay"),
+        "norm.weight": ("adamw", 0.0, "no_decay"),
+        "norm.bias": ("adamw", 0.0, "no_decay"),
+    }
+
+
+def test_a_group_goes_where_it_says_and_old_checkpoints_of_torch_load() -> None:
+    embedding, hidden = parameters(((4, 5), (5, 6)))
+    optimizer = Muon([{"params": [embedding], "algorithm": "adamw"}, {"params": [hidden]}])
+    step(optimizer, 0)
+    assert "exp_avg" in optimizer.state[embedding]
+    assert "momentum_buffer" in optimizer.state[hidden]
+
+    theirs, ours = parameters(((5, 6),), torch.float32), parameters(((5, 6),), torch.float32)
+    old = torch.optim.Muon(theirs, lr=0.01)
+    step(old, 0)
+    new = Muon(ours, lr=0.5)
+    new.load_state_dict(copy.deepcopy(old.state_dict()))  # torch shares what it loads
+    with torch.no_grad():
+        ours[0].copy_(theirs[0])
+    step(old, 1)
+    step(new, 1)
+    assert torch.equal(ours[0], theirs[0])
+
+
+def test_the_scale_is_by_the_matrix_not_by_the_stack() -> None:
+    p = nn.Parameter(torch.zeros(10, 4, 3, dtype=torch.float64))
+    p.grad = torch.randn(10, 4, 3, dtype=torch.float64)
+    Muon([p], lr=1.0, weight_decay=0.0, adjust_lr_fn="original", ns_dtype=torch.float64).step()
+    norms = torch.linalg.matrix_norm(p.detach(), 2)
+    assert float(norms.max()) < 1.3 * math.sqrt(4 / 3)

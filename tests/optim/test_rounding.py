@@ -1,0 +1,211 @@
+"""Decay in bfloat16: what is lost, and three ways to keep it."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import weightdecay
+from weightdecay.optim.adamw import AdamW
+from weightdecay.optim.base import PrecisionWarning
+from weightdecay.optim.rounding import PIECE, Dither, realised_decay, round_stochastically_
+
+ELEMENTS = 20_000
+KEEPING = ["stochastic", "kahan", "master"]
+
+
+def run_noise(
+    rounding: str, weight_decay: float, dtype: torch.dtype, steps: int, lr: float = 3e-4, cls: Any = AdamW, **extra: Any
+) -> Tensor:
+    """Weights of standard deviation 1 after steps of pure noise; the same noise for every setting."""
+    generator = torch.Generator().manual_seed(0)
+    p = nn.Parameter(torch.randn(ELEMENTS // 8, 8, generator=generator).to(dtype))
+    optimizer = cls([p], lr=lr, weight_decay=weight_decay, rounding=rounding, **extra)
+    for _ in range(steps):
+        p.grad = torch.randn(p.shape, generator=generator).to(dtype)
+        optimizer.step()
+    return p.detach().double()
+
+
+def norm_ratio(rounding: str, dtype: torch.dtype, steps: int, **extra: Any) -> float:
+    decayed = run_noise(rounding, 1.0, dtype, steps, **extra)
+    plain = run_noise(rounding, 0.0, dtype, steps, **extra)
+    return float(decayed.norm() / plain.norm())
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::weightdecay.optim.base.PrecisionWarning")
+@pytest.mark.parametrize(
+    ("rounding", "dtype", "extra", "expected"),
+    [
+        ("nearest", torch.float32, {}, 0.550),
+        ("stochastic", torch.bfloat16, {}, 0.550),
+        ("kahan", torch.bfloat16, {}, 0.550),
+        ("master", torch.bfloat16, {}, 0.550),
+        ("nearest", torch.bfloat16, {}, 1.000),
+        ("nearest", torch.bfloat16, {"foreach": True}, 1.000),
+        ("nearest", torch.bfloat16, {"fused": True}, 0.998),
+    ],
+)
+def test_the_norm_ratio_of_lambda_one_to_zero_over_2000_noise_steps(
+    rounding: str, dtype: torch.dtype, extra: dict[str, Any], expected: float
+) -> None:
+    assert norm_ratio(rounding, dtype, 2_000, **extra) == pytest.approx(expected, abs=0.005)
+
+
+@pytest.mark.parametrize("rounding", KEEPING)
+@pytest.mark.parametrize("name", ["AdamW", "Lion", "SGDW", "Muon", "Adafactor"])
+def test_every_optimizer_keeps_in_bfloat16_the_decay_of_float32(name: str, rounding: str) -> None:
+    """300 steps at a = 3e-4, which rounding to nearest would undo; e^−0.09 = 0.914 is left without gradients."""
+    cls: Any = getattr(weightdecay, name)
+    reference = norm_ratio("nearest", torch.float32, 300, cls=cls)
+    assert reference < 0.95
+    assert norm_ratio(rounding, torch.bfloat16, 300, cls=cls) == pytest.approx(reference, abs=0.004)
+
+
+@pytest.mark.filterwarnings("ignore::weightdecay.optim.base.PrecisionWarning")
+def test_rounding_to_nearest_undoes_the_decay() -> None:
+    assert norm_ratio("nearest", torch.bfloat16, 300) == pytest.approx(1.0, abs=0.002)
+
+
+@pytest.mark.parametrize("rule", ["decoupled", "independent", "fixed", "cautious", "towards_one", "towards_initial"])
+@pytest.mark.parametrize("settings", [{}, {"amsgrad": True, "maximize": True}])
+def test_master_weights_step_as_float32_steps(rule: str, settings: dict[str, Any]) -> None:
+    low, high = nn.Parameter(torch.randn(70, 9).bfloat16()), None
+    high = nn.Parameter(low.detach().float())
+    kwargs: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.05, "rule": rule, "fused": True, **settings}
+    mine, reference = AdamW([low], rounding="master", **kwargs), AdamW([high], **kwargs)
+    for _ in range(5):
+        low.grad = torch.randn(70, 9).bfloat16()
+        high.grad = low.grad.float()
+        mine.step()
+        reference.step()
+    assert torch.allclose(mine.state[low]["master"], high, rtol=1e-6, atol=1e-8)
+    assert torch.equal(low, mine.state[low]["master"].bfloat16())
+    if rule == "decoupled":
+        assert torch.equal(mine.state[low]["master"], high)
+
+
+@pytest.mark.parametrize("rounding", KEEPING)
+def test_a_tensor_of_several_pieces_and_a_strided_one_step_whole(rounding: str) -> None:
+    size = 2 * PIECE + 77
+    weights = torch.randn(size // 7, 7).bfloat16()
+    strided, plain = nn.Parameter(weights.clone().T), nn.Parameter(weights.clone())
+    assert not strided.is_contiguous()
+    for p in (strided, plain):
+        p.grad = torch.ones_like(p)
+        AdamW([p], lr=0.1, weight_decay=0.5, rounding=rounding).step()  # type: ignore[arg-type]
+    exact = weights.double() * 0.95 - 0.1
+    for result in (strided.detach().T.double(), plain.detach().double()):
+        assert float((result - exact).abs().max()) <= float(exact.abs().max()) * 2**-7
+        assert not torch.equal(result, weights.double())
+
+
+@settings(max_examples=30)
+@given(value=st.floats(-(2.0**40), 2.0**40, width=32))
+def test_stochastic_rounding_goes_to_a_neighbour_and_is_right_on_average(value: float) -> None:
+    wide = torch.full((1 << 16,), value)
+    noise = torch.arange(1 << 16, dtype=torch.int32)  # every possible noise once: the mean is exact, not sampled
+    low = torch.empty(1 << 16, dtype=torch.bfloat16)
+    round_stochastically_(low, wide.clone(), noise)
+    assert len(set(low.tolist())) <= 2
+    if abs(value) > 2.0**-110:
+        assert float(low.double().mean()) == pytest.approx(value, rel=2**-40)
+    assert float((low.double() - value).abs().max()) <= abs(value) * 2**-7 + 2.0**-132
+
+
+def test_stochastic_rounding_keeps_infinities_and_nan() -> None:
+    wide = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    low = torch.empty(3, dtype=torch.bfloat16)
+    round_stochastically_(low, wide, torch.full((3,), 0xFFFF, dtype=torch.int32))
+    assert low[0] == torch.inf
+    assert low[1] == -torch.inf
+    assert low[2].isnan()
+
+
+def test_the_noise_is_a_function_of_seed_step_tensor_and_piece() -> None:
+    like = torch.empty(5_000)
+    places = list(itertools.product((0, 1), (0, 3), (0, 1)))
+    seen = {place: Dither(seed=1)(like, *place) for place in places}
+    dither = Dither(seed=1)
+    assert all(torch.equal(dither(like, *place), noise) for place, noise in reversed(list(seen.items())))
+    for a, b in itertools.combinations(seen.values(), 2):
+        correlation = float(torch.corrcoef(torch.stack([a.float(), b.float()]))[0, 1])
+        assert not torch.equal(a, b)
+        assert abs(correlation) < 1.0  # one tile under two exclusive-ors: not equal, pairwise independent over seeds
+    assert not torch.equal(Dither(seed=2)(like, 0, 0, 0), seen[0, 0, 0])
+    flat = torch.cat(list(seen.values())).float()
+    assert float(flat.mean()) == pytest.approx(32_767.5, rel=0.02)
+    assert float(flat.var()) == pytest.approx((2**32 - 1) / 12, rel=0.02)
+
+
+def test_pairs_of_pieces_are_independent_over_steps() -> None:
+    """Within a step all pairs of two pieces share one exclusive-or, so it is the steps that count."""
+    like, dither = torch.empty(4), Dither()
+    drawn = [(dither(like, step, 0, 0), dither(like, step, 0, 1)) for step in range(1_500)]
+    first, second = (torch.stack(noise).float() for noise in zip(*drawn, strict=True))
+    correlation = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]
+    assert abs(float(correlation)) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("decay", "low", "high"), [(2.0**-9, 0.0, 0.0), (3e-5, 0.0, 0.0), (2.0**-8 * 1.01, 0.5, 2.0), (0.05, 0.97, 1.03)]
+)
+def test_bfloat16_decays_nothing_below_two_to_the_minus_nine_and_all_above_minus_eight(
+    decay: float, low: float, high: float
+) -> None:
+    assert low <= realised_decay(torch.randn(100_000).bfloat16(), decay) <= high
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"), [(1e-6, 1.015), (1e-7, 1.14), (3.1e-8, 2.78), (2.9e-8, 0.0), (1e-3, 1.0)]
+)
+def test_float32_has_its_own_floor_and_decays_too_much_just_above_it(decay: float, expected: float) -> None:
+    assert realised_decay(torch.randn(300_000), decay) == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.filterwarnings("ignore::weightdecay.optim.base.PrecisionWarning")
+@pytest.mark.parametrize("decay", [0.0022, 0.003, 0.01])
+def test_the_realised_decay_is_what_a_step_then_does(decay: float) -> None:
+    start = torch.randn(50_000).bfloat16()
+    p = nn.Parameter(start.clone())
+    p.grad = torch.zeros_like(p)
+    AdamW([p], lr=decay, weight_decay=1.0).step()
+    exact = start.double()
+    done = float((exact * (exact - p.detach().double())).sum() / (decay * exact.square().sum()))
+    assert realised_decay(start, decay) == pytest.approx(done, rel=1e-6)
+
+
+def test_a_model_that_would_not_decay_is_warned_of_before_training() -> None:
+    net = nn.Linear(64, 64).bfloat16()
+    with pytest.warns(PrecisionWarning, match=r"2 tensors in bfloat16 will get 0\.0% of the decay per step of 3e-05"):
+        AdamW(net.parameters(), lr=3e-4, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("rounding", KEEPING)
+def test_no_warning_where_the_decay_is_kept_or_there_is_none(rounding: str) -> None:
+    net = nn.Linear(64, 64).bfloat16()
+    AdamW(net.parameters(), lr=3e-4, weight_decay=0.1, rounding=rounding)  # type: ignore[arg-type]
+    AdamW(net.parameters(), lr=3e-4, weight_decay=0.0)
+    AdamW(nn.Linear(64, 64).parameters(), lr=3e-4, weight_decay=0.1)
+
+
+def test_float32_tensors_among_low_ones_step_as_usual() -> None:
+    low, full = nn.Parameter(torch.ones(8).bfloat16()), nn.Parameter(torch.ones(8))
+    reference = nn.Parameter(torch.ones(8))
+    mine = AdamW([low, full], lr=0.01, weight_decay=0.1, rounding="master")
+    theirs = torch.optim.AdamW([reference], lr=0.01, weight_decay=0.1)
+    for _ in range(3):
+        for p in (low, full, reference):
+            p.grad = torch.full_like(p, 0.5)
+        mine.step()
+        theirs.step()
+    assert torch.equal(full, reference)
+    assert torch.equal(low, full.bfloat16())
+    assert "master" not in mine.state[full]

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weightdecay.errors import ConfigError, DamagedError, TrainingError
+from weightdecay.recipes.schema import recipe
+from weightdecay.runs import MetricsWriter, Run, dump_json, environment, write_atomically
+
+text = st.text(st.characters(codec="utf-8"), max_size=30)
+
+
+@settings(max_examples=50, deadline=None)
+@given(sources=st.lists(text, max_size=3), out=text, lr=st.floats(0, 1e3), seed=st.integers(0, 2**40))
+def test_a_configuration_is_read_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, sources: list[str], out: str, lr: float, seed: int
+) -> None:
+    config = recipe("gpt2:nano").config(
+        {"data.sources": tuple(sources), "run.out": out, "optimizer.lr": lr, "run.seed": seed}
+    )
+    run = Run(tmp_path_factory.mktemp("run"))
+    run.write_config(config)
+    assert Run.open(run.path).config() == config
+
+
+def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    (tmp_path / "run.toml").write_text("recipe = 'x'\n[model]\nn_layers = ")
+    with pytest.raises(DamagedError, match=r"run\.toml: cannot be read"):
+        run.config()
+    with pytest.raises(ConfigError, match="not a run directory"):
+        Run.open(tmp_path.parent)
+
+
+def test_rows_are_read_up_to_one_that_a_kill_tore_and_forgotten_after_a_step(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with MetricsWriter(run) as writer:
+        for step in range(1, 6):
+            writer.write(
+                {"kind": "train" if step % 2 else "eval", "step": step, "loss": math.nan if step == 2 else 1.0}
+            )
+    with run.metrics_path.open("a") as file:
+        file.write('{"kind": "train", "ste')
+    assert [row["step"] for row in run.rows()] == [1, 2, 3, 4, 5]
+    assert [row["step"] for row in run.rows("eval")] == [2, 4]
+    run.forget_rows_after(3)
+    assert [row["step"] for row in run.rows()] == [1, 2, 3]
+    assert list(run.rows())[1]["loss"] is None  # strict JSON has no NaN
+
+
+def test_a_place_where_nothing_can_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ConfigError, match=r"Not a directory.*give another --out"),
+        Run(tmp_path / "file" / "run").lock(),
+    ):
+        pass
+
+
+def test_json_is_strict() -> None:
+    document = {"a": [math.inf, 1.5, (math.nan,)], "b": "</script>"}
+    assert json.loads(dump_json(document)) == {"a": [None, 1.5, [None]], "b": "</script>"}
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    write_atomically(path, "old")
+    with pytest.raises(TrainingError, match="cannot write"):
+        write_atomically(tmp_path / "missing" / "summary.json", "new")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_full_disk_while_logging_is_told_with_the_path(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with (
+        MetricsWriter(Run(tmp_path)) as writer,
+        pytest.raises(TrainingError, match=r"metrics\.jsonl: cannot write: No space left"),
+    ):
+        writer.write({"kind": "train", "step": 1})
+
+
+def test_the_environment_tells_versions_and_nothing_of_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_TOKEN", "hunter2")
+    told = environment()
+    assert {"weightdecay", "python", "torch", "processor", "threads"} <= told.keys()
+    assert "hunter2" not in json.dumps(told)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from weightdecay.errors import ConfigError
+from weightdecay.recipes.schema import recipe
+from weightdecay.training.assembly import Assembly, assemble
+
+
+def assembled(text: Path, **values: Any) -> Assembly:
+    settings = {"data.sources": (str(text),), "data.tokenizer": "byte", "model.context": 16, "run.steps": 100}
+    settings |= {key.replace("__", "."): value for key, value in values.items()}
+    return assemble(recipe("gpt3:nano").config(settings))
+
+
+def test_a_batch_is_rounded_to_whole_sequences_and_its_passes_share_it_evenly(small_text: Path) -> None:
+    config = assembled(small_text, run__batch_tokens=200, run__micro_batch_tokens=70).config
+    assert config.run.batch_tokens == 12 * 16  # 12.5 sequences, to the even number
+    assert config.run.micro_batch_tokens == 4 * 16  # of 1, 2, 3, 4 that divide 12, within 70 tokens
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "warmup"),
+    [
+        ({"run.tokens": 64_000, "schedule.warmup_tokens": 6_400}, 1_000, 100),
+        ({"run.tokens": 64_001, "schedule.warmup_steps": 7}, 1_001, 7),
+        ({"run.steps": 200, "schedule.warmup_fraction": 0.1}, 200, 20),
+        ({"run.steps": 200, "schedule.warmup_steps": 0}, 200, 0),
+    ],
+)
+def test_lengths_in_tokens_and_fractions_become_steps(
+    small_text: Path, given: dict[str, Any], steps: int, warmup: int
+) -> None:
+    values = {"data.sources": (str(small_text),), "data.tokenizer": "byte", "model.context": 16, "run.batch_tokens": 64}
+    made = assemble(recipe("gpt3:nano").config(values | given))
+    assert (made.config.run.steps, made.config.schedule.warmup_steps) == (steps, warmup)
+    assert made.lr(max(warmup - 1, 0)) == pytest.approx(6e-3, rel=1e-3 if not warmup else 1e-12)
+    assert made.lr(steps - 1) < 6e-3 / 50
+
+
+def test_a_resolved_configuration_resolves_to_itself(small_text: Path) -> None:
+    once = assembled(small_text, run__batch_tokens=200, optimizer__weight_decay="auto")
+    assert assemble(once.config).config == once.config
+
+
+def test_the_sum_of_the_decay_is_the_one_of_the_schedule_and_the_rule(small_text: Path) -> None:
+    decoupled, independent, fixed = (
+        assembled(small_text, optimizer__rule=rule, optimizer__weight_decay=0.01)
+        for rule in ("decoupled", "independent", "fixed")
+    )
+    rates = [decoupled.lr(step) for step in range(100)]
+    assert decoupled.decay.total == pytest.approx(0.01 * sum(rates))
+    assert independent.decay.total == pytest.approx(0.01 * sum(rates) / 6e-3)
+    assert fixed.decay.total == pytest.approx(1.0)
+    assert fixed.decay.matters
+
+
+def test_gpt3s_cosine_ends_before_its_run_does(small_text: Path) -> None:
+    values = {"data.sources": (str(small_text),), "data.tokenizer": "byte", "model.context": 16}
+    made = assemble(recipe("gpt3:125m").config(values | {"run.batch_tokens": 500_000}))
+    steps = made.config.run.steps
+    assert steps == pytest.approx(600_000, rel=1e-4)
+    assert made.config.schedule.warmup_steps == 750
+    assert made.lr(round(260e9 / 500_000)) == pytest.approx(6e-5, rel=1e-3)
+    assert made.lr(steps - 1) == pytest.approx(6e-5, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"schedule__warmup_steps": 100}, "leaves nothing of 100 steps"),
+        ({"run__nproc": 7}, "cannot be shared by 7 processes"),
+        (
+            {"optimizer__rule": "independent", "optimizer__weight_decay": "auto"},
+            "auto gives λ for the rule 'decoupled'",
+        ),
+        ({"optimizer__rule": "decopled"}, "did you mean 'decoupled'"),
+        ({"optimizer__policy": "defalt"}, "did you mean 'default'"),
+        ({"optimizer__rule": "fixed", "optimizer__weight_decay": 2.0}, r"must lie in \[0, 1\]"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(small_text: Path, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        assembled(small_text, **values)

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from weightdecay.training.progress import ConsoleReporter, duration, evaluation_line, step_line
+
+ROW = {
+    "step": 50, "loss": 3.25, "lr": 6e-3, "weight_decay": 0.1, "grad_norm": 0.75, "batch_tokens": 2048,
+    "tokens_per_s": 10_240.0,
+}  # fmt: skip
+
+
+def test_a_step_is_told_on_one_line_with_the_time_that_is_left() -> None:
+    assert step_line(ROW, steps=200) == (
+        "step  50/200  25 %  loss 3.250  lr 6.0e-03  λ 0.1  |g| 0.75  10,240 tokens/s  0:30 left"
+    )
+
+
+def test_an_evaluation_is_told_in_the_units_that_people_compare_by() -> None:
+    row = {"step": 8, "val_loss": 4.0, "val_perplexity": 54.6, "val_bits_per_byte": 1.7}
+    assert evaluation_line(row) == "held-out at step 8: loss 4.000, perplexity 54.6, 1.700 bits per byte"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0, "0:00"), (59.6, "1:00"), (125, "2:05"), (3_723, "1:02:03"), (math.inf, "?")]
+)
+def test_durations(seconds: float, expected: str) -> None:
+    assert duration(seconds) == expected
+
+
+def test_off_a_terminal_about_twenty_plain_lines_tell_a_run() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    reporter = ConsoleReporter(console)
+    for step in range(1, 401):
+        reporter.step({**ROW, "step": step}, steps=400)
+    reporter.close()
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert len(lines) == 21
+    assert lines[0].startswith("step   1/400")
+    assert lines[-1].startswith("step 400/400")
+    assert "\x1b" not in "".join(lines)
+
+
+def test_on_a_terminal_one_line_is_renewed() -> None:
+    console = Console(file=io.StringIO(), width=150, force_terminal=True, color_system=None)
+    reporter = ConsoleReporter(console)
+    for step in (1, 2, 3):
+        reporter.step({**ROW, "step": step}, steps=3)
+    reporter.note("[red]not markup[/red]")
+    reporter.close()
+    written = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "step 3/3 100 %" in written
+    assert "[red]not markup[/red]" in written
+    assert written.count("\n") <= 4
