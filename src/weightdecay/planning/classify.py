@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from weightdecay.planning.jobs import agreeing, by_use, embedding_role
-from weightdecay.planning.roles import Role, Strength, Verdict
+from weightdecay.planning.roles import DECAYING, Role, Strength, Verdict
 from weightdecay.planning.structure import by_name, by_shape, by_torch_type, kind_of_matrix
 from weightdecay.planning.tensors import Site, TensorFacts
 
@@ -23,10 +23,16 @@ def _verdicts(facts: TensorFacts, vocabularies: AbstractSet[int]) -> tuple[Verdi
 
 
 def _at(site: Site, facts: TensorFacts, vocabularies: AbstractSet[int]) -> Verdict:
-    verdict = by_torch_type(site, facts)
-    if verdict is not None and verdict.role is Role.EMBEDDING:
-        return embedding_role(facts) or verdict
-    verdict = verdict or by_use(facts) or by_name(site, facts) or by_shape(facts)
+    typed, used = by_torch_type(site, facts), by_use(facts)
+    if typed is not None and typed.role is Role.EMBEDDING:
+        return embedding_role(facts) or typed
+    if typed is not None:
+        agrees = used is not None and (used.role in DECAYING) == (typed.role in DECAYING)
+        verdict = replace(typed, evidence=f"{typed.evidence}; {used.evidence}") if used and agrees else typed
+    elif used is not None:
+        verdict = replace(used, evidence=f"`{site.attribute}` of {site.owner}; {used.evidence}")
+    else:
+        verdict = by_name(site, facts) or by_shape(facts)
     if not site.owner:
         verdict = replace(verdict, evidence=f"{verdict.evidence} (weak: nothing but name and shape is known)")
     return kind_of_matrix(verdict, site, facts, vocabularies) if verdict.role is Role.LINEAR else verdict

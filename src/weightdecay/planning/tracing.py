@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from weightdecay.planning.inputs import example_inputs
 from weightdecay.planning.shrinking import shrunk
 from weightdecay.planning.structure import by_torch_type
 from weightdecay.planning.tensors import TensorFacts, bare_class, read_tensors
-from weightdecay.planning.twin import twin, undisturbed, unwrapped
+from weightdecay.planning.twin import absent, twin, undisturbed, unwrapped
 from weightdecay.planning.usage import UsageRecorder, Use
 
 LARGEST_RUN = 64_000_000  # elements: about a second and 300 MB
@@ -65,6 +66,10 @@ class _Tracer:
             self._run_shrunk()
         self._visit(_Part("", self.root), self.custom)
 
+    @cached_property
+    def outside(self) -> dict[int, Any]:
+        return absent(self.root)
+
     def facts(self) -> list[TensorFacts]:
         traced = []
         for facts in self.tensors:
@@ -100,7 +105,7 @@ class _Tracer:
     def _attempt(self, part: _Part, candidates: Iterable[Any]) -> bool:
         """Run on the first candidate that goes through; what a broken run saw before it broke counts too."""
         try:
-            copy = twin(part.module)
+            copy = twin(part.module, None if part.module is self.root else self.outside)
         except Exception:  # a module may hold what cannot be copied: then its parts are tried
             return False
         parameters = {f"{part.prefix}{name}": p for name, p in copy.named_parameters(remove_duplicate=False)}

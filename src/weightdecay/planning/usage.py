@@ -192,8 +192,8 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _settle(self, parameter: str) -> None:
         """`w * x * rsqrt(…)` multiplies by the gain first: what it met is known only now."""
-        for use in [use for use in self.uses[parameter] if use.operation == "mul" and use.partner != "normalised"]:
-            self.uses[parameter].add(use._replace(partner="normalised"))
+        uses = self.uses[parameter]
+        self.uses[parameter] = {use._replace(partner="normalised") if use.operation == "mul" else use for use in uses}
 
 
 def _trait(name: str, traits: set[str], arguments: list[tuple[str, torch.Tensor, _Origin]]) -> str:
