@@ -11,11 +11,34 @@ from weightdecay.planning.roles import DECAYING, Role, Strength, Verdict
 from weightdecay.planning.structure import by_name, by_shape, by_torch_type, kind_of_matrix
 from weightdecay.planning.tensors import Site, TensorFacts
 
+_PARTS_OF_RECURRENCES = frozenset({Role.STATE_SPACE, Role.SCALE, Role.BIAS})
+
 
 def classify(tensors: Sequence[TensorFacts]) -> list[tuple[Verdict, ...]]:
     """The verdicts on each tensor, one per job; a frozen tensor's first verdict says that it is frozen."""
     vocabularies = {facts.shape[0] for facts in tensors for site in facts.sites if "Embedding" in site.bases}
-    return [_with_frozen(facts, _verdicts(facts, vocabularies)) for facts in tensors]
+    verdicts = _with_neighbours(tensors, [_verdicts(facts, vocabularies) for facts in tensors])
+    return [_with_frozen(facts, found) for facts, found in zip(tensors, verdicts, strict=True)]
+
+
+def _with_neighbours(
+    tensors: Sequence[TensorFacts], verdicts: Sequence[tuple[Verdict, ...]]
+) -> list[tuple[Verdict, ...]]:
+    """Vectors beside the time constants or mixes of a module are parts of the same recurrence, as `D` and `dt_bias`."""
+    recurrences: dict[str, Role] = {}
+    for facts, found in zip(tensors, verdicts, strict=True):
+        if found[0].role in (Role.STATE_SPACE, Role.TIME_MIX) and recurrences.get(_owner(facts)) is not Role.TIME_MIX:
+            recurrences[_owner(facts)] = found[0].role
+    settled = []
+    for facts, found in zip(tensors, verdicts, strict=True):
+        role = recurrences.get(_owner(facts))
+        belongs = role is not None and not facts.sites[0].bases and found[0].role in _PARTS_OF_RECURRENCES
+        settled.append((replace(found[0], role=role), *found[1:]) if role is not None and belongs else found)
+    return settled
+
+
+def _owner(facts: TensorFacts) -> str:
+    return facts.name.rpartition(".")[0]
 
 
 def _verdicts(facts: TensorFacts, vocabularies: AbstractSet[int]) -> tuple[Verdict, ...]:

@@ -83,8 +83,11 @@ def _norm(case: _Case) -> Role | None:
 
 
 def _state(case: _Case) -> Role | None:
+    """`-exp(A_log)` is a time constant; what is only made positive is a scale (`logit_scale.exp()`)."""
     use = case.use
-    return Role.STATE_SPACE if _SQUASHES & {use.operation, *use.through} else None
+    if not _SQUASHES & {use.operation, *use.through}:
+        return None
+    return Role.STATE_SPACE if case.rows and ("neg" in use.through or case.rows > 1) else Role.SCALE
 
 
 def _mix(case: _Case) -> Role | None:
