@@ -92,7 +92,7 @@ def test_faults_of_the_flags_come_together_before_any_work(plan: Plan) -> None:
 
 
 def test_a_factory_of_the_users_own(plan: Plan, weightdecay: Command) -> None:
-    done = plan("python:tests.planning.strangers:Mamba", "--json")
+    done = plan("python:tests.planning.strangers.sequences:Mamba", "--json")
     assert done.returncode == 0, done.stderr
     tensors = {tensor["name"]: tensor for tensor in json.loads(done.stdout)["tensors"]}
     assert tensors["A_log"]["roles"] == ["state-space parameter"]

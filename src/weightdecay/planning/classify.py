@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from weightdecay.planning.jobs import agreeing, by_use, embedding_role
 from weightdecay.planning.roles import DECAYING, Role, Strength, Verdict
-from weightdecay.planning.structure import by_name, by_shape, by_torch_type, kind_of_matrix
+from weightdecay.planning.structure import by_name, by_shape, by_torch_type, habit, kind_of_matrix, rows_and_columns
 from weightdecay.planning.tensors import Site, TensorFacts
 
+_ADDED = frozenset({Role.BIAS, Role.POSITION_EMBEDDING, Role.RELATIVE_POSITION})
 _PARTS_OF_RECURRENCES = frozenset({Role.STATE_SPACE, Role.SCALE, Role.BIAS})
 
 
@@ -53,12 +54,23 @@ def _at(site: Site, facts: TensorFacts, vocabularies: AbstractSet[int]) -> Verdi
         agrees = used is not None and (used.role in DECAYING) == (typed.role in DECAYING)
         verdict = replace(typed, evidence=f"{typed.evidence}; {used.evidence}") if used and agrees else typed
     elif used is not None:
-        verdict = replace(used, evidence=f"`{site.attribute}` of {site.owner}; {used.evidence}")
+        verdict = _named_table(used, site, facts)
+        verdict = replace(verdict, evidence=f"`{site.attribute}` of {site.owner}; {verdict.evidence}")
     else:
         verdict = by_name(site, facts) or by_shape(facts)
     if not site.owner:
         verdict = replace(verdict, evidence=f"{verdict.evidence} (weak: nothing but name and shape is known)")
     return kind_of_matrix(verdict, site, facts, vocabularies) if verdict.role is Role.LINEAR else verdict
+
+
+def _named_table(used: Verdict, site: Site, facts: TensorFacts) -> Verdict:
+    """A table that is added may hold positions or biases: the sum is the same, so that its name decides."""
+    if used.role not in _ADDED or len(rows_and_columns(facts.shape)) < 2:
+        return used
+    named = habit(site)
+    if named is used.role or named not in _ADDED | {Role.SCALE, Role.LEARNED_TOKEN}:
+        return used
+    return replace(used, role=named, evidence=f"{used.evidence}, and so named")
 
 
 def _with_frozen(facts: TensorFacts, verdicts: tuple[Verdict, ...]) -> tuple[Verdict, ...]:

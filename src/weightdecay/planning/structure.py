@@ -140,6 +140,11 @@ def by_name(site: Site, facts: TensorFacts) -> Verdict | None:
     return None
 
 
+def habit(site: Site) -> Role | None:
+    """What the attribute's name alone suggests."""
+    return next((role for pattern, role in _ATTRIBUTE_HABITS if pattern.search(site.attribute.lower())), None)
+
+
 def _table_or_matrix(site: Site, facts: TensorFacts) -> Verdict | None:
     parent = _parent(site.name).lower()
     if len(rows_and_columns(facts.shape)) < 2:
@@ -169,7 +174,7 @@ def by_shape(facts: TensorFacts) -> Verdict:
         return Verdict(Role.SCALE, f"{shape}: a single number", Strength.SHAPE)
     if len(effective) == 1:
         return Verdict(Role.SCALE, f"{shape}: one number per feature", Strength.SHAPE)
-    if min(effective[-2:]) < _SMALLEST_MATRIX:
+    if sorted(effective)[-2] < _SMALLEST_MATRIX:
         return Verdict(Role.UNKNOWN, f"{shape}, and neither its use, its owner nor its name says more", Strength.SHAPE)
     role = Role.LINEAR if len(effective) == 2 else Role.EXPERT_STACK
     return Verdict(role, f"{shape}: a matrix of {math.prod(facts.shape):,} elements, by shape alone", Strength.SHAPE)
