@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from weightdecay.errors import ConfigError, DamagedError, TrainingError
 from weightdecay.recipes.schema import recipe
-from weightdecay.runs import MetricsWriter, Run, dump_json, environment, write_atomically
+from weightdecay.runs import MetricsWriter, Run, dump_json, environment
 
 text = st.text(st.characters(codec="utf-8"), max_size=30)
 
@@ -65,15 +65,6 @@ def test_a_place_where_nothing_can_be_written_is_refused(tmp_path: Path) -> None
 def test_json_is_strict() -> None:
     document = {"a": [math.inf, 1.5, (math.nan,)], "b": "</script>"}
     assert json.loads(dump_json(document)) == {"a": [None, 1.5, [None]], "b": "</script>"}
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "summary.json"
-    write_atomically(path, "old")
-    with pytest.raises(TrainingError, match="cannot write"):
-        write_atomically(tmp_path / "missing" / "summary.json", "new")
-    assert path.read_text() == "old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
 
 
 def test_a_full_disk_while_logging_is_told_with_the_path(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weightdecay.data.storage import whole_file
 from weightdecay.errors import ConfigError, DamagedError, RunBusyError, TrainingError
 from weightdecay.recipes.settings import TrainConfig
 
@@ -88,11 +89,20 @@ class Run:
                 lines += ["", f"[{head}]"]
                 section = head
             lines.append(f"{name} = {_toml(value)}")
-        write_atomically(self.path / "run.toml", "\n".join(lines) + "\n")
+        self.write_text("run.toml", "\n".join(lines) + "\n")
 
     def write_json(self, name: str, document: Mapping[str, Any]) -> None:
         """`name` in the run directory, whole or not at all."""
-        write_atomically(self.path / name, dump_json(document, indent=2) + "\n")
+        self.write_text(name, dump_json(document, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """The same for text: a reader sees the old file or the new one.
+
+        Raises:
+            StorageError: the disk refused; the old file is as it was.
+        """
+        with whole_file(self.path / name) as file:
+            file.write(text.encode())
 
     def summary(self) -> Row | None:
         """summary.json, or None while the run has not ended."""
@@ -115,7 +125,7 @@ class Run:
     def forget_rows_after(self, step: int) -> None:
         """Drop the rows of steps that a resumed run will take again."""
         kept = [dump_json(row) + "\n" for row in self.rows() if row["step"] <= step]
-        write_atomically(self.metrics_path, "".join(kept))
+        self.write_text(self.metrics_path.name, "".join(kept))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -182,24 +192,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write, sync, rename: a reader sees the old file or the new one, never half of either.
-
-    Raises:
-        TrainingError: the file cannot be written; the old one is as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise TrainingError(f"{path}: cannot write: {error.strerror}") from error
 
 
 def environment() -> Row:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from tests.commands import SMALL, Command
 
-COMMANDS = ("train", "sample", "plan", "data", "recipes")
+COMMANDS = ("train", "sample", "export", "plan", "convert", "data", "verify", "recipes")
 
 
 @pytest.fixture(scope="module")
@@ -194,10 +195,37 @@ def test_the_run_directory_holds_what_the_design_promises(run_directory: Path) -
     }  # fmt: skip
 
 
+def test_a_run_is_verified_and_told_what_a_resume_would_change(weightdecay: Command, run_directory: Path) -> None:
+    sound = weightdecay("verify", run_directory)
+    assert sound.returncode == 0, sound.stderr
+    assert "step 12: as it was written" in sound.stdout
+    asked = ["--weight-decay", "0.5", "--policy", "no-embeddings", "--set", "run.seed=3"]
+    document = json.loads(weightdecay("verify", run_directory, *asked, "--json").stdout)
+    possible = {row["change"].split(":")[0]: row["possible"] for row in document["changes"]}
+    assert possible == {"optimizer.weight_decay": True, "optimizer.policy": True, "run.seed": False}
+    assert document["resumes_from"] == 12
+    assert any(line.startswith("embedding.weight: multiplier 1 → 0") for line in document["tensors"])
+    assert any(line.endswith("qkv.weight: λ 0.1 → 0.5") for line in document["tensors"])
+    wrong = weightdecay("verify", run_directory, "--lr", "fast", "--set", "optimizer.lrr=1")
+    assert wrong.returncode == 2
+    assert len(wrong.stderr.splitlines()) == 2
+
+
+def test_a_damaged_checkpoint_is_found(weightdecay: Command, run_directory: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run_directory, copy)
+    path = copy / "checkpoints/step-00000012/state.json"
+    path.write_text(path.read_text().replace("12", "13"))
+    done = weightdecay("verify", copy)
+    assert done.returncode == 4
+    assert "state.json: its SHA-256 is not the manifest's" in done.stdout
+
+
 def test_recipes_are_listed_and_shown_with_their_sources(weightdecay: Command) -> None:
     table = weightdecay("recipes").stdout
-    assert "gpt3:175b" in table
+    assert "175b" in table
     assert "unpublished" in table
+    assert "lr² per step" in " ".join(table.split())
     listed = json.loads(weightdecay("recipes", "--json").stdout)
     assert {"gpt2:nano", "gpt2:124m", "gpt3:nano", "gpt3:125m"} <= {row["name"] for row in listed}
     shown = json.loads(weightdecay("recipes", "show", "gpt3:125m", "--json").stdout)
@@ -205,6 +233,11 @@ def test_recipes_are_listed_and_shown_with_their_sources(weightdecay: Command) -
         "value": 0.1, "status": "confirmed", "source": "paper, appendix B", "note": "",
     }  # fmt: skip
     assert "Brown et al. 2020" in weightdecay("recipes", "show", "gpt3:125m").stdout
+    rows = json.loads(weightdecay("recipes", "diff", "llama2:7b", "llama2:70b", "--json").stdout)
+    assert {row["key"] for row in rows} == {
+        "model.d_ff", "model.d_model", "model.n_heads", "model.n_kv_heads", "model.n_layers", "optimizer.lr",
+    }  # fmt: skip
+    assert "1.5e-04" in (text := weightdecay("recipes", "diff", "llama2:7b", "llama2:70b").stdout) or "0.00015" in text
     wrong = weightdecay("recipes", "shwo", "gpt3")
     assert wrong.returncode == 2
     assert weightdecay("recipes", "show", "gpt5").returncode == 2

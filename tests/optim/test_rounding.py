@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import weightdecay
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.base import PrecisionWarning
-from weightdecay.optim.rounding import PIECE, Dither, realised_decay, round_stochastically_
+from weightdecay.optim.pieces import PIECE
+from weightdecay.optim.rounding import Dither, realised_decay, round_stochastically_
 
 ELEMENTS = 20_000
 KEEPING = ["stochastic", "kahan", "master"]
@@ -130,16 +131,18 @@ def test_stochastic_rounding_keeps_infinities_and_nan() -> None:
 
 
 def test_the_noise_is_a_function_of_seed_step_tensor_and_piece() -> None:
-    like = torch.empty(5_000)
+    def like() -> Tensor:
+        return torch.empty(5_000, dtype=torch.int32)
+
     places = list(itertools.product((0, 1), (0, 3), (0, 1)))
-    seen = {place: Dither(seed=1)(like, *place) for place in places}
+    seen = {place: Dither(seed=1)(like(), *place) for place in places}
     dither = Dither(seed=1)
-    assert all(torch.equal(dither(like, *place), noise) for place, noise in reversed(list(seen.items())))
+    assert all(torch.equal(dither(like(), *place), noise) for place, noise in reversed(list(seen.items())))
     for a, b in itertools.combinations(seen.values(), 2):
         correlation = float(torch.corrcoef(torch.stack([a.float(), b.float()]))[0, 1])
         assert not torch.equal(a, b)
         assert abs(correlation) < 1.0  # one tile under two exclusive-ors: not equal, pairwise independent over seeds
-    assert not torch.equal(Dither(seed=2)(like, 0, 0, 0), seen[0, 0, 0])
+    assert not torch.equal(Dither(seed=2)(like(), 0, 0, 0), seen[0, 0, 0])
     flat = torch.cat(list(seen.values())).float()
     assert float(flat.mean()) == pytest.approx(32_767.5, rel=0.02)
     assert float(flat.var()) == pytest.approx((2**32 - 1) / 12, rel=0.02)
@@ -147,8 +150,8 @@ def test_the_noise_is_a_function_of_seed_step_tensor_and_piece() -> None:
 
 def test_pairs_of_pieces_are_independent_over_steps() -> None:
     """Within a step all pairs of two pieces share one exclusive-or, so it is the steps that count."""
-    like, dither = torch.empty(4), Dither()
-    drawn = [(dither(like, step, 0, 0), dither(like, step, 0, 1)) for step in range(1_500)]
+    dither, four = Dither(), torch.empty(4, dtype=torch.int32)
+    drawn = [(dither(four.clone(), step, 0, 0), dither(four.clone(), step, 0, 1)) for step in range(1_500)]
     first, second = (torch.stack(noise).float() for noise in zip(*drawn, strict=True))
     correlation = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]
     assert abs(float(correlation)) < 0.1

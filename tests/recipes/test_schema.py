@@ -7,10 +7,10 @@ import torch
 
 from weightdecay.errors import ConfigError, RecipeError
 from weightdecay.models.decoder import GPT
-from weightdecay.recipes.schema import FOLDER, STATUSES, Recipe, load, recipe, systems
+from weightdecay.recipes.schema import FOLDER, STATUSES, Recipe, all_recipes, load, recipe, systems
 from weightdecay.recipes.settings import TrainConfig, known_keys
 
-ALL = [one for system in systems() for one in load(FOLDER / f"{system}.toml").values()]
+ALL = all_recipes()
 every_recipe = pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
 
 VALID = """
@@ -41,10 +41,35 @@ n_layers = { value = 1, status = "confirmed", source = "paper" }
 
 @every_recipe
 def test_every_value_has_a_source_and_one_of_the_four_statuses(one: Recipe) -> None:
-    for key, sourced in one.values.items():
+    for key, sourced in {**one.values, **one.published}.items():
         assert sourced.source.strip(), key
         assert sourced.status in STATUSES, key
         assert key in known_keys()
+
+
+@every_recipe
+def test_what_is_known_from_memory_or_at_second_hand_is_not_called_confirmed(one: Recipe) -> None:
+    for key, sourced in {**one.values, **one.published}.items():
+        if "memory" in sourced.source or "secondary" in sourced.source:
+            assert sourced.status != "confirmed", key
+
+
+@every_recipe
+def test_a_contradicted_value_says_what_is_there_instead(one: Recipe) -> None:
+    assert all(sourced.note for sourced in one.values.values() if sourced.status == "contradicted")
+
+
+def test_every_system_that_is_promised_has_a_published_size_and_two_small_ones() -> None:
+    promised = (
+        "bloom chinchilla deepseek-v3 gpt1 gpt2 gpt3 grok1 llama1 llama2 llama3 mistral mixtral moonlight nanochat "
+        "nanogpt olmo2 opt palm pythia"
+    )
+    assert systems() == promised.split()
+    for system in systems():
+        sizes = load(FOLDER / f"{system}.toml")
+        assert [*sizes][:2] == ["nano", "mini"], system
+        assert len(sizes) > 2
+        assert all(bool(one.scaling) == (size in ("nano", "mini")) for size, one in sizes.items())
 
 
 @every_recipe
@@ -60,19 +85,41 @@ def test_the_parameters_of_a_published_size_are_the_published_number(one: Recipe
     with torch.device("meta"):
         counted = GPT(one.model).n_parameters()
     if one.parameters:
-        assert counted == pytest.approx(one.parameters, rel=0.025)
-    else:
-        assert one.scaling
+        assert counted + one.absent == pytest.approx(one.parameters, rel=0.025)
+        assert not one.absent or one.differs
+    elif one.scaling:
         assert counted == pytest.approx({"nano": 3e6, "mini": 15e6}[one.size], rel=0.15)
 
 
 @pytest.mark.parametrize(
-    ("name", "weight_decay", "status"), [("gpt3:125m", 0.1, "confirmed"), ("gpt2:124m", 0.01, "unpublished")]
-)
+    ("name", "weight_decay", "status"),
+    [
+        ("gpt2:124m", 0.01, "unpublished"), ("gpt3:125m", 0.1, "confirmed"), ("llama1:7b", 0.1, "confirmed"),
+        ("llama2:70b", 0.1, "confirmed"), ("palm:540b", 0.1, "contradicted"), ("grok1:314b", 0.1, "contradicted"),
+        ("mistral:7b", 0.1, "unpublished"), ("mixtral:8x7b", 0.1, "unpublished"),
+    ],
+)  # fmt: skip
 def test_the_briefs_values_stand_with_what_is_known_of_them(name: str, weight_decay: float, status: str) -> None:
     sourced = recipe(name).values["optimizer.weight_decay"]
     assert (sourced.value, sourced.status) == (weight_decay, status)
-    assert recipe(name.split(":")[0], size="nano").config().optimizer.weight_decay == weight_decay
+    small = recipe(name.split(":")[0], size="nano")
+    assert small.config().optimizer.weight_decay == weight_decay
+    assert small.brief is not None
+    assert small.brief.value == weight_decay
+    assert (small.brief.published == f"{weight_decay:g}") == (status == "confirmed")
+
+
+def test_palm_as_published_is_what_its_paper_says() -> None:
+    chosen = recipe("palm:540b")
+    assert chosen.config().optimizer.name == "adamw"
+    config = chosen.as_published().config()
+    optimizer = config.optimizer
+    assert (optimizer.name, optimizer.factored, optimizer.rule) == ("adafactor", False, "lr_squared")
+    assert (optimizer.weight_decay, optimizer.lr, optimizer.beta1, optimizer.beta2_decay) == (1.0, 1e-2, 0.9, -0.8)
+    assert (config.schedule.shape, config.schedule.hold_steps, config.schedule.warmup_tokens) == (
+        "inverse_sqrt", 10_000, 0,
+    )  # fmt: skip
+    assert recipe("gpt3:125m").as_published() == recipe("gpt3:125m")
 
 
 def test_a_size_may_be_given_either_way_and_the_first_is_the_default() -> None:
@@ -166,3 +213,63 @@ def test_several_faults_of_a_recipe_file_are_told_at_once(tmp_path: Path) -> Non
     with pytest.raises(RecipeError) as caught:
         load(path)
     assert len(caught.value.faults) == 2
+
+
+def test_each_fault_has_the_line_of_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "faulty.toml"
+    text = VALID.replace("value = 1e-3", 'value = "fast"').replace('"layernorm"', "7") + "[sizes.two.modell]\nx = 1\n"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load(path)
+    lines = text.splitlines()
+    for fault, expected in zip(caught.value.faults, ("lr = {", "[sizes.two.modell]"), strict=True):
+        place = int(fault.removeprefix(f"{path}:").partition(":")[0])
+        assert lines[place - 1].startswith(expected)
+
+
+def test_a_recipe_of_ones_own_is_named_by_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(VALID)
+    assert recipe(str(path)) == recipe(f"{path}:one")
+    assert recipe(f"{path}:one").name == "mine:one"
+    with pytest.raises(RecipeError, match="no size 'two' of"):
+        recipe(f"{path}:two")
+    with pytest.raises(RecipeError, match="No such file"):
+        recipe(str(tmp_path / "other.toml"))
+
+
+def test_a_recipe_of_ones_own_can_add_to_a_shipped_one_and_override_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        """
+        extends = "gpt3"
+        [sources]
+        us = "our own sweep"
+        [common.optimizer]
+        weight_decay = { value = 0.05, status = "assumed", source = "us" }
+        [sizes.wide.model]
+        """
+    )
+    with pytest.raises(RecipeError, match=r"mine:wide: model\.n_layers is missing"):
+        load(path)
+    path = tmp_path / "good.toml"
+    path.write_text(
+        """
+        extends = "gpt3"
+        [sources]
+        us = "our own sweep"
+        [common.optimizer]
+        weight_decay = { value = 0.05, status = "assumed", source = "us" }
+        [sizes.125m.optimizer]
+        lr = { value = 1e-3, status = "assumed", source = "us" }
+        """
+    )
+    own, shipped = recipe(f"{path}:125m"), recipe("gpt3:125m")
+    assert own.config().optimizer.weight_decay == 0.05
+    assert own.config().optimizer.lr == 1e-3
+    assert own.model == shipped.model
+    assert own.sources["us"] == "our own sweep"
+    assert recipe(f"{path}:175b").config().optimizer.lr == recipe("gpt3:175b").config().optimizer.lr
+    path.with_name("stray.toml").write_text('extends = "gtp3"\n')
+    with pytest.raises(RecipeError, match="did you mean 'gpt3'"):
+        load(path.with_name("stray.toml"))

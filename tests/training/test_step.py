@@ -11,6 +11,7 @@ from weightdecay.data.loader import evaluation_batches
 from weightdecay.errors import TrainingError
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.decoder import GPT
+from weightdecay.models.objective import Objective
 from weightdecay.optim.adamw import AdamW
 from weightdecay.planning.plan import plan
 from weightdecay.training.distributed import Ranks
@@ -44,8 +45,8 @@ def weights(model: GPT) -> Tensor:
 def test_accumulated_micro_batches_make_the_step_of_the_whole_batch(rows: int) -> None:
     (whole, optimizer), (parts, their_optimizer) = made(), made()
     options = {"ranks": ALONE, "dtype": torch.float32, "grad_clip": 0.5, "seed": (0, 0)}
-    one = take_step(whole, optimizer, split(8), **options)  # type: ignore[arg-type]
-    other = take_step(parts, their_optimizer, split(rows), **options)  # type: ignore[arg-type]
+    one = take_step(Objective(whole), optimizer, split(8), **options)  # type: ignore[arg-type]
+    other = take_step(Objective(parts), their_optimizer, split(rows), **options)  # type: ignore[arg-type]
     assert one.loss == pytest.approx(other.loss, rel=1e-6)
     assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-5)
     torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-4, atol=1e-6)
@@ -57,7 +58,7 @@ def test_the_loss_is_the_mean_over_the_tokens_and_the_norm_that_before_clipping(
     gradients = torch.autograd.grad(expected, list(model.parameters()))
     norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
     result = take_step(
-        model, optimizer, split(8), ranks=ALONE, dtype=torch.float32, grad_clip=norm.item() / 7, seed=(0, 0)
+        Objective(model), optimizer, split(8), ranks=ALONE, dtype=torch.float32, grad_clip=norm.item() / 7, seed=(0, 0)
     )
     assert result.loss == pytest.approx(expected.item(), rel=1e-6)
     assert result.grad_norm == pytest.approx(norm.item(), rel=1e-5)
@@ -67,12 +68,12 @@ def test_the_loss_is_the_mean_over_the_tokens_and_the_norm_that_before_clipping(
 def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(poison: float) -> None:
     model, optimizer = made()
     options = {"ranks": ALONE, "dtype": torch.float32, "grad_clip": 1.0}
-    take_step(model, optimizer, split(8), seed=(0, 0), **options)  # type: ignore[arg-type]
+    take_step(Objective(model), optimizer, split(8), seed=(0, 0), **options)  # type: ignore[arg-type]
     before = weights(model).clone()
     states = [{key: value.clone() for key, value in state.items()} for state in optimizer.state.values()]
-    handle = model.blocks[1].register_forward_hook(lambda _m, _i, out: out * poison)
+    handle = model.embedding.register_forward_hook(lambda _m, _i, out: out * poison)
     with pytest.raises(TrainingError, match="step 2: the gradient is not finite"):
-        take_step(model, optimizer, split(4), seed=(0, 1), **options)  # type: ignore[arg-type]
+        take_step(Objective(model), optimizer, split(4), seed=(0, 1), **options)  # type: ignore[arg-type]
     handle.remove()
     assert torch.equal(weights(model), before)
     for state, old in zip(optimizer.state.values(), states, strict=True):
@@ -83,7 +84,7 @@ def test_dropout_depends_on_the_seed_and_the_step_alone() -> None:
     def after(seed: tuple[int, int], noise: int) -> Tensor:
         model, optimizer = made(dropout=0.3)
         torch.manual_seed(noise)  # what happened before the step must not matter
-        take_step(model, optimizer, split(4), ranks=ALONE, dtype=torch.float32, grad_clip=0.0, seed=seed)
+        take_step(Objective(model), optimizer, split(4), ranks=ALONE, dtype=torch.float32, grad_clip=0.0, seed=seed)
         return weights(model)
 
     assert torch.equal(after((1, 5), noise=1), after((1, 5), noise=2))
@@ -95,7 +96,7 @@ def test_micro_batches_of_one_step_do_not_share_their_dropout() -> None:
     model, optimizer = made(dropout=0.5)
     seen: list[Tensor] = []
     model.dropout.register_forward_hook(lambda _m, _i, out: seen.append(out.detach() == 0))
-    take_step(model, optimizer, split(4), ranks=ALONE, dtype=torch.float32, grad_clip=0.0, seed=(0, 0))
+    take_step(Objective(model), optimizer, split(4), ranks=ALONE, dtype=torch.float32, grad_clip=0.0, seed=(0, 0))
     assert not torch.equal(seen[0], seen[1])
 
 
@@ -103,7 +104,7 @@ def test_autocast_leaves_weights_and_state_in_float32() -> None:
     model, optimizer = made()
     inside: list[torch.dtype] = []
     model.blocks[0].register_forward_hook(lambda m, _i, _o: inside.append(m.attention.qkv(torch.ones(1, 16)).dtype))
-    take_step(model, optimizer, split(8), ranks=ALONE, dtype=torch.bfloat16, grad_clip=1.0, seed=(0, 0))
+    take_step(Objective(model), optimizer, split(8), ranks=ALONE, dtype=torch.bfloat16, grad_clip=1.0, seed=(0, 0))
     assert inside == [torch.bfloat16]
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert {value.dtype for state in optimizer.state.values() for value in state.values()} == {torch.float32}

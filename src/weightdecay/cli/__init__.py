@@ -8,12 +8,15 @@ from typing import Annotated, Any
 
 import tyro
 
+from weightdecay.cli.convert import Convert
 from weightdecay.cli.data import Data
+from weightdecay.cli.export import Export
 from weightdecay.cli.output import report_error
 from weightdecay.cli.plan import Plan
 from weightdecay.cli.recipes import Recipes
 from weightdecay.cli.sample import Sample
 from weightdecay.cli.train import Train
+from weightdecay.cli.verify import Verify
 from weightdecay.errors import WeightDecayError
 
 DESCRIPTION = (
@@ -25,8 +28,11 @@ DESCRIPTION = (
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
+    | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Data, tyro.conf.subcommand("data")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Recipes, tyro.conf.subcommand("recipes")]
 )
 

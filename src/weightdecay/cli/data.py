@@ -39,17 +39,10 @@ class Prepare:
 
         from pathlib import Path
 
-        from weightdecay.data.corpus import open_corpus, standard_library
-        from weightdecay.data.prepare import prepare
-        from weightdecay.data.tokenizer import make_tokenizer
+        from weightdecay.data.prepare import prepare_text
 
         errors: Any = self.encoding_errors
-        corpus = (
-            open_corpus(self.sources, text_key=self.text_key, encoding_errors=errors)
-            if self.sources
-            else standard_library()
-        )
-        prepare(corpus, make_tokenizer(self.tokenizer, corpus), Path(self.out))
+        prepare_text(self.sources, Path(self.out), self.tokenizer, text_key=self.text_key, encoding_errors=errors)
         return Inspect(self.out, json=self.json).run()
 
 

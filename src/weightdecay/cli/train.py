@@ -59,7 +59,7 @@ class Train:
     """Train a GPT on real text with its decay plan: by default gpt3:nano on this Python's own standard library."""
 
     recipe: Argument[Name] = "gpt3:nano"
-    """SYSTEM[:SIZE]; `weightdecay recipes` lists them."""
+    """SYSTEM[:SIZE], or a recipe file of your own, FILE.toml[:SIZE]; `weightdecay recipes` lists the systems."""
     data: Paths = ()
     """Files, folders, globs, hf:NAME, or one directory of `data prepare`."""
     tokenizer: Name = ""
@@ -101,9 +101,11 @@ class Train:
     on_change: Choice = "refuse"
     """Settings that differ from the run being resumed: refuse, keep the run's, or override them from the next step."""
     init_from: Folder = ""
-    """A run or checkpoint directory whose weights to start from."""
+    """A run, a checkpoint or a Hugging Face directory whose weights to start from."""
     nproc: Count = ""
     """Processes on this machine."""
+    as_published: Switch = False
+    """The published form where the recipe keeps another value (PaLM's optimizer)."""
     set: Settings = ()
     """Any other setting, like optimizer.beta2=0.95; `--dry-run` prints them all."""
     dry_run: Switch = False
@@ -153,6 +155,10 @@ class Train:
             chosen = recipe(self.recipe)
         except ConfigError as error:
             raise ConfigError([*error.faults, *faults, *faults_without_recipe(values)]) from error
+        if self.as_published:
+            if not chosen.published:
+                note(f"{chosen.name}: nothing that is published differs from the recipe")
+            chosen = chosen.as_published()
         try:
             config = chosen.config(values)
         except ConfigError as error:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from weightdecay.data.batches import BatchSizes
 from weightdecay.errors import ConfigError, DataError
 
 IGNORE_INDEX = -100
@@ -33,6 +34,7 @@ class Loader:
         context: tokens a sequence.
         sequences_per_step: of all ranks together.
         seed: of the order.
+        ramp: sequences of the first steps, before `sequences_per_step` holds.
 
     Raises:
         DataError: fewer tokens than one window of context + 1.
@@ -43,6 +45,7 @@ class Loader:
     context: int
     sequences_per_step: int
     seed: int = 0
+    ramp: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         faults = [
@@ -65,23 +68,26 @@ class Loader:
 
     def epoch_of(self, step: int) -> float:
         """How many times the windows were gone through before `step`, a fraction within an epoch."""
-        return step * self.sequences_per_step / self.windows
+        return self._sizes.sequences_before(step) / self.windows
+
+    @cached_property
+    def _sizes(self) -> BatchSizes:
+        return BatchSizes(self.context, self.sequences_per_step, self.ramp)
 
     def window_indices(self, step: int, rank: int = 0, world_size: int = 1) -> npt.NDArray[np.int64]:
-        """Which windows a rank gets at a step, [sequences_per_step / world_size]; the ranks' shares in order are the
+        """Which windows a rank gets at a step, [the step's sequences / world_size]; the ranks' shares in order are the
         whole step's, whatever their number. A step may end one epoch and begin the next.
 
         Raises:
             ConfigError: the sequences cannot be shared out evenly, or there is no such rank.
         """
-        if self.sequences_per_step % world_size:
-            raise ConfigError(
-                f"{self.sequences_per_step} sequences a step cannot be shared evenly by {world_size} processes"
-            )
+        sequences = self._sizes.sequences_at(step)
+        if sequences % world_size:
+            raise ConfigError(f"{sequences} sequences a step cannot be shared evenly by {world_size} processes")
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} is not one of {world_size} processes")
-        share = self.sequences_per_step // world_size
-        first = step * self.sequences_per_step + rank * share
+        share = sequences // world_size
+        first = self._sizes.sequences_before(step) + rank * share
         epochs, positions = np.divmod(np.arange(first, first + share, dtype=np.int64), self.windows)
         indices = np.empty(share, np.int64)
         for epoch in np.unique(epochs):
@@ -90,7 +96,7 @@ class Loader:
         return indices
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and the tokens that follow them, both int64 [sequences_per_step / world_size, context].
+        """Inputs and the tokens that follow them, both int64 [the step's sequences / world_size, context].
 
         Raises:
             ConfigError: see `window_indices`.

@@ -1,6 +1,7 @@
 """Causal self-attention with as many key and value heads as the configuration says.
 
-Shapes: B batch, T time, D d_model, H query heads, K key and value heads, E head_dim.
+Shapes: B batch, T time, S positions seen (T, or more after a cache), D d_model, H query heads, K key and value heads,
+E head_dim.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from weightdecay.models.cache import LayerCache
 from weightdecay.models.config import ModelConfig
-from weightdecay.models.layers import Rotary
+from weightdecay.models.layers import Rotary, alibi_slopes, make_norm, soft_capped
 
 # Longest context at which materialised bf16 attention beats scaled_dot_product_attention on a processor; measured
 # by benchmarks/attention.py.
@@ -20,48 +22,119 @@ _SHORT_CONTEXT = 512
 
 
 class Attention(nn.Module):
-    """softmax(Q·Kᵀ/√E + causal mask)·V per head, with one fused input projection `qkv` and an output projection."""
+    """softmax(Q·Kᵀ·scale + causal mask)·V per head, with one fused input projection `qkv` and an output projection.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Scores may be soft-capped, fall with distance (ALiBi) or end at a window; queries and keys may be normalised
+    before they turn.
+
+    Args:
+        layer: which block this is in, counted from 0; it decides the window.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.n_heads = config.n_heads
         self.n_kv_heads = config.n_kv_heads
         self.head_dim = config.head_dim
         self.dropout = config.dropout
-        inner = config.n_heads * config.head_dim
-        self.qkv = nn.Linear(config.d_model, inner + 2 * config.n_kv_heads * config.head_dim, bias=config.bias)
+        self.scale = config.attention_scale or 1.0 / math.sqrt(config.head_dim)
+        self.softcap = config.attention_softcap
+        self.window = config.window_of(layer)
+        self.slopes = tuple(alibi_slopes(config.n_heads)) if config.positions == "alibi" else ()
+        inner, inner_kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.qkv = nn.Linear(config.d_model, inner + 2 * inner_kv, bias=config.bias)
         self.out = nn.Linear(inner, config.d_model, bias=config.bias)
+        self.qk_norm = config.qk_norm
+        if config.qk_norm != "none":
+            together = config.qk_norm == "all_heads"
+            self.query_norm = make_norm(config, inner if together else config.head_dim)
+            self.key_norm = make_norm(config, inner_kv if together else config.head_dim)
         self.rotary = (
-            Rotary(config.head_dim, config.context, config.rotary_base) if config.positions == "rotary" else None
+            Rotary(config.head_dim, config.context, config.rotary_base, config.rotary_fraction)
+            if config.positions == "rotary"
+            else None
         )
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, cache: LayerCache | None = None) -> Tensor:
         batch, time, _ = x_BTD.shape
         heads = self.qkv(x_BTD).view(batch, time, self.n_heads + 2 * self.n_kv_heads, self.head_dim).transpose(1, 2)
         q_BHTE, k_BKTE, v_BKTE = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=1)
+        if self.qk_norm != "none":
+            q_BHTE, k_BKTE = self._normed(self.query_norm, q_BHTE), self._normed(self.key_norm, k_BKTE)
+        start = cache.length if cache is not None else 0
         if self.rotary is not None:
-            q_BHTE, k_BKTE = self.rotary(q_BHTE), self.rotary(k_BKTE)
+            q_BHTE, k_BKTE = self.rotary(q_BHTE, start), self.rotary(k_BKTE, start)
+        if cache is not None:
+            k_BKTE, v_BKTE = cache.extended(k_BKTE, v_BKTE)
         group = self.n_heads // self.n_kv_heads
         if group > 1:
             k_BKTE, v_BKTE = (kv.repeat_interleave(group, dim=1) for kv in (k_BKTE, v_BKTE))
-        y_BHTE = causal_attention(q_BHTE, k_BKTE, v_BKTE, self.dropout if self.training else 0.0)
+        y_BHTE = causal_attention(
+            q_BHTE, k_BKTE, v_BKTE, self.dropout if self.training else 0.0,
+            scale=self.scale, softcap=self.softcap, window=self.window, slopes=self.slopes,
+        )  # fmt: skip
         y_BTD = y_BHTE.transpose(1, 2).reshape(batch, time, self.n_heads * self.head_dim)
         out: Tensor = self.out(y_BTD)
         return out
 
+    def _normed(self, norm: nn.Module, x_BHTE: Tensor) -> Tensor:
+        if self.qk_norm == "head":
+            each: Tensor = norm(x_BHTE)
+            return each
+        together: Tensor = norm(x_BHTE.transpose(1, 2).flatten(2))
+        return together.view(*together.shape[:2], -1, self.head_dim).transpose(1, 2)
 
-def causal_attention(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, dropout: float = 0.0) -> Tensor:
+
+def causal_attention(
+    q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, dropout: float = 0.0, *,
+    scale: float = 0.0, softcap: float = 0.0, window: int = 0, slopes: tuple[float, ...] = (),
+) -> Tensor:  # fmt: skip
     """Each position attends to itself and what came before; dropout on the attention weights.
 
-    torch's fused kernel, except for short bf16 sequences on a processor, where it has no bf16 backward worth the
-    name and plain batched products take less than half the time.
+    torch's fused kernel, except for capped scores, which it has not, and short bf16 sequences on a processor, where
+    it has no bf16 backward worth the name and plain batched products take less than half the time.
+
+    Args:
+        q_BHTE: queries of the last T of S positions.
+        scale: of the scores; 0 means 1/√E.
+        softcap: c in c·tanh(scores/c); 0 does not cap.
+        window: positions seen, itself included; 0 means all.
+        slopes: of ALiBi, one a head; empty for none.
     """
-    short = q_BHTE.device.type == "cpu" and q_BHTE.dtype == torch.bfloat16 and q_BHTE.shape[2] <= _SHORT_CONTEXT
-    if not short:
-        return F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, dropout_p=dropout, is_causal=True)
-    batch, heads, time, width = q_BHTE.shape
-    q, k, v = (x.reshape(batch * heads, time, width) for x in (q_BHTE, k_BHTE, v_BHTE))
-    mask_TT = torch.full((time, time), -math.inf, dtype=q.dtype, device=q.device).triu_(1)
-    weights = torch.baddbmm(mask_TT, q, k.transpose(1, 2), alpha=1.0 / math.sqrt(width)).softmax(dim=-1)
-    weights = F.dropout(weights, dropout, training=dropout > 0.0)
+    time, span = q_BHTE.shape[2], k_BHSE.shape[2]
+    scale = scale or 1.0 / math.sqrt(q_BHTE.shape[3])
+    short = q_BHTE.device.type == "cpu" and q_BHTE.dtype == torch.bfloat16 and span <= _SHORT_CONTEXT
+    plain = not slopes and not 0 < window < span
+    if not short and not softcap:
+        if plain and (time == span or time == 1):
+            return F.scaled_dot_product_attention(
+                q_BHTE, k_BHSE, v_BHSE, dropout_p=dropout, is_causal=time > 1, scale=scale
+            )
+        mask = score_mask(time, span, window, slopes, q_BHTE)
+        return F.scaled_dot_product_attention(q_BHTE, k_BHSE, v_BHSE, attn_mask=mask, dropout_p=dropout, scale=scale)
+    batch, heads, _, width = q_BHTE.shape
+    q, k, v = (x.reshape(batch * heads, -1, width) for x in (q_BHTE, k_BHSE, v_BHSE))
+    mask = score_mask(time, span, window, slopes, q)
+    if slopes:
+        mask = mask.repeat(batch, 1, 1)
+    if softcap:
+        scores = soft_capped(torch.bmm(q, k.transpose(1, 2)).float() * scale, softcap).to(q.dtype) + mask
+    else:
+        scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale)
+    weights = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0.0)
     return torch.bmm(weights, v).view(batch, heads, time, width)
+
+
+def score_mask(time: int, span: int, window: int, slopes: tuple[float, ...], like: Tensor) -> Tensor:
+    """What is added to the scores of the last `time` of `span` positions: −∞ where nothing may be seen, and ALiBi's
+    −slope · distance. [T, S], or [H, T, S] with slopes."""
+    hidden_TS = torch.full((time, span), -math.inf, dtype=like.dtype, device=like.device)
+    mask_TS = hidden_TS.triu(span - time + 1)
+    if 0 < window < span:
+        mask_TS += hidden_TS.tril(span - time - window)
+    if not slopes:
+        return mask_TS
+    places_S = torch.arange(span, dtype=torch.float32, device=like.device)
+    distance_TS = places_S[span - time :, None] - places_S
+    slopes_H11 = torch.tensor(slopes, device=like.device)[:, None, None]
+    return mask_TS - (slopes_H11 * distance_TS).to(like.dtype)

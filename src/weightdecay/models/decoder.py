@@ -12,28 +12,70 @@ from torch import Tensor, nn
 
 from weightdecay.errors import ConfigError
 from weightdecay.models.attention import Attention
+from weightdecay.models.cache import Cache, LayerCache
 from weightdecay.models.config import ModelConfig
+from weightdecay.models.experts import Experts
 from weightdecay.models.feedforward import FeedForward
-from weightdecay.models.layers import StochasticDepth, make_norm
+from weightdecay.models.layers import StochasticDepth, make_norm, soft_capped
 
 
 class Block(nn.Module):
-    """x ← x + attention(norm(x)), then x ← x + feedforward(norm(x))."""
+    """Attention and feed-forward part, each a branch beside the residual stream.
+
+    pre       x ← x + f(norm(x))            post      x ← norm(x + f(x))
+    sandwich  x ← x + norm(f(norm(x)))      output    x ← x + norm(f(x))
+    parallel  x ← x + attention(norm₁(x)) + feedforward(norm₂(x)), norm₂ being norm₁ with one norm
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.placement = config.norm_placement
+        self.parallel = config.branches != "sequential"
         self.attention_norm = make_norm(config)
-        self.attention = Attention(config)
-        self.feedforward_norm = make_norm(config)
-        self.feedforward = FeedForward(config)
+        self.attention = Attention(config, layer)
+        self.feedforward_norm = make_norm(config) if config.branches != "parallel_one_norm" else None
+        self.feedforward = (
+            Experts(config) if config.has_experts(layer) else FeedForward(config, _dense_width(config, layer))
+        )
+        if config.norm_placement == "sandwich":
+            self.attention_output_norm = make_norm(config)
+            self.feedforward_output_norm = make_norm(config)
         self.dropout = nn.Dropout(config.dropout)
         self.stochastic_depth = StochasticDepth(config.stochastic_depth * (layer + 1) / config.n_layers)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        x_BTD = x_BTD + self._branch(self.attention(self.attention_norm(x_BTD)))
-        return x_BTD + self._branch(self.feedforward(self.feedforward_norm(x_BTD)))
+    def forward(self, x_BTD: Tensor, cache: LayerCache | None = None) -> tuple[Tensor, Tensor | None]:
+        """The stream after this block, and the imbalance of its experts if it has any."""
+        if self.parallel:
+            normed_BTD = self.attention_norm(x_BTD)
+            attended_BTD = self._dropped(self.attention(normed_BTD, cache))
+            second_BTD = normed_BTD if self.feedforward_norm is None else self.feedforward_norm(x_BTD)
+            y_BTD, imbalance = self._feedforward(second_BTD)
+            return x_BTD + attended_BTD + self._dropped(y_BTD), imbalance
+        assert self.feedforward_norm is not None
+        first, second = self.attention_norm, self.feedforward_norm
+        match self.placement:
+            case "pre":
+                x_BTD = x_BTD + self._dropped(self.attention(first(x_BTD), cache))
+                y_BTD, imbalance = self._feedforward(second(x_BTD))
+                return x_BTD + self._dropped(y_BTD), imbalance
+            case "post":
+                x_BTD = first(x_BTD + self._dropped(self.attention(x_BTD, cache)))
+                y_BTD, imbalance = self._feedforward(x_BTD)
+                return second(x_BTD + self._dropped(y_BTD)), imbalance
+            case "output":
+                x_BTD = x_BTD + self._dropped(first(self.attention(x_BTD, cache)))
+                y_BTD, imbalance = self._feedforward(x_BTD)
+                return x_BTD + self._dropped(second(y_BTD)), imbalance
+            case _:
+                x_BTD = x_BTD + self._dropped(self.attention_output_norm(self.attention(first(x_BTD), cache)))
+                y_BTD, imbalance = self._feedforward(second(x_BTD))
+                return x_BTD + self._dropped(self.feedforward_output_norm(y_BTD)), imbalance
 
-    def _branch(self, y_BTD: Tensor) -> Tensor:
+    def _feedforward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor | None]:
+        output = self.feedforward(x_BTD)
+        return output if isinstance(output, tuple) else (output, None)
+
+    def _dropped(self, y_BTD: Tensor) -> Tensor:
         dropped_BTD: Tensor = self.stochastic_depth(self.dropout(y_BTD))
         return dropped_BTD
 
@@ -43,9 +85,9 @@ class GPT(nn.Module):
 
         model = GPT(ModelConfig(vocab_size=50257, context=1024, n_layers=12, d_model=768, n_heads=12))
 
-    The weights are drawn from torch's global generator: N(0, init_std²) for matrices, biases 0, gains 1, and, with
-    `residual_init="scaled"`, layers that write to the residual stream divided by √(2·n_layers) (Radford et al. 2019,
-    §2.3: 1/√N for N residual layers). A tied head is one tensor under two names.
+    The weights are drawn from torch's global generator: N(0, init_std²) for matrices (or N(0, 1/inputs)), biases 0,
+    gains 1, and, with `residual_init="scaled"`, layers that write to the residual stream divided by √(2·n_layers)
+    (Radford et al. 2019, §2.3: 1/√N for N residual layers). A tied head is one tensor under two names.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -53,48 +95,87 @@ class GPT(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.positions = nn.Embedding(config.context, config.d_model) if config.positions == "learned" else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.embedding_norm = make_norm(config) if config.embedding_norm else None
+        self.dropout = nn.Dropout(config.dropout if config.embedding_dropout else 0.0)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        self.norm = make_norm(config)
+        self.norm = make_norm(config) if config.norm_placement != "post" else None
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tied_head:
             self.head.weight = self.embedding.weight
         self._draw_weights()
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
+    def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits [B, T, V] for the token that follows each position.
+
+        Args:
+            cache: of the tokens before these, which it then takes in.
 
         Raises:
             ConfigError: the sequence is longer than the model's context.
         """
-        time = tokens_BT.shape[1]
-        if time > self.config.context:
-            raise ConfigError(f"{time} tokens do not fit the model's context of {self.config.context}: cut the input")
-        x_BTD = self.embedding(tokens_BT)
-        if self.positions is not None:
-            x_BTD = x_BTD + self.positions.weight[:time]
-        x_BTD = self.dropout(x_BTD)
-        for block in self.blocks:
-            x_BTD = block(x_BTD)
-        logits_BTV: Tensor = self.head(self.norm(x_BTD))
-        return logits_BTV
+        return self.logits_and_imbalance(tokens_BT, cache)[0]
+
+    def logits_and_imbalance(self, tokens_BT: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor | None]:
+        """`forward`, and the mean imbalance of the layers with experts, None without any."""
+        start = cache.length if cache is not None else 0
+        end = start + tokens_BT.shape[1]
+        if end > self.config.context:
+            raise ConfigError(f"{end} tokens do not fit the model's context of {self.config.context}: cut the input")
+        x_BTD = self._embedded(tokens_BT, start, end)
+        imbalances = []
+        for layer, block in enumerate(self.blocks):
+            x_BTD, imbalance = block(x_BTD, cache.layers[layer] if cache is not None else None)
+            if imbalance is not None:
+                imbalances.append(imbalance)
+        if self.norm is not None:
+            x_BTD = self.norm(x_BTD)
+        logits_BTV: Tensor = self.head(x_BTD)
+        if self.config.logit_multiplier != 1.0:
+            logits_BTV = logits_BTV * self.config.logit_multiplier
+        if self.config.logit_softcap:
+            logits_BTV = soft_capped(logits_BTV.float(), self.config.logit_softcap)
+        return logits_BTV, torch.stack(imbalances).mean() if imbalances else None
 
     def n_parameters(self) -> int:
         """Elements of all parameters, a tied tensor once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def _embedded(self, tokens_BT: Tensor, start: int, end: int) -> Tensor:
+        x_BTD: Tensor = self.embedding(tokens_BT)
+        if self.config.embedding_multiplier != 1.0:
+            x_BTD = x_BTD * self.config.embedding_multiplier
+        if self.positions is not None:
+            x_BTD = x_BTD + self.positions.weight[start:end]
+        if self.embedding_norm is not None:
+            x_BTD = self.embedding_norm(x_BTD)
+        dropped_BTD: Tensor = self.dropout(x_BTD)
+        return dropped_BTD
+
     @torch.no_grad()
     def _draw_weights(self) -> None:
-        std = self.config.init_std
-        residual_std = std / math.sqrt(2 * self.config.n_layers) if self.config.residual_init == "scaled" else std
+        config = self.config
+        shrink = 1.0 / math.sqrt(2 * config.n_layers) if config.residual_init == "scaled" else 1.0
         for module in self.modules():
             if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=std)
-            elif isinstance(module, nn.Linear) and not (module is self.head and self.config.tied_head):
-                nn.init.normal_(module.weight, std=std)
+                nn.init.normal_(module.weight, std=config.embedding_init_std or config.init_std)
+            elif isinstance(module, nn.Linear) and not (module is self.head and config.tied_head):
+                nn.init.normal_(module.weight, std=self._std(module.in_features))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for block in self.blocks:
             assert isinstance(block, Block)
-            nn.init.normal_(block.attention.out.weight, std=residual_std)
-            nn.init.normal_(block.feedforward.down.weight, std=residual_std)
+            nn.init.normal_(block.attention.out.weight, std=shrink * self._std(block.attention.out.in_features))
+            feedforward = block.feedforward
+            if isinstance(feedforward, Experts):
+                nn.init.normal_(feedforward.expert_up, std=self._std(config.d_model))
+                nn.init.normal_(feedforward.expert_down, std=shrink * self._std(config.d_ff))
+            dense = feedforward.shared if isinstance(feedforward, Experts) else feedforward
+            if isinstance(dense, FeedForward):
+                nn.init.normal_(dense.down.weight, std=shrink * self._std(dense.down.in_features))
+
+    def _std(self, inputs: int) -> float:
+        return self.config.init_std if self.config.init == "normal" else 1.0 / math.sqrt(inputs)
+
+
+def _dense_width(config: ModelConfig, layer: int) -> int:
+    return config.d_ff_dense or config.d_ff if config.n_experts and layer < config.n_dense_layers else config.d_ff

@@ -1,4 +1,4 @@
-"""The position-wise part of a block. Shapes: B batch, T time, D d_model, F d_ff."""
+"""The position-wise part of a block, dense. Shapes: B batch, T time, D d_model, F d_ff."""
 
 from __future__ import annotations
 
@@ -9,26 +9,40 @@ from weightdecay.models.config import ModelConfig
 
 
 class FeedForward(nn.Module):
-    """down(act(up(x))), or, gated, down(silu(gate(x)) · up(x)).
+    """down(act(up(x))), or, gated, down(act(gate(x)) · up(x)).
 
     A gated layer keeps gate and up in one matrix `up` of 2·F rows, gate first: one product instead of two.
 
-    Reference: Hendrycks & Gimpel 2016, arXiv:1606.08415 (GELU); Shazeer 2020, arXiv:2002.05202 (SwiGLU).
+    Args:
+        width: F.
+
+    Reference: Hendrycks & Gimpel 2016, arXiv:1606.08415 (GELU); Shazeer 2020, arXiv:2002.05202 (SwiGLU, GeGLU);
+    So et al. 2021, arXiv:2109.08668 (squared ReLU).
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
         self.kind = config.feedforward
-        rows = 2 * config.d_ff if self.kind == "swiglu" else config.d_ff
-        self.up = nn.Linear(config.d_model, rows, bias=config.bias)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+        self.up = nn.Linear(config.d_model, 2 * width if config.gated else width, bias=config.bias)
+        self.down = nn.Linear(width, config.d_model, bias=config.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        h_BTF = self.up(x_BTD)
-        if self.kind == "swiglu":
-            gate_BTF, up_BTF = h_BTF.chunk(2, dim=-1)
-            h_BTF = F.silu(gate_BTF) * up_BTF
-        else:
-            h_BTF = F.gelu(h_BTF, approximate="tanh" if self.kind == "gelu_tanh" else "none")
-        y_BTD: Tensor = self.down(h_BTF)
+        y_BTD: Tensor = self.down(activated(self.up(x_BTD), self.kind))
         return y_BTD
+
+
+def activated(h: Tensor, kind: str) -> Tensor:
+    """The non-linearity between up and down; a gated one halves the last axis, whose first half is the gate."""
+    match kind:
+        case "swiglu":
+            gate, up = h.chunk(2, dim=-1)
+            return F.silu(gate) * up
+        case "geglu" | "geglu_tanh":
+            gate, up = h.chunk(2, dim=-1)
+            return F.gelu(gate, approximate="tanh" if kind == "geglu_tanh" else "none") * up
+        case "relu":
+            return F.relu(h)
+        case "relu_squared":
+            return F.relu(h).square()
+        case _:
+            return F.gelu(h, approximate="tanh" if kind == "gelu_tanh" else "none")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.errors import ConfigError
+from weightdecay.models.cache import Cache
 from weightdecay.models.decoder import GPT
 
 
@@ -21,8 +22,12 @@ def generate(
     top_k: int = 0,
     seed: int = 0,
     stop_token: int | None = None,
+    cached: bool = True,
 ) -> Iterator[int]:
     """Draw up to `max_tokens` tokens, each from softmax(logits / temperature) over the `top_k` likeliest.
+
+    Keys and values of what was read are kept, until the text outgrows the context: from there on every token is
+    predicted from a window that begins one token later, where nothing kept would be right.
 
     Args:
         prompt: at least one token; what exceeds the model's context is forgotten from the left.
@@ -30,6 +35,7 @@ def generate(
         temperature: 0 always takes the likeliest token.
         top_k: 0 keeps the whole vocabulary.
         seed: of a generator of its own: the same call gives the same tokens.
+        cached: False reads the whole text again for each token.
         stop_token: ends the text when drawn, and is not yielded.
 
     Raises:
@@ -45,12 +51,16 @@ def generate(
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     tokens = list(prompt)
+    context = model.config.context
+    cache = Cache(model.config)
     was_training = model.training
     model.eval()
     try:
         for _ in range(max_tokens):
-            window = torch.tensor([tokens[-model.config.context :]], device=device)
-            token = _draw(model(window)[0, -1].float(), temperature, top_k, generator)
+            fits = cached and len(tokens) <= context
+            unread = tokens[cache.length :] if fits else tokens[-context:]
+            logits_V = model(torch.tensor([unread], device=device), cache if fits else None)[0, -1]
+            token = _draw(logits_V.float(), temperature, top_k, generator)
             if token == stop_token:
                 return
             tokens.append(token)

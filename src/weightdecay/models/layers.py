@@ -1,47 +1,119 @@
-"""The small parts that blocks are made of: norms, rotary positions, stochastic depth.
+"""The small parts that blocks are made of: norms, rotary positions, ALiBi's slopes, stochastic depth.
 
-Shapes: B batch, T time, D d_model, H heads, E head_dim.
+Shapes: B batch, T time, D d_model, H heads, E head_dim, R the part of a head that turns.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from weightdecay.models.config import ModelConfig
 
 
-def make_norm(config: ModelConfig) -> nn.Module:
-    """The configuration's normalisation over D."""
-    if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.d_model, eps=config.norm_eps)
-    return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)
+def make_norm(config: ModelConfig, width: int = 0) -> nn.Module:
+    """The configuration's normalisation over `width` features, D by default."""
+    width = width or config.d_model
+    match config.norm:
+        case "layernorm":
+            return nn.LayerNorm(width, eps=config.norm_eps, bias=config.bias)
+        case "rmsnorm_unit_offset":
+            return UnitOffsetRMSNorm(width, config.norm_eps)
+        case _:
+            return RMSNorm(width, eps=config.norm_eps, elementwise_affine=config.norm == "rmsnorm")
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's RMSNorm, computed in the gain's precision where the input's is lower, as under autocast.
+
+        y = w · x/√(mean(x²) + ε)
+
+    Reference: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.elementwise_affine or self.weight.dtype == x.dtype:
+            return super().forward(x)
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
+class UnitOffsetRMSNorm(nn.Module):
+    """RMSNorm whose gain is 1 + w, with w from 0: decay pulls the gain to 1.
+
+        y = (1 + w) · x/√(mean(x²) + ε)
+
+    Reference: google-deepmind/gemma, gemma/layers.py, RMSNorm.
+    """
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(self.weight.dtype)
+        return F.rms_norm(wide, self.weight.shape, 1.0 + self.weight, self.eps).to(x.dtype)
 
 
 class Rotary(nn.Module):
-    """Rotary positions: turns the pair (x_i, x_{i+E/2}) at position t by the angle t · base^(−2i/E).
+    """Rotary positions: turns the pair (x_i, x_{i+R/2}) at position t by the angle t · base^(−2i/R), i < R/2.
 
-    Pairs lie half a head apart, as in GPT-NeoX and transformers; Meta's own LLaMA code pairs neighbours, which is
-    the same model with the rows of its query and key matrices in another order.
+    Pairs lie half of the turning part apart, as in GPT-NeoX and transformers; Meta's own LLaMA code pairs
+    neighbours, which is the same model with the rows of its query and key matrices in another order.
+
+    Args:
+        fraction: R/E; the features after the first R stay as they are.
 
     Reference: Su et al. 2021, arXiv:2104.09864, §3.4.
     """
 
-    def __init__(self, head_dim: int, context: int, base: float) -> None:
+    def __init__(self, head_dim: int, context: int, base: float, fraction: float = 1.0) -> None:
         super().__init__()
-        frequency_E = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-        angle_TE = torch.outer(torch.arange(context, dtype=torch.float32), frequency_E).repeat(1, 2)
-        self.register_buffer("cos_TE", angle_TE.cos(), persistent=False)
-        self.register_buffer("sin_TE", angle_TE.sin(), persistent=False)
-        self.cos_TE: Tensor
-        self.sin_TE: Tensor
+        self.turning = int(head_dim * fraction)
+        self.whole = self.turning == head_dim
+        frequency = base ** (-torch.arange(0, self.turning, 2, dtype=torch.float32) / self.turning)
+        angle_TR = torch.outer(torch.arange(context, dtype=torch.float32), frequency).repeat(1, 2)
+        self.register_buffer("cos_TR", angle_TR.cos(), persistent=False)
+        self.register_buffer("sin_TR", angle_TR.sin(), persistent=False)
+        self.cos_TR: Tensor
+        self.sin_TR: Tensor
 
-    def forward(self, x_BHTE: Tensor) -> Tensor:
-        time = x_BHTE.shape[2]
-        first, second = x_BHTE.chunk(2, dim=-1)
-        quarter_turn_BHTE = torch.cat((-second, first), dim=-1)
-        turned = x_BHTE * self.cos_TE[:time] + quarter_turn_BHTE * self.sin_TE[:time]
-        return turned.to(x_BHTE.dtype)
+    def forward(self, x_BHTE: Tensor, start: int = 0) -> Tensor:
+        """The heads of positions `start` and after, turned."""
+        if self.whole:
+            return self._turned(x_BHTE, start)
+        turning, still = x_BHTE[..., : self.turning], x_BHTE[..., self.turning :]
+        return torch.cat((self._turned(turning, start), still), dim=-1)
+
+    def _turned(self, x_BHTR: Tensor, start: int) -> Tensor:
+        end = start + x_BHTR.shape[2]
+        first, second = x_BHTR.chunk(2, dim=-1)
+        quarter_turn_BHTR = torch.cat((-second, first), dim=-1)
+        turned = x_BHTR * self.cos_TR[start:end] + quarter_turn_BHTR * self.sin_TR[start:end]
+        return turned.to(x_BHTR.dtype)
+
+
+def alibi_slopes(n_heads: int) -> list[float]:
+    """How fast each head's scores fall with distance: 2^(−8/H), 2^(−16/H) … for H a power of two.
+
+    Other numbers of heads take the slopes of the next lower power of two, and then every second one of the next
+    higher.
+
+    Reference: Press et al. 2022, arXiv:2108.12409, §3; bigscience-workshop/Megatron-DeepSpeed,
+    megatron/model/transformer.py, for other numbers of heads.
+    """
+    lower = 2 ** math.floor(math.log2(n_heads))
+    slopes = [2.0 ** (-8.0 * (head + 1) / lower) for head in range(lower)]
+    between = [2.0 ** (-4.0 * (head + 1) / lower) for head in range(0, 2 * (n_heads - lower), 2)]
+    return slopes + between
+
+
+def soft_capped(x: Tensor, cap: float) -> Tensor:
+    """c·tanh(x/c): about x near 0, never beyond ±c."""
+    return cap * torch.tanh(x / cap)
 
 
 class StochasticDepth(nn.Module):

@@ -27,22 +27,24 @@ Betas = tuple[float | Tensor, float | Tensor]
 class _Adam(DecayingOptimizer):
     """What both say of their direction."""
 
+    pieces_equal_fused = True
+
     def _next_direction(self, group: Group) -> tuple[str, tuple[float, float]]:
         beta1 = float(group["betas"][0])
         sign = -1.0 if group["maximize"] else 1.0
         return "exp_avg", (beta1, sign * (1 - beta1))
 
-    def _begin_in_float32(self, p: Tensor, group: Group) -> None:
+    def _begin_pieces(self, p: Tensor, group: Group, dtype: torch.dtype) -> None:
         state = self.state[p]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
         for key in ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ())):
             if key not in state:
-                state[key] = torch.zeros_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
-            state[key] = state[key].float()
+                state[key] = torch.zeros_like(p, dtype=dtype, memory_format=torch.contiguous_format)
+            state[key] = state[key].to(dtype)
         state["step"] += 1
 
-    def _update_in_float32(
+    def _update_piece(
         self, weights: Tensor, gradient: Tensor, state: Mapping[str, Tensor], group: Group, weight_decay: float
     ) -> None:
         kernel = torch._fused_adam_ if group["rule"] == "l2" else torch._fused_adamw_

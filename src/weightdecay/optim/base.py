@@ -18,8 +18,9 @@ from torch import Tensor
 
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.checks import group_faults, group_title, number
-from weightdecay.optim.decay import decay_, local, mixed, pull_, shrink_, shrink_where_next_agrees_
-from weightdecay.optim.rounding import LOW_PRECISION, Dither, realised_decay, start_rounding, step_in_float32
+from weightdecay.optim.decay import decay_, local, mixed, pull_, shrink_, shrink_where_agreeing_
+from weightdecay.optim.pieces import Workspace
+from weightdecay.optim.rounding import LOW_PRECISION, realised_decay, start_rounding
 from weightdecay.optim.rules import RULES, Decoupled, group_decay_per_step, rule
 
 Group: TypeAlias = dict[str, Any]
@@ -55,6 +56,8 @@ class DecayingOptimizer(torch.optim.Optimizer):
     """The direction's own `weight_decay` shrinks by 1 − lr·weight_decay; False where it adds to the gradient."""
     refused: ClassVar[Mapping[str, str]] = {}
     """Rules that this direction cannot follow, and why."""
+    pieces_equal_fused: ClassVar[bool] = False
+    """Whether `_update_piece` does bit for bit what the direction's fused kernel does."""
     takes_sparse: ClassVar[bool] = False
     """Whether the direction takes sparse gradients, where nothing is to decay."""
 
@@ -82,7 +85,7 @@ class DecayingOptimizer(torch.optim.Optimizer):
     def _finish(self, **settings: Any) -> None:
         """Make `rule`, `peak_lr` and `rounding` the defaults of later groups; warn of weights that would not decay."""
         self.defaults.update({key: value for key, value in settings.items() if (key, value) != ("peak_lr", None)})
-        self._dither = Dither()
+        self._workspace = Workspace()
         for index, group in enumerate(self.param_groups):
             _warn_of_rounding(group, index)
 
@@ -101,7 +104,7 @@ class DecayingOptimizer(torch.optim.Optimizer):
     # --- state
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_dither": Dither(self._dither.seed)}
+        return {**super().__getstate__(), "_workspace": self._workspace}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -155,7 +158,7 @@ class DecayingOptimizer(torch.optim.Optimizer):
         every, self.param_groups = self.param_groups, [group for group, _ in work]
         try:
             for index, (group, decay) in enumerate(work):
-                self._step_low_precision(group, decay, index)
+                self._step_in_pieces(group, decay, index)
             initial = self._initial_values()
             for group, decay in work:
                 group["weight_decay"] = self._decay_before(group, decay)
@@ -184,7 +187,8 @@ class DecayingOptimizer(torch.optim.Optimizer):
             for p in with_gradient(group):
                 momentum, mix = self._next_direction(group)
                 begun = self.state[p].get(momentum)
-                shrink_where_next_agrees_(local(p), None if begun is None else local(begun), local(p.grad), mix, decay)
+                direction = mixed(None if begun is None else local(begun), local(p.grad), mix)
+                shrink_where_agreeing_(local(p), direction, decay)
             return 0.0
         if not self.kernel_decays or float(group["lr"]) == 0.0:
             shrink_(with_gradient(group), decay)
@@ -210,14 +214,14 @@ class DecayingOptimizer(torch.optim.Optimizer):
         """(key of the momentum, (x, y)): the coming update has the sign of x·momentum + y·gradient."""
         raise NotImplementedError
 
-    def _begin_in_float32(self, p: Tensor, group: Group) -> None:
-        """Count the step of a low-precision tensor; put its float32 state where it is not there yet."""
+    def _begin_pieces(self, p: Tensor, group: Group, dtype: torch.dtype) -> None:
+        """Count the step of a tensor that goes in pieces; put its state, of this dtype, where it is not there yet."""
         raise NotImplementedError
 
-    def _update_in_float32(
+    def _update_piece(
         self, weights: Tensor, gradient: Tensor, state: Mapping[str, Tensor], group: Group, weight_decay: float
     ) -> None:
-        """The direction's step of one flat float32 piece, in place, with the `weight_decay` that it is to apply."""
+        """The direction's step of one flat piece, in place, with the `weight_decay` that it is to apply."""
         raise NotImplementedError
 
     def _descend(self, p: Tensor, update: Tensor, scale: float, group: Group, decay: float | None, number: int) -> None:
@@ -226,48 +230,57 @@ class DecayingOptimizer(torch.optim.Optimizer):
         if reach == "towards_initial" and "initial" not in state:
             state["initial"] = p.clone(memory_format=torch.contiguous_format)
         if p.dtype not in LOW_PRECISION or group["rounding"] == "nearest":
-            decay_(p, reach, decay, update, state.get("initial"))
+            decay_(p, reach, decay, update.clone() if reach == "agreeing" else None, state.get("initial"))
             p.add_(update, alpha=-scale)
             return
         start_rounding(p, group["rounding"], state)
 
         def descend(weights: Tensor, piece: Tensor, here: Mapping[str, Tensor]) -> None:
-            decay_(weights, reach, decay, piece, here.get("initial"))
+            decay_(weights, reach, decay, piece.clone() if reach == "agreeing" else None, here.get("initial"))
             weights.add_(piece, alpha=-scale)
 
-        step_in_float32(p, update, state, group["rounding"], descend, self._dither, number)
+        self._workspace.step(p, update, state, group["rounding"], descend, number)
 
-    # --- low precision
+    # --- piece by piece
 
-    def _step_low_precision(self, group: Group, decay: float | None, index: int) -> None:
-        """Step the weights whose rounding was chosen, wholly in float32, and take them away from the kernel."""
-        if group["rounding"] == "nearest":
-            return
+    def _goes_in_pieces(self, p: Tensor, group: Group) -> bool:
+        """Whether a tensor is stepped here, not by torch's step: to round it once, or to mask it in the cache."""
+        if p.dtype in LOW_PRECISION and group["rounding"] != "nearest":
+            return True
+        beside = rule(group["rule"]).reach not in ("weights", "gradient")
+        whole = p.is_contiguous() and not hasattr(p, "to_local")
+        return beside and self.pieces_equal_fused and bool(group.get("fused")) and p.is_floating_point() and whole
+
+    def _step_in_pieces(self, group: Group, decay: float | None, index: int) -> None:
+        """Step the tensors that go in pieces, and take them away from torch's step."""
         reach, lr = rule(group["rule"]).reach, float(group["lr"])
         through_kernel = reach == "gradient" or (reach == "weights" and self.kernel_decays and lr > 0.0)
         kernel = float(group["weight_decay"]) if reach == "gradient" else (decay or 0.0) / (lr or 1.0)
+        momentum, mix = self._next_direction(group) if reach == "agreeing" else ("", (0.0, 0.0))
+
+        def update(weights: Tensor, gradient: Tensor, here: Mapping[str, Tensor]) -> None:
+            if through_kernel:
+                self._update_piece(weights, gradient, here, group, kernel)
+                return
+            direction = None
+            if reach == "agreeing":
+                out = self._workspace.buffer("direction", weights, weights.dtype)
+                direction = mixed(here.get(momentum), gradient, mix, out)
+            decay_(weights, reach, decay, direction, here.get("initial"))
+            self._update_piece(weights, gradient, here, group, 0.0)
+
+        rest = []
         for position, p in enumerate(group["params"]):
-            if p.dtype not in LOW_PRECISION or p.grad is None:
+            if p.grad is None or not self._goes_in_pieces(p, group):
+                rest.append(p)
                 continue
-            state = self.state[p]
-            self._begin_in_float32(p, group)
-            start_rounding(p, group["rounding"], state)
-            if reach == "towards_initial" and "initial" not in state:
-                state["initial"] = p.clone(memory_format=torch.contiguous_format)
-
-            def update(weights: Tensor, gradient: Tensor, here: Mapping[str, Tensor]) -> None:
-                if through_kernel:
-                    self._update_in_float32(weights, gradient, here, group, kernel)
-                    return
-                direction = None
-                if reach == "agreeing":
-                    momentum, mix = self._next_direction(group)
-                    direction = mixed(here.get(momentum), gradient, mix)
-                decay_(weights, reach, decay, direction, here.get("initial"))
-                self._update_in_float32(weights, gradient, here, group, 0.0)
-
-            step_in_float32(p, p.grad, self.state[p], group["rounding"], update, self._dither, (index << 32) + position)
-        group["params"] = [p for p in group["params"] if p.dtype not in LOW_PRECISION]
+            rounding = group["rounding"] if p.dtype in LOW_PRECISION else "nearest"
+            self._begin_pieces(p, group, torch.float32 if rounding != "nearest" else p.dtype)
+            start_rounding(p, rounding, self.state[p])
+            if reach == "towards_initial" and "initial" not in self.state[p]:
+                self.state[p]["initial"] = p.clone(memory_format=torch.contiguous_format)
+            self._workspace.step(p, p.grad, self.state[p], rounding, update, (index << 32) + position)
+        group["params"] = rest
 
     # --- meeting torch's tools
 

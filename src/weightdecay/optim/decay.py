@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from weightdecay.optim.rounding import pieces
 from weightdecay.optim.rules import Reach
 
 
@@ -29,7 +27,7 @@ def decay_(
     """The whole decay of one tensor before its update, whatever a rule reaches.
 
     Args:
-        direction: the update that is going to be subtracted, or anything of its sign, for `agreeing`.
+        direction: the update that is going to be subtracted, or anything of its sign, for `agreeing`; overwritten.
         initial: w_0, for `towards_initial`.
     """
     if not decay or reach == "gradient":
@@ -51,36 +49,23 @@ def shrink_where_agreeing_(weights: Tensor, direction: Tensor, decay: float) -> 
 
     Everywhere agreeing it equals `shrink_` bit for bit: the factor is 1 + mask·(kept − 1), which is exact for decays up
     to ½. (`torch.where` would say it better and takes forty times as long.)
-    """
-    kept = torch.tensor(1 - decay, dtype=weights.dtype)
-    whole = torch.ones((), dtype=weights.dtype, device=weights.device)
-    mask = torch.mul(direction, weights).ge_(0)
-    weights.mul_(torch.add(whole, mask, alpha=float(kept) - 1))
-
-
-def shrink_where_next_agrees_(
-    weights: Tensor, momentum: Tensor | None, gradient: Tensor, mix: tuple[float, float], decay: float
-) -> None:
-    """`shrink_where_agreeing_` before the step, with the direction that the step is going to take, piece by piece.
 
     Args:
-        weights, momentum, gradient: of one shape; momentum is None before the first step.
-        mix: (x, y) such that the update has the sign of x·momentum + y·gradient.
+        direction: overwritten where it has the weights' dtype.
     """
-    strided = not all(t.is_contiguous() for t in (weights, gradient, *([] if momentum is None else [momentum])))
-    if strided or torch.is_grad_enabled():  # autograd knows no changes of many views of one tensor
-        shrink_where_agreeing_(weights, mixed(momentum, gradient, mix), decay)
-        return
-    begun: Iterable[Tensor | None] = itertools.repeat(None) if momentum is None else pieces(momentum)
-    for piece, of_momentum, of_gradient in zip(pieces(weights), begun, pieces(gradient), strict=False):
-        shrink_where_agreeing_(piece, mixed(of_momentum, of_gradient, mix), decay)
+    kept = float(torch.tensor(1 - decay, dtype=weights.dtype))
+    same = direction.dtype == weights.dtype
+    factor = direction.mul_(weights) if same else direction * weights
+    whole = torch.ones((), dtype=factor.dtype, device=factor.device)
+    weights.mul_(torch.add(whole, factor.ge_(0), alpha=kept - 1))
 
 
-def mixed(momentum: Tensor | None, gradient: Tensor, mix: tuple[float, float]) -> Tensor:
-    """x·momentum + y·gradient."""
+def mixed(momentum: Tensor | None, gradient: Tensor, mix: tuple[float, float], out: Tensor | None = None) -> Tensor:
+    """Something of the sign of x·momentum + y·gradient, with mix = (x, y), both at least 0 but for y's sign."""
     of_momentum, of_gradient = mix
-    direction = gradient * of_gradient
-    return direction if momentum is None else direction.add_(momentum, alpha=of_momentum)
+    if momentum is None or of_momentum == 0:
+        return torch.mul(gradient, of_gradient, out=out)
+    return torch.add(momentum, gradient, alpha=of_gradient / of_momentum, out=out)
 
 
 def pull_(tensors: Sequence[Tensor], targets: Sequence[Tensor] | float, decay: float) -> None:

@@ -81,13 +81,13 @@ class Lion(DecayingOptimizer):
         beta1 = group["betas"][0]
         return "exp_avg", (beta1, (1 - beta1) * (-1.0 if group["maximize"] else 1.0))
 
-    def _begin_in_float32(self, p: Tensor, group: Group) -> None:  # noqa: ARG002
+    def _begin_pieces(self, p: Tensor, group: Group, dtype: torch.dtype) -> None:  # noqa: ARG002
         state = self.state[p]
         if "exp_avg" not in state:
-            state["exp_avg"] = torch.zeros_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
-        state["exp_avg"] = state["exp_avg"].float()
+            state["exp_avg"] = torch.zeros_like(p, dtype=dtype, memory_format=torch.contiguous_format)
+        state["exp_avg"] = state["exp_avg"].to(dtype)
 
-    def _update_in_float32(
+    def _update_piece(
         self, weights: Tensor, gradient: Tensor, state: Mapping[str, Tensor], group: Group, weight_decay: float
     ) -> None:
         _step([weights], [gradient], [state["exp_avg"]], {**group, "weight_decay": weight_decay, "foreach": False})

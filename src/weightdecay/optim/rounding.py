@@ -16,7 +16,6 @@ for bfloat16 weights).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -27,11 +26,6 @@ Rounding = Literal["nearest", "stochastic", "kahan", "master"]
 ROUNDINGS: tuple[str, ...] = get_args(Rounding)
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
-COUNTS = ("step", "rounded_steps")  # state that no element of the weights has its own of
-
-# Elements that are worked on together: small enough that the float32 scratch stays in cache between its few passes,
-# large enough that calling an operation costs little beside it.
-PIECE = 1 << 18
 _LOW_BITS = 0xFFFF  # what bfloat16 cuts off a float32
 _MIX = 0x9E3779B97F4A7C15
 
@@ -46,17 +40,21 @@ class Dither:
     """
 
     seed: int = 0
+    size: int = 1 << 18
     _tile: Tensor | None = field(default=None, repr=False)
     _tile_step: int = field(default=-1, repr=False)
 
-    def __call__(self, like: Tensor, step: int, tensor: int, piece: int) -> Tensor:
-        """Noise for one piece: int32 in [0, 65536), of `like`'s size and device."""
+    def __call__(self, into: Tensor, step: int, tensor: int, piece: int) -> Tensor:
+        """Fill `into`, int32 of at most `size` elements, with the noise of a piece: in [0, 65536)."""
         tile = self._tile
-        if tile is None or self._tile_step != step or tile.device != like.device or tile.numel() < like.numel():
-            generator = torch.Generator(device=like.device).manual_seed(_mixed(self.seed, step))
-            tile = torch.randint(0, _LOW_BITS + 1, (PIECE,), dtype=torch.int32, device=like.device, generator=generator)
+        if tile is None or self._tile_step != step or tile.device != into.device:
+            generator = torch.Generator(device=into.device).manual_seed(_mixed(self.seed, step))
+            tile = torch.randint(
+                0, _LOW_BITS + 1, (self.size,), dtype=torch.int32, device=into.device, generator=generator
+            )
             self._tile, self._tile_step = tile, step
-        return tile[: like.numel()].bitwise_xor(_mixed(self.seed, step, tensor, piece) & _LOW_BITS)
+        exclusive = _mixed(self.seed, step, tensor, piece) & _LOW_BITS
+        return torch.bitwise_xor(tile[: into.numel()], exclusive, out=into)
 
 
 def _mixed(*numbers: int) -> int:
@@ -89,53 +87,6 @@ def start_rounding(weights: Tensor, rounding: str, state: dict[str, Any]) -> Non
         state["master"] = weights.to(torch.float32, memory_format=torch.contiguous_format)
     elif rounding == "stochastic" and "rounded_steps" not in state:
         state["rounded_steps"] = torch.zeros((), dtype=torch.int64)
-
-
-def pieces(tensor: Tensor) -> Sequence[Tensor]:
-    """Flat views of a contiguous tensor, small enough to stay in cache while several operations go over them."""
-    return torch.split(tensor.view(-1), PIECE)
-
-
-def step_in_float32(
-    weights: Tensor,
-    gradient: Tensor,
-    state: dict[str, Any],
-    rounding: str,
-    update: Callable[[Tensor, Tensor, Mapping[str, Tensor]], None],
-    dither: Dither,
-    number: int,
-) -> None:
-    """One elementwise step on low-precision weights, done in float32 and rounded once.
-
-    Args:
-        weights: the model's tensor, bfloat16 or float16; changed in place.
-        gradient: of the same shape.
-        state: holds what `start_rounding` put there.
-        rounding: `stochastic`, `kahan` or `master`.
-        update: called for each flat piece as (float32 weights, float32 gradient, the piece of each state of the
-            weights' shape and the counts of steps); decays and updates the weights in place.
-        dither: the noise of stochastic rounding; `number` is the tensor's, so that each has its own.
-    """
-    whole = weights.contiguous()  # a copy only where the tensor is strided
-    counts = {key: value for key, value in state.items() if key in COUNTS}
-    kept = {key: pieces(value) for key, value in state.items() if key not in COUNTS and value.shape == whole.shape}
-    step = int(state.get("rounded_steps", 0))
-    for piece, (low, slope) in enumerate(zip(pieces(whole), pieces(gradient.contiguous()), strict=True)):
-        here = {**counts, **{key: views[piece] for key, views in kept.items()}}
-        wide = here["master"] if rounding == "master" else low.float()
-        if rounding == "kahan":
-            wide.add_(here["compensation"].float())
-        update(wide, slope.float(), here)
-        if rounding == "stochastic":
-            round_stochastically_(low, wide, dither(low, step, number, piece))
-        else:
-            low.copy_(wide)
-        if rounding == "kahan":
-            here["compensation"].copy_(wide.sub_(low.float()))
-    if rounding == "stochastic":
-        state["rounded_steps"] += 1
-    if whole is not weights:
-        weights.copy_(whole)
 
 
 def realised_decay(weights: Tensor, decay: float) -> float:

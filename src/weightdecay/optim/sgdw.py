@@ -68,7 +68,7 @@ class SGDW(DecayingOptimizer, torch.optim.SGD):
             return "momentum_buffer", (momentum**2, sign * (1 + momentum * fresh))
         return "momentum_buffer", (momentum, sign * fresh)
 
-    def _begin_in_float32(self, p: Tensor, group: Group) -> None:
+    def _begin_pieces(self, p: Tensor, group: Group, dtype: torch.dtype) -> None:
         momentum, state = group["momentum"], self.state[p]
         if momentum and "momentum_buffer" not in state:
             # torch's first buffer is the gradient itself, undamped: μ·b_0 + (1 − τ)·g = g
@@ -76,9 +76,9 @@ class SGDW(DecayingOptimizer, torch.optim.SGD):
                 group["dampening"] / momentum
             )
         elif momentum:
-            state["momentum_buffer"] = state["momentum_buffer"].float()
+            state["momentum_buffer"] = state["momentum_buffer"].to(dtype)
 
-    def _update_in_float32(
+    def _update_piece(
         self, weights: Tensor, gradient: Tensor, state: Mapping[str, Tensor], group: Group, weight_decay: float
     ) -> None:
         gradient, momentum = self._ascended(gradient, weights, group, weight_decay), group["momentum"]

@@ -70,15 +70,32 @@ def state_by_name(optimizer: torch.optim.Optimizer, names: Names = None) -> dict
         if p not in named or not isinstance(state, Mapping):
             faults.append(f"{type(optimizer).__name__} keeps state that belongs to no parameter of its groups")
             continue
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"{named[p]}/{key}"] = value.detach().contiguous()
-            elif type(value).__name__ in _PYTHON_NUMBERS:
-                tensors[f"{named[p]}/{key}:{type(value).__name__}"] = torch.tensor(value, dtype=_scalar_dtype(value))
-            elif value is not None:
-                faults.append(f"{named[p]}/{key} is a {type(value).__name__}: only tensors and numbers can be saved")
+        try:
+            tensors |= flattened(named[p], state)
+        except OptimizerError as error:
+            faults += error.faults
     if faults:
         raise OptimizerError(list(dict.fromkeys(faults)))
+    return tensors
+
+
+def flattened(name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """One parameter's state as `"<name>/<key>"` -> tensor.
+
+    Raises:
+        OptimizerError: something in it is neither tensor nor number.
+    """
+    tensors: dict[str, Tensor] = {}
+    faults = []
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            tensors[f"{name}/{key}"] = value.detach().contiguous()
+        elif type(value).__name__ in _PYTHON_NUMBERS:
+            tensors[f"{name}/{key}:{type(value).__name__}"] = torch.tensor(value, dtype=_scalar_dtype(value))
+        elif value is not None:
+            faults.append(f"{name}/{key} is a {type(value).__name__}: only tensors and numbers can be saved")
+    if faults:
+        raise OptimizerError(faults)
     return tensors
 
 
@@ -90,7 +107,7 @@ def settings_by_name(optimizer: torch.optim.Optimizer, names: Names = None) -> S
         "groups": [
             {
                 "params": [named[p] for p in group["params"]],
-                **{key: _plain(value) for key, value in group.items() if key not in ("params", "param_names")},
+                **{key: plain_setting(value) for key, value in group.items() if key not in ("params", "param_names")},
             }
             for group in optimizer.param_groups
         ],
@@ -364,12 +381,12 @@ def _restore_progress(optimizer: torch.optim.Optimizer, settings: Settings | Non
             group["decay_step"] = max(counts)
 
 
-def _plain(value: Any) -> Any:
+def plain_setting(value: Any) -> Any:
     """A setting as JSON has it; what JSON cannot hold is named by its type."""
     if isinstance(value, Tensor):
         return value.item() if value.numel() == 1 else value.tolist()
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain_setting(item) for item in value]
     return value if value is None or isinstance(value, str | int | float | bool) else type(value).__name__
 
 

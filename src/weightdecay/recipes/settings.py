@@ -18,6 +18,8 @@ from typing import Any
 from weightdecay.errors import ConfigError, did_you_mean
 from weightdecay.models.config import ModelConfig
 
+OPTIMIZERS = ("adafactor", "adamw", "lion", "muon", "sgdw")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
@@ -41,12 +43,17 @@ class OptimizerSettings:
     """How a step updates and decays.
 
     Args:
-        name: `adamw`.
+        name: one of OPTIMIZERS.
         lr: peak learning rate η.
         weight_decay: λ; NaN stands for `auto` until the run's length is known.
         rule: what λ means in one step.
         policy: which tensors decay.
         grad_clip: largest norm of the whole gradient; 0 does not clip.
+        momentum: of `muon` and `sgdw`; `beta1` and `beta2` are then AdamW's beside Muon.
+        muon_scale: of Muon's update: `match_rms_adamw` or `original`.
+        beta2_decay: c in Adafactor's β2 = 1 − t^c.
+        factored: whether Adafactor keeps row and column means of g² instead of g² itself.
+        lr_multipliers, weight_decay_multipliers: `PATTERN=FACTOR` for the tensors whose name the pattern is found in.
     """
 
     name: str
@@ -58,6 +65,12 @@ class OptimizerSettings:
     rule: str = "decoupled"
     policy: str = "default"
     grad_clip: float = 0.0
+    momentum: float = 0.95
+    muon_scale: str = "match_rms_adamw"
+    beta2_decay: float = -0.8
+    factored: bool = True
+    lr_multipliers: tuple[str, ...] = ()
+    weight_decay_multipliers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +78,16 @@ class ScheduleSettings:
     """How the learning rate moves over the run.
 
     Args:
-        shape: `cosine`, `linear` or `constant`, after the warm-up.
+        shape: after the warm-up: `constant`, `cosine`, `linear`, `inverse_sqrt`, `stages` or `warmup_stable_decay`.
         final_fraction: of the peak, where the descent ends.
         warmup_steps, warmup_tokens, warmup_fraction: length of the linear rise; at most one of them is set.
         decay_tokens: where the descent ends, counted from the start; 0 means at the end of the run.
+        decay_fraction: part of the run that `warmup_stable_decay` comes down in, along a straight line.
+        hold_steps, hold_fraction: how long `inverse_sqrt` stays at the peak; it then falls as √(hold/t).
+        stages: `SHAPE to FRACTION over TOKENS`, one after the other: constant, cosine or linear, to a fraction of the
+            peak.
+        weight_decay_shape: how λ moves: `constant`, `cosine` or `linear`.
+        weight_decay_final_fraction: of λ, where it ends.
     """
 
     shape: str
@@ -77,6 +96,12 @@ class ScheduleSettings:
     warmup_tokens: float = 0.0
     warmup_fraction: float = 0.0
     decay_tokens: float = 0.0
+    decay_fraction: float = 0.2
+    hold_steps: int = 0
+    hold_fraction: float = 0.0
+    stages: tuple[str, ...] = ()
+    weight_decay_shape: str = "constant"
+    weight_decay_final_fraction: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +111,8 @@ class RunSettings:
     Args:
         steps, tokens: length of the run; exactly one is set.
         batch_tokens: tokens in one optimizer step, rounded to whole sequences.
+        batch_ramp: `TOKENS:BATCH_TOKENS`: how large the batch is once so many tokens were seen; ends at `batch_tokens`.
+        batch_ramp_shape: `steps` from entry to entry, or `linear` between them.
         micro_batch_tokens: tokens in one forward pass; 0 lets the trainer choose.
         dtype: `float32`, or `bfloat16` for autocast over float32 weights.
         compile: torch.compile each block.
@@ -93,13 +120,15 @@ class RunSettings:
         log_every, eval_every, checkpoint_every: in steps; 0 lets the trainer choose.
         eval_tokens: held-out tokens in one evaluation at most.
         keep: newest checkpoints kept, beside the best.
-        init_from: a run directory or checkpoint whose weights to start from.
+        init_from: a run, a checkpoint or a Hugging Face directory whose weights to start from.
         nproc: processes on this machine.
     """
 
     steps: int = 0
     tokens: float = 0.0
     batch_tokens: int
+    batch_ramp: tuple[str, ...] = ()
+    batch_ramp_shape: str = "steps"
     micro_batch_tokens: int = 0
     dtype: str = "bfloat16"
     compile: bool = False
@@ -242,8 +271,11 @@ def _refuse(wanted: str) -> typing.NoReturn:
 
 _CHOICES = {
     "data.encoding_errors": ("strict", "replace"),
-    "optimizer.name": ("adamw",),
-    "schedule.shape": ("constant", "cosine", "linear"),
+    "optimizer.name": OPTIMIZERS,
+    "optimizer.muon_scale": ("match_rms_adamw", "original"),
+    "schedule.shape": ("constant", "cosine", "inverse_sqrt", "linear", "stages", "warmup_stable_decay"),
+    "schedule.weight_decay_shape": ("constant", "cosine", "linear"),
+    "run.batch_ramp_shape": ("linear", "steps"),
     "run.dtype": ("bfloat16", "float32"),
 }
 _RANGES: dict[str, tuple[float, float, str]] = {
@@ -253,9 +285,16 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "optimizer.beta2": (0.0, 1.0, "from 0 to below 1"),
     "optimizer.eps": (0.0, math.inf, "at least 0"),
     "optimizer.grad_clip": (0.0, math.inf, "at least 0"),
+    "optimizer.momentum": (0.0, 1.0, "from 0 to below 1"),
+    "optimizer.beta2_decay": (-math.inf, 0.0, "below 0"),
     "schedule.final_fraction": (0.0, math.inf, "at least 0"),
-    "schedule.warmup_fraction": (0.0, 1.0, "from 0 to below 1"),
-    **{f"schedule.{name}": (0.0, math.inf, "at least 0") for name in ("warmup_steps", "warmup_tokens", "decay_tokens")},
+    "schedule.decay_fraction": (0.0, 1.0 + 1e-9, "from 0 to 1"),
+    "schedule.weight_decay_final_fraction": (0.0, math.inf, "at least 0"),
+    **{f"schedule.{name}": (0.0, 1.0, "from 0 to below 1") for name in ("warmup_fraction", "hold_fraction")},
+    **{
+        f"schedule.{name}": (0.0, math.inf, "at least 0")
+        for name in ("warmup_steps", "warmup_tokens", "decay_tokens", "hold_steps")
+    },
     **{
         f"run.{name}": (0.0, math.inf, "at least 0")
         for name in ("steps", "tokens", "micro_batch_tokens", "log_every", "eval_every", "checkpoint_every", "seed")

@@ -11,12 +11,13 @@ import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from weightdecay.data.batches import BatchSizes
 from weightdecay.data.loader import Loader
 from weightdecay.data.prepare import Prepared, prepared_for
 from weightdecay.errors import ConfigError
 from weightdecay.models.decoder import GPT
 from weightdecay.optim import rules
-from weightdecay.optim.schedules import Schedule, schedule
+from weightdecay.optim.schedules import Schedule
 from weightdecay.optim.timescale import (
     NEGLIGIBLE_TOTAL,
     POWER_LAW_RANGE,
@@ -25,9 +26,12 @@ from weightdecay.optim.timescale import (
     optimal_timescale,
     optimal_weight_decay,
 )
-from weightdecay.planning.plan import DecayPlan, plan
+from weightdecay.planning.plan import DecayPlan
 from weightdecay.planning.render import table
 from weightdecay.recipes.settings import TrainConfig
+from weightdecay.training.optimizers import decay_plan
+from weightdecay.training.pretrained import holds_a_model, with_pretrained_shape
+from weightdecay.training.timing import batch_sizes, lr_schedule, weight_decay_schedule
 
 # Tokens in one forward pass when the configuration leaves it open: fits small models in a laptop's memory.
 _MICRO_BATCH_TOKENS = 16_384
@@ -42,7 +46,8 @@ class Assembly:
     Attributes:
         config: resolved: steps, λ, intervals and vocabulary are concrete numbers.
         plan: made on a model without weights, equal to the trained model's.
-        lr: the learning rate at every step, counted from 0.
+        lr, weight_decay: η and λ at every step, counted from 0.
+        sizes: tokens of every step.
     """
 
     config: TrainConfig
@@ -50,14 +55,12 @@ class Assembly:
     loader: Loader
     plan: DecayPlan
     lr: Schedule
+    weight_decay: Schedule
+    sizes: BatchSizes
     decay: DecayOverRun
     tokens_per_parameter: float
     n_parameters: int
     automatic: bool
-
-    @property
-    def batch_tokens(self) -> int:
-        return self.loader.sequences_per_step * self.config.model.context
 
     def document(self) -> dict[str, Any]:
         """The same facts for `--json`."""
@@ -96,10 +99,13 @@ class Assembly:
             f"{self.data.n_tokens:,} tokens ({config.data.tokenizer}), {100 * corpus.held_out_share:.1f} % of the "
             f"bytes held out, hash {self.data.corpus_sha256[:12]}"
         )
-        epochs = run.steps * self.loader.sequences_per_step / self.loader.windows
+        grown = (
+            f", grown from {self.sizes.tokens_at(0):,} over {len(self.sizes.ramp):,} steps" if self.sizes.ramp else ""
+        )
         yield (
             f"model: {self.n_parameters:,} parameters, recipe {config.recipe}; {run.steps:,} steps of "
-            f"{self.batch_tokens:,} tokens, {run.steps * self.batch_tokens:,} in all, {epochs:.2f} epochs"
+            f"{run.batch_tokens:,} tokens{grown}, {self.sizes.tokens_before(run.steps):,} in all, "
+            f"{self.loader.epoch_of(run.steps):.2f} epochs"
         )
         if config.scaling:
             yield f"scaled down: {config.scaling}"
@@ -151,47 +157,43 @@ def assemble(config: TrainConfig) -> Assembly:
         text_key=config.data.text_key,
         encoding_errors="replace" if config.data.encoding_errors == "replace" else "strict",
     )
-    config = _resolve_shapes(config, data)
+    config = _resolve_shapes(with_pretrained_shape(config), data)
     with torch.device("meta"):
         model = GPT(config.model)
     embeddings = sum(p.numel() for part in (model.embedding, model.positions) if part for p in part.parameters())
     n_parameters = model.n_parameters()
-    tokens_per_parameter = config.run.steps * config.run.batch_tokens / (n_parameters - embeddings)
+    sizes = _batch_sizes(config)
+    tokens_per_parameter = sizes.tokens_before(config.run.steps) / (n_parameters - embeddings)
     automatic = math.isnan(config.optimizer.weight_decay)
     if automatic:
         config = config.replace(optimizer__weight_decay=_automatic_weight_decay(config, tokens_per_parameter))
-    lr = lr_schedule(config)
+    lr, weight_decay = lr_schedule(config, sizes), weight_decay_schedule(config)
     return Assembly(
         config=config,
         data=data,
-        loader=Loader(
-            data.training.tokens, config.model.context, config.run.batch_tokens // config.model.context, config.run.seed
-        ),
-        plan=plan(model, weight_decay=config.optimizer.weight_decay, policy=config.optimizer.policy),
+        loader=Loader(data.training.tokens, config.model.context, sizes.full, config.run.seed, sizes.ramp),
+        plan=decay_plan(model, config.optimizer),
         lr=lr,
-        decay=decay_over_run(_decay_per_step(config, lr), config.run.batch_tokens),
+        weight_decay=weight_decay,
+        sizes=sizes,
+        decay=decay_over_run(_decay_per_step(config, lr, weight_decay), config.run.batch_tokens),
         tokens_per_parameter=tokens_per_parameter,
         n_parameters=n_parameters,
         automatic=automatic,
     )
 
 
-def lr_schedule(config: TrainConfig) -> Schedule:
-    """The learning rate of every step of a resolved configuration."""
-    timing, run = config.schedule, config.run
-    end = round(timing.decay_tokens / run.batch_tokens) if timing.decay_tokens else run.steps
-    return schedule(
-        timing.shape,
-        peak=config.optimizer.lr,
-        steps=max(end, timing.warmup_steps + 1),
-        warmup_steps=timing.warmup_steps,
-        final_fraction=timing.final_fraction,
-    )
-
-
 def _resolve_shapes(config: TrainConfig, data: Prepared) -> TrainConfig:
     """Vocabulary from the tokenizer; whole sequences in a step and in a pass; steps, warm-up and intervals in steps."""
     run, context = config.run, config.model.context
+    vocab_size = data.tokenizer.vocab_size
+    if holds_a_model(config):
+        if vocab_size > config.model.vocab_size:
+            raise ConfigError(
+                f"{run.init_from}: has {config.model.vocab_size} tokens, the data's tokenizer {vocab_size}: give "
+                f"--tokenizer {run.init_from}/tokenizer.json"
+            )
+        vocab_size = config.model.vocab_size  # often padded beyond the tokenizer's
     sequences = max(1, round(run.batch_tokens / context))
     faults = []
     if sequences % run.nproc:
@@ -200,9 +202,14 @@ def _resolve_shapes(config: TrainConfig, data: Prepared) -> TrainConfig:
     limit = max(1, (run.micro_batch_tokens or _MICRO_BATCH_TOKENS) // context)
     micro = max(size for size in range(1, min(limit, share) + 1) if share % size == 0)
     batch_tokens = sequences * context
-    steps = run.steps or max(1, math.ceil(run.tokens / batch_tokens))
+    sizes = batch_sizes(run, context, micro)
+    steps = run.steps or max(1, sizes.steps_for(run.tokens))
     timing = config.schedule
-    warmup = timing.warmup_steps or round(timing.warmup_tokens / batch_tokens) or round(timing.warmup_fraction * steps)
+    warmup = (
+        timing.warmup_steps
+        or (sizes.steps_for(timing.warmup_tokens) if timing.warmup_tokens else 0)
+        or round(timing.warmup_fraction * steps)
+    )
     if warmup >= steps:
         faults.append(
             f"a warm-up of {warmup} steps leaves nothing of {steps} steps: lengthen the run or shorten the warm-up "
@@ -211,7 +218,7 @@ def _resolve_shapes(config: TrainConfig, data: Prepared) -> TrainConfig:
     if faults:
         raise ConfigError(faults)
     return config.replace(
-        model__vocab_size=data.tokenizer.vocab_size,
+        model__vocab_size=vocab_size,
         schedule__warmup_steps=warmup,
         schedule__warmup_tokens=0,
         schedule__warmup_fraction=0,
@@ -234,11 +241,17 @@ def _automatic_weight_decay(config: TrainConfig, tokens_per_parameter: float) ->
     return optimal_weight_decay(lr=optimizer.lr, steps=config.run.steps, tokens_per_parameter=tokens_per_parameter)
 
 
-def _decay_per_step(config: TrainConfig, lr: Schedule) -> list[float]:
+def _batch_sizes(config: TrainConfig) -> BatchSizes:
+    """Of a configuration whose shapes are resolved."""
+    run, context = config.run, config.model.context
+    return batch_sizes(run, context, run.micro_batch_tokens // context)
+
+
+def _decay_per_step(config: TrainConfig, lr: Schedule, weight_decay: Schedule) -> list[float]:
     optimizer = config.optimizer
     rule = rules.rule(optimizer.rule)
     return [
-        rule.decay_per_step(lr(step), optimizer.weight_decay, optimizer.lr) if optimizer.weight_decay else 0.0
+        rule.decay_per_step(lr(step), weight_decay(step), optimizer.lr) if optimizer.weight_decay else 0.0
         for step in range(config.run.steps)
     ]
 

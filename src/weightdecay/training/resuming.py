@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from weightdecay.errors import ConfigError, DamagedError
+from weightdecay.models import huggingface
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import Run
 from weightdecay.training import checkpoint
 from weightdecay.training.checkpoint import Checkpoint
+from weightdecay.training.pretrained import pretrained_weights
 
 # Settings that change nothing about what is learned, only what is kept and how the work is shared out.
 _FREE = {
@@ -45,6 +47,21 @@ def holds_a_run(run: Run, resume: str) -> bool:
     return False
 
 
+def config_changes(old: TrainConfig, new: TrainConfig) -> dict[str, str]:
+    """Each setting that differs and decides what is learned, with both values in words."""
+    before, after = old.values(), new.values()
+    return {
+        key: f"{key}: the run has {before[key]}, asked for {after[key]}"
+        for key in after
+        if before[key] != after[key] and key not in _FREE
+    }
+
+
+def can_change(key: str) -> bool:
+    """Whether a run can change this setting on its way; another optimizer could not read its state."""
+    return key.startswith(_CHANGEABLE) and key != "optimizer.name"
+
+
 def agree_on_config(old: TrainConfig, new: TrainConfig, on_change: str, report: Callable[[str], None]) -> TrainConfig:
     """The configuration that a resumed run goes on with, from its next step.
 
@@ -56,9 +73,9 @@ def agree_on_config(old: TrainConfig, new: TrainConfig, on_change: str, report: 
         ConfigError: something differs that cannot change on the way, or that `on_change` refuses; all at once.
     """
     before, after = old.values(), new.values()
-    differing = [key for key in after if before[key] != after[key] and key not in _FREE]
-    fixed = [key for key in differing if not key.startswith(_CHANGEABLE)]
-    words = {key: f"{key}: the run has {before[key]}, asked for {after[key]}" for key in differing}
+    words = config_changes(old, new)
+    differing = list(words)
+    fixed = [key for key in differing if not can_change(key)]
     if fixed and on_change != "keep":
         raise ConfigError([f"{words[key]}; this cannot change on the way: give another --out" for key in fixed])
     if differing and on_change == "refuse":
@@ -122,7 +139,7 @@ def initial_weights(
     """The weights that `--init-from` names, and where they lie.
 
     Args:
-        source: a run directory (its newest good checkpoint) or a checkpoint directory.
+        source: a run directory (its newest good checkpoint), a checkpoint directory, or a model of transformers.
         tokenizer_sha256: of the data's tokenizer, which must be the source's too.
 
     Raises:
@@ -130,6 +147,8 @@ def initial_weights(
         DamagedError: the checkpoint is not as it was written.
     """
     path = Path(source)
+    if huggingface.holds_a_model(path):
+        return pretrained_weights(path, tokenizer_sha256, report), path
     if (path / checkpoint.MANIFEST).is_file():
         chosen, run = Checkpoint(path), Run(path.resolve().parent.parent)
         if faults := chosen.faults():

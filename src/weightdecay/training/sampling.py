@@ -13,6 +13,8 @@ from weightdecay.runs import Run
 from weightdecay.training import checkpoint
 from weightdecay.training.resuming import load_weights
 
+Report = Callable[[str], None]
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -23,7 +25,7 @@ class Trained:
     step: int
 
 
-def load(run: Run, report: Callable[[str], None]) -> Trained:
+def load(run: Run, report: Report) -> Trained:
     """The model of the newest good checkpoint.
 
     Raises:

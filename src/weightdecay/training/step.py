@@ -14,20 +14,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from weightdecay.data.loader import IGNORE_INDEX
 from weightdecay.errors import TrainingError
+from weightdecay.models.objective import Losses
 from weightdecay.optim.clipping import NonfiniteGradientError, clipped_step
 from weightdecay.training.distributed import Ranks
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step saw: mean loss in nats a token, and the gradient's norm before clipping."""
+    """What one step saw: mean cross-entropy in nats a token, and the gradient's norm before clipping."""
 
     loss: float
     grad_norm: float
 
 
 def take_step(
-    model: nn.Module,
+    objective: nn.Module,
     optimizer: torch.optim.Optimizer,
     micro_batches: Sequence[tuple[Tensor, Tensor]],
     *,
@@ -39,6 +40,7 @@ def take_step(
     """Accumulate the mean gradient over equal micro-batches, clip it, update.
 
     Args:
+        objective: (tokens, targets) to `models.objective.Losses`; the sum of both is minimised.
         micro_batches: (tokens, targets), each int64 [B, T].
         dtype: of the matrix products; the weights stay as they are.
         grad_clip: largest norm of the gradient over all tensors and ranks; 0 does not clip.
@@ -53,12 +55,13 @@ def take_step(
         torch.manual_seed(_mix(*seed, index, ranks.rank))
         last = index == len(micro_batches) - 1
         with (
-            _gradients_stay_local(model, unless=last),
+            _gradients_stay_local(objective, unless=last),
             torch.autocast(ranks.device.type, dtype, dtype != torch.float32),
         ):
-            loss = F.cross_entropy(model(tokens_BT).flatten(0, 1), targets_BT.flatten()) / len(micro_batches)
+            losses: Losses = objective(tokens_BT, targets_BT)
+            loss = losses.total / len(micro_batches)
         loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
+        total += losses.cross_entropy.detach() / len(micro_batches)
 
     mean_loss = ranks.total(float(total))[0] / ranks.world_size
     try:
@@ -97,12 +100,12 @@ def evaluate(
 
 
 @contextlib.contextmanager
-def _gradients_stay_local(model: nn.Module, *, unless: bool) -> Iterator[None]:
+def _gradients_stay_local(objective: nn.Module, *, unless: bool) -> Iterator[None]:
     """Ranks exchange gradients once a step, with the last micro-batch."""
-    if unless or not isinstance(model, DistributedDataParallel):
+    if unless or not isinstance(objective, DistributedDataParallel):
         yield
     else:
-        with model.no_sync():
+        with objective.no_sync():
             yield
 
 

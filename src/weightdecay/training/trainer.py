@@ -20,16 +20,17 @@ from torch.nn.parallel import DistributedDataParallel
 from weightdecay.data.loader import evaluation_batches
 from weightdecay.errors import StoppedError, WeightDecayError
 from weightdecay.models.decoder import GPT
-from weightdecay.optim.adamw import AdamW
+from weightdecay.models.objective import Objective
 from weightdecay.optim.clipping import total_norm
 from weightdecay.optim.rules import group_decay_per_step
 from weightdecay.optim.state import load_state_by_name, settings_by_name, state_by_name
-from weightdecay.planning.plan import DecayPlan, plan
+from weightdecay.planning.plan import DecayPlan
 from weightdecay.recipes.settings import TrainConfig
-from weightdecay.runs import MetricsWriter, Run, environment, write_atomically
+from weightdecay.runs import MetricsWriter, Run, environment
 from weightdecay.training import checkpoint, distributed
 from weightdecay.training.assembly import Assembly, assemble
 from weightdecay.training.distributed import Ranks
+from weightdecay.training.optimizers import decay_plan, make_optimizer
 from weightdecay.training.progress import ConsoleReporter, Reporter, SilentReporter, duration
 from weightdecay.training.resuming import agree_on_config, check_data, holds_a_run, initial_weights, load_weights
 from weightdecay.training.signals import StopRequest
@@ -115,10 +116,10 @@ class Trainer:
     ranks: Ranks
     reporter: Reporter
     model: GPT
-    forward: nn.Module
+    objective: nn.Module
     plan: DecayPlan
     optimizer: torch.optim.Optimizer
-    lr_shares: list[float]
+    shares: list[tuple[float, float]]
     done: int = 0
     elapsed_s: float = 0.0
     evaluation: dict[str, Any] | None = None
@@ -134,26 +135,27 @@ class Trainer:
             load_weights(model, tensors, where)
         model.to(ranks.device)
         settings = config.optimizer
-        decided = plan(model, weight_decay=settings.weight_decay, policy=settings.policy)
-        optimizer = AdamW(
-            decided,
-            lr=settings.lr,
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.eps,
-            rule=settings.rule,
-            fused=True,
-        )
+        decided = decay_plan(model, settings)
+        optimizer = make_optimizer(settings, decided)
         if config.run.compile:
             for block in model.blocks:
                 block.compile()
-        shares = [group["lr"] / settings.lr if settings.lr else 1.0 for group in optimizer.param_groups]
+        shares = [
+            (
+                group["lr"] / settings.lr if settings.lr else 1.0,
+                group["weight_decay"] / settings.weight_decay if settings.weight_decay else 0.0,
+            )
+            for group in optimizer.param_groups
+        ]
         devices = [ranks.device] if ranks.device.type == "cuda" else None
-        forward = DistributedDataParallel(model, device_ids=devices) if ranks.world_size > 1 else model
-        return cls(assembly, run, ranks, reporter, model, forward, decided, optimizer, shares)
+        objective: nn.Module = Objective(model)
+        if ranks.world_size > 1:
+            objective = DistributedDataParallel(objective, device_ids=devices)
+        return cls(assembly, run, ranks, reporter, model, objective, decided, optimizer, shares)
 
     def run_to_end(self, stop: StopRequest) -> None:
         """Steps until the last one; rank 0 writes the metrics and the summary."""
-        self.forward.train()
+        self.objective.train()
         with MetricsWriter(self.run) if self.ranks.is_first else nullcontext() as metrics:
             while self.done < self.assembly.config.run.steps:
                 self._step(stop, metrics)
@@ -164,9 +166,9 @@ class Trainer:
         """lr, step, and what is due after it: a row, an evaluation, a checkpoint, leaving."""
         settings = self.assembly.config.run
         started = time.perf_counter()
-        self.set_lr(self.assembly.lr(self.done))
+        self.set_rates(self.assembly.lr(self.done), self.assembly.weight_decay(self.done))
         result = take_step(
-            self.forward,
+            self.objective,
             self.optimizer,
             self._micro_batches(),
             ranks=self.ranks,
@@ -198,10 +200,10 @@ class Trainer:
                 signal_number,
             )
 
-    def set_lr(self, lr: float) -> None:
-        """This step's learning rate, times each group's own share of it."""
-        for group, share in zip(self.optimizer.param_groups, self.lr_shares, strict=True):
-            group["lr"] = lr * share
+    def set_rates(self, lr: float, weight_decay: float) -> None:
+        """This step's η and λ, times each group's own share of them."""
+        for group, (lr_share, decay_share) in zip(self.optimizer.param_groups, self.shares, strict=True):
+            group["lr"], group["weight_decay"] = lr * lr_share, weight_decay * decay_share
 
     def resume(self) -> None:
         """Weights, optimizer state and place of the newest good checkpoint."""
@@ -242,18 +244,19 @@ class Trainer:
 
     def _step_row(self, result: StepResult, step_s: float) -> dict[str, Any]:
         decaying = max(self.optimizer.param_groups, key=lambda group: group["weight_decay"])
+        batch_tokens = self.assembly.sizes.tokens_at(self.done - 1)
         return {
             "kind": "train",
             "step": self.done,
-            "tokens": self.done * self.assembly.batch_tokens,
+            "tokens": self.assembly.sizes.tokens_before(self.done),
             "loss": result.loss,
             "lr": self.assembly.lr(self.done - 1),
             "weight_decay": decaying["weight_decay"],
             "decay_per_step": group_decay_per_step(decaying),
             "penalty": self._penalty(),
             "grad_norm": result.grad_norm,
-            "batch_tokens": self.assembly.batch_tokens,
-            "tokens_per_s": self.assembly.batch_tokens / step_s,
+            "batch_tokens": batch_tokens,
+            "tokens_per_s": batch_tokens / step_s,
             "elapsed_s": self.elapsed_s,
         }
 
@@ -269,7 +272,7 @@ class Trainer:
         rows = max(1, _EVALUATION_TOKENS // config.model.context)
         started = time.perf_counter()
         nats, count = evaluate(
-            self.forward,
+            self.model,
             evaluation_batches(
                 tokens,
                 config.model.context,
@@ -300,7 +303,7 @@ class Trainer:
                 model=dict(self.model.named_parameters()),
                 optimizer=state_by_name(self.optimizer),
                 state={
-                    "tokens": self.done * self.assembly.batch_tokens,
+                    "tokens": self.assembly.sizes.tokens_before(self.done),
                     "elapsed_s": self.elapsed_s,
                     "threads": torch.get_num_threads(),
                     "world_size": self.ranks.world_size,
@@ -334,7 +337,7 @@ class Trainer:
 def _write_head(run: Run, assembly: Assembly, identity: dict[str, str]) -> None:
     """What a run directory holds before its first step; a resume changes only the configuration."""
     run.write_config(assembly.config)
-    write_atomically(run.path / "plan.json", assembly.plan.to_json())
+    run.write_text("plan.json", assembly.plan.to_json())
     if not run.tokenizer_path.is_file():
         assembly.data.tokenizer.save(run.tokenizer_path)
         run.write_json("environment.json", {**environment(), **identity})

@@ -1,0 +1,45 @@
+"""What attention has seen of a text: keys and values of every layer, so that a new token costs one token's work.
+
+Shapes: B batch, K key and value heads, T time, E head_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from weightdecay.models.config import ModelConfig
+
+
+class LayerCache:
+    """Keys and values of one layer, in room for `context` positions."""
+
+    def __init__(self, context: int) -> None:
+        self.length = 0
+        self._context = context
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def extended(self, k_BKTE: Tensor, v_BKTE: Tensor) -> tuple[Tensor, Tensor]:
+        """Everything seen up to and with these, in order."""
+        if self._keys is None or self._values is None:
+            batch, heads, _, width = k_BKTE.shape
+            self._keys = k_BKTE.new_empty(batch, heads, self._context, width)
+            self._values = torch.empty_like(self._keys)
+        end = self.length + k_BKTE.shape[2]
+        self._keys[:, :, self.length : end] = k_BKTE
+        self._values[:, :, self.length : end] = v_BKTE
+        self.length = end
+        return self._keys[:, :, :end], self._values[:, :, :end]
+
+
+class Cache:
+    """One text's keys and values, layer by layer; filled by `GPT.forward`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.layers = [LayerCache(config.context) for _ in range(config.n_layers)]
+
+    @property
+    def length(self) -> int:
+        """Tokens seen so far."""
+        return self.layers[0].length

@@ -1,0 +1,46 @@
+"""What a training step minimises. Shapes: B sequences, T time, V vocabulary."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from weightdecay.models.decoder import GPT
+
+
+class Losses(NamedTuple):
+    """Two scalars: the mean cross-entropy in nats a token, and what the configuration adds to it."""
+
+    cross_entropy: Tensor
+    auxiliary: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.cross_entropy + self.auxiliary
+
+
+class Objective(nn.Module):
+    """The loss of a decoder on a batch: a module, so that ranks can share its gradient.
+
+        L = mean cross-entropy + z_loss · mean (log Σ_v exp logit_v)² + load_balancing · mean imbalance of the experts
+
+    Reference: Chowdhery et al. 2022, arXiv:2204.02311, §5 (z-loss); Fedus et al. 2021, arXiv:2101.03961, §2.2.
+    """
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Losses:
+        config = self.model.config
+        logits_BTV, imbalance = self.model.logits_and_imbalance(tokens_BT)
+        cross_entropy = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
+        auxiliary = torch.zeros((), device=cross_entropy.device)
+        if config.z_loss:
+            auxiliary = auxiliary + config.z_loss * logits_BTV.float().logsumexp(dim=-1).square().mean()
+        if config.load_balancing and imbalance is not None:
+            auxiliary = auxiliary + config.load_balancing * imbalance
+        return Losses(cross_entropy, auxiliary)

@@ -1,0 +1,92 @@
+"""Steps that go through a tensor piece by piece, so that all their operations meet it in the cache.
+
+A mask, then Adam's kernel; or bfloat16 to float32, the whole step there, and one rounding back: over whole tensors
+each of these operations would go through memory on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from weightdecay.optim.rounding import Dither, round_stochastically_
+
+# Small enough that the pieces of a step's tensors share the cache, large enough that a call costs little beside them.
+PIECE = 1 << 18
+
+COUNTS = ("step", "rounded_steps")  # state that is not one number for each weight
+
+# (weights, gradient, state by name), all flat pieces: decays and updates the weights in place
+Update: TypeAlias = Callable[[Tensor, Tensor, Mapping[str, Tensor]], None]
+
+
+def pieces(tensor: Tensor) -> Sequence[Tensor]:
+    """Flat views of a contiguous tensor."""
+    return torch.split(tensor.view(-1), PIECE)
+
+
+class Workspace:
+    """What an optimizer needs for such steps: scratch of a piece's size, and noise for stochastic rounding."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self._dither = Dither(seed, PIECE)
+        self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    def __reduce__(self) -> tuple[type[Workspace], tuple[int]]:
+        return Workspace, (self.seed,)
+
+    def buffer(self, name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Uninitialised scratch of `like`'s size, the same memory whenever the same name asks."""
+        key = (name, dtype, like.device)
+        if key not in self._buffers or self._buffers[key].numel() < like.numel():
+            self._buffers[key] = torch.empty(max(like.numel(), PIECE), dtype=dtype, device=like.device)
+        return self._buffers[key][: like.numel()]
+
+    def step(
+        self, weights: Tensor, gradient: Tensor, state: dict[str, Any], rounding: str, update: Update, number: int
+    ) -> None:
+        """One elementwise step of a tensor; in float32 and rounded once, if a rounding is asked for.
+
+        Args:
+            weights: changed in place.
+            gradient: of the same shape; left as it is.
+            state: the tensor's, with what `start_rounding` put there.
+            rounding: `nearest` steps in the weights' own dtype; the others are for bfloat16 and float16.
+            number: the tensor's, so that each has its own noise.
+        """
+        whole = weights.contiguous()  # a copy only where the tensor is strided
+        counts = {key: value for key, value in state.items() if key in COUNTS}
+        kept = {key: pieces(value) for key, value in state.items() if key not in COUNTS and value.shape == whole.shape}
+        step = int(state.get("rounded_steps", 0))
+        for piece, (low, slope) in enumerate(zip(pieces(whole), pieces(gradient.contiguous()), strict=True)):
+            here = {**counts, **{key: views[piece] for key, views in kept.items()}}
+            if rounding == "nearest":
+                update(low, slope, here)
+                continue
+            wide = self._widened(low, here, rounding)
+            update(wide, self.buffer("gradient", slope, torch.float32).copy_(slope), here)
+            if rounding == "stochastic":
+                noise = self._dither(self.buffer("noise", low, torch.int32), step, number, piece)
+                round_stochastically_(low, wide, noise)
+            else:
+                low.copy_(wide)
+            if rounding == "kahan":
+                rounded = self.buffer("rounded", low, torch.float32).copy_(low)
+                here["compensation"].copy_(wide.sub_(rounded))
+        if rounding == "stochastic":
+            state["rounded_steps"] += 1
+        if whole is not weights:
+            weights.copy_(whole)
+
+    def _widened(self, low: Tensor, here: Mapping[str, Tensor], rounding: str) -> Tensor:
+        """The float32 weights that a low-precision piece stands for."""
+        if rounding == "master":
+            return here["master"]
+        wide = self.buffer("weights", low, torch.float32).copy_(low)
+        if rounding == "kahan":
+            wide.add_(self.buffer("rounded", low, torch.float32).copy_(here["compensation"]))
+        return wide

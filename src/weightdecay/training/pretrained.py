@@ -1,0 +1,55 @@
+"""Training that starts from a model of transformers, or from one exported here, instead of random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from weightdecay.data.tokenizer import load_tokenizer
+from weightdecay.errors import ConfigError
+from weightdecay.models import huggingface
+from weightdecay.models.config import TRAINING_ONLY
+from weightdecay.recipes.settings import TrainConfig
+
+
+def holds_a_model(config: TrainConfig) -> bool:
+    """Whether `run.init_from` names a directory of transformers or an exported one, not a run."""
+    return bool(config.run.init_from) and huggingface.holds_a_model(Path(config.run.init_from))
+
+
+def with_pretrained_shape(config: TrainConfig) -> TrainConfig:
+    """The configuration with the shape of the model it starts from.
+
+    What only training sees (dropout, z-loss …) stays the recipe's. Sequences may be shorter than the model's longest,
+    except where positions are learned, whose table goes with the context.
+
+    Raises:
+        ConfigError: an architecture that is not known here.
+    """
+    if not holds_a_model(config):
+        return config
+    theirs = huggingface.read_config(Path(config.run.init_from))
+    context = theirs.context if theirs.positions == "learned" else min(theirs.context, config.model.context)
+    shape = vars(theirs) | {name: getattr(config.model, name) for name in TRAINING_ONLY} | {"context": context}
+    return config.replace(**{f"model__{name}": value for name, value in shape.items()})
+
+
+def pretrained_weights(path: Path, tokenizer_sha256: str, report: Callable[[str], None]) -> dict[str, Tensor]:
+    """The weights in a directory that `holds_a_model`, under our names and in float32.
+
+    Args:
+        tokenizer_sha256: of the data's tokenizer, which must be the directory's too.
+        report: told what cannot be checked, and what weights in another precision become.
+
+    Raises:
+        ConfigError: there are no weights, or its tokenizer is another than the data's.
+        DamagedError: missing, extra or misshapen tensors, all of them named.
+    """
+    tokenizer = path / "tokenizer.json"
+    if not tokenizer.is_file():
+        report(f"{path}: has no tokenizer.json, so nothing says whether its weights speak the data's tokenizer")
+    elif load_tokenizer(tokenizer).sha256 != tokenizer_sha256:
+        raise ConfigError(f"{path}: its weights speak another tokenizer than the data: give --tokenizer {tokenizer}")
+    return huggingface.read_weights(path, huggingface.read_config(path), report)

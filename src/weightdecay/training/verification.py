@@ -1,0 +1,71 @@
+"""A run as it lies on the disk: what of it is as it was written, and what resuming with other settings would change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from weightdecay.models.decoder import GPT
+from weightdecay.planning.lockfile import read_lock
+from weightdecay.recipes.settings import TrainConfig
+from weightdecay.runs import Run
+from weightdecay.training import checkpoint
+from weightdecay.training.optimizers import decay_plan
+from weightdecay.training.resuming import can_change, config_changes
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found.
+
+    Attributes:
+        faults: of each checkpoint, oldest first; none where it is as it was written.
+        resumes_from: the step of the newest good checkpoint, 0 for none.
+        changes: settings that would differ, in words, each with whether a resume can change it.
+        tensors: tensors whose decay would differ, in words.
+    """
+
+    faults: Mapping[int, list[str]]
+    resumes_from: int
+    changes: list[tuple[str, bool]]
+    tensors: list[str]
+
+    @property
+    def damaged(self) -> bool:
+        return any(self.faults.values())
+
+    def document(self) -> dict[str, Any]:
+        """The same for `--json`."""
+        return {
+            "checkpoints": [{"step": step, "faults": faults} for step, faults in self.faults.items()],
+            "resumes_from": self.resumes_from,
+            "changes": [{"change": words, "possible": possible} for words, possible in self.changes],
+            "tensors": self.tensors,
+        }
+
+
+def verify(run: Run, asked: Mapping[str, Any]) -> Verification:
+    """Every checkpoint against its manifest, and the run's settings against those asked for.
+
+    Args:
+        asked: `section.key` pairs that a resume would be given; none compares nothing.
+
+    Raises:
+        ConfigError: a setting that is none, or no value for it; all at once.
+        DamagedError: run.toml or plan.json cannot be read.
+    """
+    faults = {one.step: one.faults() for one in checkpoint.checkpoints(run.checkpoints)}
+    old = run.config()
+    new = TrainConfig.from_values(old.values() | dict(asked), recipe=old.recipe, scaling=old.scaling)
+    changes = [(words, can_change(key)) for key, words in config_changes(old, new).items()]
+    tensors: list[str] = []
+    if changes and old.model == new.model:
+        with torch.device("meta"):
+            model = GPT(new.model)
+        saved = read_lock(run.path / "plan.json")
+        tensors = [str(difference) for difference in saved.diff(decay_plan(model, new.optimizer))]
+    good = [step for step, found in faults.items() if not found]
+    return Verification(faults, max(good, default=0), changes, tensors)

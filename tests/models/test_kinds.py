@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.models.kinds import KINDS
+from weightdecay.errors import ConfigError
+from weightdecay.models.attention import causal_attention, score_mask
+from weightdecay.models.config import ModelConfig
+from weightdecay.models.decoder import GPT, Block
+from weightdecay.models.generate import generate
+from weightdecay.models.layers import Rotary, UnitOffsetRMSNorm, alibi_slopes
+from weightdecay.models.objective import Objective
+from weightdecay.planning.plan import plan
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def model_of(kind: str, **changes: object) -> GPT:
+    torch.manual_seed(0)
+    return GPT(KINDS[kind].replace(**changes))
+
+
+@every_kind
+def test_no_position_sees_what_comes_after_it(kind: str) -> None:
+    model = model_of(kind).eval()
+    tokens = torch.randint(50, (2, 24))
+    changed = tokens.clone()
+    changed[:, 13:] = (changed[:, 13:] + 1) % 50
+    before, after = model(tokens), model(changed)
+    torch.testing.assert_close(before[:, :13], after[:, :13], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(before[:, 13:], after[:, 13:])
+
+
+@every_kind
+def test_the_cache_changes_no_token_also_past_the_end_of_the_context(kind: str) -> None:
+    model = model_of(kind)
+    each: list[dict[str, Any]] = [{"temperature": 0.0}, {"seed": 3}]
+    for options in each:
+        cached, whole = (
+            list(generate(model, [1, 2, 3], max_tokens=40, cached=cached, **options)) for cached in (True, False)
+        )
+        assert cached == whole
+    assert len(cached) == 40
+
+
+@every_kind
+def test_training_moves_every_tensor_the_same_way_twice(kind: str) -> None:
+    def gradients() -> dict[str, torch.Tensor]:
+        model = model_of(kind, dropout=0.1, stochastic_depth=0.1).train()
+        torch.manual_seed(1)
+        tokens = torch.randint(50, (3, 25))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = Objective(model)(tokens[:, :-1], tokens[:, 1:]).total
+        loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    first, second = gradients(), gradients()
+    assert first.keys() == dict(model_of(kind).named_parameters()).keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(gradient.abs().max() > 0 for gradient in first.values())
+
+
+@every_kind
+def test_the_default_plan_decays_the_matrices_and_nothing_else(kind: str) -> None:
+    model = model_of(kind)
+    decided = plan(model, weight_decay=0.1)
+    for name, parameter in model.named_parameters():
+        assert decided[name].weight_decay == (0.1 if parameter.ndim >= 2 else 0.0), name
+
+
+def test_the_places_of_the_norms_are_those_of_their_papers() -> None:
+    def block(placement: str) -> tuple[Block, torch.Tensor]:
+        torch.manual_seed(0)
+        config = KINDS["llama"].replace(norm_placement=placement, n_layers=1)
+        return Block(config, 0).eval(), torch.randn(2, 5, 24)
+
+    with torch.no_grad():
+        one, x = block("pre")
+        y = x + one.attention(one.attention_norm(x))
+        torch.testing.assert_close(one(x)[0], y + one.feedforward(second_norm(one)(y)))
+        one, x = block("post")
+        y = one.attention_norm(x + one.attention(x))
+        torch.testing.assert_close(one(x)[0], second_norm(one)(y + one.feedforward(y)))
+        one, x = block("output")
+        y = x + one.attention_norm(one.attention(x))
+        torch.testing.assert_close(one(x)[0], y + second_norm(one)(one.feedforward(y)))
+        one, x = block("sandwich")
+        y = x + one.attention_output_norm(one.attention(one.attention_norm(x)))
+        z = one.feedforward_output_norm(one.feedforward(second_norm(one)(y)))
+        torch.testing.assert_close(one(x)[0], y + z)
+
+
+def second_norm(block: Block) -> torch.nn.Module:
+    assert block.feedforward_norm is not None
+    return block.feedforward_norm
+
+
+def test_parallel_branches_read_the_same_stream() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 24)
+    with torch.no_grad():
+        one = Block(KINDS["palm"], 0).eval()
+        normed = one.attention_norm(x)
+        torch.testing.assert_close(one(x)[0], x + one.attention(normed) + one.feedforward(normed))
+        one = Block(KINDS["pythia"], 0).eval()
+        expected = x + one.attention(one.attention_norm(x)) + one.feedforward(second_norm(one)(x))
+        torch.testing.assert_close(one(x)[0], expected)
+
+
+def test_gpt3_sees_all_and_a_band_in_turn() -> None:
+    config = KINDS["gpt3"].replace(n_layers=4)
+    assert [config.window_of(layer) for layer in range(4)] == [0, 5, 0, 5]
+    assert [block.attention.window for block in GPT(config).blocks] == [0, 5, 0, 5]  # type: ignore[union-attr]
+
+
+@settings(deadline=None, max_examples=40)
+@given(time=st.integers(1, 9), before=st.integers(0, 5), window=st.integers(0, 12), heads=st.sampled_from([1, 3]))
+def test_a_mask_shows_each_position_itself_and_the_window_before_it(
+    time: int, before: int, window: int, heads: int
+) -> None:
+    span = time + before
+    slopes = tuple(alibi_slopes(heads))
+    mask = score_mask(time, span, window, (), torch.zeros(()))
+    leaning = score_mask(time, span, window, slopes, torch.zeros(()))
+    for row in range(time):
+        place = before + row
+        for key in range(span):
+            seen = key <= place and (window == 0 or place - key < window)
+            assert mask[row, key].item() == (0.0 if seen else -math.inf)
+            for head in range(heads):
+                expected = -slopes[head] * (place - key) if seen else -math.inf
+                assert leaning[head, row, key].item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize("slopes", [(), (0.5, 0.25, 0.125)])
+@pytest.mark.parametrize("window", [0, 4])
+def test_every_path_of_attention_is_the_formula(
+    dtype: torch.dtype, softcap: float, slopes: tuple[float, ...], window: int
+) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, time, 8) for time in (6, 9, 9))
+    scores = q @ k.transpose(2, 3) * 0.4
+    scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+    expected = (scores + score_mask(6, 9, window, slopes, scores)).softmax(-1) @ v
+    q, k, v = (x.to(dtype) for x in (q, k, v))
+    seen = causal_attention(q, k, v, scale=0.4, softcap=softcap, window=window, slopes=slopes).float()
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(seen, expected, atol=tolerance, rtol=tolerance)
+
+
+def test_alibis_slopes_are_the_papers() -> None:
+    assert alibi_slopes(8) == [2.0**-power for power in range(1, 9)]
+    assert alibi_slopes(16)[:2] == [2**-0.5, 2**-1.0]
+    assert alibi_slopes(12)[8:] == [2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5]
+
+
+def test_a_part_of_a_head_turns_and_the_rest_stays() -> None:
+    turn = Rotary(head_dim=6, context=24, base=10_000.0, fraction=0.34)
+    x = torch.randn(1, 4, 24, 6)
+    turned = turn(x)
+    assert torch.equal(turned[..., 2:], x[..., 2:])
+    assert not torch.allclose(turned[:, :, 1:, :2], x[:, :, 1:, :2])
+    torch.testing.assert_close(turn(x[:, :, 9:], start=9), turned[:, :, 9:])
+
+
+def test_a_gain_of_one_plus_w_starts_as_the_plain_norm() -> None:
+    x = torch.randn(3, 8)
+    norm = UnitOffsetRMSNorm(8, eps=1e-5)
+    torch.testing.assert_close(norm(x), torch.nn.functional.rms_norm(x, (8,), eps=1e-5))
+    norm.weight.data.fill_(1.0)
+    torch.testing.assert_close(norm(x), 2 * torch.nn.functional.rms_norm(x, (8,), eps=1e-5))
+
+
+def test_a_norm_without_gain_has_no_parameter() -> None:
+    names = [name for name, _ in model_of("nanochat").named_parameters() if "norm" in name]
+    assert names == []
+
+
+def test_logits_are_capped() -> None:
+    model = model_of("nanochat", embedding_init_std=50.0, logit_multiplier=100.0).eval()
+    logits = model(torch.randint(50, (2, 24)))
+    assert logits.abs().max() <= 15.0
+    assert logits.abs().max() > 14.0
+
+
+def test_the_objective_is_cross_entropy_and_what_the_configuration_adds() -> None:
+    model = model_of("mixtral", z_loss=0.01).eval()
+    tokens = torch.randint(50, (2, 25))
+    x, y = tokens[:, :-1], tokens[:, 1:]
+    losses = Objective(model)(x, y)
+    logits, imbalance = model.logits_and_imbalance(x)
+    assert imbalance is not None
+    torch.testing.assert_close(
+        losses.cross_entropy, torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
+    )
+    z = logits.logsumexp(-1).square().mean()
+    torch.testing.assert_close(losses.auxiliary, 0.01 * z + 0.01 * imbalance)
+    torch.testing.assert_close(losses.total, losses.cross_entropy + losses.auxiliary)
+    assert Objective(model_of("gpt2"))(x, y).auxiliary.item() == 0.0
+
+
+def test_initial_weights_have_the_spread_that_was_asked_for() -> None:
+    torch.manual_seed(0)
+    base = KINDS["palm"].replace(d_model=256, d_ff=512, n_heads=4, head_dim=64)
+    model = GPT(base)
+    assert model.embedding.weight.std().item() == pytest.approx(1.0, rel=0.05)
+    for name, inputs in (("attention.qkv", 256), ("feedforward.up", 256), ("feedforward.down", 512)):
+        weight = model.get_parameter(f"blocks.1.{name}.weight")
+        assert weight.std().item() == pytest.approx(inputs**-0.5, rel=0.05)
+
+
+def test_embedding_dropout_can_be_off_while_the_rest_drops() -> None:
+    assert model_of("opt", dropout=0.1, embedding_dropout=False).dropout.p == 0.0
+    assert model_of("opt", dropout=0.1).dropout.p == 0.1
+
+
+def test_values_that_contradict_each_other_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig(
+            vocab_size=5, context=8, n_layers=1, d_model=8, n_heads=2, n_experts=2, experts_per_token=3,
+            window_pattern="SX", branches="parallel", norm_placement="output", rotary_fraction=1.5,
+        )  # fmt: skip
+    text = "\n".join(caught.value.faults)
+    assert len(caught.value.faults) == 5
+    for expected in ("experts_per_token", "no biases", "window_pattern", "norms before them", "rotary_fraction"):
+        assert expected in text

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from weightdecay.errors import ConfigError
+from weightdecay.models.decoder import GPT
+from weightdecay.optim.adafactor import Adafactor
+from weightdecay.optim.muon import Muon
+from weightdecay.optim.rules import group_decay_per_step
+from weightdecay.recipes.schema import recipe, systems
+from weightdecay.runs import Run
+from weightdecay.training.optimizers import decay_plan, make_optimizer
+from weightdecay.training.progress import SilentReporter
+from weightdecay.training.trainer import train
+
+
+def test_palm_as_published_shrinks_a_weight_without_gradient_by_exactly_the_square_of_the_rate() -> None:
+    torch.manual_seed(0)
+    config = recipe("palm:nano").as_published().config()
+    model = GPT(config.model.replace(vocab_size=64)).double()
+    optimizer = make_optimizer(config.optimizer, decay_plan(model, config.optimizer))
+    assert isinstance(optimizer, Adafactor)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        group["lr"] = 3e-3
+        decay = group_decay_per_step(group)
+        assert decay is not None
+        assert decay == (pytest.approx(9e-6, abs=1e-12) if group["weight_decay"] else 0.0)
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        factor = 1.0 - 9e-6 if parameter.ndim >= 2 else 1.0
+        torch.testing.assert_close(parameter.detach(), before[name] * factor, rtol=1e-12, atol=0)
+
+
+def test_the_rows_of_a_palm_run_as_published_have_a_decay_per_step_of_the_rate_squared(
+    small_text: Path, tmp_path: Path
+) -> None:
+    config = recipe("palm:nano").as_published().config(
+        {
+            "data.sources": (str(small_text),), "data.tokenizer": "byte", "model.n_layers": 1, "model.d_model": 32,
+            "model.n_heads": 2, "model.head_dim": 16, "model.d_ff": 64, "model.context": 16, "run.batch_tokens": 64,
+            "run.steps": 30, "run.out": str(tmp_path / "run"),
+        }
+    )  # fmt: skip
+    run = train(config, reporter=SilentReporter())
+    rows = list(run.rows("train"))
+    assert len(rows) == 30
+    assert rows[0]["lr"] == 1e-2
+    assert rows[-1]["lr"] < 5e-3
+    for row in rows:
+        assert row["decay_per_step"] == pytest.approx(row["lr"] ** 2, abs=1e-12)
+    settings = Run.open(run.path).config().optimizer
+    assert (settings.name, settings.rule, settings.weight_decay) == ("adafactor", "lr_squared", 1.0)
+
+
+def test_olmo2_decays_its_gains_and_spares_its_embedding() -> None:
+    config = recipe("olmo2:nano").config()
+    with torch.device("meta"):
+        decided = decay_plan(GPT(config.model), config.optimizer)
+    assert decided["embedding.weight"].weight_decay == 0.0
+    for name in ("head.weight", "norm.weight", "blocks.0.attention.query_norm.weight", "blocks.1.attention.out.weight"):
+        assert decided[name].weight_decay == 0.1
+
+
+@pytest.mark.parametrize("system", systems())
+def test_the_policy_of_every_recipe_plans_its_own_model(system: str) -> None:
+    config = recipe(f"{system}:nano").config()
+    with torch.device("meta"):
+        model = GPT(config.model)
+    decided = decay_plan(model, config.optimizer)
+    decaying = sum(p.numel() for name, p in model.named_parameters() if decided[name].weight_decay > 0)
+    assert decaying > 0.6 * model.n_parameters() or system == "olmo2"
+
+
+def test_opt_and_moonlight_decay_everything() -> None:
+    for name in ("opt:nano", "moonlight:nano"):
+        config = recipe(name).config()
+        with torch.device("meta"):
+            decided = decay_plan(GPT(config.model), config.optimizer)
+            names = [tensor for tensor, _ in GPT(config.model).named_parameters()]
+        assert {decided[tensor].weight_decay for tensor in names} == {0.1}, name
+
+
+def test_nanochats_embedding_and_head_have_rates_and_decays_of_their_own() -> None:
+    config = recipe("nanochat:d12").config({"model.n_layers": 1, "model.vocab_size": 64, "model.context": 16})
+    model = GPT(config.model)
+    optimizer = make_optimizer(config.optimizer, decay_plan(model, config.optimizer))
+    assert isinstance(optimizer, Muon)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    seen = {
+        names[id(parameter)]: (group["algorithm"], group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert seen["embedding.weight"] == ("adamw", pytest.approx(0.3), pytest.approx(0.001, rel=1e-3))
+    assert seen["head.weight"] == ("adamw", pytest.approx(0.008), pytest.approx(0.01, rel=1e-3))
+    assert seen["blocks.0.feedforward.up.weight"] == ("muon", pytest.approx(0.02), pytest.approx(0.28))
+
+
+def test_multipliers_that_cannot_be_read_or_match_nothing_are_refused() -> None:
+    config = recipe("gpt3:nano").config(
+        {"optimizer.lr_multipliers": ("^embedding",), "optimizer.weight_decay_multipliers": ("x=much",)}
+    )
+    with torch.device("meta"):
+        model = GPT(config.model)
+    with pytest.raises(ConfigError) as caught:
+        decay_plan(model, config.optimizer)
+    assert len(caught.value.faults) == 2
+    stray = recipe("gpt3:nano").config({"optimizer.lr_multipliers": ("^embeding=2",)}).optimizer
+    with pytest.raises(ConfigError, match="matches no tensor"):
+        decay_plan(model, stray)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "adamw", "lion", "muon", "sgdw"])
+def test_every_optimizer_by_name_trains_and_resumes_bit_for_bit(name: str, small_text: Path, tmp_path: Path) -> None:
+    values = {
+        "data.sources": (str(small_text),), "data.tokenizer": "byte", "model.n_layers": 1, "model.d_model": 32,
+        "model.n_heads": 2, "model.context": 16, "run.batch_tokens": 128, "run.checkpoint_every": 4,
+        "optimizer.name": name, "optimizer.lr": 1e-3, "run.batch_ramp": ("0:32", "100:128"),
+    }  # fmt: skip
+    whole = recipe("gpt3:nano").config(values | {"run.steps": 8, "run.out": str(tmp_path / "whole")})
+    train(whole, reporter=SilentReporter())
+    part = whole.replace(run__out=str(tmp_path / "parts"))
+    train(part, reporter=SilentReporter())
+    last = tmp_path / "parts" / "checkpoints" / "step-00000008"
+    for file in last.iterdir():
+        file.unlink()
+    last.rmdir()
+    (tmp_path / "parts" / "summary.json").unlink()
+    train(part, reporter=SilentReporter())
+    weights = [
+        (tmp_path / kind / "checkpoints" / "step-00000008" / "model.safetensors").read_bytes()
+        for kind in ("whole", "parts")
+    ]
+    assert weights[0] == weights[1]
+    tokens = [row["tokens"] for row in Run(tmp_path / "whole").rows("train")]
+    assert tokens[0] == 32
+    assert tokens[-1] - tokens[-2] == 128

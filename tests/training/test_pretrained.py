@@ -1,0 +1,194 @@
+"""From a run to a directory of transformers, and on from there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.commands import Command
+from weightdecay.errors import ConfigError, DamagedError
+from weightdecay.models.decoder import GPT
+from weightdecay.recipes.schema import recipe
+from weightdecay.recipes.settings import TrainConfig
+from weightdecay.runs import Run
+from weightdecay.training.exporting import export
+from weightdecay.training.progress import SilentReporter
+from weightdecay.training.resuming import load_weights
+from weightdecay.training.sampling import load
+from weightdecay.training.trainer import train
+
+
+class Notes(SilentReporter):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def small(text: Path, out: Path, name: str = "llama2:nano", **values: Any) -> TrainConfig:
+    settings: dict[str, Any] = {
+        "data.sources": (str(text),), "data.tokenizer": "bpe:300", "model.n_layers": 2, "model.d_model": 32,
+        "model.n_heads": 4, "model.context": 16, "run.batch_tokens": 128, "run.steps": 8, "run.out": str(out),
+    }  # fmt: skip
+    return recipe(name).config(settings | {key.replace("__", "."): value for key, value in values.items()})
+
+
+@pytest.fixture(scope="module")
+def run(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(small(small_text, tmp_path_factory.mktemp("run") / "llama"), reporter=SilentReporter())
+
+
+@pytest.fixture(scope="module")
+def exported(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = export(run, tmp_path_factory.mktemp("export") / "hf", print)
+    assert (made.architecture, made.remark, made.step) == ("LlamaForCausalLM", "", 8)
+    return made.path
+
+
+@pytest.mark.transformers
+def test_transformers_loads_an_exported_run_with_its_tokenizer_and_logits(run: Run, exported: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(exported).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    trained = load(run, print)
+    text = "7 squared is 49"
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    assert ids[0].tolist() == trained.tokenizer.encode(text)
+    assert tokenizer.eos_token_id == trained.tokenizer.end_of_text_id == theirs.config.eos_token_id
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(input_ids=ids).logits, trained.model(ids), rtol=1e-4, atol=1e-5)
+
+
+def test_a_training_goes_on_from_an_exported_directory_under_another_recipe(
+    run: Run, exported: Path, small_text: Path, tmp_path: Path
+) -> None:
+    """The shape comes from there, the optimizer and the decay from the recipe."""
+    config = small(
+        small_text, tmp_path / "on", "gpt3:nano", run__init_from=str(exported), run__steps=3,
+        data__tokenizer=str(exported / "tokenizer.json"), optimizer__lr=1e-5,
+    )  # fmt: skip
+    further = train(config, reporter=SilentReporter())
+    assert further.config().model.as_function() == run.config().model.as_function()
+    assert further.config().optimizer.beta2 == 0.95
+    first = next(iter(further.rows("train")))
+    last = [*run.rows("train")][-1]
+    assert abs(first["loss"] - last["loss"]) < 0.5
+    tensors = json.loads((further.path / "plan.json").read_text())["tensors"]
+    assert {tensor["name"]: tensor["multiplier"] for tensor in tensors}["blocks.0.attention.qkv.weight"] == 1.0
+
+
+def test_export_and_start_change_no_bit(run: Run, exported: Path, small_text: Path, tmp_path: Path) -> None:
+    config = small(
+        small_text, tmp_path / "on", run__init_from=str(exported), run__steps=1, optimizer__lr=0.0,
+        data__tokenizer=str(exported / "tokenizer.json"),
+    )  # fmt: skip
+    further = train(config, reporter=SilentReporter())
+    before, after = (dict(load(one, print).model.named_parameters()) for one in (run, further))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_another_tokenizer_than_the_datas_is_refused(exported: Path, small_text: Path, tmp_path: Path) -> None:
+    config = small(small_text, tmp_path / "on", run__init_from=str(exported), data__tokenizer="byte")
+    with pytest.raises(ConfigError, match=r"speak another tokenizer than the data: give --tokenizer .*tokenizer\.json"):
+        train(config, reporter=SilentReporter())
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(
+    exported: Path, small_text: Path, tmp_path: Path
+) -> None:
+    config = small(small_text, tmp_path / "on", run__init_from=str(exported), data__tokenizer="bpe:400")
+    with pytest.raises(ConfigError, match="has 300 tokens, the data's tokenizer"):
+        train(config, reporter=SilentReporter())
+
+
+def test_a_padded_vocabulary_and_lower_precision_are_taken_and_said(
+    exported: Path, small_text: Path, tmp_path: Path
+) -> None:
+    padded = tmp_path / "padded"
+    padded.mkdir()
+    tensors = load_file(exported / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.cat((tensors[name], torch.zeros(20, 32)))
+    save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, padded / "model.safetensors")
+    document = json.loads((exported / "config.json").read_text()) | {"vocab_size": 320}
+    (padded / "config.json").write_text(json.dumps(document))
+    reporter = Notes()
+    tokenizer = str(exported / "tokenizer.json")
+    config = small(small_text, tmp_path / "on", run__init_from=str(padded), run__steps=1, data__tokenizer=tokenizer)
+    further = train(config, reporter=reporter)
+    assert further.config().model.vocab_size == 320
+    said = "\n".join(reporter.notes)
+    assert "weights in bfloat16 become float32" in said
+    assert "has no tokenizer.json" in said
+
+
+def test_a_directory_with_wrong_tensors_is_refused_with_all_their_names(
+    exported: Path, small_text: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    tensors = load_file(exported / "model.safetensors")
+    del tensors["model.norm.weight"]
+    tensors["model.extra"] = torch.ones(2)
+    save_file(tensors, broken / "model.safetensors")
+    (broken / "config.json").write_text((exported / "config.json").read_text())
+    (broken / "tokenizer.json").write_text((exported / "tokenizer.json").read_text())
+    config = small(
+        small_text, tmp_path / "on", run__init_from=str(broken), data__tokenizer=str(exported / "tokenizer.json")
+    )
+    with pytest.raises(DamagedError) as caught:
+        train(config, reporter=SilentReporter())
+    assert "model.norm.weight" in str(caught.value)
+    assert "model.extra" in str(caught.value)
+    assert not (tmp_path / "on" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["palm:nano", "grok1:nano", "gpt3:nano"])
+def test_a_model_without_a_counterpart_says_so_and_comes_back_from_our_format(
+    name: str, small_text: Path, tmp_path: Path
+) -> None:
+    shape = {"model__n_kv_heads": 4, "model__head_dim": 8, "model__d_ff": 64}
+    made = train(small(small_text, tmp_path / "run", name, run__steps=2, **shape), reporter=SilentReporter())
+    out = export(made, tmp_path / "out", print)
+    assert out.architecture == ""
+    assert "transformers has no counterpart" in out.remark
+    config = small(
+        small_text, tmp_path / "on", "llama2:nano", run__init_from=str(out.path), run__steps=1,
+        data__tokenizer=str(out.path / "tokenizer.json"),
+    )  # fmt: skip
+    further = train(config, reporter=SilentReporter())
+    assert further.config().model.as_function() == made.config().model.as_function()
+    model = GPT(made.config().model)
+    load_weights(model, dict(load(made, print).model.named_parameters()), out.path)
+
+
+def test_the_command_exports_and_refuses_a_directory_that_holds_something(
+    run: Run, tmp_path: Path, weightdecay: Command
+) -> None:
+    done = weightdecay("export", run.path, tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "out": str(tmp_path / "out"), "step": 8, "architecture": "LlamaForCausalLM", "remark": "",
+    }  # fmt: skip
+    again = weightdecay("export", run.path, tmp_path / "out")
+    assert again.returncode == 2
+    assert "not an empty directory" in again.stderr
+    assert weightdecay("export", tmp_path / "nowhere", tmp_path / "new").returncode == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_keeps_a_tokenizer_of_ours_and_says_that_it_is_none_of_transformers(
+    small_text: Path, tmp_path: Path
+) -> None:
+    made = train(small(small_text, tmp_path / "run", run__steps=1, data__tokenizer="byte"), reporter=SilentReporter())
+    out = export(made, tmp_path / "out", print)
+    assert "tokenizer.json is for weightdecay alone" in out.remark
+    assert json.loads((out.path / "tokenizer.json").read_text())["format"] == "weightdecay-byte"
