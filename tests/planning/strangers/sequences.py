@@ -28,12 +28,14 @@ class LitGPT(Net):
 
 
 class Mamba(Net):
+    """`A_log` and `D` under names that say nothing."""
+
     def __init__(self, d: int = 16, n: int = 8) -> None:
         super().__init__()
         self.in_proj, self.out_proj = nn.Linear(d, 2 * d, bias=False), nn.Linear(d, d, bias=False)
         self.conv1d = nn.Conv1d(d, d, 4, groups=d, padding=3)
         self.x_proj, self.dt_proj = nn.Linear(d, 2 * n + 4, bias=False), nn.Linear(4, d)
-        self.A_log, self.D = free(d, n), free(d)
+        self.rates, self.past = free(d, n), free(d)
         self.n = n
 
     def forward(self, x: Tensor) -> Any:
@@ -41,12 +43,12 @@ class Mamba(Net):
         u = F.silu(self.conv1d(u.transpose(1, 2))[..., : x.shape[1]]).transpose(1, 2)
         dt, b, c = self.x_proj(u).split([4, self.n, self.n], -1)
         dt = F.softplus(self.dt_proj(dt))
-        a = torch.exp(dt.unsqueeze(-1) * -torch.exp(self.A_log))
+        a = torch.exp(dt.unsqueeze(-1) * -torch.exp(self.rates))
         state, ys = torch.zeros(x.shape[0], x.shape[2], self.n), []
         for t in range(x.shape[1]):
             state = a[:, t] * state + (dt[:, t] * u[:, t]).unsqueeze(-1) * b[:, t].unsqueeze(1)
             ys.append((state * c[:, t].unsqueeze(1)).sum(-1))
-        return self.out_proj((torch.stack(ys, 1) + u * self.D) * F.silu(z))
+        return self.out_proj((torch.stack(ys, 1) + u * self.past) * F.silu(z))
 
 
 class Decay4D(Net):
@@ -315,7 +317,7 @@ class MatrixMixer(Net):
 
 STRANGE_SEQUENCES: dict[str, Stranger] = {
     "LitGPT": Stranger(LitGPT, NEVER),
-    "Mamba": Stranger(Mamba, r"bias|A_log|D$"),
+    "Mamba": Stranger(Mamba, r"bias|rates|past"),
     "Decay4D": Stranger(Decay4D, r"bias|first|second"),
     "Rwkv": Stranger(Rwkv, r"time_"),
     "StackedExperts": Stranger(StackedExperts, r"shift"),
