@@ -48,8 +48,9 @@ def _verdicts(facts: TensorFacts, vocabularies: AbstractSet[int]) -> tuple[Verdi
 
 def _at(site: Site, facts: TensorFacts, vocabularies: AbstractSet[int]) -> Verdict:
     typed, used = by_torch_type(site, facts), by_use(facts)
-    if typed is not None and typed.role is Role.EMBEDDING:
-        return embedding_role(facts) or typed
+    refined = embedding_role(facts) if typed is not None and typed.role is Role.EMBEDDING else None
+    if refined is not None:
+        return replace(refined, evidence=f"`{site.attribute}` of {site.owner}; {refined.evidence}")
     if typed is not None:
         agrees = used is not None and (used.role in DECAYING) == (typed.role in DECAYING)
         verdict = replace(typed, evidence=f"{typed.evidence}; {used.evidence}") if used and agrees else typed
