@@ -36,6 +36,17 @@ def _head() -> list[str]:
         "",
         "A source that says *from memory* was not read for this page; such a value is never `confirmed`.",
         "",
+        "A file of your own needs the same care: every value with its source and status. It may stand alone or add to",
+        "a shipped recipe, and is used by its name, `weightdecay train mine.toml:125m`:",
+        "",
+        "```toml",
+        'extends = "gpt3"',
+        "[sources]",
+        'sweep = "our own sweep over λ, 2026-10"',
+        "[common.optimizer]",
+        'weight_decay = { value = 0.05, status = "assumed", source = "sweep" }',
+        "```",
+        "",
     ]
 
 

@@ -32,10 +32,12 @@ _PUBLIC: dict[str, str] = {
     "state_by_name": "weightdecay.optim.state",
     "ModelConfig": "weightdecay.models.config",
     "GPT": "weightdecay.models.decoder",
+    "Objective": "weightdecay.models.objective",
     "Recipe": "weightdecay.recipes.schema",
     "recipe": "weightdecay.recipes.schema",
     "TrainConfig": "weightdecay.recipes.settings",
     "Run": "weightdecay.runs",
+    "export": "weightdecay.training.exporting",
     "train": "weightdecay.training.trainer",
 }
 

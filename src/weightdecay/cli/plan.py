@@ -83,16 +83,20 @@ class Plan:
     def _decider(self, overrides: dict[str, float]) -> Any:
         """A function from a policy's name to the model's plan; the model is found, built and traced once."""
         from weightdecay.planning.plan import plan_tensors
+        from weightdecay.planning.policies import Override
         from weightdecay.planning.tensors import read_tensors
         from weightdecay.planning.tracing import with_uses
+        from weightdecay.training.optimizers import multiplier_overrides
 
         source = _open(self.model)
+        ours = [Override(pattern, multiplier) for pattern, multiplier in overrides.items()]
         weight_decay = float(self.weight_decay) if self.weight_decay else _DEFAULT_WEIGHT_DECAY
         policy = "default"
         if source is None:
             config = self._config()
             model = _our_model(config)
             weight_decay, policy = config.optimizer.weight_decay, config.optimizer.policy
+            ours += multiplier_overrides(config.optimizer)
         else:
             model = source.model
         if model is None:
@@ -105,7 +109,7 @@ class Plan:
 
         def decide(name: str) -> DecayPlan:
             unknown: Any = self.unknown
-            return plan_tensors(facts, weight_decay, name or policy, overrides=overrides, unknown=unknown)
+            return plan_tensors(facts, weight_decay, name or policy, overrides=ours, unknown=unknown)
 
         return decide
 

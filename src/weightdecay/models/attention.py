@@ -103,6 +103,8 @@ def causal_attention(
     """
     time, span = q_BHTE.shape[2], k_BHSE.shape[2]
     scale = scale or 1.0 / math.sqrt(q_BHTE.shape[3])
+    if time == 1 and 0 < window < span:  # a token after a cache: what lies before the window need not be masked
+        k_BHSE, v_BHSE, span = k_BHSE[:, :, -window:], v_BHSE[:, :, -window:], window
     short = q_BHTE.device.type == "cpu" and q_BHTE.dtype == torch.bfloat16 and span <= _SHORT_CONTEXT
     plain = not slopes and not 0 < window < span
     if not short and not softcap:

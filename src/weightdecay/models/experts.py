@@ -68,12 +68,10 @@ class Experts(nn.Module):
         copies = x_ND.unsqueeze(1).expand(tokens, self.per_token, d_model).reshape(-1, d_model)
         order = chosen_NC.flatten().argsort(stable=True)
         counts = torch.bincount(chosen_NC.flatten(), minlength=self.n_experts).tolist()
-        outputs = [
-            F.linear(activated(F.linear(rows, up), self.kind), down)
-            for rows, up, down in zip(
-                torch.split(copies[order], counts), self.expert_up.unbind(), self.expert_down.unbind(), strict=True
-            )
-        ]
+        blocks = zip(
+            torch.split(copies[order], counts), self.expert_up.unbind(), self.expert_down.unbind(), strict=True
+        )
+        outputs = [F.linear(activated(F.linear(rows, up), self.kind), down) for rows, up, down in blocks if len(rows)]
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
         return torch.cat(outputs)[back].view(tokens, self.per_token, d_model)

@@ -20,18 +20,28 @@ from weightdecay.recipes.settings import OptimizerSettings
 
 
 def decay_plan(model: nn.Module, settings: OptimizerSettings) -> DecayPlan:
-    """Which tensors decay, and by how much: the policy, then the multipliers `PATTERN=FACTOR`.
+    """Which tensors decay, and by how much: the policy, then the multipliers.
 
     Raises:
         ConfigError: a multiplier that cannot be read, or whose pattern matches no tensor.
+    """
+    return plan(
+        model, weight_decay=settings.weight_decay, policy=settings.policy, overrides=multiplier_overrides(settings)
+    )
+
+
+def multiplier_overrides(settings: OptimizerSettings) -> list[Override]:
+    """The multipliers `PATTERN=FACTOR` of λ and η as a plan takes them.
+
+    Raises:
+        ConfigError: one that cannot be read; all of them are named.
     """
     faults: list[str] = []
     decay = dict(_pairs("weight_decay_multipliers", settings.weight_decay_multipliers, faults))
     rates = dict(_pairs("lr_multipliers", settings.lr_multipliers, faults))
     if faults:
         raise ConfigError(faults)
-    overrides = [Override(pattern, decay.get(pattern), rates.get(pattern, 1.0)) for pattern in {**rates, **decay}]
-    return plan(model, weight_decay=settings.weight_decay, policy=settings.policy, overrides=overrides)
+    return [Override(pattern, decay.get(pattern), rates.get(pattern, 1.0)) for pattern in {**rates, **decay}]
 
 
 def make_optimizer(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimizer:
