@@ -97,6 +97,14 @@ def clipping(weights: Weights, label: str, norm: float, limit: float) -> list[Pa
     ]
 
 
+def clipping_that_acts(weights: Weights) -> list[Path]:
+    return clipping(weights, "acts", norm=3.0, limit=0.92)
+
+
+def clipping_that_does_not(weights: Weights) -> list[Path]:
+    return clipping(weights, "does not act", norm=0.3, limit=0.85)
+
+
 def rules(weights: Weights) -> list[Path]:
     weights.set_gradients()
     plain = weights.given_to(torch.optim.AdamW(weights.params, lr=LR, weight_decay=0.1, fused=True))
@@ -158,17 +166,17 @@ def main() -> None:
     torch.manual_seed(0)
     warnings.simplefilter("ignore", PrecisionWarning)
     weights = Weights(torch.float32)
+    if not options.json:
+        total = sum(torch.Size(shape).numel() for shape in SHAPES)
+        print(f"{total / 1e6:.0f}M parameters, {options.threads} threads, {options.rounds} rounds", flush=True)
     rows: list[dict[str, Any]] = []
-    rows += measured(clipping(weights, "acts", norm=3.0, limit=0.92), options.rounds)
-    rows += measured(clipping(weights, "does not act", norm=0.3, limit=0.85), options.rounds)
-    rows += measured(rules(weights), options.rounds)
-    rows += measured(low_precision(weights), options.rounds)
+    for paths_of in (clipping_that_acts, clipping_that_does_not, rules, low_precision):
+        part = measured(paths_of(weights), options.rounds)
+        rows += part
+        if not options.json:
+            print("\n".join(table(part)), flush=True)
     if options.json:
         print(json.dumps(rows, indent=2))
-    else:
-        total = sum(torch.Size(shape).numel() for shape in SHAPES)
-        print(f"{total / 1e6:.0f}M parameters, {options.threads} threads, {options.rounds} rounds")
-        print("\n".join(table(rows)))
 
 
 if __name__ == "__main__":

@@ -206,6 +206,15 @@ def test_a_grad_scaler_that_skips_a_step_skips_its_decay() -> None:
     optimizer.found_inf = torch.tensor(1.0)
     optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, params, strict=True))
+    assert "decay_step" not in optimizer.param_groups[0]
+
+
+def test_the_coupled_form_takes_a_schedule_too() -> None:
+    theirs, ours = parameters(), parameters()
+    controlled = torch.optim.Adam(theirs, lr=PEAK, weight_decay=0.05)
+    control(controlled, rule="l2", schedule=Constant(0.4))
+    expected = run(torch.optim.Adam(ours, lr=PEAK, weight_decay=0.4))
+    assert all(torch.equal(a, b) for a, b in zip(run(controlled), expected, strict=True))
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
@@ -221,6 +230,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "towards_initial": (lambda: control(adamw(), rule="towards_initial"), "must know the direction"),
     "l2 on AdamW": (lambda: control(adamw(), rule="l2"), "belongs to torch.optim.Adam and SGD"),
     "l2 on ours": (lambda: control(AdamW(parameters()), rule="l2"), "use AdamL2"),
+    "towards_one on Adafactor": (
+        lambda: control(torch.optim.Adafactor(parameters(), weight_decay=0.1), rule="towards_one"), "weights' RMS"),
     "over one": (lambda: control(adamw(), rule="fixed", schedule=Constant(1.5)), "sign of the weights"),
     "ω/t from the start": (
         lambda: control(adamw(), rule="independent", peak_lr=PEAK, schedule=OneOverT(4.0)), "sign of the weights"),

@@ -193,6 +193,16 @@ def test_names_and_shapes_of_a_safetensors_file_suffice_for_a_weaker_plan(tmp_pa
     assert source is not None
     assert source.model is None
     assert [facts.name for facts in source.shapes] == ["model.norm.weight", "up.weight"]
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(["model.norm.weight", "up.weight"], "m.safetensors")}))
+    assert open_source(str(index)) == source
+
+
+def test_a_bare_state_dict_is_planned_by_names_and_shapes_and_says_so() -> None:
+    plan = weightdecay.plan(TiedDecoder().state_dict())
+    assert plan["mix.weight"].decays
+    assert not plan["mix.bias"].decays
+    assert "weak" in plan["norm.weight"].evidence
 
 
 @pytest.mark.parametrize("content", [b"", b"\x01\x02", struct.pack("<Q", 99) + b"{}", struct.pack("<Q", 2) + b"[]"])

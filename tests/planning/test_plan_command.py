@@ -92,10 +92,10 @@ def test_faults_of_the_flags_come_together_before_any_work(plan: Plan) -> None:
 
 
 def test_a_factory_of_the_users_own(plan: Plan, weightdecay: Command) -> None:
-    done = plan("python:tests.planning.strangers:Mamba", "--json")
+    done = plan("python:tests.planning.strangers.sequences:Mamba", "--json")
     assert done.returncode == 0, done.stderr
     tensors = {tensor["name"]: tensor for tensor in json.loads(done.stdout)["tensors"]}
-    assert tensors["A_log"]["roles"] == ["state-space parameter"]
+    assert tensors["rates"]["roles"] == ["state-space parameter"]
     failed = weightdecay("plan", "python:tests.planning.test_bad_input:failing_factory")
     assert failed.returncode == 1
     assert "RuntimeError: the user's own fault" in failed.stderr

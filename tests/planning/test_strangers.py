@@ -6,7 +6,10 @@ import pytest
 import torch
 
 import weightdecay
-from tests.planning.strangers import STRANGERS
+from tests.planning.strangers.sequences import STRANGE_SEQUENCES
+from tests.planning.strangers.signals import STRANGE_SIGNALS
+
+STRANGERS = {**STRANGE_SEQUENCES, **STRANGE_SIGNALS}
 
 
 def mistakes(name: str, *, trace: bool = True) -> tuple[list[str], int]:

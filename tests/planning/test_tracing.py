@@ -45,7 +45,7 @@ def test_tracing_leaves_model_random_states_and_streams_as_they_were(capfd: pyte
     before = copy.deepcopy(model.state_dict())
     states = (torch.get_rng_state(), random.getstate(), str(np.random.get_state()))
     plan = weightdecay.plan(model)
-    assert plan["own.weight"].evidence.startswith("traced")
+    assert "traced: multiplies a normalised activation" in plan["own.weight"].evidence
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(states[0], torch.get_rng_state())
     assert states[1] == random.getstate()
@@ -145,3 +145,33 @@ def test_a_recorder_follows_views_casts_and_arithmetic_to_the_meeting() -> None:
     assert "add>mul.self/input:vector" in uses
     assert any(use.startswith("diag") and "mm.mat2/input" in use for use in uses)
     assert all(str(Use.parse(text)) == text for text in uses)
+
+
+def test_a_forward_that_goes_on_for_ever_is_left_after_a_while() -> None:
+    class Endless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            while True:
+                x = x[:1] * self.scale
+
+    assert not weightdecay.plan(Endless())["scale"].decays
+
+
+def test_a_default_device_and_a_compiled_function_do_not_get_in_the_way() -> None:
+    class Compiled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(8))
+            self.call = torch.compile(lambda x, w: x * w)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.call(x, self.scale) + torch.zeros(8)
+            return out
+
+    model = Compiled()
+    with torch.device("meta"):
+        plan = weightdecay.plan(model)
+    assert "traced" in plan["scale"].evidence

@@ -171,3 +171,10 @@ def test_an_optimizer_of_another_copy_of_the_model_is_found() -> None:
     plan, _ = planned_optimizer(Stack())
     _, other = planned_optimizer(Stack())
     assert "before the model was wrapped" in str(plan.check(other))
+
+
+def test_names_that_a_wrapper_made_are_found() -> None:
+    plan, optimizer = planned_optimizer(Stack())
+    group = optimizer.param_groups[0]
+    group["param_names"] = [f"_orig_mod.{name}" for name in group["param_names"]]
+    assert "names that a wrapper made: '_orig_mod.embed.weight'" in str(plan.check(optimizer))

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from weightdecay.cli.flags import Argument, Choice, Name, Number, Switch, Text, Words, raise_together
 from weightdecay.cli.output import console, note, print_json
-from weightdecay.errors import CheckFailedError, ConfigError, WeightDecayError, did_you_mean
+from weightdecay.errors import CheckFailedError, ConfigError, RecipeError, WeightDecayError, did_you_mean
 
 if TYPE_CHECKING:
     from weightdecay.planning.plan import DecayPlan
     from weightdecay.planning.sources import Source
+    from weightdecay.recipes.schema import Recipe
     from weightdecay.recipes.settings import TrainConfig
 
 _UNKNOWN = ("error", "exempt")
@@ -115,14 +116,13 @@ class Plan:
     def _config(self) -> TrainConfig:
         from pathlib import Path
 
-        from weightdecay.recipes.schema import recipe
         from weightdecay.runs import Run
 
         given = {"optimizer.weight_decay": self.weight_decay} if self.weight_decay else {}
         if (Path(self.model) / "run.toml").is_file():
             config = Run.open(self.model).config().replace(**{key.replace(".", "__"): v for key, v in given.items()})
         else:
-            config = recipe(self.model).config(given)
+            config = _recipe(self.model).config(given)
         if math.isnan(config.optimizer.weight_decay):
             raise ConfigError("--weight-decay auto depends on the run's length, which a plan has not: give a number")
         return config
@@ -199,6 +199,16 @@ def _open(name: str) -> Source | None:
             frame = frame.tb_next
         note("".join(traceback.format_exception(type(error), error, frame)).rstrip())
         raise WeightDecayError(f"{name} raised {type(error).__name__}: no model, no plan") from None
+
+
+def _recipe(name: str) -> Recipe:
+    from weightdecay.recipes.schema import recipe
+
+    try:
+        return recipe(name)
+    except RecipeError as error:
+        kinds = "a run directory, a directory with config.json, hf:ORG/NAME, a .safetensors file, python:module:factory"
+        raise RecipeError([*error.faults, f"'{name}' is none of these either: {kinds}"]) from None
 
 
 def _our_model(config: TrainConfig) -> Any:

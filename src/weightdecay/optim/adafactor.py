@@ -19,14 +19,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weightdecay.optim.base import (
-    DecayingOptimizer,
-    Group,
-    Params,
-    UnsupportedTensorError,
-    Work,
-    with_gradient,
-)
+from weightdecay.optim.base import DecayingOptimizer, UnsupportedTensorError, Work, with_gradient
+from weightdecay.optim.grouping import Group, Params, Rules
 from weightdecay.optim.lion import NO_COUPLED_FORM
 from weightdecay.optim.rounding import LOW_PRECISION, Rounding
 
@@ -66,7 +60,7 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
         beta1: float | None = None,
         relative_step: bool = True,
         scale_parameter: bool = True,
-        rule: str = "decoupled",
+        rule: Rules = "decoupled",
         peak_lr: float | None = None,
         rounding: Rounding = "nearest",
         foreach: bool | None = None,

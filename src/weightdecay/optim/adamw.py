@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weightdecay.optim.base import DecayingOptimizer, Group, Params
+from weightdecay.optim.base import DecayingOptimizer
+from weightdecay.optim.grouping import Group, Params, Rules
 from weightdecay.optim.rounding import Rounding
 from weightdecay.optim.rules import RULES
 
@@ -74,7 +75,9 @@ class AdamW(_Adam, torch.optim.AdamW):
             `peak_lr` and `rounding`.
         lr: η. The lr a group begins with is its peak unless `peak_lr` is given.
         weight_decay: λ of groups that do not bring their own, as a plan's do; default 1e-2.
-        rule: how a step decays, one of `weightdecay.optim.rules.RULES`.
+        rule: how a step decays, one of `weightdecay.optim.rules.RULES`; or rules by pattern of the tensors' names, of
+            which the first that matches holds: `{"lm_head.*": "decoupled", "*": "corrected"}`. With a plan, `corrected`
+            leaves `decoupled` to embeddings and output heads by itself.
         peak_lr: the highest η of the schedule, for `independent` and `corrected`.
         rounding: how bfloat16 weights are rounded: `nearest`, `stochastic`, `kahan` or `master`.
         foreach, fused, maximize, capturable, differentiable, amsgrad, betas, eps: as in torch.
@@ -97,7 +100,7 @@ class AdamW(_Adam, torch.optim.AdamW):
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
         *,
-        rule: str = "decoupled",
+        rule: Rules = "decoupled",
         peak_lr: float | None = None,
         rounding: Rounding = "nearest",
         maximize: bool = False,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,23 +19,12 @@ from torch import Tensor
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.checks import group_faults, group_title, number
 from weightdecay.optim.decay import decay_, local, mixed, pull_, shrink_, shrink_where_agreeing_
+from weightdecay.optim.grouping import Group, Params, listed_groups, rule_for_the_rest, tables_and_heads, with_rules
 from weightdecay.optim.pieces import Workspace
 from weightdecay.optim.rounding import LOW_PRECISION, realised_decay, start_rounding
 from weightdecay.optim.rules import RULES, Decoupled, group_decay_per_step, rule
 
-Group: TypeAlias = dict[str, Any]
 Work: TypeAlias = list[tuple[Group, float | None]]  # groups, each with its decay per step
-
-
-@runtime_checkable
-class HasParamGroups(Protocol):
-    """What an optimizer needs of a decay plan."""
-
-    def param_groups(self, *, lr: float) -> Sequence[Group]: ...
-
-
-# A plan, or what torch takes: parameters, (name, parameter) pairs, groups.
-Params: TypeAlias = HasParamGroups | Iterable[Any]
 
 
 class UnsupportedTensorError(OptimizerError, RuntimeError):
@@ -71,19 +60,23 @@ class DecayingOptimizer(torch.optim.Optimizer):
         Args:
             settings: the constructor's: `lr`, `weight_decay`, `rule`, `peak_lr`, `rounding` and the optimizer's own.
         """
-        groups = _listed_groups(params, settings["lr"])
-        titled = [
-            (_with_rule(group, settings), group_title(group, index)) for index, group in enumerate(groups or [{}])
-        ]
+        groups = listed_groups(params, settings["lr"])
+        if groups is not None:
+            groups = with_rules(groups, settings["rule"], tables_and_heads(params))
+        settings["rule"] = rule_for_the_rest(settings["rule"])
+        ruled = [_with_rule(group, settings) for group in groups or [{}]]
         faults = [
-            fault for group, title in titled for fault in group_faults({**settings, **group}, title, self.refused)
+            fault
+            for index, group in enumerate(ruled)
+            for fault in group_faults({**settings, **group}, group_title(group, index), self.refused)
         ]
         if faults:
             raise OptimizerError(faults)
-        return params if groups is None else [group for group, _ in titled]
+        return params if groups is None else ruled
 
     def _finish(self, **settings: Any) -> None:
         """Make `rule`, `peak_lr` and `rounding` the defaults of later groups; warn of weights that would not decay."""
+        settings["rule"] = rule_for_the_rest(settings["rule"])
         self.defaults.update({key: value for key, value in settings.items() if (key, value) != ("peak_lr", None)})
         self._workspace = Workspace()
         for index, group in enumerate(self.param_groups):
@@ -329,23 +322,6 @@ class DecayingOptimizer(torch.optim.Optimizer):
             torch._foreach_div_([p.grad for group in self.param_groups for p in with_gradient(group)], scale)
             told.grad_scale = None
         return False
-
-
-def _listed_groups(params: Any, lr: float | Tensor) -> list[Group] | None:
-    """The groups, new dictionaries that we may change; None for what torch is to explain the faults of."""
-    if isinstance(params, HasParamGroups):
-        groups = [dict(group) for group in params.param_groups(lr=float(lr))]
-        if isinstance(lr, Tensor):  # a plan counts in floats; what follows the tensor must go on following it
-            groups = [{**group, "lr": lr} if group.get("lr") == float(lr) else group for group in groups]
-        return groups
-    if isinstance(params, Tensor) or not isinstance(params, Iterable):
-        return None
-    listed = list(params)
-    if not listed:
-        return None
-    if not isinstance(listed[0], dict):
-        return [{"params": listed}]
-    return [dict(group) for group in listed] if all(isinstance(group, dict) for group in listed) else None
 
 
 def with_gradient(group: Group) -> list[Any]:

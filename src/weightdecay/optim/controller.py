@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError, did_you_mean
-from weightdecay.optim.base import DecayingOptimizer, Group, with_gradient
+from weightdecay.optim.base import DecayingOptimizer, with_gradient
 from weightdecay.optim.checks import group_title, number
 from weightdecay.optim.decay import pull_, shrink_
+from weightdecay.optim.grouping import Group
 from weightdecay.optim.rules import RULES, Decoupled, group_decay_per_step
 from weightdecay.optim.schedules import Schedule
 
@@ -101,6 +102,8 @@ class Control:
 
     def _after(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
         self._restore()
+        if bool(getattr(optimizer, "found_inf", None)):  # a GradScaler's skipped step is no step
+            return
         for group in optimizer.param_groups:
             group["decay_step"] = steps_taken(optimizer, group, before=True) + 1
 
@@ -176,10 +179,11 @@ def _optimizer_faults(optimizer: torch.optim.Optimizer, rule: str, schedule: Sch
     if schedule is not None and not any(float(group["weight_decay"]) for group in groups):
         faults.append(f"every group of {kind} has weight_decay 0: give the groups that a λ schedule is for a λ first")
     rules = {group.get("rule", rule) for group in groups}
-    if _path(optimizer) not in _SHRINKS_BY_LR_TIMES_LAMBDA and any(group.get("scale_parameter") for group in groups):
+    scales = any(group.get("scale_parameter") for group in groups) and not _shrinks_itself(optimizer)
+    if scales or (isinstance(optimizer, torch.optim.Adafactor) and "towards_one" in rules):
         faults.append(
             f"{kind} scales its update with the weights' RMS, and shrinking them before the step would shrink the "
-            "update too: set scale_parameter=False or use weightdecay.Adafactor"
+            "update too: use weightdecay.Adafactor, or scale_parameter=False where there is such a setting"
         )
     if isinstance(optimizer, DecayingOptimizer):
         faults += [f"rule '{name}': {optimizer.refused[name]}" for name in sorted({rule} & optimizer.refused.keys())]
@@ -189,7 +193,7 @@ def _optimizer_faults(optimizer: torch.optim.Optimizer, rule: str, schedule: Sch
     for name in sorted(rules & {"cautious", "towards_one", "towards_initial"}):
         if name != "towards_one":
             faults.append(f"rule '{name}' must know the direction of {kind}: use weightdecay.AdamW, Lion, SGDW or Muon")
-    if "l2" in rules and (_path(optimizer) in _SHRINKS_BY_LR_TIMES_LAMBDA or not _is_torch_coupled(optimizer)):
+    if "l2" in rules and (_shrinks_itself(optimizer) or not _is_torch_coupled(optimizer)):
         faults.append(f"rule 'l2' belongs to torch.optim.Adam and SGD; {kind} does not put λ·w into the gradient")
     return faults
 
@@ -229,7 +233,7 @@ def _kernel_can(optimizer: torch.optim.Optimizer, group: Group) -> bool:
         return True
     if type(optimizer).__module__.startswith(_DECAYS_AT_Y):
         return True
-    shrinks = _path(optimizer) in _SHRINKS_BY_LR_TIMES_LAMBDA or bool(group.get("decoupled_weight_decay"))
+    shrinks = _shrinks_itself(optimizer) or bool(group.get("decoupled_weight_decay"))
     return shrinks and RULES[group["rule"]].reach == "weights" and float(group["lr"]) > 0.0
 
 
@@ -242,8 +246,8 @@ def _decay(group: Group, decay: float, optimizer: torch.optim.Optimizer) -> None
         pull_(weights, 1.0, decay)
 
 
-def _path(optimizer: torch.optim.Optimizer) -> str:
-    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+def _shrinks_itself(optimizer: torch.optim.Optimizer) -> bool:
+    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}" in _SHRINKS_BY_LR_TIMES_LAMBDA
 
 
 def _is_torch_coupled(optimizer: torch.optim.Optimizer) -> bool:

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weightdecay.optim.base import DecayingOptimizer, Group, Params, with_gradient
+from weightdecay.optim.base import DecayingOptimizer, with_gradient
+from weightdecay.optim.grouping import Group, Params, Rules
 from weightdecay.optim.rounding import Rounding
 
 NO_COUPLED_FORM = "this direction has no coupled form; rule l2 belongs to AdamL2 and SGDW"
@@ -46,7 +47,7 @@ class Lion(DecayingOptimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
         *,
-        rule: str = "decoupled",
+        rule: Rules = "decoupled",
         peak_lr: float | None = None,
         rounding: Rounding = "nearest",
         maximize: bool = False,

@@ -13,7 +13,7 @@ Reference: Jordan et al. 2024, kellerjordan.github.io/posts/muon; Liu et al. 202
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -21,16 +21,22 @@ from torch import Tensor
 
 from weightdecay.errors import OptimizerError, did_you_mean
 from weightdecay.optim.adamw import AdamW
-from weightdecay.optim.base import Group, HasParamGroups, Params, UnsupportedTensorError, Work
-from weightdecay.optim.checks import number
+from weightdecay.optim.base import UnsupportedTensorError, Work
+from weightdecay.optim.grouping import (
+    Group,
+    Params,
+    Rules,
+    listed_groups,
+    named_tensors,
+    rule_for_the_rest,
+    split_group,
+    tables_and_heads,
+    with_rules,
+)
 from weightdecay.optim.lion import NO_COUPLED_FORM
 from weightdecay.optim.rounding import LOW_PRECISION, Rounding
-from weightdecay.planning.plan import DecayPlan
-from weightdecay.planning.roles import Role
 
 ADJUSTMENTS = ("match_rms_adamw", "original")
-# Matrices that are looked up or end in a softmax: their rows are no inputs of a common map, and AdamW serves them.
-_NO_HIDDEN_MATRIX = frozenset({Role.EMBEDDING, Role.POSITION_EMBEDDING, Role.RELATIVE_POSITION, Role.OUTPUT_HEAD})
 
 
 class Muon(AdamW):
@@ -71,7 +77,7 @@ class Muon(AdamW):
         ns_dtype: torch.dtype = torch.bfloat16,
         adamw_betas: tuple[float, float] = (0.9, 0.95),
         adamw_eps: float = 1e-8,
-        rule: str = "decoupled",
+        rule: Rules = "decoupled",
         peak_lr: float | None = None,
         rounding: Rounding = "nearest",
         maximize: bool = False,
@@ -93,17 +99,19 @@ class Muon(AdamW):
             "adjust_lr_fn": adjust_lr_fn,
         }
         super().__init__(
-            _split(params, number(lr) or 0.0), lr, adamw_betas, adamw_eps, weight_decay,
-            rule=rule, peak_lr=peak_lr, rounding=rounding, maximize=maximize, foreach=foreach, fused=fused,
+            _split(params, lr, rule), lr, adamw_betas, adamw_eps, weight_decay,
+            rule=rule_for_the_rest(rule), peak_lr=peak_lr, rounding=rounding,
+            maximize=maximize, foreach=foreach, fused=fused,
         )  # fmt: skip
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; matrices and the rest must not share one, unless all of it is for AdamW."""
         if isinstance(param_group, dict):
-            tensors = [entry[1] if isinstance(entry, tuple) else entry for entry in _listed(param_group["params"])]
-            if not _all_tensors(tensors):
+            named = named_tensors(param_group)
+            if named is None:
                 return super().add_param_group(param_group)  # torch explains what is wrong
-            hidden = bool(tensors) and all(t.ndim in (2, 3) for t in tensors)
+            tensors = [tensor for _, tensor in named]
+            hidden = all(t.ndim in (2, 3) for t in tensors)
             param_group.setdefault("algorithm", "muon" if hidden else "adamw")
             if param_group["algorithm"] == "muon":
                 _raise_unless_matrices(tensors)
@@ -182,52 +190,20 @@ def orthogonalised(
     return x.mT if tall else x
 
 
-def _split(params: Params, lr: float) -> Any:
-    """Each group as one for Muon and one for AdamW, in their order, unless it says where it goes."""
-    if isinstance(params, Tensor) or not isinstance(params, HasParamGroups | Iterable):
+def _split(params: Params, lr: float | Tensor, rule: Rules) -> Any:
+    """Each group as one for Muon and one for AdamW, unless it says where it goes."""
+    groups, elsewhere = listed_groups(params, lr), tables_and_heads(params)
+    if groups is None:
         return params
-    elsewhere: set[str] = set()
-    if isinstance(params, DecayPlan):
-        elsewhere = {tensor.name for tensor in params.tensors if _NO_HIDDEN_MATRIX.intersection(tensor.roles)}
-    groups: list[Any] = list(params.param_groups(lr=lr) if isinstance(params, HasParamGroups) else params)
-    if groups and not isinstance(groups[0], dict):
-        groups = [{"params": groups}]
-    split: list[Any] = []
-    for group in groups:
-        if not isinstance(group, dict) or "algorithm" in group:
+    split: list[Group] = []
+    for group in with_rules(groups, rule, elsewhere):
+        named = named_tensors(group)
+        if named is None or "algorithm" in group:
             split.append(group)
             continue
-        split += _halves(group, elsewhere)
+        labels = ["muon" if t.ndim in (2, 3) and name not in elsewhere else "adamw" for name, t in named]
+        split += [{**part, "algorithm": label} for label, part in split_group(group, labels)]
     return split
-
-
-def _halves(group: Group, elsewhere: set[str]) -> list[Group]:
-    entries = [] if isinstance(group["params"], set) else _listed(group["params"])
-    names = group.get("param_names") or [entry[0] if isinstance(entry, tuple) else "" for entry in entries]
-    tensors = [entry[1] if isinstance(entry, tuple) else entry for entry in entries]
-    if not _all_tensors(tensors):
-        return [group]
-    hidden = [t.ndim in (2, 3) and name not in elsewhere for t, name in zip(tensors, names, strict=True)]
-    halves = []
-    for algorithm, wanted in (("muon", True), ("adamw", False)):
-        chosen = [index for index, here in enumerate(hidden) if here is wanted]
-        if not chosen:
-            continue
-        half = {**group, "params": [entries[index] for index in chosen], "algorithm": algorithm}
-        if "param_names" in group:
-            half["param_names"] = [names[index] for index in chosen]
-        if "name" in group and any(hidden) and not all(hidden):
-            half["name"] = f"{group['name']} {algorithm}"
-        halves.append(half)
-    return halves or [group]
-
-
-def _listed(params: Any) -> list[Any]:
-    return [params] if isinstance(params, Tensor) else list(params)
-
-
-def _all_tensors(entries: Iterable[Any]) -> bool:
-    return all(isinstance(entry, Tensor) for entry in entries)
 
 
 def _raise_unless_matrices(tensors: list[Tensor]) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError
-from weightdecay.optim.base import HasParamGroups
+from weightdecay.optim.grouping import HasParamGroups
 
 
 def penalty(plan: HasParamGroups | torch.optim.Optimizer) -> Tensor:

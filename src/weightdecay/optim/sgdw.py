@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.optim.base import DecayingOptimizer, Group, Params
+from weightdecay.optim.base import DecayingOptimizer
+from weightdecay.optim.grouping import Group, Params, Rules
 from weightdecay.optim.rounding import Rounding
 
 
@@ -44,7 +45,7 @@ class SGDW(DecayingOptimizer, torch.optim.SGD):
         weight_decay: float = 0.0,
         nesterov: bool = False,
         *,
-        rule: str = "decoupled",
+        rule: Rules = "decoupled",
         peak_lr: float | None = None,
         rounding: Rounding = "nearest",
         maximize: bool = False,

@@ -4,17 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 
 from weightdecay.planning.jobs import agreeing, by_use, embedding_role
-from weightdecay.planning.roles import Role, Strength, Verdict
-from weightdecay.planning.structure import by_name, by_shape, by_torch_type, kind_of_matrix
+from weightdecay.planning.roles import DECAYING, Role, Strength, Verdict
+from weightdecay.planning.structure import by_name, by_shape, by_torch_type, habit, kind_of_matrix, rows_and_columns
 from weightdecay.planning.tensors import Site, TensorFacts
+
+_ADDED = frozenset({Role.BIAS, Role.POSITION_EMBEDDING, Role.RELATIVE_POSITION})
+_PARTS_OF_RECURRENCES = frozenset({Role.STATE_SPACE, Role.SCALE, Role.BIAS})
 
 
 def classify(tensors: Sequence[TensorFacts]) -> list[tuple[Verdict, ...]]:
     """The verdicts on each tensor, one per job; a frozen tensor's first verdict says that it is frozen."""
     vocabularies = {facts.shape[0] for facts in tensors for site in facts.sites if "Embedding" in site.bases}
-    return [_with_frozen(facts, _verdicts(facts, vocabularies)) for facts in tensors]
+    verdicts = _with_neighbours(tensors, [_verdicts(facts, vocabularies) for facts in tensors])
+    return [_with_frozen(facts, found) for facts, found in zip(tensors, verdicts, strict=True)]
+
+
+def _with_neighbours(
+    tensors: Sequence[TensorFacts], verdicts: Sequence[tuple[Verdict, ...]]
+) -> list[tuple[Verdict, ...]]:
+    """Vectors beside the time constants or mixes of a module are parts of the same recurrence, as `D` and `dt_bias`."""
+    recurrences: dict[str, Role] = {}
+    for facts, found in zip(tensors, verdicts, strict=True):
+        if found[0].role in (Role.STATE_SPACE, Role.TIME_MIX) and recurrences.get(_owner(facts)) is not Role.TIME_MIX:
+            recurrences[_owner(facts)] = found[0].role
+    settled = []
+    for facts, found in zip(tensors, verdicts, strict=True):
+        role = recurrences.get(_owner(facts))
+        belongs = role is not None and not facts.sites[0].bases and found[0].role in _PARTS_OF_RECURRENCES
+        settled.append((replace(found[0], role=role), *found[1:]) if role is not None and belongs else found)
+    return settled
+
+
+def _owner(facts: TensorFacts) -> str:
+    return facts.name.rpartition(".")[0]
 
 
 def _verdicts(facts: TensorFacts, vocabularies: AbstractSet[int]) -> tuple[Verdict, ...]:
@@ -22,11 +47,31 @@ def _verdicts(facts: TensorFacts, vocabularies: AbstractSet[int]) -> tuple[Verdi
 
 
 def _at(site: Site, facts: TensorFacts, vocabularies: AbstractSet[int]) -> Verdict:
-    verdict = by_torch_type(site, facts)
-    if verdict is not None and verdict.role is Role.EMBEDDING:
-        return embedding_role(facts) or verdict
-    verdict = verdict or by_use(facts) or by_name(site, facts) or by_shape(facts)
+    typed, used = by_torch_type(site, facts), by_use(facts)
+    refined = embedding_role(facts) if typed is not None and typed.role is Role.EMBEDDING else None
+    if refined is not None:
+        return replace(refined, evidence=f"`{site.attribute}` of {site.owner}; {refined.evidence}")
+    if typed is not None:
+        agrees = used is not None and (used.role in DECAYING) == (typed.role in DECAYING)
+        verdict = replace(typed, evidence=f"{typed.evidence}; {used.evidence}") if used and agrees else typed
+    elif used is not None:
+        verdict = _named_table(used, site, facts)
+        verdict = replace(verdict, evidence=f"`{site.attribute}` of {site.owner}; {verdict.evidence}")
+    else:
+        verdict = by_name(site, facts) or by_shape(facts)
+    if not site.owner:
+        verdict = replace(verdict, evidence=f"{verdict.evidence} (weak: nothing but name and shape is known)")
     return kind_of_matrix(verdict, site, facts, vocabularies) if verdict.role is Role.LINEAR else verdict
+
+
+def _named_table(used: Verdict, site: Site, facts: TensorFacts) -> Verdict:
+    """A table that is added may hold positions or biases: the sum is the same, so that its name decides."""
+    if used.role not in _ADDED or len(rows_and_columns(facts.shape)) < 2:
+        return used
+    named = habit(site)
+    if named is used.role or named not in _ADDED | {Role.SCALE, Role.LEARNED_TOKEN}:
+        return used
+    return replace(used, role=named, evidence=f"{used.evidence}, and so named")
 
 
 def _with_frozen(facts: TensorFacts, verdicts: tuple[Verdict, ...]) -> tuple[Verdict, ...]:

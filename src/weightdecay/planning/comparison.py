@@ -163,12 +163,15 @@ def _misnamed(
     found = [tuple(held.get(id(parameter), ())) for parameter in parameters]
     if len(found) != len(written):
         return [f"{label} has {len(found)} tensors and {len(written)} names: state saved by name would go astray"]
-    wrong = [
-        f"'{name}' is {names[0]}" for name, names in zip(written, found, strict=True) if names and name not in names
-    ]
-    if not wrong:
-        return []
-    return [f"{label} names {len(wrong)} tensors wrongly, as if reordered: {some(wrong)}; state would be mixed up"]
+    pairs = [(name, names[0]) for name, names in zip(written, found, strict=True) if names and name not in names]
+    prefixed = [f"'{name}'" for name, own in pairs if name.endswith(f".{own}")]
+    swapped = [f"'{name}' is {own}" for name, own in pairs if not name.endswith(f".{own}")]
+    faults = []
+    if prefixed:
+        faults.append(f"{label} has names that a wrapper made: {some(prefixed)}; state saved so fits no bare model")
+    if swapped:
+        faults.append(f"{label} names {len(swapped)} tensors wrongly, as if reordered: {some(swapped)}")
+    return faults
 
 
 def some(names: Sequence[str]) -> str:

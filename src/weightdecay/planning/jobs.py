@@ -83,8 +83,11 @@ def _norm(case: _Case) -> Role | None:
 
 
 def _state(case: _Case) -> Role | None:
+    """`-exp(A_log)` is a time constant; what is only made positive is a scale (`logit_scale.exp()`)."""
     use = case.use
-    return Role.STATE_SPACE if _SQUASHES & {use.operation, *use.through} else None
+    if not _SQUASHES & {use.operation, *use.through}:
+        return None
+    return Role.STATE_SPACE if case.rows and ("neg" in use.through or case.rows > 1) else Role.SCALE
 
 
 def _mix(case: _Case) -> Role | None:
@@ -115,10 +118,10 @@ def _term(case: _Case) -> Role | None:
         return None
     if use.geometry in ("number", "vector"):
         return Role.BIAS
-    if use.partner == "scores":
-        return Role.RELATIVE_POSITION
     if case.rows < 2:
         return Role.LEARNED_TOKEN if "cat" in use.through else Role.BIAS
+    if use.partner == "scores":
+        return Role.RELATIVE_POSITION
     repeated = use.geometry == "repeated" or (use.geometry == "patch" and use.partner == "projection")
     return Role.BIAS if repeated else Role.POSITION_EMBEDDING
 
@@ -131,8 +134,10 @@ def _joined(case: _Case) -> Role | None:
 
 
 def _fed(case: _Case) -> Role | None:
-    """A tensor that goes where activations go: into a layer, or into attention."""
+    """A tensor that goes where activations go: into a layer, or into attention; or a vector that weighs features."""
     use = case.use
+    if use.operation in PRODUCTS and case.axes < 2 and use.partner != "parameter":
+        return Role.SCALE
     if use.operation in PRODUCTS | NORMALISING or "conv" in use.operation or "_scaled_dot" in use.operation:
         return Role.LEARNED_TOKEN
     return None

@@ -16,7 +16,7 @@ from weightdecay.planning.comparison import OptimizerCheck, PlanDiff, check, dif
 from weightdecay.planning.policies import Override, Policy, RolePolicy, override_faults
 from weightdecay.planning.policyfile import find_policy
 from weightdecay.planning.roles import Role, Verdict
-from weightdecay.planning.tensors import TensorFacts, parameters_by_name, read_tensors
+from weightdecay.planning.tensors import TensorFacts, parameters_by_name, read_shapes, read_tensors
 from weightdecay.planning.tracing import Batch, with_uses
 
 Overrides = Mapping[str, float] | Sequence[Override]
@@ -221,7 +221,7 @@ def _group_name(lr_multiplier: float, multiplier: float) -> str:
 
 
 def plan(
-    model: nn.Module,
+    model: nn.Module | Mapping[str, torch.Tensor],
     weight_decay: float = 0.1,
     policy: str | Policy = "default",
     *,
@@ -236,6 +236,7 @@ def plan(
 
     Args:
         model: any module, bare or wrapped, on any device including meta. It is not changed, nor is any random state.
+            Or a bare state dict, on whose names and shapes verdicts are weaker, and which has no parameters to group.
         weight_decay: λ as `torch.optim.AdamW` means it, per unit of learning rate.
         policy: name of a policy, path of a TOML policy file, or a policy of your own.
         overrides: regular expressions with their multipliers; the first that is found in a name decides.
@@ -248,6 +249,9 @@ def plan(
         PlanError: λ is negative, the policy is not known, an override matches nothing, a tensor's role is unknown
             and no override covers it; all faults together. Also for models without parameters, or with lazy ones.
     """
+    if isinstance(model, Mapping):
+        facts = read_shapes([(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in model.items()])
+        return plan_tensors(facts, weight_decay, policy, overrides=overrides, unknown=unknown)
     facts = read_tensors(model)
     if trace:
         facts = with_uses(model, facts, batch)

@@ -46,8 +46,10 @@ class RolePolicy:
         ruling = min(verdicts, key=lambda verdict: self.multipliers[verdict.role])
         multiplier = self.multipliers[ruling.role]
         reason = f"{ruling.role}: {ruling.evidence}"
-        others = [verdict.role.value for verdict in verdicts if verdict.role is not ruling.role]
-        if others and self.multipliers[Role(others[0])] != multiplier:
+        others = [verdict.role for verdict in verdicts if self.multipliers[verdict.role] != multiplier]
+        if others and ruling.role is Role.FROZEN:
+            reason += f"; if trained, it would decay as {' and '.join(others)}"
+        elif others:
             reason += f"; also {' and '.join(others)}, but one exempt role exempts a tied tensor"
         if multiplier == 0.0 and ruling.role in DISPUTED:
             reason += "; opinions differ on whether such tensors should decay"

@@ -23,6 +23,7 @@ from weightdecay.planning.tensors import TensorFacts, read_shapes
 
 _HUB = "hf:"
 _PYTHON = "python:"
+_INDEX = ".safetensors.index.json"
 _LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors format itself
 
 
@@ -50,8 +51,9 @@ def open_source(text: str) -> Source | None:
         return Source(model=_from_factory(text.removeprefix(_PYTHON)))
     if text.startswith(_HUB):
         return Source(model=_from_config(text.removeprefix(_HUB)))
-    if path.suffix == ".safetensors":
-        return Source(shapes=tuple(read_shapes(safetensors_shapes(path))))
+    if path.suffix == ".safetensors" or path.name.endswith(_INDEX):
+        files = [path] if path.suffix == ".safetensors" else _shards(path)
+        return Source(shapes=tuple(read_shapes([shape for file in files for shape in safetensors_shapes(file)])))
     if path.name == "config.json" or (path / "config.json").is_file():
         file = path if path.suffix == ".json" else path / "config.json"
         return Source(model=_from_config(str(_checked_config(file).parent)))
@@ -136,6 +138,17 @@ def _from_factory(text: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise PlanError(f"{text} made a {type(model).__name__}: a factory must return a torch.nn.Module")
     return model
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index of a sharded checkpoint names, each once."""
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return [index.parent / Path(name).name for name in dict.fromkeys(names)]
+    except OSError as error:
+        raise PlanError(f"cannot read {index}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{index} is no index of a sharded checkpoint: {type(error).__name__}: {error}") from error
 
 
 def safetensors_shapes(path: Path) -> list[tuple[str, tuple[int, ...], str]]:

@@ -35,6 +35,7 @@ _ATTRIBUTE_HABITS: tuple[tuple[re.Pattern[str], Role], ...] = tuple(
         (r"gammas$|residual|multiplier|slope", Role.SCALE),
         (r"pos(ition)?(al)?_?emb|^wpe|^pos|position", Role.POSITION_EMBEDDING),
         (r"tokens?$|quer(y|ies)$|cls|latents?$|prototype|mask_emb|no_obj|registers?$|probe$", Role.LEARNED_TOKEN),
+        (r"newline|separator|_(begin|end|sep)$", Role.LEARNED_TOKEN),
         (r"lora_a", Role.LORA_A),
         (r"lora_b", Role.LORA_B),
         (r"router|gate", Role.ROUTER),
@@ -130,12 +131,18 @@ def by_name(site: Site, facts: TensorFacts) -> Verdict | None:
         return Verdict(Role.NORM_GAIN, f"`{site.attribute}` of {owner}: a vector in a norm, by its name", Strength.NAME)
     if re.search(r"sin(usoid|cos)", f"{owner} {attribute}", re.IGNORECASE) and not vector:
         return Verdict(Role.SINUSOIDAL_TABLE, f"`{site.attribute}` of {owner}: sinusoidal, by its name", Strength.NAME)
-    for pattern, role in _ATTRIBUTE_HABITS:
+    for pattern, habit in _ATTRIBUTE_HABITS:
+        role = Role.LEARNED_TOKEN if vector and habit in (Role.EMBEDDING, Role.POSITION_EMBEDDING) else habit
         if pattern.search(attribute) and _fits(role, facts.shape):
             return Verdict(role, f"named `{site.attribute}`, shape {list(facts.shape)}", Strength.NAME)
     if attribute == "weight" and not site.owner:
         return _table_or_matrix(site, facts)
     return None
+
+
+def habit(site: Site) -> Role | None:
+    """What the attribute's name alone suggests."""
+    return next((role for pattern, role in _ATTRIBUTE_HABITS if pattern.search(site.attribute.lower())), None)
 
 
 def _table_or_matrix(site: Site, facts: TensorFacts) -> Verdict | None:
@@ -167,7 +174,7 @@ def by_shape(facts: TensorFacts) -> Verdict:
         return Verdict(Role.SCALE, f"{shape}: a single number", Strength.SHAPE)
     if len(effective) == 1:
         return Verdict(Role.SCALE, f"{shape}: one number per feature", Strength.SHAPE)
-    if min(effective[-2:]) < _SMALLEST_MATRIX:
+    if sorted(effective)[-2] < _SMALLEST_MATRIX:
         return Verdict(Role.UNKNOWN, f"{shape}, and neither its use, its owner nor its name says more", Strength.SHAPE)
     role = Role.LINEAR if len(effective) == 2 else Role.EXPERT_STACK
     return Verdict(role, f"{shape}: a matrix of {math.prod(facts.shape):,} elements, by shape alone", Strength.SHAPE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from weightdecay.planning.inputs import example_inputs
 from weightdecay.planning.shrinking import shrunk
 from weightdecay.planning.structure import by_torch_type
 from weightdecay.planning.tensors import TensorFacts, bare_class, read_tensors
-from weightdecay.planning.twin import twin, undisturbed, unwrapped
+from weightdecay.planning.twin import absent, twin, undisturbed, unwrapped
 from weightdecay.planning.usage import UsageRecorder, Use
 
 LARGEST_RUN = 64_000_000  # elements: about a second and 300 MB
@@ -60,10 +61,14 @@ class _Tracer:
 
     def run(self, batch: Batch | None) -> None:
         if batch is not None:
-            self._attempt(_Part("", self.root), [batch])
+            self._attempt(_Part("", self.root), [_on_cpu(batch)])
         elif self.custom and _elements(self.root) > LARGEST_RUN:
             self._run_shrunk()
         self._visit(_Part("", self.root), self.custom)
+
+    @cached_property
+    def outside(self) -> dict[int, Any]:
+        return absent(self.root)
 
     def facts(self) -> list[TensorFacts]:
         traced = []
@@ -100,7 +105,7 @@ class _Tracer:
     def _attempt(self, part: _Part, candidates: Iterable[Any]) -> bool:
         """Run on the first candidate that goes through; what a broken run saw before it broke counts too."""
         try:
-            copy = twin(part.module)
+            copy = twin(part.module, None if part.module is self.root else self.outside)
         except Exception:  # a module may hold what cannot be copied: then its parts are tried
             return False
         parameters = {f"{part.prefix}{name}": p for name, p in copy.named_parameters(remove_duplicate=False)}
@@ -137,6 +142,16 @@ def _elements(module: nn.Module) -> int:
 
 def _kind(module: nn.Module) -> object:
     return bare_class(module), tuple((name, tuple(p.shape)) for name, p in module.named_parameters())
+
+
+def _on_cpu(value: Any) -> Any:
+    """The batch where and in the precision in which the twin runs; the user's own tensors stay as they are."""
+    if isinstance(value, torch.Tensor):
+        moved = value.detach().cpu()
+        return moved.float() if moved.dtype in (torch.float16, torch.bfloat16) else moved
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return type(value)(_on_cpu(item) for item in value) if type(value) in (list, tuple) else value
 
 
 def _named_leaves(value: Any, name: str = "") -> list[tuple[str, torch.Tensor]]:

@@ -11,9 +11,10 @@ import copy
 import io
 import logging
 import random
+import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,20 @@ from weightdecay.planning.tensors import bare_class, inner
 _HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
 
 
-def twin(model: nn.Module) -> nn.Module:
-    """A runnable stand-in; whatever cannot be copied raises what `copy.deepcopy` raises."""
-    memo: dict[int, Any] = {}
+def absent(model: nn.Module) -> dict[int, Any]:
+    """Placeholders without memory for a model's tensors, for parts of it that hold a reference to the whole."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return {id(tensor): torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for tensor in tensors}
+
+
+def twin(model: nn.Module, outside: Mapping[int, Any] | None = None) -> nn.Module:
+    """A runnable stand-in for a model or for one part of it.
+
+    Args:
+        model: what to copy; whatever in it cannot be copied raises what `copy.deepcopy` raises.
+        outside: what `absent` made of the whole, so that a reference to it does not copy its tensors.
+    """
+    memo: dict[int, Any] = dict(outside or {})
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         memo[id(parameter)] = _stand_in(parameter, generator)
@@ -86,6 +98,8 @@ def undisturbed() -> Iterator[None]:
             warnings.catch_warnings(),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
+            _uncompiled(),
+            torch.device("cpu"),
             torch.no_grad(),
         ):
             warnings.simplefilter("ignore")
@@ -96,3 +110,11 @@ def undisturbed() -> Iterator[None]:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)
+
+
+def _uncompiled() -> contextlib.AbstractContextManager[object]:
+    """Compiled functions run as they were written; without a compiler loaded there are none."""
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance

@@ -36,6 +36,13 @@ LOOKUPS = frozenset({"embedding", "index_select", "gather", "index", "_embedding
 _SPREADS = frozenset({"sqrt", "std", "linalg_vector_norm", "norm", "frobenius_norm"})
 _KEEPS_SPREAD = frozenset({"add", "clamp", "clamp_min", "maximum", "mul", "sub"})
 _LONGEST_PATH = 6
+# what one run may take, so that a forward that loops for long ends: seconds, on one core
+_MOST_OPERATIONS = 100_000
+_MOST_ELEMENTS = 3_000_000_000
+
+
+class TookTooLongError(Exception):
+    """A traced forward did more than a look at its operations is worth."""
 
 
 class Use(NamedTuple):
@@ -90,6 +97,8 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.uses: dict[str, set[Use]] = {}
         self._origins: Any = WeakTensorKeyDictionary()  # _Origin of each tensor that is still alive
+        self._operations = 0
+        self._elements = 0
         self._live_storages: dict[int, torch.Tensor] = {}  # held, so that no storage of that address can follow it
         for name, tensor in parameters.items():
             known = dict(self._origin(tensor).parameters)
@@ -107,10 +116,14 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             name = "rsqrt"
         arguments = self._tensor_arguments(func, args, kwargs or {})
         origin = self._operation(name.rstrip("_") if in_place else name, arguments, out)
+        self._operations += 1
         for tensor in _tensors(out):
+            self._elements += tensor.numel()
             self._set(tensor, origin)
             if in_place and origin.live:
                 self._live_storages[tensor.untyped_storage()._cdata] = tensor
+        if self._operations > _MOST_OPERATIONS or self._elements > _MOST_ELEMENTS:
+            raise TookTooLongError(f"{self._operations} operations, {self._elements} elements")
         return out
 
     def _set(self, tensor: torch.Tensor, origin: _Origin) -> None:
@@ -179,8 +192,8 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _settle(self, parameter: str) -> None:
         """`w * x * rsqrt(…)` multiplies by the gain first: what it met is known only now."""
-        for use in [use for use in self.uses[parameter] if use.operation == "mul" and use.partner != "normalised"]:
-            self.uses[parameter].add(use._replace(partner="normalised"))
+        uses = self.uses[parameter]
+        self.uses[parameter] = {use._replace(partner="normalised") if use.operation == "mul" else use for use in uses}
 
 
 def _trait(name: str, traits: set[str], arguments: list[tuple[str, torch.Tensor, _Origin]]) -> str:

@@ -1,45 +1,15 @@
-"""Modules of kinds that transformers has not, or has otherwise, each with the tensors that must not decay.
-
-Written in the manners of timm, torchvision, litgpt, mamba, RWKV, nGPT and others, or odd on purpose. Everything that
-`exempt` does not match must decay; what `disputed` matches may do either.
-"""
+"""Sequence models in the manners of litgpt, mamba, RWKV, nGPT, S4, RetNet and others, or odd on purpose."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class Stranger:
-    build: Callable[[], nn.Module]
-    exempt: str
-    disputed: str = r"(?!)"
-
-
-def free(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(shape) * 0.1)
-
-
-class Net(nn.Module):
-    """Makes the classes below short: forwards are written for people who read, and typed loosely."""
-
-    forward: Callable[..., Any]
-
-
-class LitNorm(Net):
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.weight = free(d)
-
-    def forward(self, x: Tensor) -> Any:
-        return x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6) * (1 + self.weight)
+from tests.planning.strangers.common import NEVER, LitNorm, Net, Stranger, free
 
 
 class LitGPT(Net):
@@ -58,12 +28,14 @@ class LitGPT(Net):
 
 
 class Mamba(Net):
+    """`A_log` and `D` under names that say nothing."""
+
     def __init__(self, d: int = 16, n: int = 8) -> None:
         super().__init__()
         self.in_proj, self.out_proj = nn.Linear(d, 2 * d, bias=False), nn.Linear(d, d, bias=False)
         self.conv1d = nn.Conv1d(d, d, 4, groups=d, padding=3)
         self.x_proj, self.dt_proj = nn.Linear(d, 2 * n + 4, bias=False), nn.Linear(4, d)
-        self.A_log, self.D = free(d, n), free(d)
+        self.rates, self.past = free(d, n), free(d)
         self.n = n
 
     def forward(self, x: Tensor) -> Any:
@@ -71,12 +43,12 @@ class Mamba(Net):
         u = F.silu(self.conv1d(u.transpose(1, 2))[..., : x.shape[1]]).transpose(1, 2)
         dt, b, c = self.x_proj(u).split([4, self.n, self.n], -1)
         dt = F.softplus(self.dt_proj(dt))
-        a = torch.exp(dt.unsqueeze(-1) * -torch.exp(self.A_log))
+        a = torch.exp(dt.unsqueeze(-1) * -torch.exp(self.rates))
         state, ys = torch.zeros(x.shape[0], x.shape[2], self.n), []
         for t in range(x.shape[1]):
             state = a[:, t] * state + (dt[:, t] * u[:, t]).unsqueeze(-1) * b[:, t].unsqueeze(1)
             ys.append((state * c[:, t].unsqueeze(1)).sum(-1))
-        return self.out_proj((torch.stack(ys, 1) + u * self.D) * F.silu(z))
+        return self.out_proj((torch.stack(ys, 1) + u * self.past) * F.silu(z))
 
 
 class Decay4D(Net):
@@ -107,98 +79,6 @@ class Rwkv(Net):
         w = torch.exp(-torch.exp(self.time_decay))
         heads = k.unflatten(-1, (4, -1)) * self.time_faaaa
         return r * self.value(heads.flatten(-2) + w * k)
-
-
-class LayerScale(Net):
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.gamma = free(d)
-
-    def forward(self, x: Tensor) -> Any:
-        return x * self.gamma
-
-
-class VisionTransformer(Net):
-    def __init__(self, d: int = 24) -> None:
-        super().__init__()
-        self.patch_embed = nn.Conv2d(3, d, 8, stride=8)
-        self.cls_token, self.reg_token, self.pos_embed = free(1, 1, d), free(1, 4, d), free(1, 16, d)
-        self.norm, self.qkv, self.ls = nn.LayerNorm(d), nn.Linear(d, 3 * d), LayerScale(d)
-        self.q_norm, self.head = LitNorm(d), nn.Linear(d, 10)
-
-    def forward(self, image: Tensor) -> Any:
-        x = self.patch_embed(image).flatten(2).transpose(1, 2) + self.pos_embed
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), self.reg_token.expand(len(x), -1, -1), x], 1)
-        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
-        return self.head((x + self.ls(F.scaled_dot_product_attention(self.q_norm(q), k, v)))[:, 0])
-
-
-class ResponseNorm(Net):
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.one, self.two = free(1, 1, 1, d), free(1, 1, 1, d)
-
-    def forward(self, x: Tensor) -> Any:
-        size = x.norm(dim=(1, 2), keepdim=True)
-        return self.one * (x * (size / (size.mean(-1, keepdim=True) + 1e-6))) + self.two + x
-
-
-class ConvNext(Net):
-    def __init__(self, d: int = 16) -> None:
-        super().__init__()
-        self.stem, self.dwconv = nn.Conv2d(3, d, 4, stride=4), nn.Conv2d(d, d, 7, padding=3, groups=d)
-        self.norm, self.up, self.down = nn.LayerNorm(d), nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
-        self.grn, self.scale = ResponseNorm(4 * d), free(d)
-
-    def forward(self, x: Tensor) -> Any:
-        x = self.stem(x)
-        y = self.down(self.grn(F.gelu(self.up(self.norm(self.dwconv(x).permute(0, 2, 3, 1))))))
-        return x + (self.scale * y).permute(0, 3, 1, 2)
-
-
-class FrozenStatsNorm(Net):
-    """Normalises by stored statistics, as detection backbones do; channel first."""
-
-    mean: Tensor
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.g, self.s = free(1, d, 1, 1), free(1, d, 1, 1)
-        self.register_buffer("mean", torch.zeros(1, d, 1, 1))
-
-    def forward(self, x: Tensor) -> Any:
-        return (x - self.mean) * self.g + self.s
-
-
-class ResNet(Net):
-    def __init__(self, d: int = 8) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, d, 7, stride=2, bias=False), nn.BatchNorm2d(d)
-        self.conv2, self.act, self.own = nn.Conv2d(d, d, 3, padding=1), nn.PReLU(d), FrozenStatsNorm(d)
-        self.squeeze, self.excite, self.fc = nn.Conv2d(d, 2, 1), nn.Conv2d(2, d, 1), nn.Linear(d, 5)
-
-    def forward(self, x: Tensor) -> Any:
-        x = self.bn1(self.conv1(x))
-        x = x + self.own(self.act(self.conv2(x)))
-        x = x * self.excite(self.squeeze(x.mean((2, 3), keepdim=True))).sigmoid()
-        return self.fc(x.mean((2, 3)))
-
-
-class WindowAttention(Net):
-    index: Tensor
-
-    def __init__(self, d: int = 16, heads: int = 2) -> None:
-        super().__init__()
-        self.qkv, self.proj, self.heads = nn.Linear(d, 3 * d, bias=False), nn.Linear(d, d), heads
-        self.logit_scale, self.q_shift, self.table = free(heads, 1, 1), free(d), free(17, heads)
-        self.register_buffer("index", torch.arange(9)[:, None] - torch.arange(9)[None] + 8)
-
-    def forward(self, x: Tensor) -> Any:
-        q, k, v = self.qkv(x).chunk(3, -1)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q + self.q_shift, k, v))
-        scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-1, -2) * self.logit_scale.exp()
-        scores = scores + self.table[self.index].permute(2, 0, 1)[None]
-        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
 class StackedExperts(Net):
@@ -299,41 +179,6 @@ class Torchs(Net):
         return self.bilinear(self.rms(x), self.instance(self.group(self.up(x.mT)))[..., : x.shape[1]].mT)
 
 
-class Quantiser(Net):
-    def __init__(self, d: int = 8) -> None:
-        super().__init__()
-        self.entries, self.into, self.mask = free(32, d), nn.Linear(16, d), free(d)
-
-    def forward(self, x: Tensor) -> Any:
-        z = self.into(x)
-        z = torch.where(x[..., :1] > 1.0, self.mask, z)
-        return z + self.entries[torch.cdist(z, self.entries).argmin(-1)]
-
-
-class Perceiver(Net):
-    def __init__(self, d: int = 16) -> None:
-        super().__init__()
-        self.latents, self.kv, self.query, self.norm = free(6, d), nn.Linear(d, 2 * d), nn.Linear(d, d), LitNorm(d)
-
-    def forward(self, x: Tensor) -> Any:
-        k, v = self.kv(self.norm(x)).chunk(2, -1)
-        q = self.query(self.norm(self.latents)).expand(len(x), -1, -1)
-        return F.scaled_dot_product_attention(q, k, v)
-
-
-class Vocoder(Net):
-    def __init__(self, d: int = 8) -> None:
-        super().__init__()
-        self.conv = nn.utils.parametrizations.weight_norm(nn.Conv1d(d, d, 3, padding=1))
-        self.alpha, self.amount = free(1, d, 1), free(1, d, 1)
-        self.log_std = free(d)
-
-    def forward(self, x: Tensor) -> Any:
-        y = self.conv(x)
-        y = y + self.amount * (self.alpha.exp() * y).sin() ** 2
-        return y * self.log_std.exp()[:, None]
-
-
 class HandmadeWeightNorm(Net):
     def __init__(self, d: int = 16) -> None:
         super().__init__()
@@ -411,17 +256,6 @@ class Positions(Net):
         return self.norm(x + self.sliced[:length] + self.rows[:, :length])
 
 
-class ObjectQueries(Net):
-    def __init__(self, d: int = 16) -> None:
-        super().__init__()
-        self.memory, self.asked, self.point = nn.Linear(d, d), nn.Embedding(7, d), nn.Embedding(1, d)
-        self.attend = nn.Linear(d, d, bias=False)
-
-    def forward(self, x: Tensor) -> Any:
-        targets = torch.zeros(len(x), 7, x.shape[-1]) + self.asked.weight + self.point.weight
-        return (self.attend(targets) @ self.memory(x).mT).softmax(-1)
-
-
 class Frequencies(Net):
     """Random Fourier features and a mixture of linear recurrences, under names that say nothing."""
 
@@ -435,28 +269,57 @@ class Frequencies(Net):
         return F.layer_norm(y, y.shape[-1:], self.p3, None) + self.p4
 
 
-class InstanceGain(Net):
-    def __init__(self, d: int = 8) -> None:
+class HyperConnections(Net):
+    def __init__(self, d: int = 16, n: int = 4) -> None:
         super().__init__()
-        self.conv, self.kernel = nn.Conv2d(3, d, 3, padding=1), free(d, d, 3, 3)
-        self.level, self.lift = free(d, 1, 1), free(d, 1, 1)
+        self.static_alpha, self.static_beta, self.fn, self.vector = free(n, n + 1), free(n), free(d, n + 1), free(d)
+        self.alpha_scale, self.beta_scale, self.norm, self.layer = free(1), free(1), nn.LayerNorm(d), nn.Linear(d, d)
 
     def forward(self, x: Tensor) -> Any:
-        x = F.conv2d(self.conv(x), self.kernel, padding=1)
-        x = (x - x.mean((2, 3), keepdim=True)) / (x.std((2, 3), keepdim=True) + 1e-5)
-        return self.level * x + self.lift
+        streams = x.unsqueeze(2).repeat(1, 1, len(self.static_beta), 1)
+        alpha = (self.norm(streams) @ self.fn).tanh() * self.alpha_scale + self.static_alpha
+        beta = (self.norm(streams) @ self.vector).tanh() * self.beta_scale + self.static_beta
+        mixed = alpha.mT @ streams
+        return torch.einsum("btd,btn->btnd", self.layer(mixed[:, :, 0]), beta) + mixed[:, :, 1:]
 
 
-_NEVER = r"(^|\.)bias|norm|ln_f\."
-STRANGERS: dict[str, Stranger] = {
-    "LitGPT": Stranger(LitGPT, _NEVER),
-    "Mamba": Stranger(Mamba, r"bias|A_log|D$"),
+class DiagonalStateSpace(Net):
+    """S4D: a convolution whose kernel is made of time constants."""
+
+    def __init__(self, d: int = 8, n: int = 4) -> None:
+        super().__init__()
+        self.log_dt, self.log_real, self.imaginary, self.readout = free(d), free(d, n), free(d, n), free(d, n, 2)
+        self.skip, self.out = free(d), nn.Linear(d, d)
+
+    def forward(self, u: Tensor) -> Any:
+        length, dt = u.shape[1], self.log_dt.exp()
+        poles = torch.complex(-self.log_real.exp(), self.imaginary) * dt[:, None]
+        powers = torch.exp(poles.unsqueeze(-1) * torch.arange(length))
+        kernel = torch.einsum("hn,hnl->hl", torch.view_as_complex(self.readout), powers).real
+        u = u.transpose(1, 2)
+        spectrum = torch.fft.rfft(u, 2 * length) * torch.fft.rfft(kernel, 2 * length)
+        y = torch.fft.irfft(spectrum, 2 * length)[..., :length]
+        return self.out((y + u * self.skip[:, None]).transpose(1, 2))
+
+
+class MatrixMixer(Net):
+    def __init__(self, d: int = 16, n: int = 9) -> None:
+        super().__init__()
+        self.w, self.b, self.one, self.two = free(n, n), free(n, 1), free(1, 1, d), free(1, 1, d)
+        self.slopes, self.channel = free(4, 1, 1), nn.Linear(d, d)
+
+    def forward(self, x: Tensor) -> Any:
+        y = torch.einsum("nm,bmd->bnd", self.w, self.one * x + self.two) + self.b
+        heads = self.channel(y).unflatten(-1, (4, -1)).transpose(1, 2)
+        steps = torch.arange(x.shape[1])
+        return (heads @ heads.mT + self.slopes * (steps[None] - steps[:, None])).softmax(-1)
+
+
+STRANGE_SEQUENCES: dict[str, Stranger] = {
+    "LitGPT": Stranger(LitGPT, NEVER),
+    "Mamba": Stranger(Mamba, r"bias|rates|past"),
     "Decay4D": Stranger(Decay4D, r"bias|first|second"),
     "Rwkv": Stranger(Rwkv, r"time_"),
-    "VisionTransformer": Stranger(VisionTransformer, _NEVER + r"|gamma", r"token"),
-    "ConvNext": Stranger(ConvNext, _NEVER + r"|grn|scale"),
-    "ResNet": Stranger(ResNet, _NEVER + r"|bn1|act|own"),
-    "WindowAttention": Stranger(WindowAttention, r"bias|logit_scale|q_shift", r"table"),
     "StackedExperts": Stranger(StackedExperts, r"shift"),
     "ChosenExperts": Stranger(ChosenExperts, r"balance|^b$"),
     "HeadGains": Stranger(HeadGains, r"bias|gain|sink|tau"),
@@ -464,16 +327,14 @@ STRANGERS: dict[str, Stranger] = {
     "HomemadeCell": Stranger(HomemadeCell, r"shift|peep"),
     "Recurrent": Stranger(Recurrent, r"bias"),
     "Torchs": Stranger(Torchs, r"bias|norm|group|instance|rms"),
-    "Quantiser": Stranger(Quantiser, r"bias", r"mask"),
-    "Perceiver": Stranger(Perceiver, _NEVER, r"latents"),
-    "Vocoder": Stranger(Vocoder, r"bias|original0|alpha|amount|log_std"),
     "HandmadeWeightNorm": Stranger(HandmadeWeightNorm, r"size|offset"),
     "ConformerAttention": Stranger(ConformerAttention, r"bias|^u$|^v$", r"far"),
     "LowRank": Stranger(LowRank, r"b0|share"),
     "Residuals": Stranger(Residuals, r"bias|kappa|skips|tables"),
-    "Retention": Stranger(Retention, _NEVER + r"|speed"),
-    "Positions": Stranger(Positions, _NEVER),
-    "ObjectQueries": Stranger(ObjectQueries, r"bias", r"asked|point"),
+    "Retention": Stranger(Retention, NEVER + r"|speed"),
+    "Positions": Stranger(Positions, NEVER),
     "Frequencies": Stranger(Frequencies, r"p3|p4"),
-    "InstanceGain": Stranger(InstanceGain, r"bias|level|lift"),
+    "HyperConnections": Stranger(HyperConnections, r"bias|static|scale|norm|vector"),
+    "DiagonalStateSpace": Stranger(DiagonalStateSpace, r"bias|log_|imaginary|skip", r"readout"),
+    "MatrixMixer": Stranger(MatrixMixer, r"bias|^b$|one|two|slopes"),
 }
