@@ -14,7 +14,7 @@ from weightdecay.models.attention import causal_attention, score_mask
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.decoder import GPT, Block
 from weightdecay.models.generate import generate
-from weightdecay.models.layers import Rotary, UnitOffsetRMSNorm, alibi_slopes
+from weightdecay.models.layers import Rotary, UnitOffsetRMSNorm, alibi_slopes, make_norm
 from weightdecay.models.objective import Objective
 from weightdecay.planning.plan import plan
 
@@ -177,6 +177,13 @@ def test_a_gain_of_one_plus_w_starts_as_the_plain_norm() -> None:
     torch.testing.assert_close(norm(x), torch.nn.functional.rms_norm(x, (8,), eps=1e-5))
     norm.weight.data.fill_(1.0)
     torch.testing.assert_close(norm(x), 2 * torch.nn.functional.rms_norm(x, (8,), eps=1e-5))
+
+
+@pytest.mark.parametrize("norm", ["rmsnorm", "rmsnorm_unit_offset", "rmsnorm_without_gain"])
+def test_a_norm_gives_back_the_precision_it_was_given(norm: str) -> None:
+    made = make_norm(KINDS["llama"].replace(norm=norm))
+    assert made(torch.randn(2, 24).bfloat16()).dtype == torch.bfloat16
+    assert made(torch.randn(2, 24)).dtype == torch.float32
 
 
 def test_a_norm_without_gain_has_no_parameter() -> None:
