@@ -263,6 +263,16 @@ def test_a_directory_that_is_no_run_is_left_alone(small_text: Path, tmp_path: Pa
     assert "holds no run to resume" in missing.stderr
 
 
+def test_a_run_that_was_killed_before_it_began_can_be_started(
+    whole_run: Path, small_text: Path, tmp_path: Path, weightdecay: Command
+) -> None:
+    (tmp_path / "plan.json").write_text("{}")
+    (tmp_path / ".partial-1-ab").write_text("half of environment.js")
+    done = weightdecay(*arguments(small_text, tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "plan.json").read_text() == (whole_run / "plan.json").read_text()
+
+
 def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(
     copy_of_whole: Path, small_text: Path, weightdecay: Command
 ) -> None:

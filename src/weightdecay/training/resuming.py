@@ -24,6 +24,8 @@ _FREE = {
     "run.micro_batch_tokens", "run.nproc", "run.compile", "run.init_from",
     "data.sources", "data.text_key", "data.encoding_errors", "data.tokenizer",  # judged by their hashes
 }  # fmt: skip
+# What a run that was killed before its run.toml leaves; it is written anew.
+_BEFORE_A_RUN = {".lock", "plan.json", "tokenizer.json", "environment.json"}
 # Settings that a run can change on its way, if its user asks for it.
 _CHANGEABLE = ("optimizer.", "schedule.", "run.steps", "run.dtype")
 
@@ -40,7 +42,8 @@ def holds_a_run(run: Run, resume: str) -> bool:
         return True
     if resume == "must":
         raise ConfigError(f"{run.path}: holds no run to resume: correct --out, or start one with --resume auto")
-    foreign = [entry.name for entry in run.path.iterdir() if entry.name != ".lock"] if run.path.is_dir() else []
+    entries = [entry.name for entry in run.path.iterdir()] if run.path.is_dir() else []
+    foreign = [name for name in entries if name not in _BEFORE_A_RUN and not name.startswith(".partial-")]
     if foreign:
         raise ConfigError(f"{run.path}: not empty, and not a run: it holds {', '.join(sorted(foreign)[:5])}; "
                           "give another --out")  # fmt: skip

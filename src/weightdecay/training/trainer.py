@@ -1,43 +1,25 @@
-"""A training run from configuration to summary; the loop is on one screen."""
+"""Start a training run or go on with one: directory, ranks, configuration, then the loop."""
 
 from __future__ import annotations
 
-import math
 import os
 import sys
-import time
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import torch
 from rich.console import Console
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from weightdecay.data.loader import evaluation_batches
-from weightdecay.errors import StoppedError, WeightDecayError
-from weightdecay.models.decoder import GPT
-from weightdecay.models.objective import Objective
-from weightdecay.optim.clipping import total_norm
-from weightdecay.optim.rules import group_decay_per_step
-from weightdecay.optim.state import load_state_by_name, settings_by_name, state_by_name
-from weightdecay.planning.plan import DecayPlan
+from weightdecay.errors import WeightDecayError
 from weightdecay.recipes.settings import TrainConfig
-from weightdecay.runs import MetricsWriter, Run, environment
+from weightdecay.runs import Run, environment
 from weightdecay.training import checkpoint, distributed
 from weightdecay.training.assembly import Assembly, assemble
 from weightdecay.training.distributed import Ranks
-from weightdecay.training.optimizers import decay_plan, make_optimizer
-from weightdecay.training.progress import ConsoleReporter, Reporter, SilentReporter, duration
-from weightdecay.training.resuming import agree_on_config, check_data, holds_a_run, initial_weights, load_weights
+from weightdecay.training.loop import TrainingLoop
+from weightdecay.training.progress import ConsoleReporter, Reporter, SilentReporter
+from weightdecay.training.resuming import agree_on_config, check_data, holds_a_run
 from weightdecay.training.signals import StopRequest
-from weightdecay.training.step import StepResult, evaluate, take_step
-
-# Tokens in one forward pass of an evaluation.
-_EVALUATION_TOKENS = 8_192
 
 
 def train(
@@ -95,252 +77,28 @@ def _train(config: TrainConfig, run: Run, ranks: Ranks, resume: str, on_change: 
         if agreed != assembly.config:
             assembly = assemble(agreed)
     reporter.show(assembly)
-    trainer = Trainer.build(assembly, run, ranks, reporter, fresh=not going_on)
+    loop = TrainingLoop.build(assembly, run, ranks, reporter, fresh=not going_on)
     ranks.wait_for_all()  # every rank has read the directory as it was
     if ranks.is_first:
         checkpoint.sweep(run.checkpoints, reporter.note)
         _write_head(run, assembly, identity)
     if going_on:
-        trainer.resume()
+        loop.resume()
     ranks.wait_for_all()
     with StopRequest() as stop:
-        trainer.run_to_end(stop)
-
-
-@dataclass
-class Trainer:
-    """The parts of a run in motion; `done` counts the optimizer steps behind it."""
-
-    assembly: Assembly
-    run: Run
-    ranks: Ranks
-    reporter: Reporter
-    model: GPT
-    objective: nn.Module
-    plan: DecayPlan
-    optimizer: torch.optim.Optimizer
-    shares: list[tuple[float, float]]
-    done: int = 0
-    elapsed_s: float = 0.0
-    evaluation: dict[str, Any] | None = None
-
-    @classmethod
-    def build(cls, assembly: Assembly, run: Run, ranks: Ranks, reporter: Reporter, *, fresh: bool) -> Trainer:
-        """Model, plan and optimizer of a configuration, at step 0; `fresh` obeys `--init-from`."""
-        config = assembly.config
-        torch.manual_seed(config.run.seed)
-        model = GPT(config.model)
-        if config.run.init_from and fresh:
-            tensors, where = initial_weights(config.run.init_from, assembly.data.tokenizer.sha256, reporter.note)
-            load_weights(model, tensors, where)
-        model.to(ranks.device)
-        settings = config.optimizer
-        decided = decay_plan(model, settings)
-        optimizer = make_optimizer(settings, decided)
-        if config.run.compile:
-            for block in model.blocks:
-                block.compile()
-        shares = [
-            (
-                group["lr"] / settings.lr if settings.lr else 1.0,
-                group["weight_decay"] / settings.weight_decay if settings.weight_decay else 0.0,
-            )
-            for group in optimizer.param_groups
-        ]
-        devices = [ranks.device] if ranks.device.type == "cuda" else None
-        objective: nn.Module = Objective(model)
-        if ranks.world_size > 1:
-            objective = DistributedDataParallel(objective, device_ids=devices)
-        return cls(assembly, run, ranks, reporter, model, objective, decided, optimizer, shares)
-
-    def run_to_end(self, stop: StopRequest) -> None:
-        """Steps until the last one; rank 0 writes the metrics and the summary."""
-        self.objective.train()
-        with MetricsWriter(self.run) if self.ranks.is_first else nullcontext() as metrics:
-            while self.done < self.assembly.config.run.steps:
-                self._step(stop, metrics)
-        if self.ranks.is_first:
-            self._finish()
-
-    def _step(self, stop: StopRequest, metrics: MetricsWriter | None) -> None:
-        """lr, step, and what is due after it: a row, an evaluation, a checkpoint, leaving."""
-        settings = self.assembly.config.run
-        started = time.perf_counter()
-        self.set_rates(self.assembly.lr(self.done), self.assembly.weight_decay(self.done))
-        result = take_step(
-            self.objective,
-            self.optimizer,
-            self._micro_batches(),
-            ranks=self.ranks,
-            dtype=self.dtype,
-            grad_clip=self.assembly.config.optimizer.grad_clip,
-            seed=(settings.seed, self.done),
-        )
-        self.done += 1
-        step_s = time.perf_counter() - started
-        self.elapsed_s += step_s
-
-        last = self.done == settings.steps
-        if metrics and (last or self.done % settings.log_every == 0):
-            row = self._step_row(result, step_s)
-            metrics.write(row)
-            self.reporter.step(row, settings.steps)
-        if last or self.done % settings.eval_every == 0:
-            self.evaluation = self._evaluate()
-            if metrics:
-                metrics.write(self.evaluation)
-                self.reporter.evaluation(self.evaluation)
-        signal_number = self.ranks.highest(stop.signal_number)
-        if last or signal_number or self.done % settings.checkpoint_every == 0:
-            self._save()
-        if signal_number and not last:
-            raise StoppedError(
-                f"stopped by signal {signal_number} after step {self.done} of {settings.steps}; saved, "
-                f"go on with --out {self.run.path} --resume auto",
-                signal_number,
-            )
-
-    def set_rates(self, lr: float, weight_decay: float) -> None:
-        """This step's η and λ, times each group's own share of them."""
-        for group, (lr_share, decay_share) in zip(self.optimizer.param_groups, self.shares, strict=True):
-            group["lr"], group["weight_decay"] = lr * lr_share, weight_decay * decay_share
-
-    def resume(self) -> None:
-        """Weights, optimizer state and place of the newest good checkpoint."""
-        step = 0
-        if self.ranks.is_first:
-            newest = checkpoint.newest_good(self.run.checkpoints, self.reporter.note)
-            step = newest.step if newest else 0
-            self.run.forget_rows_after(step)
-            checkpoint.set_aside(self.run.checkpoints, after=step)
-        step = self.ranks.highest(step)
-        if step == 0:
-            self.reporter.note(f"{self.run.path}: no checkpoint yet; starting from the beginning")
-            return
-        found = checkpoint.of_step(self.run.checkpoints, step)
-        state = found.state()
-        load_weights(self.model, found.model(), found.path / checkpoint.MODEL)
-        load_state_by_name(self.optimizer, found.optimizer())
-        self.done, self.elapsed_s = found.step, state["elapsed_s"]
-        if state["threads"] != torch.get_num_threads():
-            self.reporter.note(
-                f"resumed with {torch.get_num_threads()} threads, was saved with {state['threads']}: the results will "
-                f"agree to rounding, not bit for bit (set OMP_NUM_THREADS={state['threads']} for that)"
-            )
-        self.reporter.note(f"resumed from step {found.step} ({found.path})")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.assembly.config.run.dtype == "bfloat16" else torch.float32
-
-    def _micro_batches(self) -> list[tuple[Tensor, Tensor]]:
-        rows = self.assembly.config.run.micro_batch_tokens // self.assembly.config.model.context
-        x_BT, y_BT = self.assembly.loader.batch(self.done, self.ranks.rank, self.ranks.world_size)
-        device = self.ranks.device
-        return [
-            (x.to(device, non_blocking=True), y.to(device, non_blocking=True))
-            for x, y in zip(torch.split(x_BT, rows), torch.split(y_BT, rows), strict=True)
-        ]
-
-    def _step_row(self, result: StepResult, step_s: float) -> dict[str, Any]:
-        decaying = max(self.optimizer.param_groups, key=lambda group: group["weight_decay"])
-        batch_tokens = self.assembly.sizes.tokens_at(self.done - 1)
-        return {
-            "kind": "train",
-            "step": self.done,
-            "tokens": self.assembly.sizes.tokens_before(self.done),
-            "loss": result.loss,
-            "lr": self.assembly.lr(self.done - 1),
-            "weight_decay": decaying["weight_decay"],
-            "decay_per_step": group_decay_per_step(decaying),
-            "penalty": self._penalty(),
-            "grad_norm": result.grad_norm,
-            "batch_tokens": batch_tokens,
-            "tokens_per_s": batch_tokens / step_s,
-            "elapsed_s": self.elapsed_s,
-        }
-
-    def _penalty(self) -> float:
-        """½·Σ λ‖w‖², what the decay would be as a term of the loss."""
-        groups = self.optimizer.param_groups
-        squares = [group["weight_decay"] * float(total_norm(group["params"])) ** 2 for group in groups]
-        return 0.5 * math.fsum(squares)
-
-    def _evaluate(self) -> dict[str, Any]:
-        config, data = self.assembly.config, self.assembly.data
-        tokens = data.held_out.tokens
-        rows = max(1, _EVALUATION_TOKENS // config.model.context)
-        started = time.perf_counter()
-        nats, count = evaluate(
-            self.model,
-            evaluation_batches(
-                tokens,
-                config.model.context,
-                rows,
-                config.run.eval_tokens,
-                end_of_text_id=data.tokenizer.end_of_text_id,
-            ),
-            ranks=self.ranks,
-            dtype=self.dtype,
-        )
-        return {
-            "kind": "eval",
-            "step": self.done,
-            "val_loss": nats / count,
-            "val_perplexity": math.exp(min(nats / count, 700.0)),
-            "val_bits_per_byte": nats / math.log(2) / data.held_out_bytes(count),
-            "val_tokens": count,
-            "eval_s": time.perf_counter() - started,
-        }
-
-    def _save(self) -> None:
-        """Rank 0 writes; the others wait."""
-        fresh = self.evaluation if self.evaluation and self.evaluation["step"] == self.done else None
-        if self.ranks.is_first:
-            checkpoint.save(
-                self.run.checkpoints,
-                self.done,
-                model=dict(self.model.named_parameters()),
-                optimizer=state_by_name(self.optimizer),
-                state={
-                    "tokens": self.assembly.sizes.tokens_before(self.done),
-                    "elapsed_s": self.elapsed_s,
-                    "threads": torch.get_num_threads(),
-                    "world_size": self.ranks.world_size,
-                    "optimizer": settings_by_name(self.optimizer),
-                    "val_loss": fresh["val_loss"] if fresh else None,
-                },
-            )
-            checkpoint.prune(self.run.checkpoints, self.assembly.config.run.keep)
-        self.ranks.wait_for_all()
-
-    def _finish(self) -> None:
-        last = max(self.run.rows("train"), key=lambda row: row["step"])
-        evaluation = max(self.run.rows("eval"), key=lambda row: row["step"])
-        champion = checkpoint.best(self.run.checkpoints)
-        self.run.write_json(
-            "summary.json",
-            {
-                "status": "finished",
-                "steps": self.done,
-                "tokens": last["tokens"],
-                "elapsed_s": self.elapsed_s,
-                "loss": last["loss"],
-                **{key: evaluation[key] for key in ("val_loss", "val_perplexity", "val_bits_per_byte", "val_tokens")},
-                "decay_total": self.assembly.decay.total,
-                "best_checkpoint": champion.path.name if champion else None,
-            },
-        )
-        self.reporter.note(f"finished: {self.done} steps in {duration(self.elapsed_s)}")
+        loop.run_to_end(stop)
 
 
 def _write_head(run: Run, assembly: Assembly, identity: dict[str, str]) -> None:
-    """What a run directory holds before its first step; a resume changes only the configuration."""
-    run.write_config(assembly.config)
+    """What a run directory holds before its first step; a resume changes only the plan and the configuration.
+
+    run.toml comes last: with it the directory is a run, and a kill before it leaves one that can be started anew.
+    """
     run.write_text("plan.json", assembly.plan.to_json())
-    if not run.tokenizer_path.is_file():
+    if not (run.path / "run.toml").is_file():
         assembly.data.tokenizer.save(run.tokenizer_path)
         run.write_json("environment.json", {**environment(), **identity})
+    run.write_config(assembly.config)
 
 
 def _new_directory(config: TrainConfig) -> str:
