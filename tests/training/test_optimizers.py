@@ -35,6 +35,8 @@ def test_palm_as_published_shrinks_a_weight_without_gradient_by_exactly_the_squa
     for name, parameter in model.named_parameters():
         factor = 1.0 - 9e-6 if parameter.ndim >= 2 else 1.0
         torch.testing.assert_close(parameter.detach(), before[name] * factor, rtol=1e-12, atol=0)
+        # neither factored nor without momentum
+        assert set(optimizer.state[parameter]) == {"step", "variance", "exp_avg"}
 
 
 def test_the_rows_of_a_palm_run_as_published_have_a_decay_per_step_of_the_rate_squared(
