@@ -14,8 +14,9 @@ from torch import Tensor
 
 from weightdecay.optim.rounding import Dither, round_stochastically_
 
-# Small enough that the pieces of a step's tensors share the cache, large enough that a call costs little beside them.
-PIECE = 1 << 18
+# Small enough that scratch stays small and mostly cached, large enough that a call's fork and join cost little beside it:
+# benchmarks/optimizer_step.py chose it on two threads, see docs/log.md.
+PIECE = 1 << 20
 
 COUNTS = ("step", "rounded_steps")  # state that is not one number for each weight
 
