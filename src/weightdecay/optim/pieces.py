@@ -14,8 +14,8 @@ from torch import Tensor
 
 from weightdecay.optim.rounding import Dither, round_stochastically_
 
-# Small enough that scratch stays small and mostly cached, large enough that a call's fork and join cost little beside it:
-# benchmarks/optimizer_step.py chose it on two threads, see docs/log.md.
+# Small enough that scratch stays small, large enough that a call's fork and join cost little beside it; chosen by
+# benchmarks/optimizer_step.py on two threads, see docs/log.md.
 PIECE = 1 << 20
 
 COUNTS = ("step", "rounded_steps")  # state that is not one number for each weight
