@@ -151,6 +151,7 @@ def _one_rank(rank: int, folder: str) -> None:
     whole = torch.arange(12.0).view(6, 2)
     shared = total_norm([distribute_tensor(whole, mesh, [Shard(0)]), whole])
     assert float(shared) == pytest.approx(float(whole.norm()) * 2**0.5)
+    torch.distributed.barrier()  # none leaves while the other still asks it
     Path(folder, f"done-{rank}").touch()
     torch.distributed.destroy_process_group()
 
