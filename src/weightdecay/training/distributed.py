@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ from torch import Tensor
 from weightdecay.errors import ProcessGroupError
 from weightdecay.training.signals import StopRequest
 
+# Set in ranks that `launch` made: they leave without tearing gloo down, whose threads can abort the process there
+# ("terminate called without an active exception", seen in torch 2.13 on a loaded machine).
+_LEAVES_AT_ONCE = "WEIGHTDECAY_RANK_LEAVES_AT_ONCE"
 _GRACE_S = 1.0  # for each other rank, after one has failed
 
 
@@ -72,7 +76,8 @@ def join() -> Iterator[Ranks]:
     try:
         yield Ranks(dist.get_rank(), world_size, device)
     finally:
-        dist.destroy_process_group()
+        if _LEAVES_AT_ONCE not in os.environ:
+            dist.destroy_process_group()
 
 
 def inside_a_group() -> bool:
@@ -133,10 +138,14 @@ def _run_rank(target: Callable[..., int], arguments: tuple[Any, ...], rank: int,
         "WORLD_SIZE": str(nproc),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        _LEAVES_AT_ONCE: "1",
         "GLOO_SOCKET_IFNAME": "lo",  # ranks of one machine talk over nothing else
     }
     torch.set_num_threads(max(1, torch.get_num_threads() // nproc))
-    raise SystemExit(target(*arguments))
+    code = target(*arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _free_port() -> int:
