@@ -54,7 +54,7 @@ def _one_rank(rank: int, folder: str) -> None:
         for p, q in zip(sharded.parameters(), whole.parameters(), strict=True):
             assert torch.allclose(p.full_tensor().detach(), q.detach(), rtol=1e-5, atol=1e-6), (name, settings)  # type: ignore[attr-defined]
     Path(folder, f"done-{rank}").touch()
-    torch.distributed.destroy_process_group()
+    os._exit(0)  # gloo threads can abort a process that tears them down
 
 
 def test_a_sharded_model_decays_as_a_whole_one_does(tmp_path: Path) -> None:
