@@ -130,28 +130,33 @@ def test_stochastic_rounding_keeps_infinities_and_nan() -> None:
     assert low[2].isnan()
 
 
-def test_the_noise_is_a_function_of_seed_step_tensor_and_piece() -> None:
-    def like() -> Tensor:
-        return torch.empty(5_000, dtype=torch.int32)
+CPU = torch.device("cpu")
 
+
+def test_the_noise_is_a_function_of_seed_step_tensor_and_piece() -> None:
     places = list(itertools.product((0, 1), (0, 3), (0, 1)))
-    seen = {place: Dither(seed=1)(like(), *place) for place in places}
-    dither = Dither(seed=1)
-    assert all(torch.equal(dither(like(), *place), noise) for place, noise in reversed(list(seen.items())))
+    seen = {place: Dither(seed=1)(5_000, CPU, *place) for place in places}
     for a, b in itertools.combinations(seen.values(), 2):
         correlation = float(torch.corrcoef(torch.stack([a.float(), b.float()]))[0, 1])
         assert not torch.equal(a, b)
         assert abs(correlation) < 1.0  # one tile under two exclusive-ors: not equal, pairwise independent over seeds
-    assert not torch.equal(Dither(seed=2)(like(), 0, 0, 0), seen[0, 0, 0])
+    assert not torch.equal(Dither(seed=2)(5_000, CPU, 0, 0, 0), seen[0, 0, 0])
     flat = torch.cat(list(seen.values())).float()
     assert float(flat.mean()) == pytest.approx(32_767.5, rel=0.02)
     assert float(flat.var()) == pytest.approx((2**32 - 1) / 12, rel=0.02)
 
 
+@given(st.lists(st.tuples(st.integers(1, 64), st.integers(0, 1), st.integers(0, 3), st.integers(0, 2)), max_size=12))
+def test_what_the_noise_was_used_for_before_does_not_change_it(pieces: list[tuple[int, int, int, int]]) -> None:
+    dither = Dither(seed=1, size=64)
+    for size, *place in pieces:
+        assert torch.equal(dither(size, CPU, *place), Dither(seed=1, size=64)(size, CPU, *place))
+
+
 def test_pairs_of_pieces_are_independent_over_steps() -> None:
     """Within a step all pairs of two pieces share one exclusive-or, so it is the steps that count."""
-    dither, four = Dither(), torch.empty(4, dtype=torch.int32)
-    drawn = [(dither(four.clone(), step, 0, 0), dither(four.clone(), step, 0, 1)) for step in range(1_500)]
+    dither = Dither()
+    drawn = [(dither(4, CPU, step, 0, 0).clone(), dither(4, CPU, step, 0, 1).clone()) for step in range(1_500)]
     first, second = (torch.stack(noise).float() for noise in zip(*drawn, strict=True))
     correlation = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]
     assert abs(float(correlation)) < 0.1

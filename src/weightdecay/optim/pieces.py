@@ -68,16 +68,17 @@ class Workspace:
             if rounding == "nearest":
                 update(low, slope, here)
                 continue
-            wide = self._widened(low, here, rounding)
-            update(wide, self.buffer("gradient", slope, torch.float32).copy_(slope), here)
-            if rounding == "stochastic":
-                noise = self._dither(self.buffer("noise", low, torch.int32), step, number, piece)
-                round_stochastically_(low, wide, noise)
-            else:
-                low.copy_(wide)
+            # Few buffers, used again at once: what is scratch must stay in the cache.
+            wide, spare = self._widened(low, here, rounding), self.buffer("spare", low, torch.float32)
             if rounding == "kahan":
-                rounded = self.buffer("rounded", low, torch.float32).copy_(low)
-                here["compensation"].copy_(wide.sub_(rounded))
+                wide.add_(spare.copy_(here["compensation"]))
+            update(wide, spare.copy_(slope), here)
+            if rounding == "stochastic":
+                round_stochastically_(low, wide, self._dither(low.numel(), low.device, step, number, piece))
+                continue
+            low.copy_(wide)
+            if rounding == "kahan":
+                here["compensation"].copy_(wide.sub_(spare.copy_(low)))
         if rounding == "stochastic":
             state["rounded_steps"] += 1
         if whole is not weights:
@@ -87,7 +88,4 @@ class Workspace:
         """The float32 weights that a low-precision piece stands for."""
         if rounding == "master":
             return here["master"]
-        wide = self.buffer("weights", low, torch.float32).copy_(low)
-        if rounding == "kahan":
-            wide.add_(self.buffer("rounded", low, torch.float32).copy_(here["compensation"]))
-        return wide
+        return self.buffer("weights", low, torch.float32).copy_(low)

@@ -16,7 +16,6 @@ for bfloat16 weights).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -30,7 +29,6 @@ _LOW_BITS = 0xFFFF  # what bfloat16 cuts off a float32
 _MIX = 0x9E3779B97F4A7C15
 
 
-@dataclass
 class Dither:
     """Uniform 16-bit noise that is a function of (seed, step, tensor, piece): a resumed run rounds as it would have.
 
@@ -39,22 +37,31 @@ class Dither:
     need, at the price of one tile a step.
     """
 
-    seed: int = 0
-    size: int = 1 << 18
-    _tile: Tensor | None = field(default=None, repr=False)
-    _tile_step: int = field(default=-1, repr=False)
+    def __init__(self, seed: int = 0, size: int = 1 << 18) -> None:
+        self.seed, self.size = seed, size
+        self._drawn: tuple[int, torch.device] | None = None  # for this step, on this device
+        self._tile = torch.empty(0, dtype=torch.int32)
+        # The exclusive-or is done in place, which spares a buffer's way through the cache. A short piece leaves the
+        # rest of the tile as it was, so a stack keeps (end, mask): its top holds for the tile's first elements.
+        self._masks: list[tuple[int, int]] = []
 
-    def __call__(self, into: Tensor, step: int, tensor: int, piece: int) -> Tensor:
-        """Fill `into`, int32 of at most `size` elements, with the noise of a piece: in [0, 65536)."""
-        tile = self._tile
-        if tile is None or self._tile_step != step or tile.device != into.device:
-            generator = torch.Generator(device=into.device).manual_seed(_mixed(self.seed, step))
-            tile = torch.randint(
-                0, _LOW_BITS + 1, (self.size,), dtype=torch.int32, device=into.device, generator=generator
+    def __call__(self, size: int, device: torch.device, step: int, tensor: int, piece: int) -> Tensor:
+        """int32 of `size` elements in [0, 65536), the noise of a piece; valid until the next call."""
+        if self._drawn != (step, device):
+            generator = torch.Generator(device=device).manual_seed(_mixed(self.seed, step))
+            self._tile = torch.randint(
+                0, _LOW_BITS + 1, (self.size,), dtype=torch.int32, device=device, generator=generator
             )
-            self._tile, self._tile_step = tile, step
-        exclusive = _mixed(self.seed, step, tensor, piece) & _LOW_BITS
-        return torch.bitwise_xor(tile[: into.numel()], exclusive, out=into)
+            self._drawn, self._masks = (step, device), [(self.size, 0)]
+        wanted, begin = _mixed(self.seed, step, tensor, piece) & _LOW_BITS, 0
+        while begin < size:
+            end, present = self._masks[-1]
+            self._tile[begin : min(end, size)].bitwise_xor_(present ^ wanted)
+            if end <= size:
+                self._masks.pop()
+            begin = end
+        self._masks.append((size, wanted))
+        return self._tile[:size]
 
 
 def _mixed(*numbers: int) -> int:
