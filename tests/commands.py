@@ -13,4 +13,10 @@ SMALL = [
     "--set", "run.micro_batch_tokens=128", "--set", "run.eval_every=10",
 ]  # fmt: skip
 
+# A batch that grows by single sequences, so that two processes have unlike shares, and a clipping that changes.
+MOVING = [
+    "--set", 'run.batch_ramp=["0:96", "3000:256"]', "--set", "run.batch_ramp_shape=linear",
+    "--set", "optimizer.grad_clip=1", "--set", "schedule.grad_clip_changes=2000:0.1",
+]  # fmt: skip
+
 Command = Callable[..., subprocess.CompletedProcess[str]]

@@ -147,6 +147,16 @@ def test_overrides_win_and_a_length_replaces_the_recipes_other_kind_of_length() 
     assert TrainConfig.from_values(config.values()).values() == config.values()
 
 
+def test_several_entries_may_be_given_as_an_array() -> None:
+    def ramp(value: object) -> tuple[str, ...]:
+        return recipe("gpt3:nano").config({"run.batch_ramp": value}).run.batch_ramp
+
+    assert ramp('["0:1024", "9e3:2048"]') == ramp(["0:1024", "9e3:2048"]) == ("0:1024", "9e3:2048")
+    assert ramp("0:2048") == ("0:2048",)
+    with pytest.raises(ConfigError, match="an array of texts"):
+        ramp('["0:1024", 9e3')
+
+
 def test_every_fault_of_the_overrides_is_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         recipe("gpt3:nano").config(

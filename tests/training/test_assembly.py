@@ -16,10 +16,12 @@ def assembled(text: Path, **values: Any) -> Assembly:
     return assemble(recipe("gpt3:nano").config(settings))
 
 
-def test_a_batch_is_rounded_to_whole_sequences_and_its_passes_share_it_evenly(small_text: Path) -> None:
+def test_a_batch_is_rounded_to_whole_sequences_and_its_passes_are_nearly_equal(small_text: Path) -> None:
     config = assembled(small_text, run__batch_tokens=200, run__micro_batch_tokens=70).config
     assert config.run.batch_tokens == 12 * 16  # 12.5 sequences, to the even number
-    assert config.run.micro_batch_tokens == 4 * 16  # of 1, 2, 3, 4 that divide 12, within 70 tokens
+    assert config.run.micro_batch_tokens == 4 * 16  # at most 4 within 70 tokens
+    config = assembled(small_text, run__batch_tokens=13 * 16, run__micro_batch_tokens=100, run__nproc=2).config
+    assert config.run.micro_batch_tokens == 4 * 16  # 7 sequences of a process in two passes, not 6 and 1
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,8 @@ def test_gpt3s_cosine_ends_before_its_run_does(small_text: Path) -> None:
     ("values", "message"),
     [
         ({"schedule__warmup_steps": 100}, "leaves nothing of 100 steps"),
-        ({"run__nproc": 7}, "cannot be shared by 7 processes"),
+        ({"run__nproc": 129}, "128 sequences a step cannot be shared by 129 processes"),
+        ({"run__nproc": 5, "run__batch_ramp": ("0:64", "9e3:2048")}, "4 sequences a step cannot be shared by 5"),
         (
             {"optimizer__rule": "independent", "optimizer__weight_decay": "auto"},
             "auto gives λ for adamw under the rule 'decoupled'",

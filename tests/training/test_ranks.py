@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.commands import SMALL, Command
+from tests.commands import MOVING, SMALL, Command
 
 
 def arguments(text: Path, out: Path, *more: str) -> list[str]:
@@ -25,6 +25,11 @@ def arguments(text: Path, out: Path, *more: str) -> list[str]:
 def losses(run: Path) -> list[float]:
     rows: list[dict[str, Any]] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [row["loss"] if row["kind"] == "train" else row["val_loss"] for row in rows]
+
+
+def fields(run: Path, *names: str) -> list[tuple[Any, ...]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [tuple(row[name] for name in names) for row in rows if row["kind"] == "train"]
 
 
 def start(*command: str) -> subprocess.Popen[str]:
@@ -43,16 +48,19 @@ def wait_for_rows(run: Path, count: int, process: subprocess.Popen[str]) -> None
 def test_two_processes_train_what_one_does_and_either_can_go_on_for_the_other(
     small_text: Path, tmp_path: Path, weightdecay: Command
 ) -> None:
-    one = weightdecay(*arguments(small_text, tmp_path / "one"))
+    one = weightdecay(*arguments(small_text, tmp_path / "one", *MOVING))
     assert one.returncode == 0, one.stderr
-    process = start(*arguments(small_text, tmp_path / "two", "--nproc", "2"))
+    process = start(*arguments(small_text, tmp_path / "two", "--nproc", "2", *MOVING))
     wait_for_rows(tmp_path / "two", 6, process)
     process.send_signal(signal.SIGTERM)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 143, text
     assert "stopped by signal 15" in text
-    again = weightdecay(*arguments(small_text, tmp_path / "two"))
+    again = weightdecay(*arguments(small_text, tmp_path / "two", *MOVING))
     assert again.returncode == 0, again.stderr
+    moved = fields(tmp_path / "one", "batch_tokens", "grad_clip")
+    assert {tokens // 32 for tokens, _ in moved} == {3, 4, 5, 6, 7, 8}
+    assert fields(tmp_path / "two", "batch_tokens", "grad_clip") == moved
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
@@ -77,6 +85,6 @@ def is_rank(process: psutil.Process) -> bool:
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(small_text: Path, tmp_path: Path, weightdecay: Command) -> None:
-    done = weightdecay(*arguments(small_text, tmp_path / "run", "--nproc", "3"))
+    done = weightdecay(*arguments(small_text, tmp_path / "run", "--nproc", "9"))
     assert done.returncode == 2
-    assert "8 sequences a step cannot be shared by 3 processes" in done.stderr
+    assert "8 sequences a step cannot be shared by 9 processes" in done.stderr

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands import SMALL, Command
+from tests.commands import MOVING, SMALL, Command
 
 STEPS = 40
 LAST = f"checkpoints/step-{STEPS:08d}"
@@ -24,7 +24,7 @@ LAST = f"checkpoints/step-{STEPS:08d}"
 
 def arguments(text: Path, out: Path, *more: str) -> list[str]:
     return ["train", "gpt3:nano", "--data", str(text), "--steps", str(STEPS), "--out", str(out),
-            "--checkpoint-every", "6", *SMALL, *more]  # fmt: skip
+            "--checkpoint-every", "6", *SMALL, *MOVING, *more]  # fmt: skip
 
 
 def start(*command: str) -> subprocess.Popen[str]:

@@ -15,7 +15,7 @@ from weightdecay.models.objective import Objective
 from weightdecay.optim.adamw import AdamW
 from weightdecay.planning.plan import plan
 from weightdecay.training.distributed import Ranks
-from weightdecay.training.step import evaluate, take_step
+from weightdecay.training.step import StepResult, evaluate, take_step
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 CONFIG = ModelConfig(vocab_size=31, context=8, n_layers=2, d_model=16, n_heads=2)
@@ -37,16 +37,28 @@ def split(rows: int) -> list[tuple[Tensor, Tensor]]:
     return list(zip(*(torch.split(part, rows) for part in batch()), strict=True))
 
 
+def step(
+    model: GPT,
+    optimizer: AdamW,
+    parts: list[tuple[Tensor, Tensor]],
+    *,
+    dtype: torch.dtype = torch.float32,
+    grad_clip: float = 0.0,
+    seed: tuple[int, int] = (0, 0),
+) -> StepResult:
+    options = {"sequences": 8, "ranks": ALONE, "dtype": dtype, "grad_clip": grad_clip, "seed": seed}
+    return take_step(Objective(model), optimizer, parts, **options)  # type: ignore[arg-type]
+
+
 def weights(model: GPT) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5])
 def test_accumulated_micro_batches_make_the_step_of_the_whole_batch(rows: int) -> None:
     (whole, optimizer), (parts, their_optimizer) = made(), made()
-    options = {"ranks": ALONE, "dtype": torch.float32, "grad_clip": 0.5, "seed": (0, 0)}
-    one = take_step(Objective(whole), optimizer, split(8), **options)  # type: ignore[arg-type]
-    other = take_step(Objective(parts), their_optimizer, split(rows), **options)  # type: ignore[arg-type]
+    one = step(whole, optimizer, split(8), grad_clip=0.5)
+    other = step(parts, their_optimizer, split(rows), grad_clip=0.5)
     assert one.loss == pytest.approx(other.loss, rel=1e-6)
     assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-5)
     torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-4, atol=1e-6)
@@ -57,9 +69,7 @@ def test_the_loss_is_the_mean_over_the_tokens_and_the_norm_that_before_clipping(
     expected = torch.nn.functional.cross_entropy(model(batch()[0]).flatten(0, 1), batch()[1].flatten())
     gradients = torch.autograd.grad(expected, list(model.parameters()))
     norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
-    result = take_step(
-        Objective(model), optimizer, split(8), ranks=ALONE, dtype=torch.float32, grad_clip=norm.item() / 7, seed=(0, 0)
-    )
+    result = step(model, optimizer, split(8), grad_clip=norm.item() / 7)
     assert result.loss == pytest.approx(expected.item(), rel=1e-6)
     assert result.grad_norm == pytest.approx(norm.item(), rel=1e-5)
 
@@ -67,13 +77,12 @@ def test_the_loss_is_the_mean_over_the_tokens_and_the_norm_that_before_clipping(
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(poison: float) -> None:
     model, optimizer = made()
-    options = {"ranks": ALONE, "dtype": torch.float32, "grad_clip": 1.0}
-    take_step(Objective(model), optimizer, split(8), seed=(0, 0), **options)  # type: ignore[arg-type]
+    step(model, optimizer, split(8), grad_clip=1.0)
     before = weights(model).clone()
     states = [{key: value.clone() for key, value in state.items()} for state in optimizer.state.values()]
     handle = model.embedding.register_forward_hook(lambda _m, _i, out: out * poison)
     with pytest.raises(TrainingError, match="step 2: the gradient is not finite"):
-        take_step(Objective(model), optimizer, split(4), seed=(0, 1), **options)  # type: ignore[arg-type]
+        step(model, optimizer, split(4), grad_clip=1.0, seed=(0, 1))
     handle.remove()
     assert torch.equal(weights(model), before)
     for state, old in zip(optimizer.state.values(), states, strict=True):
@@ -84,7 +93,7 @@ def test_dropout_depends_on_the_seed_and_the_step_alone() -> None:
     def after(seed: tuple[int, int], noise: int) -> Tensor:
         model, optimizer = made(dropout=0.3)
         torch.manual_seed(noise)  # what happened before the step must not matter
-        take_step(Objective(model), optimizer, split(4), ranks=ALONE, dtype=torch.float32, grad_clip=0.0, seed=seed)
+        step(model, optimizer, split(4), grad_clip=0.0, seed=seed)
         return weights(model)
 
     assert torch.equal(after((1, 5), noise=1), after((1, 5), noise=2))
@@ -96,7 +105,7 @@ def test_micro_batches_of_one_step_do_not_share_their_dropout() -> None:
     model, optimizer = made(dropout=0.5)
     seen: list[Tensor] = []
     model.dropout.register_forward_hook(lambda _m, _i, out: seen.append(out.detach() == 0))
-    take_step(Objective(model), optimizer, split(4), ranks=ALONE, dtype=torch.float32, grad_clip=0.0, seed=(0, 0))
+    step(model, optimizer, split(4), grad_clip=0.0)
     assert not torch.equal(seen[0], seen[1])
 
 
@@ -104,7 +113,7 @@ def test_autocast_leaves_weights_and_state_in_float32() -> None:
     model, optimizer = made()
     inside: list[torch.dtype] = []
     model.blocks[0].register_forward_hook(lambda m, _i, _o: inside.append(m.attention.qkv(torch.ones(1, 16)).dtype))
-    take_step(Objective(model), optimizer, split(8), ranks=ALONE, dtype=torch.bfloat16, grad_clip=1.0, seed=(0, 0))
+    step(model, optimizer, split(8), dtype=torch.bfloat16, grad_clip=1.0)
     assert inside == [torch.bfloat16]
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert {value.dtype for state in optimizer.state.values() for value in state.values()} == {torch.float32}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from weightdecay.data.batches import BatchSizes
 from weightdecay.errors import ConfigError
 from weightdecay.recipes.schema import recipe
 from weightdecay.recipes.settings import TrainConfig
-from weightdecay.training.timing import batch_sizes, lr_schedule, weight_decay_schedule
+from weightdecay.training.progress import SilentReporter
+from weightdecay.training.timing import batch_sizes, grad_clip_schedule, lr_schedule, weight_decay_schedule
+from weightdecay.training.trainer import train
 
 
 def config_of(name: str, **values: Any) -> TrainConfig:
@@ -45,6 +48,39 @@ def test_gpt3s_batch_grows_in_a_straight_line_over_the_tokens_that_are_published
     middle = sizes.steps_for(6e9)
     assert sizes.tokens_at(middle) == pytest.approx((32e3 + 3.2e6) / 2, rel=5e-3)
     assert all(later >= earlier for earlier, later in zip(sizes.ramp, sizes.ramp[1:], strict=False))
+
+
+def test_blooms_batch_climbs_by_16_sequences_at_the_samples_where_megatrons_does() -> None:
+    """Megatron-LM: start + increment · ⌊samples / (ramp samples / increments)⌋, with 116 increments."""
+    sizes = sizes_of(config_of("bloom:176b"))
+    assert set(sizes.ramp) == set(range(192, 2048, 16))
+    for step in (0, 1, len(sizes.ramp) // 2, len(sizes.ramp) - 1):
+        seen = sizes.sequences_before(step)
+        assert sizes.sequences_at(step) == 192 + 16 * (seen * 116 // 9_765_625)
+    assert sizes.sequences_before(len(sizes.ramp) - 1) < 9_765_625 <= sizes.sequences_before(len(sizes.ramp))
+
+
+@pytest.mark.parametrize("nproc", [2, 3, 7])
+def test_how_the_batch_grows_does_not_depend_on_the_number_of_processes(nproc: int) -> None:
+    config = config_of("gpt3:125m")
+    assert sizes_of(config.replace(run__nproc=nproc)) == sizes_of(config)
+
+
+def test_opts_clipping_is_lowered_at_the_first_step_that_has_the_tokens_behind_it() -> None:
+    config = config_of("opt:175b")
+    sizes, clip = sizes_of(config), grad_clip_schedule(config, sizes_of(config))
+    change = sizes.steps_for(150e9)
+    assert sizes.tokens_before(change - 1) < 150e9 <= sizes.tokens_before(change)
+    assert [clip(step) for step in (0, change - 1, change, change + 1, 10**9)] == [1.0, 1.0, 0.3, 0.3, 0.3]
+    assert grad_clip_schedule(config_of("opt:66b"), sizes)(change) == 1.0
+    own = config_of("opt:175b", optimizer__grad_clip=0.5)
+    assert grad_clip_schedule(own, sizes)(change) == 0.5
+
+
+def test_of_two_changes_within_a_step_the_later_holds_and_zero_stops_the_clipping() -> None:
+    config = config_of("gpt3:nano", schedule__grad_clip_changes=("2048:0.5", "2049:0.4", "4000:0.3", "1e4:0"))
+    clip = grad_clip_schedule(config, BatchSizes(128, 16))
+    assert [clip(step) for step in range(6)] == [1.0, 0.5, 0.3, 0.3, 0.3, 0.0]
 
 
 def test_palms_batch_doubles_at_the_steps_that_are_published() -> None:
@@ -100,10 +136,15 @@ def test_nanochats_decay_falls_to_zero_along_a_cosine() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"run.batch_ramp": ("0:1000", "soon:2048")}, "must be TOKENS:BATCH_TOKENS"),
+        ({"run.batch_ramp": ("0:1000", "soon:2048")}, "must be two numbers with a colon"),
         ({"run.batch_ramp": ("5:1000", "9:2048")}, "must begin at 0"),
         ({"run.batch_ramp": ("0:1000", "9:1500", "9:2048")}, "rising"),
         ({"run.batch_ramp": ("0:1000", "9:1024")}, "run.batch_tokens is 2048"),
+        ({"run.batch_ramp": ("0:1000", "nan:2048")}, "must be finite"),
+        ({"schedule.grad_clip_changes": ("0:0.3",)}, "must come after the start"),
+        ({"schedule.grad_clip_changes": ("9:0.3", "9:0.2")}, "rising"),
+        ({"schedule.grad_clip_changes": ("9",)}, "like 150e9:0.3"),
+        ({"schedule.grad_clip_changes": ("9:-1",)}, "at least 0"),
         ({"schedule.shape": "stages"}, "needs schedule.stages"),
         ({"schedule.shape": "stages", "schedule.stages": ("cosine to 0.1",)}, "must be like"),
         ({"schedule.shape": "stages", "schedule.stages": ("cosin to 0.1 over 5",)}, "did you mean 'cosine'"),
@@ -112,9 +153,34 @@ def test_nanochats_decay_falls_to_zero_along_a_cosine() -> None:
 def test_ramps_and_stages_that_cannot_be_read_are_refused(values: dict[str, Any], message: str) -> None:
     config = recipe("gpt3:nano").config(values)
     with pytest.raises(ConfigError, match=message):
-        lr_schedule(config, sizes_of(config))
+        _ = [schedule(config, sizes_of(config)) for schedule in (lr_schedule, grad_clip_schedule)]
 
 
 def test_another_batch_has_no_ramp_unless_it_is_given_one() -> None:
     assert config_of("gpt3:125m").run.batch_ramp
     assert config_of("gpt3:125m", run__batch_tokens=4096).run.batch_ramp == ()
+
+
+def test_a_linear_ramp_climbs_its_stairs_exactly_at_their_edges() -> None:
+    ramp = {"run__batch_ramp": ("0:128", "1024:640"), "run__batch_ramp_shape": "linear", "run__batch_tokens": 640}
+    stairs = sizes_of(config_of("gpt3:nano", **ramp, run__batch_ramp_increment=128))
+    assert stairs.ramp == (1, 1, 2, 3, 4)  # after 0, 128, 256, 512, 896 tokens
+    assert sizes_of(config_of("gpt3:nano", **ramp, run__batch_ramp_increment=256)).ramp == (1, 1, 1, 1, 3, 3)
+
+
+def test_the_clipping_of_a_step_is_the_schedules(small_text: Path, tmp_path: Path) -> None:
+    """Up to the change both runs are one; the first gradient that it shortens shows in the next step."""
+    rows = []
+    for name, changes in (("plain", ()), ("changed", ("128:0.01",))):
+        config = recipe("gpt3:nano").config(
+            {
+                "data.sources": (str(small_text),), "data.tokenizer": "byte", "model.n_layers": 1, "model.d_model": 16,
+                "model.n_heads": 2, "model.context": 16, "run.batch_tokens": 64, "run.steps": 5,
+                "run.out": str(tmp_path / name), "schedule.grad_clip_changes": changes,
+            }
+        )  # fmt: skip
+        rows.append([*train(config, reporter=SilentReporter()).rows("train")])
+    plain, changed = rows
+    assert [row["grad_clip"] for row in changed] == [1.0, 1.0, 0.01, 0.01, 0.01]
+    assert [row["grad_norm"] for row in plain][:3] == [row["grad_norm"] for row in changed][:3]
+    assert plain[3]["grad_norm"] != changed[3]["grad_norm"]

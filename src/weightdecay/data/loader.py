@@ -75,28 +75,28 @@ class Loader:
         return BatchSizes(self.context, self.sequences_per_step, self.ramp)
 
     def window_indices(self, step: int, rank: int = 0, world_size: int = 1) -> npt.NDArray[np.int64]:
-        """Which windows a rank gets at a step, [the step's sequences / world_size]; the ranks' shares in order are the
-        whole step's, whatever their number. A step may end one epoch and begin the next.
+        """Which windows a rank gets at a step; the ranks' shares in order are the whole step's, whatever their number,
+        and differ by one at most in length. A step may end one epoch and begin the next.
 
         Raises:
-            ConfigError: the sequences cannot be shared out evenly, or there is no such rank.
+            ConfigError: there are fewer sequences than ranks, or there is no such rank.
         """
         sequences = self._sizes.sequences_at(step)
-        if sequences % world_size:
-            raise ConfigError(f"{sequences} sequences a step cannot be shared evenly by {world_size} processes")
+        if sequences < world_size:
+            raise ConfigError(f"{sequences} sequences a step cannot be shared by {world_size} processes")
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} is not one of {world_size} processes")
-        share = sequences // world_size
-        first = self._sizes.sequences_before(step) + rank * share
-        epochs, positions = np.divmod(np.arange(first, first + share, dtype=np.int64), self.windows)
-        indices = np.empty(share, np.int64)
+        before = self._sizes.sequences_before(step)
+        first, last = (before + sequences * edge // world_size for edge in (rank, rank + 1))
+        epochs, positions = np.divmod(np.arange(first, last, dtype=np.int64), self.windows)
+        indices = np.empty(last - first, np.int64)
         for epoch in np.unique(epochs):
             of_epoch = epochs == epoch
             indices[of_epoch] = permute(positions[of_epoch], self.windows, self.seed, int(epoch))
         return indices
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and the tokens that follow them, both int64 [the step's sequences / world_size, context].
+        """Inputs and the tokens that follow them, both int64 [the rank's sequences, context].
 
         Raises:
             ConfigError: see `window_indices`.

@@ -129,7 +129,8 @@ class Recipe:
     def config(self, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
         """The recipe as a run's configuration, with the user's values over it.
 
-        A warm-up or a length given one way replaces the recipe's given another way; another batch, its ramp.
+        A warm-up or a length given one way replaces the recipe's given another way; another batch, its ramp; another
+        largest norm of the gradient, the changes of it.
 
         Raises:
             ConfigError: every fault at once.
@@ -140,11 +141,17 @@ class Recipe:
             if any(key in overrides for key in rivals):
                 for key in rivals:
                     values.pop(key, None)
-        if "run.batch_tokens" in overrides:
-            values.pop("run.batch_ramp", None)
+        for key, moves in _MOVES.items():
+            if key in overrides:
+                values = {name: value for name, value in values.items() if name not in moves}
         return TrainConfig.from_values(values | overrides, recipe=self.name, scaling=self.scaling)
 
 
+# What moves a value over the run: it goes when the value is given anew.
+_MOVES = {
+    "run.batch_tokens": ("run.batch_ramp", "run.batch_ramp_increment"),
+    "optimizer.grad_clip": ("schedule.grad_clip_changes",),
+}
 _WARMUP_UNITS = ("steps", "tokens", "fraction")
 
 

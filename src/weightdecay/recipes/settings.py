@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tomllib
 import types
 import typing
 from collections.abc import Mapping
@@ -84,6 +85,8 @@ class ScheduleSettings:
         decay_tokens: where the descent ends, counted from the start; 0 means at the end of the run.
         decay_fraction: part of the run that `warmup_stable_decay` comes down in, along a straight line.
         hold_steps, hold_fraction: how long `inverse_sqrt` stays at the peak; it then falls as √(hold/t).
+        grad_clip_changes: `TOKENS:NORM`: the largest norm of the gradient once so many tokens were seen; until the
+            first, it is `optimizer.grad_clip`.
         stages: `SHAPE to FRACTION over TOKENS`, one after the other: constant, cosine or linear, to a fraction of the
             peak.
         weight_decay_shape: how λ moves: `constant`, `cosine` or `linear`.
@@ -100,6 +103,7 @@ class ScheduleSettings:
     hold_steps: int = 0
     hold_fraction: float = 0.0
     stages: tuple[str, ...] = ()
+    grad_clip_changes: tuple[str, ...] = ()
     weight_decay_shape: str = "constant"
     weight_decay_final_fraction: float = 0.0
 
@@ -113,6 +117,7 @@ class RunSettings:
         batch_tokens: tokens in one optimizer step, rounded to whole sequences.
         batch_ramp: `TOKENS:BATCH_TOKENS`: how large the batch is once so many tokens were seen; ends at `batch_tokens`.
         batch_ramp_shape: `steps` from entry to entry, or `linear` between them.
+        batch_ramp_increment: a linear ramp goes up by so many tokens at a time; 0 means sequence by sequence.
         micro_batch_tokens: tokens in one forward pass; 0 lets the trainer choose.
         dtype: `float32`, or `bfloat16` for autocast over float32 weights.
         compile: torch.compile each block.
@@ -129,6 +134,7 @@ class RunSettings:
     batch_tokens: int
     batch_ramp: tuple[str, ...] = ()
     batch_ramp_shape: str = "steps"
+    batch_ramp_increment: int = 0
     micro_batch_tokens: int = 0
     dtype: str = "bfloat16"
     compile: bool = False
@@ -244,7 +250,7 @@ def _required(kind: type[Any]) -> set[str]:
 
 def _as_type(value: Any, kind: Any) -> Any:
     if isinstance(kind, types.GenericAlias):  # tuple[str, ...]
-        return (value,) if isinstance(value, str) else tuple(str(item) for item in value)
+        return _texts(value)
     if kind is str:
         return str(value) if isinstance(value, str | Path) else _refuse("text")
     if kind is bool:
@@ -263,6 +269,16 @@ def _as_type(value: Any, kind: Any) -> Any:
     if kind is float:
         return number
     return int(number) if math.isfinite(number) and number == int(number) else _refuse("a whole number")
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """Of a list, of one text, or of a text that is a TOML array, as `--set` gives several."""
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            return _refuse('an array of texts, like ["one", "two"]')
+    return (value,) if isinstance(value, str) else tuple(str(item) for item in value)
 
 
 def _refuse(wanted: str) -> typing.NoReturn:
@@ -297,8 +313,9 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     },
     **{
         f"run.{name}": (0.0, math.inf, "at least 0")
-        for name in ("steps", "tokens", "micro_batch_tokens", "log_every", "eval_every", "checkpoint_every", "seed")
+        for name in ("steps", "tokens", "batch_ramp_increment", "micro_batch_tokens", "seed")
     },
+    **{f"run.{name}_every": (0.0, math.inf, "at least 0") for name in ("log", "eval", "checkpoint")},
     **{f"run.{name}": (1.0, math.inf, "at least 1") for name in ("batch_tokens", "eval_tokens", "keep", "nproc")},
 }
 

@@ -31,7 +31,7 @@ from weightdecay.planning.render import table
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.training.optimizers import decay_plan
 from weightdecay.training.pretrained import holds_a_model, with_pretrained_shape
-from weightdecay.training.timing import batch_sizes, lr_schedule, weight_decay_schedule
+from weightdecay.training.timing import batch_sizes, grad_clip_schedule, lr_schedule, weight_decay_schedule
 
 # Tokens in one forward pass when the configuration leaves it open: fits small models in a laptop's memory.
 _MICRO_BATCH_TOKENS = 16_384
@@ -46,7 +46,7 @@ class Assembly:
     Attributes:
         config: resolved: steps, λ, intervals and vocabulary are concrete numbers.
         plan: made on a model without weights, equal to the trained model's.
-        lr, weight_decay: η and λ at every step, counted from 0.
+        lr, weight_decay, grad_clip: η, λ and the largest norm of the gradient at every step, counted from 0.
         sizes: tokens of every step.
     """
 
@@ -56,6 +56,7 @@ class Assembly:
     plan: DecayPlan
     lr: Schedule
     weight_decay: Schedule
+    grad_clip: Schedule
     sizes: BatchSizes
     decay: DecayOverRun
     tokens_per_parameter: float
@@ -107,6 +108,9 @@ class Assembly:
             f"{run.batch_tokens:,} tokens{grown}, {self.sizes.tokens_before(run.steps):,} in all, "
             f"{self.loader.epoch_of(run.steps):.2f} epochs"
         )
+        if config.schedule.grad_clip_changes:
+            first, last = self.grad_clip(0), self.grad_clip(run.steps - 1)
+            yield f"clipping: the gradient's norm at {first:g} in the first step, at {last:g} in the last"
         if config.scaling:
             yield f"scaled down: {config.scaling}"
         yield from self._decay_in_words()
@@ -162,7 +166,7 @@ def assemble(config: TrainConfig) -> Assembly:
         model = GPT(config.model)
     embeddings = sum(p.numel() for part in (model.embedding, model.positions) if part for p in part.parameters())
     n_parameters = model.n_parameters()
-    sizes = _batch_sizes(config)
+    sizes = batch_sizes(config.run, config.model.context)
     tokens_per_parameter = sizes.tokens_before(config.run.steps) / (n_parameters - embeddings)
     automatic = math.isnan(config.optimizer.weight_decay)
     if automatic:
@@ -175,6 +179,7 @@ def assemble(config: TrainConfig) -> Assembly:
         plan=decay_plan(model, config.optimizer),
         lr=lr,
         weight_decay=weight_decay,
+        grad_clip=grad_clip_schedule(config, sizes),
         sizes=sizes,
         decay=decay_over_run(_decay_per_step(config, lr, weight_decay), config.run.batch_tokens),
         tokens_per_parameter=tokens_per_parameter,
@@ -194,15 +199,13 @@ def _resolve_shapes(config: TrainConfig, data: Prepared) -> TrainConfig:
                 f"--tokenizer {run.init_from}/tokenizer.json"
             )
         vocab_size = config.model.vocab_size  # often padded beyond the tokenizer's
-    sequences = max(1, round(run.batch_tokens / context))
+    sizes = batch_sizes(run, context)
     faults = []
-    if sequences % run.nproc:
-        faults.append(f"{sequences} sequences a step cannot be shared by {run.nproc} processes: change --batch-tokens")
-    share = max(1, sequences // run.nproc)
+    if (fewest := min((sizes.full, *sizes.ramp))) < run.nproc:
+        faults.append(f"{fewest} sequences a step cannot be shared by {run.nproc} processes: change --batch-tokens")
+    share = math.ceil(sizes.full / run.nproc)
     limit = max(1, (run.micro_batch_tokens or _MICRO_BATCH_TOKENS) // context)
-    micro = max(size for size in range(1, min(limit, share) + 1) if share % size == 0)
-    batch_tokens = sequences * context
-    sizes = batch_sizes(run, context, micro)
+    micro = math.ceil(share / math.ceil(share / limit))  # passes as even as they can be
     steps = run.steps or max(1, sizes.steps_for(run.tokens))
     timing = config.schedule
     warmup = (
@@ -222,7 +225,7 @@ def _resolve_shapes(config: TrainConfig, data: Prepared) -> TrainConfig:
         schedule__warmup_steps=warmup,
         schedule__warmup_tokens=0,
         schedule__warmup_fraction=0,
-        run__batch_tokens=batch_tokens,
+        run__batch_tokens=sizes.full * context,
         run__micro_batch_tokens=micro * context,
         run__steps=steps,
         run__tokens=0,
@@ -240,12 +243,6 @@ def _automatic_weight_decay(config: TrainConfig, tokens_per_parameter: float) ->
             f"'{optimizer.rule}': give a number"
         )
     return optimal_weight_decay(lr=optimizer.lr, steps=config.run.steps, tokens_per_parameter=tokens_per_parameter)
-
-
-def _batch_sizes(config: TrainConfig) -> BatchSizes:
-    """Of a configuration whose shapes are resolved."""
-    run, context = config.run, config.model.context
-    return batch_sizes(run, context, run.micro_batch_tokens // context)
 
 
 def _decay_per_step(config: TrainConfig, lr: Schedule, weight_decay: Schedule) -> list[float]:

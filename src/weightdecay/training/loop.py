@@ -98,9 +98,10 @@ class TrainingLoop:
             self.objective,
             self.optimizer,
             self._micro_batches(),
+            sequences=self.assembly.sizes.sequences_at(self.done),
             ranks=self.ranks,
             dtype=self.dtype,
-            grad_clip=self.assembly.config.optimizer.grad_clip,
+            grad_clip=self.assembly.grad_clip(self.done),
             seed=(settings.seed, self.done),
         )
         self.done += 1
@@ -182,6 +183,7 @@ class TrainingLoop:
             "decay_per_step": group_decay_per_step(decaying),
             "penalty": self._penalty(),
             "grad_norm": result.grad_norm,
+            "grad_clip": self.assembly.grad_clip(self.done - 1),
             "batch_tokens": batch_tokens,
             "tokens_per_s": batch_tokens / step_s,
             "elapsed_s": self.elapsed_s,

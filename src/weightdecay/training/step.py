@@ -32,16 +32,18 @@ def take_step(
     optimizer: torch.optim.Optimizer,
     micro_batches: Sequence[tuple[Tensor, Tensor]],
     *,
+    sequences: int,
     ranks: Ranks,
     dtype: torch.dtype,
     grad_clip: float,
     seed: tuple[int, int],
 ) -> StepResult:
-    """Accumulate the mean gradient over equal micro-batches, clip it, update.
+    """Accumulate the mean gradient over the step's sequences, clip it, update.
 
     Args:
         objective: (tokens, targets) to `models.objective.Losses`; the sum of both is minimised.
-        micro_batches: (tokens, targets), each int64 [B, T].
+        micro_batches: this rank's (tokens, targets), each int64 [B, T]; B may differ.
+        sequences: in the micro-batches of all ranks together.
         dtype: of the matrix products; the weights stay as they are.
         grad_clip: largest norm of the gradient over all tensors and ranks; 0 does not clip.
         seed: (run's seed, step); dropout of each micro-batch and rank depends on nothing else, so that a resumed
@@ -54,14 +56,15 @@ def take_step(
     for index, (tokens_BT, targets_BT) in enumerate(micro_batches):
         torch.manual_seed(_mix(*seed, index, ranks.rank))
         last = index == len(micro_batches) - 1
+        passes = sequences / (ranks.world_size * len(tokens_BT))  # so many like this one make the step
         with (
             _gradients_stay_local(objective, unless=last),
             torch.autocast(ranks.device.type, dtype, dtype != torch.float32),
         ):
             losses: Losses = objective(tokens_BT, targets_BT)
-            loss = losses.total / len(micro_batches)
+            loss = losses.total / passes  # ranks exchange the mean of their gradients
         loss.backward()  # type: ignore[no-untyped-call]
-        total += losses.cross_entropy.detach() / len(micro_batches)
+        total += losses.cross_entropy.detach() / passes
 
     mean_loss = ranks.total(float(total))[0] / ranks.world_size
     try:

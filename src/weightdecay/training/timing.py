@@ -1,10 +1,11 @@
-"""When what happens: how the batch grows, and the learning rate and λ of every step, from a configuration.
+"""When what happens: how the batch grows, and the learning rate, λ and clipping of every step, from a configuration.
 
 A configuration counts in tokens, as the papers do, or in steps; here everything becomes steps.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -14,14 +15,12 @@ from weightdecay.optim.schedules import Constant, Cosine, InverseSqrt, Linear, P
 from weightdecay.recipes.settings import RunSettings, TrainConfig
 
 
-def batch_sizes(run: RunSettings, context: int, micro: int = 1) -> BatchSizes:
-    """The ramp `TOKENS:BATCH_TOKENS, …` as sequences a step that the processes can share out into equal passes.
+def batch_sizes(run: RunSettings, context: int) -> BatchSizes:
+    """The ramp `TOKENS:BATCH_TOKENS, …` as whole sequences a step, whatever the number of processes.
 
     Each entry says how large the batch is once so many tokens were seen: from there on (`steps`), or reached in a
-    straight line over the tokens since the entry before (`linear`). The last is the run's full batch.
-
-    Args:
-        micro: sequences of a pass in one process.
+    straight line over the tokens since the entry before (`linear`), which a `batch_ramp_increment` climbs in stairs
+    of that height. The last is the run's full batch.
 
     Raises:
         ConfigError: an entry that is no pair of numbers, entries that do not rise from 0, or that end elsewhere.
@@ -29,36 +28,66 @@ def batch_sizes(run: RunSettings, context: int, micro: int = 1) -> BatchSizes:
     full = max(1, round(run.batch_tokens / context))
     if not run.batch_ramp:
         return BatchSizes(context, full)
-    points = [_point(entry) for entry in run.batch_ramp]
-    faults = [] if points[0][0] == 0 else [f"run.batch_ramp must begin at 0 tokens, not at {points[0][0]:g}"]
-    if any(later[0] <= earlier[0] for earlier, later in pairwise(points)):
-        faults.append("run.batch_ramp must go on at rising numbers of tokens")
+    points, faults = _points("run.batch_ramp", run.batch_ramp, "like 4e9:500_000")
+    if faults:
+        raise ConfigError(faults)
+    if points[0][0] != 0:
+        faults.append(f"run.batch_ramp must begin at 0 tokens, not at {points[0][0]:g}")
     if max(1, round(points[-1][1] / context)) != full:
         faults.append(f"run.batch_ramp ends at {points[-1][1]:g} tokens, run.batch_tokens is {run.batch_tokens}")
     if faults:
         raise ConfigError(faults)
     sizes: list[int] = []
     seen = 0
+    stairs = max(1, run.batch_ramp_increment) if run.batch_ramp_shape == "linear" else 0
     while seen < points[-1][0]:
-        wanted = _batch_at(points, seen, linear=run.batch_ramp_shape == "linear") / context
-        multiple = run.nproc if wanted <= micro * run.nproc else micro * run.nproc
-        sizes.append(min(full, multiple * max(1, round(wanted / multiple))))
+        sizes.append(max(1, round(_batch_at(points, seen, stairs) / context)))
         seen += sizes[-1] * context
     return BatchSizes(context, full, tuple(sizes))
 
 
-def _point(entry: str) -> tuple[float, float]:
-    tokens, _, batch = entry.partition(":")
-    try:
-        return float(tokens.replace("_", "")), float(batch.replace("_", ""))
-    except ValueError:
-        raise ConfigError(f"run.batch_ramp '{entry}': must be TOKENS:BATCH_TOKENS, like 4e9:500_000") from None
-
-
-def _batch_at(points: list[tuple[float, float]], seen: float, *, linear: bool) -> float:
+def _batch_at(points: list[tuple[float, float]], seen: int, stairs: int) -> int:
+    """Tokens of the batch after `seen` tokens. In whole numbers, so that a stair begins exactly where it should."""
     index = max(index for index, (tokens, _) in enumerate(points) if tokens <= seen)
-    (start, before), (end, after) = points[index], points[min(index + 1, len(points) - 1)]
-    return before + (after - before) * (seen - start) / (end - start) if linear and end > start else before
+    (start, before), (end, after) = (map(round, point) for point in points[index : index + 2])
+    grown = (after - before) * (seen - start) // (end - start)
+    return before + (grown // stairs * stairs if stairs else 0)
+
+
+def grad_clip_schedule(config: TrainConfig, sizes: BatchSizes) -> Schedule:
+    """The largest norm of the gradient at every step, 0 where it is not clipped.
+
+    It is `optimizer.grad_clip` until the first of the changes `TOKENS:NORM, …`, each of which holds from the first step
+    that has so many tokens behind it.
+
+    Raises:
+        ConfigError: a change that is no pair of numbers, or that does not come after the one before.
+    """
+    changes, faults = _points("schedule.grad_clip_changes", config.schedule.grad_clip_changes, "like 150e9:0.3")
+    if changes and changes[0][0] <= 0:
+        faults.append("schedule.grad_clip_changes must come after the start, whose norm is optimizer.grad_clip")
+    if faults:
+        raise ConfigError(faults)
+    # Two changes within a step: the later one holds, as it is the one that the next step finds.
+    norms = {0: config.optimizer.grad_clip, **{sizes.steps_for(tokens): norm for tokens, norm in changes}}
+    return Piecewise(tuple((step, Constant(norm)) for step, norm in norms.items()))
+
+
+def _points(key: str, entries: tuple[str, ...], example: str) -> tuple[list[tuple[float, float]], list[str]]:
+    """`TOKENS:VALUE` pairs in rising order, and what is wrong with them."""
+    points, faults = [], []
+    for entry in entries:
+        try:
+            tokens, value = (float(number) for number in entry.split(":"))
+        except ValueError:
+            faults.append(f"{key} '{entry}': must be two numbers with a colon between them, {example}")
+            continue
+        if not (math.isfinite(tokens) and math.isfinite(value) and value >= 0):
+            faults.append(f"{key} '{entry}': both numbers must be finite, and at least 0")
+        points.append((tokens, value))
+    if any(later[0] <= earlier[0] for earlier, later in pairwise(points)):
+        faults.append(f"{key} must go on at rising numbers of tokens")
+    return points, faults
 
 
 def lr_schedule(config: TrainConfig, sizes: BatchSizes) -> Schedule:
