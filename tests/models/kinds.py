@@ -12,6 +12,7 @@ KINDS = {
     "gpt2": _GPT,
     "gpt3": _GPT.replace(window=5, window_pattern="LS"),
     "opt": _GPT.replace(feedforward="relu"),
+    "opt, narrow embedding": _GPT.replace(feedforward="relu", norm_placement="post", d_embedding=10),
     "bloom": _GPT.replace(positions="alibi", embedding_norm=True, n_heads=6, n_kv_heads=6, head_dim=4),
     "pythia": _GPT.replace(positions="rotary", rotary_fraction=0.34, branches="parallel", feedforward="gelu"),
     "llama": _LLAMA.replace(n_kv_heads=2),

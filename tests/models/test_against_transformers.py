@@ -46,6 +46,11 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
         "vocab_size": 97, "hidden_size": 48, "ffn_dim": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
         "max_position_embeddings": 32, "init_std": 0.2, "dropout": 0.0, **_NO_TOKENS,
     }),
+    "opt, norms after, narrow embedding": ("OPTForCausalLM", {
+        "vocab_size": 97, "hidden_size": 48, "ffn_dim": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "max_position_embeddings": 32, "init_std": 0.2, "dropout": 0.0, "word_embed_proj_dim": 20,
+        "do_layer_norm_before": False, **_NO_TOKENS,
+    }),
     "bloom": ("BloomForCausalLM", {
         "vocab_size": 97, "hidden_size": 48, "n_layer": 3, "n_head": 4, "initializer_range": 0.2, **_NO_TOKENS,
     }),

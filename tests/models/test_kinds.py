@@ -17,6 +17,7 @@ from weightdecay.models.generate import generate
 from weightdecay.models.layers import Rotary, UnitOffsetRMSNorm, alibi_slopes, make_norm
 from weightdecay.models.objective import Objective
 from weightdecay.planning.plan import plan
+from weightdecay.planning.roles import Role
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -72,6 +73,16 @@ def test_the_default_plan_decays_the_matrices_and_nothing_else(kind: str) -> Non
     decided = plan(model, weight_decay=0.1)
     for name, parameter in model.named_parameters():
         assert decided[name].weight_decay == (0.1 if parameter.ndim >= 2 else 0.0), name
+
+
+def test_the_projections_of_a_narrow_embedding_are_linear_layers_without_biases() -> None:
+    model = model_of("opt, narrow embedding")
+    decided = plan(model, weight_decay=0.1)
+    assert [name for name, _ in model.named_parameters() if name.startswith("project_")] == [
+        "project_in.weight", "project_out.weight",
+    ]  # fmt: skip
+    assert decided["project_in.weight"].role == decided["project_out.weight"].role == Role.LINEAR
+    assert model.embedding.weight.shape == model.head.weight.shape == (50, 10)
 
 
 def test_the_places_of_the_norms_are_those_of_their_papers() -> None:

@@ -37,6 +37,8 @@ class ModelConfig:
         n_heads: query heads, H.
         n_kv_heads: key and value heads; `n_heads` is multi-head, fewer is grouped-query, 1 multi-query attention.
         head_dim: width of a head; 0 means `d_model // n_heads`.
+        d_embedding: width of the embedding; a narrower one than D is projected in, and out before the head (OPT 350M);
+            0 means `d_model`.
         d_ff: width inside the feed-forward part, of each expert where there are experts; 0 means `4 * d_model`.
         norm: `layernorm` (a gain, and a bias if `bias`), `rmsnorm` (a gain), `rmsnorm_unit_offset` (1 + w, w from 0)
             or `rmsnorm_without_gain`.
@@ -88,6 +90,7 @@ class ModelConfig:
     n_heads: int
     n_kv_heads: int = 0
     head_dim: int = 0
+    d_embedding: int = 0
     d_ff: int = 0
     norm: str = "layernorm"
     norm_eps: float = 1e-5
@@ -138,6 +141,11 @@ class ModelConfig:
             raise ConfigError(faults)
 
     @property
+    def embedding_width(self) -> int:
+        """Columns of the embedding and of the head."""
+        return self.d_embedding or self.d_model
+
+    @property
     def gated(self) -> bool:
         """Whether the feed-forward part multiplies a gate with a value."""
         return self.feedforward in ("swiglu", "geglu", "geglu_tanh")
@@ -163,6 +171,7 @@ class ModelConfig:
         unused = {
             **({} if self.window else {"window_pattern": "S"}),
             **({} if self.positions == "rotary" else {"rotary_base": 10_000.0, "rotary_fraction": 1.0}),
+            **({"d_embedding": 0} if self.d_embedding == self.d_model else {}),
         }
         return self.replace(**{name: defaults[name] for name in TRAINING_ONLY}, **dense, **unused)
 
@@ -191,7 +200,7 @@ class ModelConfig:
             f"model.{name} must be at least 0, got {getattr(self, name)}"
             for name in (
                 "window", "attention_scale", "attention_softcap", "logit_softcap", "n_experts", "n_shared_experts",
-                "n_dense_layers", "d_ff_dense", "load_balancing", "z_loss", "embedding_init_std",
+                "n_dense_layers", "d_ff_dense", "d_embedding", "load_balancing", "z_loss", "embedding_init_std",
             )
             if not getattr(self, name) >= 0
         ]  # fmt: skip

@@ -93,13 +93,16 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        width, narrow = config.embedding_width, config.embedding_width != config.d_model
+        self.embedding = nn.Embedding(config.vocab_size, width)
+        self.project_in = nn.Linear(width, config.d_model, bias=False) if narrow else None
         self.positions = nn.Embedding(config.context, config.d_model) if config.positions == "learned" else None
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.dropout if config.embedding_dropout else 0.0)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = make_norm(config) if config.norm_placement != "post" else None
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.project_out = nn.Linear(config.d_model, width, bias=False) if narrow else None
+        self.head = nn.Linear(width, config.vocab_size, bias=False)
         if config.tied_head:
             self.head.weight = self.embedding.weight
         self._draw_weights()
@@ -129,6 +132,8 @@ class GPT(nn.Module):
                 imbalances.append(imbalance)
         if self.norm is not None:
             x_BTD = self.norm(x_BTD)
+        if self.project_out is not None:
+            x_BTD = self.project_out(x_BTD)
         logits_BTV: Tensor = self.head(x_BTD)
         if self.config.logit_multiplier != 1.0:
             logits_BTV = logits_BTV * self.config.logit_multiplier
@@ -136,12 +141,18 @@ class GPT(nn.Module):
             logits_BTV = soft_capped(logits_BTV.float(), self.config.logit_softcap)
         return logits_BTV, torch.stack(imbalances).mean() if imbalances else None
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file of this model holds, by name: all that is learned, a tied tensor once."""
+        return dict(self.named_parameters())
+
     def n_parameters(self) -> int:
         """Elements of all parameters, a tied tensor once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _embedded(self, tokens_BT: Tensor, start: int, end: int) -> Tensor:
         x_BTD: Tensor = self.embedding(tokens_BT)
+        if self.project_in is not None:
+            x_BTD = self.project_in(x_BTD)
         if self.config.embedding_multiplier != 1.0:
             x_BTD = x_BTD * self.config.embedding_multiplier
         if self.positions is not None:

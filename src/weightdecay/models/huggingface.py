@@ -24,7 +24,8 @@ from torch import Tensor
 from weightdecay.errors import ConfigError, DamagedError, did_you_mean
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.decoder import GPT
-from weightdecay.models.families import FAMILIES, Family, family_of
+from weightdecay.models.families import FAMILIES, family_of
+from weightdecay.models.family import Family
 from weightdecay.models.tensors import Link, same
 
 CONFIG, OWN_CONFIG, WEIGHTS, INDEX = (
@@ -79,7 +80,7 @@ def read_weights(path: Path, config: ModelConfig, report: Callable[[str], None])
     for file in _weight_files(path):
         found |= _load(file)
     with torch.device("meta"):
-        ours = dict(GPT(config).named_parameters())
+        ours = GPT(config).tensors()
     own = (path / OWN_CONFIG).is_file()
     links = [same(name, name) for name in ours] if own else _links(path, config)
     shapes = {

@@ -1,6 +1,7 @@
 """How our tensors lie in the files of transformers: under other names, transposed, split or interleaved.
 
-Every correspondence is a rearrangement, so going there and back is the identity bit for bit.
+A family names its modules beside ours in a table of `Piece`, each with one of the functions here that say how the
+numbers lie. They all rearrange, so going there and back is the identity bit for bit.
 
 Shapes: D d_model, F d_ff, H heads, E head_dim, X experts.
 """
@@ -33,25 +34,44 @@ class Link:
     unpack: Callable[[Tensor], Sequence[Tensor]]
 
 
-def same(ours: str, theirs: str) -> Link:
-    """The same tensor under another name."""
-    return Link(ours, (theirs,), lambda parts: parts[0], lambda whole: [whole])
+How = Callable[[str, str, ModelConfig], list[Link]]
+_PARTS = ("weight", "bias")
 
 
-def transposed(ours: str, theirs: str) -> Link:
-    """A matrix stored as [inputs, outputs], as GPT-2's Conv1D does."""
-    return Link(ours, (theirs,), lambda parts: parts[0].T, lambda whole: [whole.T])
+def plain(ours: str, theirs: str, config: ModelConfig) -> list[Link]:  # noqa: ARG001  # one signature for all
+    """The same under another name."""
+    return [same(f"{ours}.{part}", f"{theirs}.{part}") for part in _PARTS]
 
 
-def stacked(ours: str, theirs: Sequence[str], rows: Sequence[int]) -> Link:
-    """Ours is theirs one below the other: query, key and value, or gate and up."""
-    return Link(
-        ours, tuple(theirs), lambda parts: torch.cat(tuple(parts)), lambda whole: torch.split(whole, list(rows))
-    )
+@dataclass(frozen=True)
+class Piece:
+    """A module of ours, its counterpart, and how the tensors of one lie in the other.
+
+    Args:
+        ours, theirs: names within a block, or within the model.
+        how: both names in full to the links of all tensors that the module may have.
+    """
+
+    ours: str
+    theirs: str
+    how: How = plain
 
 
-def interleaved_by_head(ours: str, theirs: str, n_heads: int) -> Link:
+def conv1d(ours: str, theirs: str, config: ModelConfig) -> list[Link]:  # noqa: ARG001  # one signature for all
+    """A linear layer whose matrix is stored as [inputs, outputs], as GPT-2's Conv1D does."""
+    weight = Link(f"{ours}.weight", (f"{theirs}.weight",), lambda parts: parts[0].T, lambda whole: [whole.T])
+    return [weight, same(f"{ours}.bias", f"{theirs}.bias")]
+
+
+def qkv(ours: str, theirs: str, config: ModelConfig) -> list[Link]:
+    """Query, key and value one below the other; theirs are three layers, `{}` standing for q, k and v."""
+    heads = (config.n_heads, config.n_kv_heads, config.n_kv_heads)
+    return [_stacked(f"{ours}.{part}", [f"{theirs.format(kind)}.{part}" for kind in "qkv"], heads) for part in _PARTS]
+
+
+def qkv_by_head(ours: str, theirs: str, config: ModelConfig) -> list[Link]:
     """Theirs holds query, key and value head by head, [H, 3, E, …]; ours all queries, all keys, all values."""
+    n_heads = config.n_heads
 
     def pack(parts: Sequence[Tensor]) -> Tensor:
         heads = parts[0].view(n_heads, 3, -1, *parts[0].shape[1:])
@@ -61,41 +81,54 @@ def interleaved_by_head(ours: str, theirs: str, n_heads: int) -> Link:
         kinds = whole.view(3, n_heads, -1, *whole.shape[1:])
         return [kinds.transpose(0, 1).reshape(whole.shape)]
 
-    return Link(ours, (theirs,), pack, unpack)
+    return [Link(f"{ours}.{part}", (f"{theirs}.{part}",), pack, unpack) for part in _PARTS]
 
 
-def below_unused_rows(ours: str, theirs: str, unused: int) -> Link:
-    """Theirs begins with rows that no token reaches; they are left out here and written as zeros."""
+def gate_and_up(ours: str, theirs: str, config: ModelConfig) -> list[Link]:  # noqa: ARG001  # one signature for all
+    """Gate above up; theirs are two layers, `{}` standing for gate and up."""
+    return [_stacked(f"{ours}.weight", [f"{theirs.format(kind)}.weight" for kind in ("gate", "up")], (1, 1))]
+
+
+def after_two_rows(ours: str, theirs: str, config: ModelConfig) -> list[Link]:  # noqa: ARG001  # one signature for all
+    """Theirs begins with two rows that no token reaches; they are left out here and written as zeros."""
 
     def unpack(whole: Tensor) -> Sequence[Tensor]:
-        return [torch.cat((whole.new_zeros(unused, *whole.shape[1:]), whole))]
+        return [torch.cat((whole.new_zeros(2, *whole.shape[1:]), whole))]
 
-    return Link(ours, (theirs,), lambda parts: parts[0][unused:], unpack)
+    return [Link(f"{ours}.weight", (f"{theirs}.weight",), lambda parts: parts[0][2:], unpack)]
 
 
-def one_matrix_an_expert(ours: str, theirs: Sequence[str], n_experts: int, parts_each: int = 1) -> Link:
-    """Ours is a stack [X, rows, columns]; theirs a matrix an expert, or `parts_each` that lie one below the other.
+def each_expert(*names: str) -> How:
+    """Ours is one stack [X, rows, columns]; theirs a matrix an expert and name, an expert's one below the other.
 
     Args:
-        theirs: every part of the first expert, then of the second, and so on.
+        names: of an expert's layers; the counterpart has `{}` where the expert's number stands.
     """
 
-    def pack(parts: Sequence[Tensor]) -> Tensor:
-        firsts = range(0, len(parts), parts_each)
-        return torch.stack([torch.cat(tuple(parts[first : first + parts_each])) for first in firsts])
+    def how(ours: str, theirs: str, config: ModelConfig) -> list[Link]:
+        every = [f"{theirs.format(expert)}.{name}.weight" for expert in range(config.n_experts) for name in names]
+
+        def pack(parts: Sequence[Tensor]) -> Tensor:
+            firsts = range(0, len(parts), len(names))
+            return torch.stack([torch.cat(tuple(parts[first : first + len(names)])) for first in firsts])
+
+        def unpack(whole: Tensor) -> Sequence[Tensor]:
+            return [part for expert in whole for part in expert.chunk(len(names))]
+
+        return [Link(ours, tuple(every), pack, unpack)]
+
+    return how
+
+
+def same(ours: str, theirs: str) -> Link:
+    """The same tensor under another name."""
+    return Link(ours, (theirs,), lambda parts: parts[0], lambda whole: [whole])
+
+
+def _stacked(ours: str, theirs: Sequence[str], shares: Sequence[int]) -> Link:
+    """Ours is theirs one below the other, whose rows are to each other as `shares`."""
 
     def unpack(whole: Tensor) -> Sequence[Tensor]:
-        return [part for expert in range(n_experts) for part in whole[expert].chunk(parts_each)]
+        return torch.split(whole, [len(whole) * share // sum(shares) for share in shares])
 
-    return Link(ours, tuple(theirs), pack, unpack)
-
-
-def norm_links(ours: str, theirs: str, config: ModelConfig) -> list[Link]:
-    """Gain and, where there are biases, bias of a norm."""
-    parts = ("weight", "bias") if config.bias else ("weight",)
-    return [same(f"{ours}.{part}", f"{theirs}.{part}") for part in parts]
-
-
-def head_links(config: ModelConfig, theirs: str) -> list[Link]:
-    """The output head, unless it is the embedding."""
-    return [] if config.tied_head else [same("head.weight", theirs)]
+    return Link(ours, tuple(theirs), lambda parts: torch.cat(tuple(parts)), unpack)
