@@ -57,7 +57,8 @@ def shrink_where_agreeing_(weights: Tensor, direction: Tensor, decay: float) -> 
     same = direction.dtype == weights.dtype
     factor = direction.mul_(weights) if same else direction * weights
     whole = torch.ones((), dtype=factor.dtype, device=factor.device)
-    weights.mul_(torch.add(whole, factor.ge_(0), alpha=kept - 1, out=factor))
+    spare = None if torch.is_grad_enabled() else factor  # a differentiable step keeps what it needs for its gradient
+    weights.mul_(torch.add(whole, factor.ge_(0), alpha=kept - 1, out=spare))
 
 
 def mixed(momentum: Tensor | None, gradient: Tensor, mix: tuple[float, float], out: Tensor | None = None) -> Tensor:
