@@ -6,21 +6,30 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from weightdecay.recipes.schema import STATUSES, Recipe, all_recipes
+from weightdecay.recipes.entries import READ, STATUSES, source_of
+from weightdecay.recipes.schema import Recipe, all_recipes
 
 PAGE = Path(__file__).parent / "recipes.md"
 # In the order of the table that people copy.
 BRIEF = ("gpt2", "gpt3", "llama1", "llama2", "palm", "grok1", "mistral", "mixtral")
+# What a schedule is made of: warm-up, descent, batch, clipping.
+MOVING = (
+    ("schedule.warmup_steps", "schedule.warmup_tokens", "schedule.warmup_fraction"),
+    ("schedule.shape", "schedule.stages", "schedule.final_fraction", "schedule.decay_tokens"),
+    ("run.batch_tokens", "run.batch_ramp", "run.batch_ramp_shape", "run.batch_ramp_increment"),
+    ("optimizer.grad_clip", "schedule.grad_clip_changes"),
+)
+Systems = dict[str, list[Recipe]]
 
 
 def page() -> str:
     """The whole page."""
-    systems: dict[str, list[Recipe]] = {}
+    systems: Systems = {}
     for one in all_recipes():
         systems.setdefault(one.system, []).append(one)
-    return (
-        "\n".join([*_head(), *_brief(systems), *_as_published(systems), *_others(systems), *_sources(systems)]) + "\n"
-    )
+    parts = (_head(), _brief(systems), _as_published(systems), _decays(systems), _moves(systems), _second_hand(systems),
+             _sources(systems))  # fmt: skip
+    return "\n".join(line for part in parts for line in part) + "\n"
 
 
 def _head() -> list[str]:
@@ -34,23 +43,18 @@ def _head() -> list[str]:
         "",
         *(f"- **{status}**: {meaning}" for status, meaning in STATUSES.items()),
         "",
-        "A source that says *from memory* was not read for this page; such a value is never `confirmed`.",
+        "and each source says how it was read:",
         "",
-        "A file of your own needs the same care: every value with its source and status. It may stand alone or add to",
-        "a shipped recipe, and is used by its name, `weightdecay train mine.toml:125m`:",
+        *(f"- **{read}**: {meaning}" for read, meaning in READ.items()),
         "",
-        "```toml",
-        'extends = "gpt3"',
-        "[sources]",
-        'sweep = "our own sweep over λ, 2026-10"',
-        "[common.optimizer]",
-        'weight_decay = { value = 0.05, status = "assumed", source = "sweep" }',
-        "```",
+        "A recipe does not load if a value is confirmed by a source that was not read, and a test sees that nothing",
+        "known *from memory* is called confirmed. No PDF could be opened for this page except Moonlight's, which lies",
+        "in its repository; the papers' words were compared between copies where there were several.",
         "",
     ]
 
 
-def _brief(systems: dict[str, list[Recipe]]) -> list[str]:
+def _brief(systems: Systems) -> list[str]:
     lines = [
         "## The table that people copy",
         "",
@@ -58,42 +62,50 @@ def _brief(systems: dict[str, list[Recipe]]) -> list[str]:
         "numbers and say what they are.",
         "",
     ]
-    rows = []
+    rows, details = [], []
     for system in BRIEF:
         one = systems[system][-1]
-        assert one.brief is not None, f"{system} has no [brief]"
-        weight_decay = one.values["optimizer.weight_decay"]
-        rows.append(
-            [
-                one.title,
-                f"{one.brief.value:g}",
-                one.brief.published,
-                weight_decay.status,
-                one.brief.source,
-                one.brief.says,
-            ]
-        )
-    columns = ["system", "λ, the table", "λ, published", "status", "source", "what the source says"]
-    return [*lines, *_table(columns, rows), ""]
+        brief, weight_decay = one.brief, one.values["optimizer.weight_decay"]
+        assert brief is not None, f"{system} has no [brief]"
+        rows.append([one.title, f"{brief.value:g}", brief.published, weight_decay.status])
+        details += [
+            f"### {one.title}: {brief.value:g}",
+            "",
+            f"- **Published:** {brief.published}.",
+            f"- **Where:** {brief.source}.",
+            f"- **What it says:** {brief.says}",
+            f"- **Check it:** {brief.check}",
+            f"- **The recipe:** {_in_the_recipe(one)}",
+            "",
+        ]
+    return [*lines, *_table(["system", "λ, the table", "λ, published", "status"], rows), "", *details]
 
 
-def _as_published(systems: dict[str, list[Recipe]]) -> list[str]:
+def _in_the_recipe(one: Recipe) -> str:
+    weight_decay, name, policy = (one.values[f"optimizer.{key}"] for key in ("weight_decay", "name", "policy"))
+    note = f" {weight_decay.note[:1].upper()}{weight_decay.note[1:]}." if weight_decay.note else ""
+    return (
+        f"λ = {weight_decay.value:g} ({weight_decay.status}) under {name.value} ({name.status}).{note} "
+        f"Exempt: {one.exempt}: {policy.source}."
+    )
+
+
+def _as_published(systems: Systems) -> list[str]:
     lines = ["## Where the published form is another: `--as-published`", ""]
     for sizes in systems.values():
         one = sizes[-1]
         if not one.published:
             continue
-        note = one.values["optimizer.weight_decay"].note
-        lines += [f"**{one.title}.** {note[:1].upper()}{note[1:]}.", ""]
         rows = []
         for key, sourced in sorted(one.published.items()):
             kept = f"`{one.values[key].value}`" if key in one.values else "(default)"
             rows.append([f"`{key}`", kept, f"`{sourced.value}`", sourced.source])
-        lines += [*_table(["key", "the recipe", "published", "source"], rows), ""]
+        columns = [one.title, "the recipe", "published", "source"]
+        lines += [*_table(columns, rows), ""]
     return lines
 
 
-def _others(systems: dict[str, list[Recipe]]) -> list[str]:
+def _decays(systems: Systems) -> list[str]:
     rows = []
     for system, sizes in systems.items():
         one = sizes[-1]
@@ -112,7 +124,75 @@ def _others(systems: dict[str, list[Recipe]]) -> list[str]:
     return ["## λ, optimizer and exemptions of every system", "", *_table(columns, rows), ""]
 
 
-def _sources(systems: dict[str, list[Recipe]]) -> list[str]:
+def _moves(systems: Systems) -> list[str]:
+    rows = []
+    for sizes in systems.values():
+        one = sizes[-1]
+        keys = [key for group in MOVING for key in group if key in one.values and one.values[key].value]
+        statuses = ", ".join(status for status in STATUSES if any(one.values[key].status == status for key in keys))
+        rows.append([f"`{one.name}`", *_moves_of(one), statuses])
+    columns = ["largest size", "warm-up", "then, as a share of the peak", "batch in tokens", "clipping", "statuses"]
+    return [
+        "## What moves during a run",
+        "",
+        "Of the largest size. [training.md](training.md) says how it moves; `weightdecay recipes show` has the source",
+        "of each value.",
+        "",
+        *_table(columns, rows),
+        "",
+    ]
+
+
+def _moves_of(one: Recipe) -> list[str]:
+    """Warm-up, descent, batch and clipping in words."""
+    value = {key: sourced.value for key, sourced in one.values.items() if sourced.value}
+    warmups = {"steps": "{:,} steps", "tokens": "{} tokens", "fraction": "{} of the run"}
+    warmup = [
+        words.format(_size(value[key]) if name == "tokens" else value[key])
+        for name, words in warmups.items()
+        if (key := f"schedule.warmup_{name}") in value
+    ]
+    final = value.get("schedule.final_fraction", 0.0)
+    end = f" after {_size(value['schedule.decay_tokens'])}" if "schedule.decay_tokens" in value else ""
+    descent = value.get("schedule.stages", (f"{value['schedule.shape']} to {final:.3g}{end}",))
+    linear = " in a straight line" if value.get("run.batch_ramp_shape") == "linear" else ""
+    batch = _points(value.get("run.batch_ramp", ()), "{:,.0f}", linear) or f"{value['run.batch_tokens']:,}"
+    clip = f"{value.get('optimizer.grad_clip', 0):g}"
+    changes = _points(value.get("schedule.grad_clip_changes", ()), "{:g}")
+    return ["".join(warmup) or "none", "; ".join(descent), batch, f"{clip}; {changes}" if changes else clip]
+
+
+def _points(entries: Sequence[str], form: str, linear: str = "") -> str:
+    """`TOKENS:VALUE` pairs in words: each value from its tokens on, or reached there in a straight line."""
+    pairs = [[float(number) for number in entry.split(":")] for entry in entries]
+    when = f"{linear} at {{}}" if linear else " from {} on"
+    return "; ".join(form.format(value) + (when.format(_size(tokens)) if tokens else "") for tokens, value in pairs)
+
+
+def _size(tokens: float) -> str:
+    """375,000,000 as `375M`."""
+    size, unit = next(pair for pair in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1.0, "")) if tokens >= pair[0])
+    return f"{tokens / size:g}{unit}"
+
+
+def _second_hand(systems: Systems) -> list[str]:
+    """What the page could not check, so that nobody has to look for it."""
+    lines = []
+    for sizes in systems.values():
+        found: dict[str, list[str]] = {}
+        for one in sizes:
+            for key, value in one.values.items():
+                source = source_of(value, one.sources)
+                unread = source is not None and source.read == "no" and value.status == "assumed"
+                if not one.scaling and (unread or "memory" in value.source + value.note):
+                    found.setdefault(value.source, []).append(key.partition(".")[2])
+        if found:
+            parts = [f"{', '.join(f'`{key}`' for key in dict.fromkeys(keys))} ({said})" for said, keys in found.items()]
+            lines.append(f"- **{sizes[-1].title}**: {'; '.join(parts)}")
+    return ["## What is known from memory or at second hand", "", "All of it `assumed`.", "", *lines, ""]
+
+
+def _sources(systems: Systems) -> list[str]:
     lines = ["## The systems", ""]
     for system, sizes in systems.items():
         published = [one for one in sizes if not one.scaling]
@@ -122,9 +202,26 @@ def _sources(systems: dict[str, list[Recipe]]) -> list[str]:
         lines += [f"### {sizes[-1].title}", "", f"Sizes: {names}. Values of the published sizes: {shares}.", ""]
         if sizes[-1].differs:
             lines += [f"Not as published: {sizes[-1].differs}.", ""]
-        lines += [f"- *{name}*: {source}" for name, source in sizes[-1].sources.items()]
+        lines += [f"- *{name}* ({source.read}): {source.reference}" for name, source in sizes[-1].sources.items()]
         lines.append("")
-    return lines[:-1]
+    return [*lines, *_own()]
+
+
+def _own() -> list[str]:
+    return [
+        "## A recipe of your own",
+        "",
+        "A file of your own needs the same care: every value with its source and status. It may stand alone or add to",
+        "a shipped recipe, and is used by its name, `weightdecay train mine.toml:125m`:",
+        "",
+        "```toml",
+        'extends = "gpt3"',
+        "[sources]",
+        'sweep = "our own sweep over λ, 2026-10"',
+        "[common.optimizer]",
+        'weight_decay = { value = 0.05, status = "assumed", source = "sweep" }',
+        "```",
+    ]
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

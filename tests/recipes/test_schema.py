@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 
 from weightdecay.errors import ConfigError, RecipeError
 from weightdecay.models.decoder import GPT
-from weightdecay.recipes.schema import FOLDER, STATUSES, Recipe, all_recipes, load, recipe, systems
+from weightdecay.recipes.entries import READ, STATUSES, Source, source_of
+from weightdecay.recipes.schema import FOLDER, Recipe, all_recipes, load, recipe, systems
 from weightdecay.recipes.settings import TrainConfig, known_keys
 
 ALL = all_recipes()
@@ -48,6 +50,22 @@ def test_every_value_has_a_source_and_one_of_the_four_statuses(one: Recipe) -> N
 
 
 @every_recipe
+def test_every_source_says_how_it_was_read_and_a_repository_at_which_commit(one: Recipe) -> None:
+    for name, source in one.sources.items():
+        assert source.read in READ
+        repository = re.match(r"[\w-]+/[\w.-]+(@[0-9a-f]{7,})?[, ]", source.reference)
+        assert source.read != "opened" or name == "log" or "@" in source.reference, (one.name, name)
+        assert not repository or repository[1], (one.name, name)
+
+
+@every_recipe
+def test_nothing_is_confirmed_by_a_source_that_was_not_read(one: Recipe) -> None:
+    for key, sourced in {**one.values, **one.published}.items():
+        source = source_of(sourced, one.sources)
+        assert sourced.status != "confirmed" or (source and source.read != "no"), key
+
+
+@every_recipe
 def test_what_is_known_from_memory_or_at_second_hand_is_not_called_confirmed(one: Recipe) -> None:
     for key, sourced in {**one.values, **one.published}.items():
         if "memory" in sourced.source or "secondary" in sourced.source:
@@ -75,7 +93,7 @@ def test_every_system_that_is_promised_has_a_published_size_and_two_small_ones()
 @every_recipe
 def test_every_source_begins_with_one_that_the_file_explains(one: Recipe) -> None:
     for key, sourced in one.values.items():
-        named = any(sourced.source.startswith(name) for name in one.sources)
+        named = source_of(sourced, one.sources) is not None
         own_choice = "this project" in sourced.source or sourced.source.startswith("not stated")
         assert named or own_choice, f"{one.name} {key}: {sourced.source}"
 
@@ -199,8 +217,19 @@ def test_every_fault_of_the_overrides_is_told_at_once() -> None:
         ("value = 1e-3", 'value = "fast"', "must be a number"),
         ("lr = {", "lrr = {", "did you mean"),
         ("[common.schedule]", "[common.scedule]", "did you mean 'schedule'"),
-        ("[sizes.one.model]", "[other.one.model]", "unknown entry 'other'"),
+        ("[sizes.one.model]", "[other.one.model]", "other: unknown entry"),
         ("n_heads = { value = 2", "n_heads = { value = 0", "at least 1"),
+        (
+            'paper = "A paper"',
+            'paper = { reference = "A paper", read = "no" }',
+            "confirmed, but its source was not read",
+        ),
+        ('paper = "A paper"', 'paper = { reference = "A paper", read = "maybe" }', "known are: no, opened, text"),
+        ('paper = "A paper"', "paper = 7", "must be a text or { reference"),
+        ('title = "Tiny"', "title = 7", "title: must be a text"),
+        ("[sizes.one.model]", '[sizes.one]\nparameters = "many"\n[sizes.one.model]', "parameters: must be a number"),
+        ("[sizes.one.model]", "[sizes]\ntwo = 1\n[sizes.one.model]", "sizes.two: must be a table"),
+        ('title = "Tiny"', 'title = "Tiny"\nbrief = { value = 0.1 }', "brief: must have value"),
     ],
 )
 def test_a_faulty_recipe_file_is_refused_with_its_place(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -278,7 +307,7 @@ def test_a_recipe_of_ones_own_can_add_to_a_shipped_one_and_override_it(tmp_path:
     assert own.config().optimizer.weight_decay == 0.05
     assert own.config().optimizer.lr == 1e-3
     assert own.model == shipped.model
-    assert own.sources["us"] == "our own sweep"
+    assert own.sources["us"] == Source("our own sweep")
     assert recipe(f"{path}:175b").config().optimizer.lr == recipe("gpt3:175b").config().optimizer.lr
     path.with_name("stray.toml").write_text('extends = "gtp3"\n')
     with pytest.raises(RecipeError, match="did you mean 'gpt3'"):

@@ -99,7 +99,7 @@ def _document(one: Recipe) -> dict[str, Any]:
         "scaling": one.scaling,
         "differs": one.differs,
         "brief": vars(one.brief) if one.brief else None,
-        "sources": dict(one.sources),
+        "sources": {name: vars(source) for name, source in one.sources.items()},
         "values": {key: vars(sourced) for key, sourced in sorted(one.values.items())},
         "as_published": {key: vars(sourced) for key, sourced in sorted(one.published.items())},
     }
@@ -109,7 +109,9 @@ def _values(one: Recipe) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
 
-    notes = [f"{name}: {source}" for name, source in one.sources.items()]
+    from weightdecay.recipes.entries import READ
+
+    notes = [f"{name}: {source.reference} (read: {READ[source.read]})" for name, source in one.sources.items()]
     notes += [f"Scaled down: {one.scaling}."] if one.scaling else []
     notes += [f"Not as published: {one.differs}."] if one.differs else []
     tables: list[RenderableType] = []

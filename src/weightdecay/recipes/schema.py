@@ -1,7 +1,7 @@
 """A recipe file: a published system's values, each with where it comes from and how sure that is.
 
     [sources]
-    paper = "Brown et al. 2020, arXiv:2005.14165"
+    paper = { reference = "Brown et al. 2020, arXiv:2005.14165", read = "text" }
 
     [common.optimizer]
     weight_decay = { value = 0.1, status = "confirmed", source = "paper, appendix B" }
@@ -28,43 +28,19 @@ from typing import Any
 
 from weightdecay.errors import ConfigError, RecipeError, did_you_mean
 from weightdecay.models.config import ModelConfig
+from weightdecay.recipes.entries import (
+    Brief,
+    Faults,
+    Source,
+    Sourced,
+    brief_in,
+    sources_in,
+    values_in,
+)
 from weightdecay.recipes.places import lines_of_keys
-from weightdecay.recipes.settings import SECTIONS, TrainConfig, known_keys, read_values
+from weightdecay.recipes.settings import SECTIONS, TrainConfig
 
-STATUSES = {
-    "confirmed": "read in the primary source",
-    "assumed": "not read there: not stated, or known from memory or at second hand; the source says which",
-    "unpublished": "never published; the source is whose number it is",
-    "contradicted": "the primary source says otherwise; the note says what",
-}
 FOLDER = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class Sourced:
-    """One value, where it comes from, and how sure that is."""
-
-    value: Any
-    status: str
-    source: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Brief:
-    """A row of the table that people copy, and what is behind it.
-
-    Attributes:
-        value: λ as the table has it.
-        published: λ as it is published, in words.
-        source: paper and section, or repository and path.
-        says: what that source says.
-    """
-
-    value: float
-    published: str
-    source: str
-    says: str
 
 
 @dataclass(frozen=True)
@@ -74,7 +50,7 @@ class Recipe:
     Attributes:
         system, size: as in `gpt3:125m`.
         title: the system's name as people write it.
-        sources: short name of each source and its full reference.
+        sources: short name of each source, its full reference and how it was read.
         values: `section.key` to value, source and status.
         scaling: how a size that was never published was derived; empty for published ones.
         parameters: the published count, 0 if there is none.
@@ -87,7 +63,7 @@ class Recipe:
     system: str
     size: str
     title: str
-    sources: Mapping[str, str]
+    sources: Mapping[str, Source]
     values: Mapping[str, Sourced]
     scaling: str = ""
     parameters: float = 0.0
@@ -196,36 +172,30 @@ def load(path: Path) -> dict[str, Recipe]:
         RecipeError: every fault of the file at once, with its line.
     """
     document, lines = _document(path)
-    faults: list[tuple[str, str]] = [
-        (key, f"unknown entry '{key}': {did_you_mean(key, _ENTRIES)}") for key in document if key not in _ENTRIES
-    ]
+    faults: Faults = []
+    _refuse_unknown(document, "", _FILE, faults)
     base = _extended(document, faults)
-    common = _sourced(document.get("common", {}), "common", faults)
-    published = _sourced(document.get("as_published", {}), "as_published", faults)
-    brief = _brief(document.get("brief"), faults)
+    inherited = next(iter(base.values())).sources if base else {}
+    sources = {**inherited, **sources_in(document.get("sources", {}), faults)}
+    brief = brief_in(document.get("brief"), faults)
+    common = values_in(_table(document, "common"), "common", sources, faults)
+    published = values_in(_table(document, "as_published"), "as_published", sources, faults)
+    sizes = _table(document, "sizes")
+    _refuse_unknown(sizes, "sizes.", dict.fromkeys(sizes, dict), faults)
     found = {}
-    for size in [*document.get("sizes", {}), *(size for size in base if size not in document.get("sizes", {}))]:
-        entry = document.get("sizes", {}).get(size, {})
-        where = f"sizes.{size}"
-        sections = {key: value for key, value in entry.items() if key not in _SIZE_ENTRIES}
-        below = base.get(size)
-        found[size] = Recipe(
+    for size in [*sizes, *(size for size in base if size not in sizes)]:
+        below = base.get(size, Recipe(path.stem, size, path.stem, sources, {}))
+        shared = replace(
+            below,
             system=path.stem,
-            size=size,
-            title=str(document.get("title", path.stem)),
-            sources={**(next(iter(base.values())).sources if base else {}), **document.get("sources", {})},
-            values={**(below.values if below else {}), **common, **_sourced(sections, where, faults)},
-            scaling=str(entry.get("scaling", below.scaling if below else "")),
-            parameters=float(entry.get("parameters", below.parameters if below else 0.0)),
-            absent=float(entry.get("absent", below.absent if below else 0.0)),
-            published={
-                **(below.published if below else {}),
-                **published,
-                **_sourced(entry.get("as_published", {}), f"{where}.as_published", faults),
-            },
-            differs=str(document.get("differs", below.differs if below else "")),
-            brief=brief or (below.brief if below else None),
+            title=document.get("title", path.stem),
+            differs=document.get("differs", below.differs),
+            brief=brief or below.brief,
+            sources=sources,
+            values={**below.values, **common},
+            published={**below.published, **published},
         )
+        found[size] = _with_size(shared, _table(sizes, size), f"sizes.{size}", faults)
     if not found:
         faults.append(("sizes", "no sizes: a recipe needs at least one table [sizes.NAME]"))
     for candidate in found.values() if not faults else ():
@@ -235,8 +205,29 @@ def load(path: Path) -> dict[str, Recipe]:
     return found
 
 
-_ENTRIES = ("title", "differs", "extends", "brief", "sources", "common", "as_published", "sizes")
-_SIZE_ENTRIES = ("scaling", "parameters", "absent", "as_published")
+def _with_size(shared: Recipe, entry: Mapping[str, Any], where: str, faults: Faults) -> Recipe:
+    """What all sizes share, with what the table of one adds to it."""
+    _refuse_unknown(entry, f"{where}.", _SIZE, faults)
+    sections = {section: _table(entry, section) for section in SECTIONS}
+    own = values_in(sections, where, shared.sources, faults)
+    published = values_in(_table(entry, "as_published"), f"{where}.as_published", shared.sources, faults)
+    return replace(
+        shared,
+        values={**shared.values, **own},
+        published={**shared.published, **published},
+        **{name: entry[name] for name in ("scaling", "parameters", "absent") if name in entry},
+    )
+
+
+# What a file may say, and a size in it, each with its type.
+_FILE: dict[str, type[Any]] = {
+    "title": str, "differs": str, "extends": str, "brief": dict, "sources": dict, "common": dict, "as_published": dict,
+    "sizes": dict,
+}  # fmt: skip
+_SIZE: dict[str, type[Any]] = {
+    "scaling": str, "parameters": float, "absent": float, "as_published": dict, **dict.fromkeys(SECTIONS, dict)
+}  # fmt: skip
+_WORDS = {str: "a text", float: "a number", dict: "a table"}
 
 
 def _document(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -247,7 +238,23 @@ def _document(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise RecipeError(f"{path}: {error}") from error
 
 
-def _extended(document: Mapping[str, Any], faults: list[tuple[str, str]]) -> dict[str, Recipe]:
+def _table(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A table of a file, empty where it is missing, or is something else, which `_refuse_unknown` has said."""
+    entry = document.get(name, {})
+    return entry if isinstance(entry, dict) else {}
+
+
+def _refuse_unknown(document: Mapping[str, Any], where: str, known: Mapping[str, type[Any]], faults: Faults) -> None:
+    """A fault for each entry that has no business here, and for each of another type."""
+    for key, entry in document.items():
+        kind = known.get(key)
+        if kind is None:
+            faults.append((where + key, f"{where}{key}: unknown entry: {did_you_mean(key, known)}"))
+        elif not isinstance(entry, int | float if kind is float else kind) or isinstance(entry, bool):
+            faults.append((where + key, f"{where}{key}: must be {_WORDS[kind]}"))
+
+
+def _extended(document: Mapping[str, Any], faults: Faults) -> dict[str, Recipe]:
     """The sizes of the recipe that this one extends, none if it stands alone."""
     name = document.get("extends", "")
     if not name:
@@ -256,16 +263,6 @@ def _extended(document: Mapping[str, Any], faults: list[tuple[str, str]]) -> dic
         faults.append(("extends", f"extends '{name}': {did_you_mean(str(name), systems())}"))
         return {}
     return load(FOLDER / f"{name}.toml")
-
-
-def _brief(entry: Any, faults: list[tuple[str, str]]) -> Brief | None:
-    if entry is None:
-        return None
-    try:
-        return Brief(**entry)
-    except TypeError:
-        faults.append(("brief", "brief: must have value, published, source and says"))
-        return None
 
 
 def _config_faults(candidate: Recipe) -> list[str]:
@@ -283,37 +280,3 @@ def _line(lines: Mapping[str, int], place: str) -> int:
     while place and place not in lines:
         place = place.rpartition(".")[0]
     return lines.get(place, 1)
-
-
-def _sourced(sections: Mapping[str, Any], where: str, faults: list[tuple[str, str]]) -> dict[str, Sourced]:
-    """Flatten `section.key = {value, status, source}` tables, noting every fault."""
-    values = {}
-    for section, entries in sections.items():
-        if section not in SECTIONS or not isinstance(entries, dict):
-            faults.append(
-                (f"{where}.{section}", f"{where}: unknown section '{section}': {did_you_mean(section, SECTIONS)}")
-            )
-            continue
-        for name, entry in entries.items():
-            key, place = f"{section}.{name}", f"{where}.{section}.{name}"
-            if wrong := _entry_faults(key, entry):
-                faults += [(place, f"{place}: {fault}") for fault in wrong]
-            else:
-                read, _ = read_values({key: entry["value"]})
-                values[key] = Sourced(read[key], entry["status"], entry["source"], entry.get("note", ""))
-    return values
-
-
-def _entry_faults(key: str, entry: Any) -> list[str]:
-    if key not in known_keys():
-        return [f"unknown key: {did_you_mean(key, known_keys())}"]
-    if not isinstance(entry, dict) or not {"value", "status", "source"} <= entry.keys():
-        return ["must be { value = …, status = …, source = … }"]
-    faults = read_values({key: entry["value"]})[1]
-    if entry["status"] not in STATUSES:
-        faults.append(f"status '{entry['status']}': {did_you_mean(str(entry['status']), STATUSES)}")
-    if unknown := entry.keys() - {"value", "status", "source", "note"}:
-        faults.append(f"unknown {', '.join(sorted(unknown))}")
-    if not str(entry["source"]).strip():
-        faults.append("the source is empty")
-    return faults

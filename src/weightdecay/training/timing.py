@@ -63,7 +63,7 @@ def grad_clip_schedule(config: TrainConfig, sizes: BatchSizes) -> Schedule:
     Raises:
         ConfigError: a change that is no pair of numbers, or that does not come after the one before.
     """
-    changes, faults = _points("schedule.grad_clip_changes", config.schedule.grad_clip_changes, "like 150e9:0.3")
+    changes, faults = _points("schedule.grad_clip_changes", config.schedule.grad_clip_changes, "like 30e9:0.3")
     if changes and changes[0][0] <= 0:
         faults.append("schedule.grad_clip_changes must come after the start, whose norm is optimizer.grad_clip")
     if faults:
