@@ -22,7 +22,7 @@ ROUNDS = 5
 
 
 def chosen(experts: Experts, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-    best, which = F.linear(x_ND, experts.router.weight).topk(experts.per_token)
+    best, which = F.linear(x_ND, experts.router.weight).topk(experts.router.per_token)
     return best.softmax(-1), which
 
 

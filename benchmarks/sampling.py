@@ -11,7 +11,7 @@ from weightdecay.models.decoder import GPT
 from weightdecay.models.generate import generate
 from weightdecay.recipes.schema import recipe
 
-SYSTEMS = ("gpt3", "llama2", "mistral", "mixtral")
+SYSTEMS = ("gpt3", "llama2", "mistral", "mixtral", "deepseek-v3")
 ROUNDS = 3
 TOKENS = 255  # and one of the prompt: the whole context of a mini
 

@@ -35,7 +35,14 @@ KINDS = {
         window_pattern="SSL", embedding_norm=True,
     ),
     "deepseek": _LLAMA.replace(
-        n_experts=6, d_ff=12, n_shared_experts=1, n_dense_layers=1, d_ff_dense=40, router="sigmoid", router_scale=2.5,
-        experts_per_token=3,
+        kv_rank=10, q_rank=14, head_dim=6, rotary_head_dim=4, value_head_dim=8, latent_norm_eps=1e-6,
+        n_experts=8, d_ff=12, n_shared_experts=1, n_dense_layers=1, d_ff_dense=40, router="sigmoid", router_scale=2.5,
+        experts_per_token=3, n_expert_groups=4, expert_groups_per_token=2, load_balancing=0.01,
+        balance_over="sequence", router_bias_speed=0.001,
+    ),
+    "moonlight": _LLAMA.replace(
+        kv_rank=10, head_dim=6, rotary_head_dim=4, latent_norm_eps=1e-6, n_experts=6, d_ff=12, n_shared_experts=2,
+        n_dense_layers=1, d_ff_dense=40, router="sigmoid", router_scale=2.446, experts_per_token=3,
+        router_bias_speed=0.001, router_bias_update="centred_sign",
     ),
 }  # fmt: skip

@@ -22,6 +22,19 @@ _LLAMA = {
     "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
 }  # fmt: skip
 _GROUPED = {**_LLAMA, "num_key_value_heads": 2}
+_LATENT = {
+    **_LLAMA,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 12,
+    "num_key_value_heads": 6,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 20,
+    "first_k_dense_replace": 1,
+}
 _NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", {
@@ -34,6 +47,11 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral, window": ("MistralForCausalLM", {**_LLAMA, "num_key_value_heads": 3, "sliding_window": 5}),
     "mixtral": ("MixtralForCausalLM", {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "olmo2": ("Olmo2ForCausalLM", {**_GROUPED, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
+    "deepseek_v3": ("DeepseekV3ForCausalLM", {**_LATENT, "q_lora_rank": 20, "n_group": 4, "topk_group": 2}),
+    "deepseek_v3 as Moonlight has it": ("DeepseekV3ForCausalLM", {
+        **_LATENT, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "n_shared_experts": 2, "rms_norm_eps": 1e-3,
+        "routed_scaling_factor": 2.446, "rope_parameters": {"rope_type": "default", "rope_theta": 5e4},
+    }),
     "gpt_neox, a quarter turns": ("GPTNeoXForCausalLM", {
         "vocab_size": 97, "hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
         "max_position_embeddings": 32, "initializer_range": 0.2, **_NO_TOKENS,
@@ -70,6 +88,9 @@ def their_model(name: str) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():  # biases and gains start alike, and would hide a mix-up
             parameter.add_(0.1 * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.add_(0.3 * torch.randn_like(buffer))
     return model
 
 
@@ -139,12 +160,12 @@ def test_the_load_balancing_loss_is_transformers_over_the_choices_a_token_has() 
     pytest.importorskip("transformers")
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-    from weightdecay.models.experts import load_imbalance
+    from weightdecay.models.routing import load_imbalance
 
     torch.manual_seed(0)
     logits = torch.randn(50, 4)
     theirs = load_balancing_loss_func((logits,), num_experts=4, top_k=2)
-    ours = load_imbalance(logits, logits.topk(2).indices, "softmax_of_chosen")
+    ours = load_imbalance(logits[None], logits.topk(2).indices[None], "softmax_of_chosen")
     assert ours.item() == pytest.approx(float(theirs) / 2, rel=1e-6)
 
 

@@ -16,6 +16,7 @@ from weightdecay.models import huggingface
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.decoder import GPT
 from weightdecay.models.families import FAMILIES, family_of
+from weightdecay.models.routing import Router
 from weightdecay.recipes.schema import Recipe, all_recipes
 
 
@@ -23,7 +24,10 @@ def written(folder: Path, kind: str = "llama", config: ModelConfig | None = None
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     model = GPT(config or KINDS[kind])
-    huggingface.write(folder, model.config, dict(model.named_parameters()), end_of_text_id=3)
+    for router in (module for module in model.modules() if isinstance(module, Router)):
+        if router.selection_bias is not None:
+            torch.nn.init.normal_(router.selection_bias)
+    huggingface.write(folder, model.config, model.tensors(), end_of_text_id=3)
     return model.config, model
 
 
@@ -36,9 +40,9 @@ def test_what_is_written_is_read_back_bit_for_bit(kind: str, tmp_path: Path) -> 
     config, model = written(tmp_path, kind)
     assert huggingface.read_config(tmp_path).as_function() == config.as_function()
     again = read(tmp_path)
-    parameters = dict(model.named_parameters())
-    assert again.keys() == parameters.keys()
-    assert all(torch.equal(again[name], parameters[name]) for name in again)
+    tensors = model.tensors()
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensors[name]) for name in again)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +51,7 @@ def test_what_is_written_is_read_back_bit_for_bit(kind: str, tmp_path: Path) -> 
         ("gpt2", "GPT2LMHeadModel"), ("opt", "OPTForCausalLM"), ("bloom", "BloomForCausalLM"),
         ("gpt1", "OPTForCausalLM"), ("opt, narrow embedding", "OPTForCausalLM"),
         ("llama", "LlamaForCausalLM"), ("mistral", "MistralForCausalLM"), ("mixtral", "MixtralForCausalLM"),
-        ("olmo2", "Olmo2ForCausalLM"),
+        ("olmo2", "Olmo2ForCausalLM"), ("deepseek", "DeepseekV3ForCausalLM"), ("moonlight", "DeepseekV3ForCausalLM"),
     ],
 )  # fmt: skip
 def test_each_family_is_recognised(kind: str, architecture: str) -> None:
@@ -61,13 +65,12 @@ def test_each_family_is_recognised(kind: str, architecture: str) -> None:
         ("palm", "branches = 'parallel_one_norm'"),
         ("grok1", "attention_softcap = 3.0"),
         ("nanochat", "logit_softcap = 15.0"),
-        ("deepseek", "router = 'sigmoid'"),
     ],
 )
 def test_a_model_without_a_counterpart_is_written_in_our_format_and_says_why(
     kind: str, lacking: str, tmp_path: Path
 ) -> None:
-    said = huggingface.write(tmp_path, KINDS[kind], dict(GPT(KINDS[kind]).named_parameters()))
+    said = huggingface.write(tmp_path, KINDS[kind], GPT(KINDS[kind]).tensors())
     assert said.startswith("transformers has no counterpart of this model: the nearest, ")
     assert lacking in said
     assert {path.name for path in tmp_path.iterdir()} == {"weightdecay.json", "model.safetensors"}
@@ -84,6 +87,7 @@ def test_every_family_reads_what_it_describes() -> None:
 COUNTERPARTS = {
     "gpt2": "gpt2", "opt": "opt", "bloom": "bloom", "pythia": "gpt_neox", "olmo2": "olmo2", "mixtral": "mixtral",
     "mistral": "mistral", "llama1": "llama", "llama2": "llama", "llama3": "llama",
+    "deepseek-v3": "deepseek_v3", "moonlight": "deepseek_v3",
     "gpt1": "opt",  # the same function: norms after the branches, and another activation
 }  # fmt: skip
 

@@ -214,13 +214,13 @@ def test_the_objective_is_cross_entropy_and_what_the_configuration_adds() -> Non
     tokens = torch.randint(50, (2, 25))
     x, y = tokens[:, :-1], tokens[:, 1:]
     losses = Objective(model)(x, y)
-    logits, imbalance = model.logits_and_imbalance(x)
-    assert imbalance is not None
+    logits, spread = model.logits_and_spread(x)
+    assert spread is not None
     torch.testing.assert_close(
         losses.cross_entropy, torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
     )
     z = logits.logsumexp(-1).square().mean()
-    torch.testing.assert_close(losses.auxiliary, 0.01 * z + 0.01 * imbalance)
+    torch.testing.assert_close(losses.auxiliary, 0.01 * z + 0.01 * spread.imbalance)
     torch.testing.assert_close(losses.total, losses.cross_entropy + losses.auxiliary)
     assert Objective(model_of("gpt2"))(x, y).auxiliary.item() == 0.0
 

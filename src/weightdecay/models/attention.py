@@ -95,7 +95,7 @@ def causal_attention(
     it has no bf16 backward worth the name and plain batched products take less than half the time.
 
     Args:
-        q_BHTE: queries of the last T of S positions.
+        q_BHTE: queries of the last T of S positions; values may be of another width than queries and keys.
         scale: of the scores; 0 means 1/√E.
         softcap: c in c·tanh(scores/c); 0 does not cap.
         window: positions seen, itself included; 0 means all.
@@ -114,8 +114,8 @@ def causal_attention(
             )
         mask = score_mask(time, span, window, slopes, q_BHTE)
         return F.scaled_dot_product_attention(q_BHTE, k_BHSE, v_BHSE, attn_mask=mask, dropout_p=dropout, scale=scale)
-    batch, heads, _, width = q_BHTE.shape
-    q, k, v = (x.reshape(batch * heads, -1, width) for x in (q_BHTE, k_BHSE, v_BHSE))
+    batch, heads = q_BHTE.shape[:2]
+    q, k, v = (x.flatten(0, 1) for x in (q_BHTE, k_BHSE, v_BHSE))
     mask = score_mask(time, span, window, slopes, q)
     if slopes:
         mask = mask.repeat(batch, 1, 1)
@@ -124,7 +124,7 @@ def causal_attention(
     else:
         scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale)
     weights = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0.0)
-    return torch.bmm(weights, v).view(batch, heads, time, width)
+    return torch.bmm(weights, v).view(batch, heads, time, -1)
 
 
 def score_mask(time: int, span: int, window: int, slopes: tuple[float, ...], like: Tensor) -> Tensor:

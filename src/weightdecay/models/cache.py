@@ -1,11 +1,12 @@
 """What attention has seen of a text: keys and values of every layer, so that a new token costs one token's work.
 
+Latent attention keeps its latents in the place of keys and the shared rotary keys in the place of values.
+
 Shapes: B batch, K key and value heads, T time, E head_dim.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from weightdecay.models.config import ModelConfig
@@ -23,9 +24,9 @@ class LayerCache:
     def extended(self, k_BKTE: Tensor, v_BKTE: Tensor) -> tuple[Tensor, Tensor]:
         """Everything seen up to and with these, in order."""
         if self._keys is None or self._values is None:
-            batch, heads, _, width = k_BKTE.shape
-            self._keys = k_BKTE.new_empty(batch, heads, self._context, width)
-            self._values = torch.empty_like(self._keys)
+            self._keys, self._values = (
+                new.new_empty(*new.shape[:2], self._context, new.shape[3]) for new in (k_BKTE, v_BKTE)
+            )
         end = self.length + k_BKTE.shape[2]
         self._keys[:, :, self.length : end] = k_BKTE
         self._values[:, :, self.length : end] = v_BKTE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from weightdecay.errors import ConfigError, did_you_mean
 
@@ -15,13 +16,20 @@ CHOICES = {
     "feedforward": ("gelu", "gelu_tanh", "relu", "relu_squared", "swiglu", "geglu", "geglu_tanh"),
     "branches": ("sequential", "parallel", "parallel_one_norm"),
     "router": ("softmax_of_chosen", "softmax_of_all", "sigmoid"),
+    "router_bias_update": ("sign", "centred_sign"),
+    "balance_over": ("batch", "sequence"),
     "init": ("normal", "fan_in"),
     "residual_init": ("plain", "scaled"),
 }
 # Values that training sees and the function from tokens to logits does not.
 TRAINING_ONLY = (
-    "dropout", "embedding_dropout", "stochastic_depth", "load_balancing", "z_loss", "init", "init_std",
-    "embedding_init_std", "residual_init",
+    "dropout", "embedding_dropout", "stochastic_depth", "load_balancing", "balance_over", "router_bias_speed",
+    "router_bias_update", "router_bias_tokens", "z_loss", "init", "init_std", "embedding_init_std", "residual_init",
+)  # fmt: skip
+# Values without effect in a dense decoder.
+_OF_EXPERTS = (
+    "experts_per_token", "n_shared_experts", "n_dense_layers", "d_ff_dense", "router", "router_scale",
+    "n_expert_groups", "expert_groups_per_token",
 )  # fmt: skip
 
 
@@ -50,6 +58,12 @@ class ModelConfig:
         positions: `learned`, a table of `context` rows; `rotary`; or `alibi`, a slope of scores over distance.
         rotary_base: θ of the rotary frequencies.
         rotary_fraction: part of each head that turns.
+        kv_rank: width of the latent that keys and values are made of (multi-head latent attention); 0 means that they
+            have projections of their own. `head_dim` is then the part of a head that does not turn.
+        q_rank: width of the latent that queries are made of; 0 means that they come from the stream itself.
+        rotary_head_dim: width of the part of a latent head that turns; its key is shared by all heads.
+        value_head_dim: width of a latent head's values; 0 means `head_dim`.
+        latent_norm_eps: of the norms of the latents; 0 means `norm_eps`.
         window: positions that a windowed layer sees, itself included; 0 means all.
         window_pattern: a letter a layer, repeated: S sees `window` positions, L all. GPT-3's is `LS`.
         attention_scale: of the scores; 0 means 1/√head_dim.
@@ -65,9 +79,15 @@ class ModelConfig:
         n_dense_layers: first blocks without experts.
         d_ff_dense: width of their feed-forward part; 0 means `d_ff`.
         router: how chosen experts are weighted: `softmax_of_chosen` (Mixtral), `softmax_of_all` (Grok-1) or `sigmoid`
-            over its sum (DeepSeek-V3).
+            over its sum (DeepSeek-V3), which has a bias that decides who is chosen.
         router_scale: factor of those weights.
+        router_bias_speed: how far a training step moves that bias; 0 leaves it.
+        router_bias_update: by the `sign` of each expert's lack of tokens, or by the `centred_sign`, less its mean
+            (Moonlight).
+        router_bias_tokens: seen in training after which the bias stays; 0 means never.
+        n_expert_groups: of equal size; a token is sent to experts of the best `expert_groups_per_token` of them.
         load_balancing: factor of the loss that spreads tokens over the experts.
+        balance_over: what that loss spreads evenly: the tokens of a `batch`, or of each `sequence`.
         bias: whether linear layers and layer norms have biases.
         tied_head: whether the output head is the embedding matrix.
         dropout: on attention weights and on each branch's output.
@@ -100,6 +120,11 @@ class ModelConfig:
     positions: str = "learned"
     rotary_base: float = 10_000.0
     rotary_fraction: float = 1.0
+    kv_rank: int = 0
+    q_rank: int = 0
+    rotary_head_dim: int = 0
+    value_head_dim: int = 0
+    latent_norm_eps: float = 0.0
     window: int = 0
     window_pattern: str = "S"
     attention_scale: float = 0.0
@@ -116,7 +141,13 @@ class ModelConfig:
     d_ff_dense: int = 0
     router: str = "softmax_of_chosen"
     router_scale: float = 1.0
+    router_bias_speed: float = 0.0
+    router_bias_update: str = "sign"
+    router_bias_tokens: float = 0.0
+    n_expert_groups: int = 1
+    expert_groups_per_token: int = 1
     load_balancing: float = 0.0
+    balance_over: str = "batch"
     bias: bool = True
     tied_head: bool = True
     dropout: float = 0.0
@@ -146,6 +177,11 @@ class ModelConfig:
         return self.d_embedding or self.d_model
 
     @property
+    def value_width(self) -> int:
+        """Width of a latent head's values."""
+        return self.value_head_dim or self.head_dim
+
+    @property
     def gated(self) -> bool:
         """Whether the feed-forward part multiplies a gate with a value."""
         return self.feedforward in ("swiglu", "geglu", "geglu_tanh")
@@ -163,17 +199,21 @@ class ModelConfig:
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]  # checked in __post_init__
 
     def as_function(self) -> ModelConfig:
-        """The same function from tokens to logits, everything that only training sees at its default."""
+        """The same function from tokens to logits: what only training sees, and what has no effect, at its default."""
         defaults = {item.name: item.default for item in dataclasses.fields(self)}
-        dense = (
-            {"experts_per_token": 2, "router": defaults["router"], "router_scale": 1.0} if not self.n_experts else {}
-        )
-        unused = {
-            **({} if self.window else {"window_pattern": "S"}),
-            **({} if self.positions == "rotary" else {"rotary_base": 10_000.0, "rotary_fraction": 1.0}),
-            **({"d_embedding": 0} if self.d_embedding == self.d_model else {}),
-        }
-        return self.replace(**{name: defaults[name] for name in TRAINING_ONLY}, **dense, **unused)
+        unused = [*TRAINING_ONLY]
+        unused += ["window_pattern"] if not self.window else []
+        unused += ["rotary_base"] if self.positions != "rotary" else []
+        unused += ["rotary_fraction"] if self.positions != "rotary" or self.kv_rank else []
+        unused += ["d_embedding"] if self.d_embedding == self.d_model else []
+        unused += _OF_EXPERTS if not self.n_experts else []
+        unused += ["expert_groups_per_token"] if self.n_expert_groups == 1 else []
+        same = {name: defaults[name] for name in unused}
+        if self.kv_rank:
+            same |= {"value_head_dim": self.value_width, "latent_norm_eps": self.latent_norm_eps or self.norm_eps}
+        if self.n_experts:
+            same |= {"d_ff_dense": (self.d_ff_dense or self.d_ff) if self.n_dense_layers else 0}
+        return self.replace(**same)
 
     def _faults(self) -> list[str]:
         faults = [
@@ -193,7 +233,15 @@ class ModelConfig:
         ]
         faults += [
             f"model.{name} must be positive, got {getattr(self, name)}"
-            for name in ("norm_eps", "rotary_base", "init_std", "router_scale", "logit_multiplier")
+            for name in (
+                "norm_eps",
+                "rotary_base",
+                "init_std",
+                "router_scale",
+                "logit_multiplier",
+                "n_expert_groups",
+                "expert_groups_per_token",
+            )
             if not getattr(self, name) > 0
         ]
         faults += [
@@ -201,6 +249,8 @@ class ModelConfig:
             for name in (
                 "window", "attention_scale", "attention_softcap", "logit_softcap", "n_experts", "n_shared_experts",
                 "n_dense_layers", "d_ff_dense", "d_embedding", "load_balancing", "z_loss", "embedding_init_std",
+                "kv_rank", "q_rank", "rotary_head_dim", "value_head_dim", "latent_norm_eps", "router_bias_speed",
+                "router_bias_tokens",
             )
             if not getattr(self, name) >= 0
         ]  # fmt: skip
@@ -208,28 +258,64 @@ class ModelConfig:
 
     def _contradictions(self) -> list[str]:
         """What is wrong between values that are each in range."""
+        faults = [*self._attention_faults(), *self._expert_faults()]
+        if self.branches != "sequential" and self.norm_placement != "pre":
+            faults.append(
+                f"parallel branches have their norms before them: model.norm_placement = '{self.norm_placement}' "
+                "must be 'pre'"
+            )
+        return faults
+
+    def _attention_faults(self) -> list[str]:
         faults = []
         if self.n_heads % self.n_kv_heads:
             faults.append(f"model.n_heads = {self.n_heads} is not a multiple of model.n_kv_heads = {self.n_kv_heads}")
         if not 0 < self.rotary_fraction <= 1:
             faults.append(f"model.rotary_fraction must lie in (0, 1], got {self.rotary_fraction}")
-        elif self.positions == "rotary" and int(self.head_dim * self.rotary_fraction) % 2:
+        elif self.positions == "rotary" and not self.kv_rank and int(self.head_dim * self.rotary_fraction) % 2:
             faults.append(
                 f"rotary positions turn pairs: model.rotary_fraction = {self.rotary_fraction:g} of model.head_dim = "
                 f"{self.head_dim} must be even"
             )
         if not self.window_pattern or set(self.window_pattern) - {"S", "L"}:
             faults.append(f"model.window_pattern = '{self.window_pattern}': must be made of S (window) and L (all)")
-        if self.n_experts and not 1 <= self.experts_per_token <= self.n_experts:
+        latent = {name: getattr(self, name) for name in ("q_rank", "rotary_head_dim", "value_head_dim")}
+        if not self.kv_rank:
+            asked = ", ".join(f"model.{name} = {value}" for name, value in latent.items() if value)
+            return [*faults, f"{asked}: of latent attention alone, which model.kv_rank asks for"] if asked else faults
+        wanted: dict[str, Any] = {"positions": "rotary", "qk_norm": "none", "bias": False, "n_kv_heads": self.n_heads}
+        faults += [
+            f"latent attention (model.kv_rank = {self.kv_rank}) needs model.{name} = {value!r}, "
+            f"got {getattr(self, name)!r}"
+            for name, value in wanted.items()
+            if getattr(self, name) != value
+        ]
+        if self.rotary_head_dim < 2 or self.rotary_head_dim % 2:
+            faults.append(f"latent attention turns pairs: model.rotary_head_dim = {self.rotary_head_dim} must be even")
+        return faults
+
+    def _expert_faults(self) -> list[str]:
+        if not self.n_experts:
+            return []
+        faults = []
+        groups, chosen = self.n_expert_groups, self.expert_groups_per_token
+        if not 1 <= self.experts_per_token <= self.n_experts:
             faults.append(
                 f"model.experts_per_token must lie between 1 and model.n_experts = {self.n_experts}, "
                 f"got {self.experts_per_token}"
             )
-        if self.n_experts and self.bias:
+        if self.bias:
             faults.append("experts have no biases here: set model.bias = false")
-        if self.branches != "sequential" and self.norm_placement != "pre":
+        if self.router != "sigmoid" and (groups > 1 or self.router_bias_speed):
             faults.append(
-                f"parallel branches have their norms before them: model.norm_placement = '{self.norm_placement}' "
-                "must be 'pre'"
+                f"groups of experts and a bias that moves belong to model.router = 'sigmoid', got '{self.router}'"
+            )
+        size, rest = divmod(self.n_experts, groups)
+        if rest or (groups > 1 and size < 2):
+            faults.append(f"model.n_experts = {self.n_experts} are not model.n_expert_groups = {groups} of two or more")
+        elif groups > 1 and not (chosen <= groups and chosen * size >= self.experts_per_token):
+            faults.append(
+                f"model.expert_groups_per_token = {chosen} of {groups} groups of {size} cannot give "
+                f"model.experts_per_token = {self.experts_per_token}"
             )
         return faults

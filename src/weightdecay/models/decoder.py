@@ -16,7 +16,9 @@ from weightdecay.models.cache import Cache, LayerCache
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.experts import Experts
 from weightdecay.models.feedforward import FeedForward
+from weightdecay.models.latent import LatentAttention
 from weightdecay.models.layers import StochasticDepth, make_norm, soft_capped
+from weightdecay.models.routing import Router, Spread
 
 
 class Block(nn.Module):
@@ -32,7 +34,7 @@ class Block(nn.Module):
         self.placement = config.norm_placement
         self.parallel = config.branches != "sequential"
         self.attention_norm = make_norm(config)
-        self.attention = Attention(config, layer)
+        self.attention = LatentAttention(config, layer) if config.kv_rank else Attention(config, layer)
         self.feedforward_norm = make_norm(config) if config.branches != "parallel_one_norm" else None
         self.feedforward = (
             Experts(config) if config.has_experts(layer) else FeedForward(config, _dense_width(config, layer))
@@ -43,35 +45,35 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.stochastic_depth = StochasticDepth(config.stochastic_depth * (layer + 1) / config.n_layers)
 
-    def forward(self, x_BTD: Tensor, cache: LayerCache | None = None) -> tuple[Tensor, Tensor | None]:
-        """The stream after this block, and the imbalance of its experts if it has any."""
+    def forward(self, x_BTD: Tensor, cache: LayerCache | None = None) -> tuple[Tensor, Spread | None]:
+        """The stream after this block, and how the tokens fell on its experts if it has any."""
         if self.parallel:
             normed_BTD = self.attention_norm(x_BTD)
             attended_BTD = self._dropped(self.attention(normed_BTD, cache))
             second_BTD = normed_BTD if self.feedforward_norm is None else self.feedforward_norm(x_BTD)
-            y_BTD, imbalance = self._feedforward(second_BTD)
-            return x_BTD + attended_BTD + self._dropped(y_BTD), imbalance
+            y_BTD, spread = self._feedforward(second_BTD)
+            return x_BTD + attended_BTD + self._dropped(y_BTD), spread
         assert self.feedforward_norm is not None
         first, second = self.attention_norm, self.feedforward_norm
         match self.placement:
             case "pre":
                 x_BTD = x_BTD + self._dropped(self.attention(first(x_BTD), cache))
-                y_BTD, imbalance = self._feedforward(second(x_BTD))
-                return x_BTD + self._dropped(y_BTD), imbalance
+                y_BTD, spread = self._feedforward(second(x_BTD))
+                return x_BTD + self._dropped(y_BTD), spread
             case "post":
                 x_BTD = first(x_BTD + self._dropped(self.attention(x_BTD, cache)))
-                y_BTD, imbalance = self._feedforward(x_BTD)
-                return second(x_BTD + self._dropped(y_BTD)), imbalance
+                y_BTD, spread = self._feedforward(x_BTD)
+                return second(x_BTD + self._dropped(y_BTD)), spread
             case "output":
                 x_BTD = x_BTD + self._dropped(first(self.attention(x_BTD, cache)))
-                y_BTD, imbalance = self._feedforward(x_BTD)
-                return x_BTD + self._dropped(second(y_BTD)), imbalance
+                y_BTD, spread = self._feedforward(x_BTD)
+                return x_BTD + self._dropped(second(y_BTD)), spread
             case _:
                 x_BTD = x_BTD + self._dropped(self.attention_output_norm(self.attention(first(x_BTD), cache)))
-                y_BTD, imbalance = self._feedforward(second(x_BTD))
-                return x_BTD + self._dropped(self.feedforward_output_norm(y_BTD)), imbalance
+                y_BTD, spread = self._feedforward(second(x_BTD))
+                return x_BTD + self._dropped(self.feedforward_output_norm(y_BTD)), spread
 
-    def _feedforward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _feedforward(self, x_BTD: Tensor) -> tuple[Tensor, Spread | None]:
         output = self.feedforward(x_BTD)
         return output if isinstance(output, tuple) else (output, None)
 
@@ -116,20 +118,20 @@ class GPT(nn.Module):
         Raises:
             ConfigError: the sequence is longer than the model's context.
         """
-        return self.logits_and_imbalance(tokens_BT, cache)[0]
+        return self.logits_and_spread(tokens_BT, cache)[0]
 
-    def logits_and_imbalance(self, tokens_BT: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor | None]:
-        """`forward`, and the mean imbalance of the layers with experts, None without any."""
+    def logits_and_spread(self, tokens_BT: Tensor, cache: Cache | None = None) -> tuple[Tensor, Spread | None]:
+        """`forward`, and how the tokens fell on the experts: their layers' mean imbalance, each layer's load."""
         start = cache.length if cache is not None else 0
         end = start + tokens_BT.shape[1]
         if end > self.config.context:
             raise ConfigError(f"{end} tokens do not fit the model's context of {self.config.context}: cut the input")
         x_BTD = self._embedded(tokens_BT, start, end)
-        imbalances = []
+        spreads: list[Spread] = []
         for layer, block in enumerate(self.blocks):
-            x_BTD, imbalance = block(x_BTD, cache.layers[layer] if cache is not None else None)
-            if imbalance is not None:
-                imbalances.append(imbalance)
+            x_BTD, spread = block(x_BTD, cache.layers[layer] if cache is not None else None)
+            if spread is not None:
+                spreads.append(spread)
         if self.norm is not None:
             x_BTD = self.norm(x_BTD)
         if self.project_out is not None:
@@ -139,15 +141,27 @@ class GPT(nn.Module):
             logits_BTV = logits_BTV * self.config.logit_multiplier
         if self.config.logit_softcap:
             logits_BTV = soft_capped(logits_BTV.float(), self.config.logit_softcap)
-        return logits_BTV, torch.stack(imbalances).mean() if imbalances else None
+        if not spreads:
+            return logits_BTV, None
+        imbalances, loads = zip(*spreads, strict=True)
+        return logits_BTV, Spread(torch.stack(imbalances).mean(), torch.stack(loads))
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a file of this model holds, by name: all that is learned, a tied tensor once."""
-        return dict(self.named_parameters())
+        """What a file of this model holds, by name: parameters, a tied one once, and selection biases of routers."""
+        tensors: dict[str, Tensor] = self.state_dict(keep_vars=True)
+        if self.config.tied_head:
+            del tensors["head.weight"]
+        return tensors
 
     def n_parameters(self) -> int:
         """Elements of all parameters, a tied tensor once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def shift_router_biases(self, load_LX: Tensor, speed: float) -> None:
+        """`Router.shift_bias` of every layer with experts, in order, by the load of a whole training step."""
+        routers = [module for module in self.modules() if isinstance(module, Router)]
+        for router, load_X in zip(routers, load_LX, strict=True):
+            router.shift_bias(load_X, speed)
 
     def _embedded(self, tokens_BT: Tensor, start: int, end: int) -> Tensor:
         x_BTD: Tensor = self.embedding(tokens_BT)

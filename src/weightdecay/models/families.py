@@ -5,11 +5,13 @@ from __future__ import annotations
 from weightdecay.errors import ConfigError
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.family import Family
+from weightdecay.models.family_deepseek import DEEPSEEK_V3
 from weightdecay.models.family_gpt import BLOOM, GPT2, GPT_NEOX, OPT
 from weightdecay.models.family_llama import LLAMA, MISTRAL, MIXTRAL, OLMO2
 
 # A decoder that two can say is the first one's.
-FAMILIES = {family.model_type: family for family in (GPT2, OPT, LLAMA, MISTRAL, MIXTRAL, OLMO2, GPT_NEOX, BLOOM)}
+_ALL = (GPT2, OPT, LLAMA, MISTRAL, MIXTRAL, OLMO2, DEEPSEEK_V3, GPT_NEOX, BLOOM)
+FAMILIES = {family.model_type: family for family in _ALL}
 
 
 def family_of(config: ModelConfig) -> Family:

@@ -14,16 +14,16 @@ from torch.nn import functional as F
 from weightdecay.models.config import ModelConfig
 
 
-def make_norm(config: ModelConfig, width: int = 0) -> nn.Module:
+def make_norm(config: ModelConfig, width: int = 0, eps: float = 0.0) -> nn.Module:
     """The configuration's normalisation over `width` features, D by default."""
-    width = width or config.d_model
+    width, eps = width or config.d_model, eps or config.norm_eps
     match config.norm:
         case "layernorm":
-            return nn.LayerNorm(width, eps=config.norm_eps, bias=config.bias)
+            return nn.LayerNorm(width, eps=eps, bias=config.bias)
         case "rmsnorm_unit_offset":
-            return UnitOffsetRMSNorm(width, config.norm_eps)
+            return UnitOffsetRMSNorm(width, eps)
         case _:
-            return RMSNorm(width, eps=config.norm_eps, elementwise_affine=config.norm == "rmsnorm")
+            return RMSNorm(width, eps=eps, elementwise_affine=config.norm == "rmsnorm")
 
 
 class RMSNorm(nn.RMSNorm):

@@ -12,10 +12,17 @@ from weightdecay.models.decoder import GPT
 
 
 class Losses(NamedTuple):
-    """Two scalars: the mean cross-entropy in nats a token, and what the configuration adds to it."""
+    """What a batch costs.
+
+    Attributes:
+        cross_entropy: mean, in nats a token.
+        auxiliary: what the configuration adds to it.
+        load: choices that fell on each expert, [L, X] for L layers with experts; None without any.
+    """
 
     cross_entropy: Tensor
     auxiliary: Tensor
+    load: Tensor | None = None
 
     @property
     def total(self) -> Tensor:
@@ -36,11 +43,11 @@ class Objective(nn.Module):
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Losses:
         config = self.model.config
-        logits_BTV, imbalance = self.model.logits_and_imbalance(tokens_BT)
+        logits_BTV, spread = self.model.logits_and_spread(tokens_BT)
         cross_entropy = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
         auxiliary = torch.zeros((), device=cross_entropy.device)
         if config.z_loss:
             auxiliary = auxiliary + config.z_loss * logits_BTV.float().logsumexp(dim=-1).square().mean()
-        if config.load_balancing and imbalance is not None:
-            auxiliary = auxiliary + config.load_balancing * imbalance
-        return Losses(cross_entropy, auxiliary)
+        if config.load_balancing and spread is not None:
+            auxiliary = auxiliary + config.load_balancing * spread.imbalance
+        return Losses(cross_entropy, auxiliary, spread.load if spread is not None else None)

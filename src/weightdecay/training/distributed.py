@@ -47,6 +47,13 @@ class Ranks:
         """Each number summed over all ranks, in float64."""
         return self._reduce(numbers, dist.ReduceOp.SUM) if self.world_size > 1 else list(numbers)
 
+    def sum_of(self, tensor: Tensor) -> Tensor:
+        """A tensor summed over all ranks."""
+        summed = tensor.clone()
+        if self.world_size > 1:
+            dist.all_reduce(summed)
+        return summed
+
     def highest(self, number: int) -> int:
         """The largest of all ranks' numbers: what one rank has seen, all then know."""
         return int(self._reduce((number,), dist.ReduceOp.MAX)[0]) if self.world_size > 1 else number

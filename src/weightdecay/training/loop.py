@@ -77,7 +77,8 @@ class TrainingLoop:
         devices = [ranks.device] if ranks.device.type == "cuda" else None
         objective: nn.Module = Objective(model)
         if ranks.world_size > 1:
-            objective = DistributedDataParallel(objective, device_ids=devices)
+            # Buffers need no exchange: every rank makes the same ones.
+            objective = DistributedDataParallel(objective, device_ids=devices, broadcast_buffers=False)
         return cls(assembly, run, ranks, reporter, model, objective, decided, optimizer, shares)
 
     def run_to_end(self, stop: StopRequest) -> None:
@@ -104,6 +105,7 @@ class TrainingLoop:
             grad_clip=self.assembly.grad_clip(self.done),
             seed=(settings.seed, self.done),
         )
+        self._balance_experts(result.load)
         self.done += 1
         step_s = time.perf_counter() - started
         self.elapsed_s += step_s
@@ -127,6 +129,13 @@ class TrainingLoop:
                 f"go on with --out {self.run.path} --resume auto",
                 signal_number,
             )
+
+    def _balance_experts(self, load_LX: Tensor | None) -> None:
+        """Move the routers' selection biases by the load of the step, as long as they move at all."""
+        model = self.assembly.config.model
+        moving = not model.router_bias_tokens or self.assembly.sizes.tokens_before(self.done) < model.router_bias_tokens
+        if load_LX is not None and model.router_bias_speed and moving:
+            self.model.shift_router_biases(load_LX, model.router_bias_speed)
 
     def set_rates(self, lr: float, weight_decay: float) -> None:
         """This step's η and λ, times each group's own share of them."""
@@ -229,7 +238,7 @@ class TrainingLoop:
             checkpoint.save(
                 self.run.checkpoints,
                 self.done,
-                model=dict(self.model.named_parameters()),
+                model=self.model.tensors(),
                 optimizer=state_by_name(self.optimizer),
                 state={
                     "tokens": self.assembly.sizes.tokens_before(self.done),

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from weightdecay.errors import ConfigError, DamagedError
 from weightdecay.models import huggingface
+from weightdecay.models.decoder import GPT
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import Run
 from weightdecay.training import checkpoint
@@ -113,17 +114,17 @@ def check_data(run: Run, identity: Mapping[str, str]) -> None:
         raise ConfigError(faults)
 
 
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
+def load_weights(model: GPT, tensors: Mapping[str, Tensor], where: Path) -> None:
     """Copy weights by name; all of them or none.
 
     Raises:
         DamagedError: missing or extra names, other shapes or dtypes; every one is listed.
     """
-    parameters = dict(model.named_parameters())
-    faults = [f"{where}: no tensor '{name}'" for name in sorted(parameters.keys() - tensors.keys())]
-    faults += [f"{where}: tensor '{name}' is not this model's" for name in sorted(tensors.keys() - parameters.keys())]
-    for name in sorted(parameters.keys() & tensors.keys()):
-        ours, theirs = parameters[name], tensors[name]
+    own = model.tensors()
+    faults = [f"{where}: no tensor '{name}'" for name in sorted(own.keys() - tensors.keys())]
+    faults += [f"{where}: tensor '{name}' is not this model's" for name in sorted(tensors.keys() - own.keys())]
+    for name in sorted(own.keys() & tensors.keys()):
+        ours, theirs = own[name], tensors[name]
         if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
             faults.append(
                 f"{where}: tensor '{name}' is {theirs.dtype} {list(theirs.shape)}, "
@@ -132,8 +133,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -
     if faults:
         raise DamagedError("\n".join(faults))
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
 
 
 def initial_weights(

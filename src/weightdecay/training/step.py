@@ -21,10 +21,17 @@ from weightdecay.training.distributed import Ranks
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step saw: mean cross-entropy in nats a token, and the gradient's norm before clipping."""
+    """What one step saw.
+
+    Attributes:
+        loss: mean cross-entropy in nats a token.
+        grad_norm: of the gradient before clipping.
+        load: choices that fell on each expert, [layers with experts, experts], over all ranks; None without experts.
+    """
 
     loss: float
     grad_norm: float
+    load: Tensor | None = None
 
 
 def take_step(
@@ -53,6 +60,7 @@ def take_step(
         TrainingError: the gradient is not finite; weights and optimizer state are as before the step.
     """
     total = torch.zeros((), dtype=torch.float64, device=ranks.device)
+    load: Tensor | None = None
     for index, (tokens_BT, targets_BT) in enumerate(micro_batches):
         torch.manual_seed(_mix(*seed, index, ranks.rank))
         last = index == len(micro_batches) - 1
@@ -65,6 +73,8 @@ def take_step(
             loss = losses.total / passes  # ranks exchange the mean of their gradients
         loss.backward()  # type: ignore[no-untyped-call]
         total += losses.cross_entropy.detach() / passes
+        if losses.load is not None:
+            load = losses.load if load is None else load + losses.load
 
     mean_loss = ranks.total(float(total))[0] / ranks.world_size
     try:
@@ -76,7 +86,7 @@ def take_step(
             "--lr, lengthen the warm-up, or look at this step's data; --resume auto goes on from the last checkpoint"
         ) from error
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss=mean_loss, grad_norm=clipped.grad_norm)
+    return StepResult(mean_loss, clipped.grad_norm, ranks.sum_of(load) if load is not None else None)
 
 
 @torch.inference_mode()
