@@ -18,6 +18,7 @@ KINDS = {
     "llama": _LLAMA.replace(n_kv_heads=2),
     "mistral": _LLAMA.replace(n_kv_heads=2, window=7),
     "mixtral": _LLAMA.replace(n_kv_heads=2, n_experts=4, d_ff=20, load_balancing=0.01),
+    "chinchilla": _GPT.replace(norm="rmsnorm", positions="relative", feedforward="gelu", bias=False),
     "palm": _LLAMA.replace(
         norm="layernorm", n_kv_heads=1, branches="parallel_one_norm", tied_head=True, init="fan_in",
         embedding_init_std=1.0, residual_init="plain", logit_multiplier=24**-0.5, z_loss=1e-4,

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from tests.models.kinds import KINDS
 from weightdecay.errors import ConfigError
-from weightdecay.models.attention import causal_attention, score_mask
+from weightdecay.models.attention import Attention, causal_attention, score_mask
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.decoder import GPT, Block
 from weightdecay.models.generate import generate
 from weightdecay.models.layers import Rotary, UnitOffsetRMSNorm, alibi_slopes, make_norm
 from weightdecay.models.objective import Objective
+from weightdecay.models.relative import RelativePositions
 from weightdecay.planning.plan import plan
 from weightdecay.planning.roles import Role
 
@@ -153,16 +154,20 @@ def test_a_mask_shows_each_position_itself_and_the_window_before_it(
 @pytest.mark.parametrize("softcap", [0.0, 2.0])
 @pytest.mark.parametrize("slopes", [(), (0.5, 0.25, 0.125)])
 @pytest.mark.parametrize("window", [0, 4])
+@pytest.mark.parametrize("biased", [False, True])
 def test_every_path_of_attention_is_the_formula(
-    dtype: torch.dtype, softcap: float, slopes: tuple[float, ...], window: int
+    dtype: torch.dtype, softcap: float, slopes: tuple[float, ...], window: int, biased: bool
 ) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, time, 8) for time in (6, 9, 9))
     scores = q @ k.transpose(2, 3) * 0.4
     scores = softcap * torch.tanh(scores / softcap) if softcap else scores
-    expected = (scores + score_mask(6, 9, window, slopes, scores)).softmax(-1) @ v
+    bias = torch.randn(2, 3, 6, 9) if biased else torch.zeros(2, 3, 6, 9)
+    expected = (scores + bias + score_mask(6, 9, window, slopes, scores)).softmax(-1) @ v
     q, k, v = (x.to(dtype) for x in (q, k, v))
-    seen = causal_attention(q, k, v, scale=0.4, softcap=softcap, window=window, slopes=slopes).float()
+    seen = causal_attention(
+        q, k, v, scale=0.4, softcap=softcap, window=window, slopes=slopes, bias=bias if biased else None
+    ).float()
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     torch.testing.assert_close(seen, expected, atol=tolerance, rtol=tolerance)
 
@@ -171,6 +176,56 @@ def test_alibis_slopes_are_the_papers() -> None:
     assert alibi_slopes(8) == [2.0**-power for power in range(1, 9)]
     assert alibi_slopes(16)[:2] == [2**-0.5, 2**-1.0]
     assert alibi_slopes(12)[8:] == [2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5]
+
+
+@settings(deadline=None, max_examples=30)
+@given(time=st.integers(1, 6), before=st.integers(0, 5), seed=st.integers(0, 99))
+def test_relative_positions_are_transformer_xls_formula(time: int, before: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    config = KINDS["chinchilla"]
+    relative, span = RelativePositions(config), time + before
+    for parameter in relative.parameters():
+        torch.nn.init.normal_(parameter)
+    q, k = torch.randn(2, 4, time, 6), torch.randn(2, 4, span, 6)
+    queries, gained = relative(q, span)
+    scores = queries @ k.transpose(2, 3) + gained
+    u, v = relative.content_bias.view(4, 6), relative.position_bias.view(4, 6)
+    for row in range(time):
+        for key in range(before + row + 1):
+            angle = [(before + row - key) * 10_000 ** (-2 * pair / 24) for pair in range(12)]
+            r = relative.project(torch.tensor([*map(math.sin, angle), *map(math.cos, angle)])).view(4, 6)
+            expected = ((q[:, :, row] + u) * k[:, :, key]).sum(-1) + ((q[:, :, row] + v) * r).sum(-1)
+            torch.testing.assert_close(scores[:, :, row, key], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_relative_positions_are_scaled_like_the_scores() -> None:
+    torch.manual_seed(0)
+    attention = Attention(KINDS["chinchilla"], 0).eval()
+    assert attention.relative is not None
+    x = torch.randn(2, 7, 24)
+    heads = attention.qkv(x).view(2, 7, 12, 6).transpose(1, 2)
+    q, k, v = heads[:, :4], heads[:, 4:8], heads[:, 8:]
+    queries, gained = attention.relative(q, 7)
+    scores = (queries @ k.transpose(2, 3) + gained) / math.sqrt(6)
+    weights = (scores + torch.full((7, 7), -math.inf).triu(1)).softmax(-1)
+    torch.testing.assert_close(attention(x), attention.out((weights @ v).transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize("window", [0, 4])
+def test_a_single_query_sees_what_the_last_of_many_sees(window: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 9, 8) for _ in range(3))
+    bias = torch.randn(2, 3, 9, 9)
+    whole = causal_attention(q, k, v, window=window, bias=bias)
+    last = causal_attention(q[:, :, -1:], k, v, window=window, bias=bias[:, :, -1:])
+    torch.testing.assert_close(last, whole[:, :, -1:])
+
+
+def test_the_biases_of_relative_positions_do_not_decay_and_their_projection_does() -> None:
+    decided = plan(model_of("chinchilla"), weight_decay=0.1)
+    at = "blocks.1.attention.relative"
+    assert decided[f"{at}.project.weight"].role == Role.LINEAR
+    assert decided[f"{at}.content_bias"].role == decided[f"{at}.position_bias"].role == Role.BIAS
 
 
 def test_a_part_of_a_head_turns_and_the_rest_stays() -> None:

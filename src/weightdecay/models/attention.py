@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from weightdecay.models.cache import LayerCache
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.layers import Rotary, alibi_slopes, make_norm, soft_capped
+from weightdecay.models.relative import RelativePositions
 
 # Longest context at which materialised bf16 attention beats scaled_dot_product_attention on a processor; measured
 # by benchmarks/attention.py.
@@ -49,6 +50,7 @@ class Attention(nn.Module):
             together = config.qk_norm == "all_heads"
             self.query_norm = make_norm(config, inner if together else config.head_dim)
             self.key_norm = make_norm(config, inner_kv if together else config.head_dim)
+        self.relative = RelativePositions(config) if config.positions == "relative" else None
         self.rotary = (
             Rotary(config.head_dim, config.context, config.rotary_base, config.rotary_fraction)
             if config.positions == "rotary"
@@ -66,12 +68,16 @@ class Attention(nn.Module):
             q_BHTE, k_BKTE = self.rotary(q_BHTE, start), self.rotary(k_BKTE, start)
         if cache is not None:
             k_BKTE, v_BKTE = cache.extended(k_BKTE, v_BKTE)
+        bias_BHTS = None
+        if self.relative is not None:
+            q_BHTE, gained_BHTS = self.relative(q_BHTE, k_BKTE.shape[2])
+            bias_BHTS = self.scale * gained_BHTS
         group = self.n_heads // self.n_kv_heads
         if group > 1:
             k_BKTE, v_BKTE = (kv.repeat_interleave(group, dim=1) for kv in (k_BKTE, v_BKTE))
         y_BHTE = causal_attention(
             q_BHTE, k_BKTE, v_BKTE, self.dropout if self.training else 0.0,
-            scale=self.scale, softcap=self.softcap, window=self.window, slopes=self.slopes,
+            scale=self.scale, softcap=self.softcap, window=self.window, slopes=self.slopes, bias=bias_BHTS,
         )  # fmt: skip
         y_BTD = y_BHTE.transpose(1, 2).reshape(batch, time, self.n_heads * self.head_dim)
         out: Tensor = self.out(y_BTD)
@@ -88,6 +94,7 @@ class Attention(nn.Module):
 def causal_attention(
     q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, dropout: float = 0.0, *,
     scale: float = 0.0, softcap: float = 0.0, window: int = 0, slopes: tuple[float, ...] = (),
+    bias: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Each position attends to itself and what came before; dropout on the attention weights.
 
@@ -100,25 +107,28 @@ def causal_attention(
         softcap: c in c·tanh(scores/c); 0 does not cap.
         window: positions seen, itself included; 0 means all.
         slopes: of ALiBi, one a head; empty for none.
+        bias: added to the scaled scores, [B, H, T, S].
     """
     time, span = q_BHTE.shape[2], k_BHSE.shape[2]
     scale = scale or 1.0 / math.sqrt(q_BHTE.shape[3])
     if time == 1 and 0 < window < span:  # a token after a cache: what lies before the window need not be masked
         k_BHSE, v_BHSE, span = k_BHSE[:, :, -window:], v_BHSE[:, :, -window:], window
+        bias = bias[..., -window:] if bias is not None else None
     short = q_BHTE.device.type == "cpu" and q_BHTE.dtype == torch.bfloat16 and span <= _SHORT_CONTEXT
-    plain = not slopes and not 0 < window < span
+    causal = not slopes and bias is None and not 0 < window < span and time in (1, span)
+    if not short and not softcap and causal:
+        return F.scaled_dot_product_attention(
+            q_BHTE, k_BHSE, v_BHSE, dropout_p=dropout, is_causal=time > 1, scale=scale
+        )
+    mask = score_mask(time, span, window, slopes, q_BHTE)
+    if bias is not None:
+        mask = mask + bias.to(mask.dtype)
     if not short and not softcap:
-        if plain and (time == span or time == 1):
-            return F.scaled_dot_product_attention(
-                q_BHTE, k_BHSE, v_BHSE, dropout_p=dropout, is_causal=time > 1, scale=scale
-            )
-        mask = score_mask(time, span, window, slopes, q_BHTE)
         return F.scaled_dot_product_attention(q_BHTE, k_BHSE, v_BHSE, attn_mask=mask, dropout_p=dropout, scale=scale)
     batch, heads = q_BHTE.shape[:2]
     q, k, v = (x.flatten(0, 1) for x in (q_BHTE, k_BHSE, v_BHSE))
-    mask = score_mask(time, span, window, slopes, q)
-    if slopes:
-        mask = mask.repeat(batch, 1, 1)
+    if mask.ndim > 2:
+        mask = mask.expand(batch, heads, time, span).reshape(batch * heads, time, span)
     if softcap:
         scores = soft_capped(torch.bmm(q, k.transpose(1, 2)).float() * scale, softcap).to(q.dtype) + mask
     else:

@@ -12,7 +12,7 @@ CHOICES = {
     "norm": ("layernorm", "rmsnorm", "rmsnorm_unit_offset", "rmsnorm_without_gain"),
     "norm_placement": ("pre", "post", "sandwich", "output"),
     "qk_norm": ("none", "head", "all_heads"),
-    "positions": ("learned", "rotary", "alibi"),
+    "positions": ("learned", "rotary", "alibi", "relative"),
     "feedforward": ("gelu", "gelu_tanh", "relu", "relu_squared", "swiglu", "geglu", "geglu_tanh"),
     "branches": ("sequential", "parallel", "parallel_one_norm"),
     "router": ("softmax_of_chosen", "softmax_of_all", "sigmoid"),
@@ -55,7 +55,8 @@ class ModelConfig:
             decoder has no last norm), `sandwich` (of its input and its output) or `output` (of its output alone).
         embedding_norm: whether a norm follows the embedding.
         qk_norm: norm of queries and keys: `none`, of each `head`, or of `all_heads` together.
-        positions: `learned`, a table of `context` rows; `rotary`; or `alibi`, a slope of scores over distance.
+        positions: `learned`, a table of `context` rows; `rotary`; `alibi`, a slope of scores over distance; or
+            `relative`, projected sines and cosines of the distance (Transformer-XL).
         rotary_base: θ of the rotary frequencies.
         rotary_fraction: part of each head that turns.
         kv_rank: width of the latent that keys and values are made of (multi-head latent attention); 0 means that they
