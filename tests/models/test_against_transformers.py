@@ -130,7 +130,7 @@ def test_what_is_written_is_read_by_transformers_with_the_same_logits_and_back_b
     their_model(name).save_pretrained(first)
     config = huggingface.read_config(first)
     weights = huggingface.read_weights(first, config, report=lambda _: None)
-    assert huggingface.write(second, config, weights) == THEIRS[name][0]
+    assert huggingface.write(second, config, weights).architecture == THEIRS[name][0]
     loaded = transformers.AutoModelForCausalLM.from_pretrained(second).eval()
     tokens = torch.randint(97, (2, 32))
     with torch.no_grad():

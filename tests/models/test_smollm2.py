@@ -52,6 +52,7 @@ def test_smollm2_has_transformers_logits_and_goes_on_with_the_same_32_tokens(tmp
     assert drawn == continued.tolist()
 
     (tmp_path / "ours").mkdir()
-    assert huggingface.write(tmp_path / "ours", config, weights) == family_of(config).architecture == "LlamaForCausalLM"
+    written = huggingface.write(tmp_path / "ours", config, weights)
+    assert written.architecture == family_of(config).architecture == "LlamaForCausalLM"
     again = huggingface.read_weights(tmp_path / "ours", huggingface.read_config(tmp_path / "ours"), report=print)
     assert all(torch.equal(again[name], weights[name]) for name in weights)

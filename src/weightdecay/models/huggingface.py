@@ -12,29 +12,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from weightdecay.errors import ConfigError, DamagedError, did_you_mean
+from weightdecay.models import weightfiles
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.decoder import GPT
 from weightdecay.models.families import FAMILIES, family_of
 from weightdecay.models.family import Family
 from weightdecay.models.tensors import Link, same
+from weightdecay.models.weightfiles import read_json
 
-CONFIG, OWN_CONFIG, WEIGHTS, INDEX = (
-    "config.json",
-    "weightdecay.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-)
-ARCHITECTURES = frozenset(family.architecture for family in FAMILIES.values())
+CONFIG, OWN_CONFIG, GENERATION = "config.json", "weightdecay.json", "generation_config.json"
+# As large as transformers long made its files.
+SHARD_BYTES = 5e9
 _OWN_FORMAT = 1
 # Masks and tables that older files carry along and the model computes itself.
 _COMPUTED = re.compile(r"(\.attn\.(bias|masked_bias)|\.attention\.(bias|masked_bias)|rotary_emb\.inv_freq)$")
@@ -56,7 +53,7 @@ def read_config(path: Path) -> ModelConfig:
     if (path / OWN_CONFIG).is_file():
         return _own_config(path / OWN_CONFIG)
     file = path / CONFIG
-    values = _json(file)
+    values = read_json(file)
     try:
         return _family(values).config(values)
     except ConfigError as error:
@@ -76,9 +73,7 @@ def read_weights(path: Path, config: ModelConfig, report: Callable[[str], None])
         ConfigError: there are no weights, or they lie in a format that is not read here.
         DamagedError: missing, extra or misshapen tensors, all of them named; a file that cannot be read.
     """
-    found: dict[str, Tensor] = {}
-    for file in _weight_files(path):
-        found |= _load(file)
+    found = weightfiles.read_weights(path)
     with torch.device("meta"):
         ours = GPT(config).tensors()
     own = (path / OWN_CONFIG).is_file()
@@ -103,56 +98,103 @@ def read_weights(path: Path, config: ModelConfig, report: Callable[[str], None])
         raise ConfigError(f"{path}: weights in {', '.join(strange)}; float32, float16 and bfloat16 are read")
     for dtype in sorted(dtypes - {torch.float32}, key=str):
         report(
-            f"{path}: weights in {str(dtype).removeprefix('torch.')} become float32, which holds each of them exactly; "
+            f"{path}: weights in {_name(dtype)} become float32, which holds each of them exactly; "
             "training keeps and updates them in float32"
         )
     wide = {name: tensor.float() for name, tensor in found.items()}
     return {link.ours: link.pack([wide[name] for name in link.theirs]).contiguous() for link in links}
 
 
-def write(path: Path, config: ModelConfig, weights: Mapping[str, Tensor], *, end_of_text_id: int | None = None) -> str:
+@dataclass(frozen=True)
+class Written:
+    """A directory that was written.
+
+    Attributes:
+        architecture: the class of transformers that loads it; empty if there is none.
+        lacking: why there is none.
+        files: the names of the weights' files.
+    """
+
+    architecture: str
+    lacking: str
+    files: list[str]
+
+
+def write(
+    path: Path,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    *,
+    end_of_text_id: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    shard_bytes: float = SHARD_BYTES,
+) -> Written:
     """Write a directory that `transformers.AutoModelForCausalLM.from_pretrained` loads, or one in our own format.
 
     Args:
         path: an existing empty directory.
-        weights: under our names, a tied tensor once.
+        weights: under our names, a tied tensor once; each is asked for once, so they may lie on the disk.
         end_of_text_id: the token that ends a document.
+        dtype: float32, bfloat16 or float16, to which every weight is rounded.
+        shard_bytes: the most that a file of weights holds, one larger tensor aside.
 
-    Returns:
-        The architecture's name in transformers, or why it has none.
+    Raises:
+        ConfigError: a weight that `dtype` cannot hold; the tensors are named.
     """
+    lacking, family = "", None
     try:
         family = family_of(config)
     except ConfigError as error:
+        lacking = str(error)
+    links = family.links(config) if family else [same(name, name) for name in weights]
+    faults: list[str] = []
+    files = weightfiles.write_weights(path, _parts(weights, links, dtype, faults), shard_bytes)
+    if faults:
+        raise ConfigError(faults)
+    if family is None:
         own = {"format": _OWN_FORMAT, "model": vars(config)}
-        (path / OWN_CONFIG).write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
-        save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, path / WEIGHTS)
-        return str(error)
+        _write_json(path / OWN_CONFIG, own)
+        return Written("", lacking, files)
+    ends = {"bos_token_id": end_of_text_id, "eos_token_id": end_of_text_id}
     document = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
-        "torch_dtype": "float32",
-        "bos_token_id": end_of_text_id,
-        "eos_token_id": end_of_text_id,
+        "torch_dtype": _name(dtype),
+        **ends,
         "pad_token_id": None,
         "initializer_range": config.init_std,
         **family.describe(config),
     }
-    (path / CONFIG).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    theirs: dict[str, Tensor] = {}
-    for link in family.links(config):
-        parts = link.unpack(weights[link.ours].detach())
-        # Copies: parts of one tensor share its memory, which the format does not allow.
-        theirs |= {
-            name: part.clone(memory_format=torch.contiguous_format)
-            for name, part in zip(link.theirs, parts, strict=True)
-        }
-    save_file(theirs, path / WEIGHTS, metadata={"format": "pt"})
-    return family.architecture
+    _write_json(path / CONFIG, document)
+    # Documents end with the token that begins them, and nothing was ever padded; generate() wants a token for it.
+    _write_json(path / GENERATION, {**ends, "pad_token_id": end_of_text_id})
+    return Written(family.architecture, "", files)
+
+
+def _parts(
+    weights: Mapping[str, Tensor], links: Iterable[Link], dtype: torch.dtype, faults: list[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """Their tensors one after the other: copies, as parts of one tensor share its memory, which no file can hold."""
+    for link in links:
+        tensor = weights[link.ours].detach()
+        for name, part in zip(link.theirs, link.unpack(tensor), strict=True):
+            rounded = part.to(dtype, copy=True, memory_format=torch.contiguous_format)
+            if not bool(rounded.isfinite().all()) and bool(part.isfinite().all()):
+                largest = float(part.abs().max())
+                faults.append(f"{link.ours}: holds {largest:g}, which {_name(dtype)} cannot: give another dtype")
+            yield name, rounded
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _write_json(file: Path, document: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _own_config(file: Path) -> ModelConfig:
-    document = _json(file)
+    document = read_json(file)
     if document.get("format") != _OWN_FORMAT:
         raise ConfigError(f"{file}: format {document.get('format')!r} is not known here; update weightdecay")
     try:
@@ -169,54 +211,15 @@ def _family(values: Mapping[str, Any]) -> Family:
     return FAMILIES[known]
 
 
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DamagedError(f"{file}: cannot be read: {error}") from error
-    if not isinstance(document, dict):
-        raise DamagedError(f"{file}: not a JSON object")
-    return document
-
-
-def _weight_files(path: Path) -> list[Path]:
-    if (path / INDEX).is_file():
-        mapping = _json(path / INDEX).get("weight_map")
-        if not isinstance(mapping, dict):
-            raise DamagedError(f"{path / INDEX}: has no weight_map")
-        names = sorted({str(name) for name in mapping.values()})
-        files = [path / name for name in names]
-        outside = [name for name in names if Path(name).name != name]
-        if outside:
-            raise DamagedError(f"{path / INDEX}: names files outside the directory: {', '.join(outside)}")
-        missing = [file for file in files if not file.is_file()]
-        if missing:
-            raise DamagedError("\n".join(f"{file}: missing, and {INDEX} names it" for file in missing))
-        return files
-    if (path / WEIGHTS).is_file():
-        return [path / WEIGHTS]
-    pickled = sorted(file.name for file in path.glob("*.bin"))
-    hint = f"; {', '.join(pickled)} is pickle, which is not read here: save the model as safetensors" if pickled else ""
-    raise ConfigError(f"{path}: no weights: neither {WEIGHTS} nor {INDEX} is there{hint}")
-
-
-def _load(file: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(file, "pt") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  # not a dict
-    except (OSError, SafetensorError) as error:
-        raise DamagedError(f"{file}: cannot be read: {error}") from error
-
-
 def _links(path: Path, config: ModelConfig) -> list[Link]:
-    return _family(_json(path / CONFIG)).links(config)
+    return _family(read_json(path / CONFIG)).links(config)
 
 
 def _without_extras(
     path: Path, found: Mapping[str, Tensor], config: ModelConfig, shapes: Mapping[str, Any], faults: list[str]
 ) -> dict[str, Tensor]:
     """Their tensors under the names of a model with a head, without what is computed or stands there twice."""
-    family = _family(_json(path / CONFIG))
+    family = _family(read_json(path / CONFIG))
     kept = {_with_prefix(name, family, shapes): t for name, t in found.items() if not _COMPUTED.search(name)}
     if not config.tied_head:
         return kept

@@ -16,12 +16,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -51,6 +52,12 @@ class Checkpoint:
         """Weights by name, a tied tensor once."""
         return load_file(self.path / MODEL)
 
+    @contextmanager
+    def stored_model(self) -> Iterator[Mapping[str, Tensor]]:
+        """The same as they lie on the disk: each is read when it is asked for."""
+        with safe_open(self.path / MODEL, "pt") as file:
+            yield _Stored(file)
+
     def optimizer(self) -> dict[str, Tensor]:
         """Optimizer state by `parameter/entry`."""
         return load_file(self.path / OPTIMIZER)
@@ -78,6 +85,24 @@ class Checkpoint:
         if path.is_symlink() or path.resolve().parent != self.path.resolve():
             raise ValueError(f"'{name}' leads out of the checkpoint")
         return path
+
+
+class _Stored(Mapping[str, Tensor]):
+    """The tensors of an open file."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._names = list(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def save(
