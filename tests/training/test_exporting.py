@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tests.commands import Command
 from weightdecay.errors import ConfigError
 from weightdecay.models import huggingface
+from weightdecay.models.decoder import GPT
 from weightdecay.recipes.schema import recipe
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import Run
@@ -41,7 +42,7 @@ def run(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
-    return dict(load(run, print).model.named_parameters())
+    return load(run, print).model.tensors()
 
 
 def read(path: Path, notes: list[str] | None = None) -> dict[str, torch.Tensor]:
@@ -56,7 +57,8 @@ def test_no_file_is_larger_than_asked_unless_one_tensor_is(run: Run, tmp_path: P
     assert len(made.files) > 2
     assert made.files == [f"model-{n:05}-of-{len(made.files):05}.safetensors" for n in range(1, len(made.files) + 1)]
     index = json.loads((made.path / "model.safetensors.index.json").read_text())
-    seen, total = {}, 0
+    seen: dict[str, str] = {}
+    total = 0
     for name in made.files:
         with safe_open(made.path / name, "pt") as file:
             sizes = {key: file.get_tensor(key).nbytes for key in file.keys()}  # noqa: SIM118  # not a dict
@@ -157,7 +159,7 @@ def test_a_large_model_is_exported_in_little_memory(run: Run, tmp_path: Path) ->
     config = run.config().replace(model__n_layers=40, model__d_model=512, model__n_heads=8, model__n_kv_heads=8,
                                   model__head_dim=64, model__d_ff=768)  # fmt: skip
     large = Run(tmp_path / "large")
-    shapes = huggingface.GPT(config.model).state_dict()
+    shapes = GPT(config.model).tensors()
     tensors = {name: torch.full_like(tensor, 0.5) for name, tensor in shapes.items()}
     assert sum(tensor.nbytes for tensor in tensors.values()) > 300e6
     checkpoint.save(large.checkpoints, 1, model=tensors, optimizer={"a": torch.ones(1)}, state={})
