@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing._internal import common_optimizers as database
 
+from weightdecay.errors import OptimizerError
 from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.adamw import AdamL2, AdamW
 from weightdecay.optim.lion import Lion
@@ -33,6 +34,12 @@ def info(cls: Any, inputs: Any, errors: Any = None, **facts: Any) -> Any:
     return database.OptimizerInfo(cls, optim_inputs_func=inputs, optim_error_inputs_func=errors, **facts)
 
 
+def muon_errors(device: Any, dtype: Any) -> list[Any]:
+    """torch's, but for stacks of matrices, which ours takes."""
+    every = database.optim_error_inputs_func_muon(device, dtype)  # type: ignore[no-untyped-call]
+    return [error for error in every if error.optimizer_error_input.desc != "only support 2D parameters"]
+
+
 ALL_PATHS = ("foreach", "differentiable", "fused")
 INFOS = [
     info(AdamW, database.optim_inputs_func_adamw, database.optim_error_inputs_func_adamw, supported_impls=ALL_PATHS,
@@ -41,10 +48,11 @@ INFOS = [
          not_og_supported_flags=(*ALL_PATHS, "maximize", "capturable"), supports_fused_on=("cpu",)),
     info(SGDW, database.optim_inputs_func_sgd, database.optim_error_inputs_func_sgd, supported_impls=ALL_PATHS,
          not_og_supported_flags=(*ALL_PATHS, "maximize"), supports_fused_on=("cpu",)),
-    info(Lion, lion_inputs, None, supported_impls=("foreach",), not_og_supported_flags=("foreach", "maximize")),
+    info(Lion, lion_inputs, database.get_error_inputs_for_all_optims, supported_impls=("foreach",),
+         not_og_supported_flags=("foreach", "maximize")),
     info(Adafactor, database.optim_inputs_func_adafactor, database.optim_error_inputs_func_adafactor,
          supported_impls=("foreach",), not_og_supported_flags=("foreach",), supports_complex=False),
-    info(Muon, database.optim_inputs_func_muon, None, supported_impls=(), not_og_supported_flags=(),
+    info(Muon, database.optim_inputs_func_muon, muon_errors, supported_impls=(), not_og_supported_flags=(),
          supports_complex=False),
 ]  # fmt: skip
 CASES = [
@@ -176,6 +184,85 @@ def test_hooks_run_once_a_step_although_torchs_own_step_runs_inside(each: Any) -
     optimizer.register_step_post_hook(lambda *_: seen.append("after"))
     train(net, optimizer, steps=2)
     assert seen == ["before", "after"] * 2
+
+
+@every_class
+def test_hooks_on_state_dicts_see_and_change_what_is_saved_and_loaded(each: Any) -> None:
+    net = network()
+    optimizer = each.optim_cls(net.parameters(), lr=0.01)
+    train(net, optimizer)
+    optimizer.register_state_dict_pre_hook(lambda told: told.state.update(mark=1))
+    optimizer.register_state_dict_post_hook(lambda _, saved: {**saved, "marked": saved["state"].pop("mark")})
+    saved = optimizer.state_dict()
+    assert saved["marked"] == 1
+    assert "mark" not in saved["state"]
+
+    def slower(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+        groups = [{**group, "lr": 0.002} for group in given["param_groups"]]
+        return {**given, "param_groups": groups}
+
+    seen: list[float] = []
+    again = each.optim_cls(network().parameters(), lr=0.01)
+    again.register_load_state_dict_pre_hook(slower)
+    again.register_load_state_dict_post_hook(lambda told: seen.append(told.param_groups[0]["lr"]))
+    again.load_state_dict(saved)
+    assert seen == [0.002]
+
+
+@every_case
+def test_a_step_leaves_gradients_as_they_were(each: Any, case: Any) -> None:
+    net = network()
+    optimizer = each.optim_cls(net.parameters(), **case.kwargs)
+    for p in net.parameters():
+        p.grad = torch.randn_like(p)
+    versions = [p.grad._version for p in net.parameters()]  # type: ignore[union-attr]
+    for _ in range(3):
+        optimizer.step()
+    assert [p.grad._version for p in net.parameters()] == versions  # type: ignore[union-attr]
+
+
+@every_class
+@pytest.mark.parametrize("default", [torch.float64, torch.float16], ids=str)
+def test_another_default_dtype_changes_no_step(each: Any, default: torch.dtype) -> None:
+    nets = [network(torch.float64), network(torch.float64)]
+    expected = train(nets[0], each.optim_cls(nets[0].parameters(), lr=0.01, weight_decay=0.1))
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(default)
+        optimizer = each.optim_cls(nets[1].parameters(), lr=0.01, weight_decay=0.1)
+        for step in range(4):
+            optimizer.zero_grad()
+            inputs = torch.randn(5, 4, generator=torch.Generator().manual_seed(step), dtype=torch.float32)
+            nets[1](inputs.double()).square().mean().backward()
+            optimizer.step()
+    finally:
+        torch.set_default_dtype(before)
+    found = [p.detach() for p in nets[1].parameters()]
+    assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-9) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings"),
+    [
+        (AdamW, {}),
+        (AdamW, {"rule": "cautious", "fused": True}),
+        (AdamW, {"rule": "towards_initial", "lr": torch.tensor(0.01)}),
+        (Lion, {"rule": "cautious"}),
+        (SGDW, {"momentum": 0.9}),
+        (Adafactor, {"beta1": 0.9}),
+        (Muon, {"rule": "cautious"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_step_within_compiled_code_is_the_step(cls: Any, settings: dict[str, Any]) -> None:
+    """Compiled code takes an optimizer's state for constant, and would step one tensor with another's moments."""
+    torch._dynamo.reset()
+    plain, compiled = network(), network()
+    kwargs = {"lr": 0.01, "weight_decay": 0.1, **settings}
+    expected = train(plain, cls(plain.parameters(), **kwargs))
+    optimizer = cls(compiled.parameters(), **kwargs)
+    optimizer.step = torch.compile(optimizer.step, backend="eager")
+    assert equal(train(compiled, optimizer), expected)
 
 
 @every_class
@@ -319,3 +406,33 @@ def test_a_differentiable_step_has_the_gradient_of_its_formula(cls: Any, rule: s
         assert torch.allclose(gradient, torch.full_like(w, 1 - 0.1 * 0.2))
     if rule == "cautious":  # u has the sign of the gradient, which is positive
         assert torch.allclose(gradient, torch.where(w > 0, 1 - 0.1 * 0.2, 1.0).double())
+
+
+@pytest.mark.parametrize(("cls", "rule"), [(AdamW, "decoupled"), (AdamL2, "l2"), (SGDW, "l2")])
+@pytest.mark.parametrize("setting", ["lr", "weight_decay"])
+def test_a_differentiable_step_has_the_gradient_of_lr_and_weight_decay(cls: Any, rule: str, setting: str) -> None:
+    def loss(value: Tensor) -> Tensor:
+        p = torch.tensor([1.5, -0.7], dtype=torch.float64, requires_grad=True).clone()
+        optimizer = cls(
+            [p], **{"lr": 0.01, "weight_decay": 0.2, setting: value.clone()}, rule=rule, differentiable=True
+        )
+        for _ in range(2):
+            p.grad = p.clone() ** 2
+            optimizer.step()
+        return p.square().sum()
+
+    assert torch.autograd.gradcheck(loss, (torch.tensor(0.05, dtype=torch.float64, requires_grad=True),))
+
+
+@pytest.mark.parametrize(
+    ("cls", "rule"), [(AdamW, "fixed"), (AdamW, "lr_squared"), (AdamW, "towards_one"), (SGDW, "decoupled")]
+)
+@pytest.mark.parametrize("setting", ["lr", "weight_decay"])
+def test_where_that_gradient_would_be_lost_the_step_is_refused(cls: Any, rule: str, setting: str) -> None:
+    p = torch.ones(2, requires_grad=True).clone()
+    p.grad = torch.ones(2)
+    asked = {"lr": 0.01, "weight_decay": 0.2, setting: torch.tensor(0.05, requires_grad=True)}
+    optimizer = cls([p], **asked, rule=rule, differentiable=True)
+    with pytest.raises(OptimizerError, match=f"rule '{rule}' of {cls.__name__} passes no gradient on"):
+        optimizer.step()
+    assert not optimizer.state

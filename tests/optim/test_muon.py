@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import weightdecay
 from tests.references import directions, rules
 from weightdecay.optim.adamw import AdamW
+from weightdecay.optim.clipping import clipped_step
 from weightdecay.optim.muon import Muon, orthogonalised
 from weightdecay.optim.rules import RULES
 
@@ -171,3 +172,29 @@ def test_the_scale_is_by_the_matrix_not_by_the_stack() -> None:
     Muon([p], lr=1.0, weight_decay=0.0, adjust_lr_fn="original", ns_dtype=torch.float64).step()
     norms = torch.linalg.matrix_norm(p.detach(), 2)
     assert float(norms.max()) < 1.3 * math.sqrt(4 / 3)
+
+
+def test_clipping_folded_into_the_fused_step_reaches_the_matrices_too() -> None:
+    ours, theirs = (parameters(((6, 5), (5,)), torch.float32) for _ in range(2))
+    folded, scaled = Muon(ours, lr=0.01, fused=True), Muon(theirs, lr=0.01)
+    for number in range(3):
+        for params, optimizer in ((ours, folded), (theirs, scaled)):
+            for p in params:
+                p.grad = 10.0**number * torch.randn(p.shape, generator=torch.Generator().manual_seed(number))
+            clipped_step(optimizer, 1.0)
+    for p, q in zip(ours, theirs, strict=True):
+        assert torch.allclose(p, q, rtol=1e-6, atol=1e-7)
+    momentum = folded.state[ours[0]]["momentum_buffer"]
+    assert torch.allclose(momentum, scaled.state[theirs[0]]["momentum_buffer"], rtol=1e-6, atol=1e-7)
+
+
+def test_a_grad_scaler_that_found_infinities_leaves_matrices_and_the_rest_unchanged() -> None:
+    params = parameters(((6, 5), (5,)), torch.float32)
+    before = [p.detach().clone() for p in params]
+    optimizer: Any = Muon(params, lr=0.01, fused=True)
+    for p in params:
+        p.grad = torch.full_like(p, torch.inf)
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
+    assert not optimizer.state

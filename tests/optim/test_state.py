@@ -116,6 +116,27 @@ def test_a_resume_in_low_precision_continues_bit_for_bit(name: str, rounding: st
     assert all(torch.equal(a, b) for a, b in zip(weights(through), weights(resumed), strict=True))
 
 
+def test_float32_state_is_restored_from_what_the_users_hook_made_of_it() -> None:
+    """A hook that finds the tensors by name hands torch another order than the file's."""
+    net = model(torch.bfloat16)
+    named = list(net.named_parameters())
+    old = AdamW(named, lr=0.01, rounding="master")
+    train(net, old, 0, 2)
+    new = AdamW(named[::-1], lr=0.01, rounding="master")
+
+    def by_name(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+        group = given["param_groups"][0]
+        found = dict(zip(group["param_names"], group["params"], strict=True))
+        order = [name for name, _ in named[::-1]]
+        return {**given, "param_groups": [{**group, "params": [found[n] for n in order], "param_names": order}]}
+
+    new.register_load_state_dict_pre_hook(by_name)
+    new.load_state_dict(old.state_dict())
+    for _, p in named:
+        assert new.state[p]["master"].dtype == torch.float32
+        assert torch.equal(new.state[p]["master"], old.state[p]["master"])
+
+
 def test_torch_swaps_the_moments_of_two_swapped_tensors_and_we_do_not() -> None:
     net = model()
     trained = torch.optim.AdamW(net.parameters(), lr=0.01)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.optim.base import DecayingOptimizer, UnsupportedTensorError, Work, with_gradient
+from weightdecay.optim.clipping import total_norm
 from weightdecay.optim.grouping import Group, Params, Rules
 from weightdecay.optim.lion import NO_COUPLED_FORM
 from weightdecay.optim.rounding import LOW_PRECISION, Rounding
@@ -140,9 +141,11 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
 def _is_torchs(group: Group) -> bool:
     """Whether torch's own step does all that the group asks for."""
     forms = group["factored"] and group["relative_step"] and group["scale_parameter"] and group["beta1"] is None
-    low = group["rounding"] != "nearest" and any(p.dtype in LOW_PRECISION for p in with_gradient(group))
+    weights = with_gradient(group)
+    low = group["rounding"] != "nearest" and any(p.dtype in LOW_PRECISION for p in weights)
+    sharded = any(hasattr(p, "to_local") for p in weights)  # torch's takes norms in place, which shards do not have
     # masked weights would be shrunk before torch takes their RMS, and the update would be smaller for it
-    return bool(forms and not low and group["rule"] != "cautious")
+    return bool(forms and not low and not sharded and group["rule"] != "cautious")
 
 
 def _second_moment(gradient: Tensor, state: dict[str, Any], fresh: float, eps1: float) -> Tensor:
@@ -151,7 +154,7 @@ def _second_moment(gradient: Tensor, state: dict[str, Any], fresh: float, eps1: 
         variance: Tensor = state["variance"]
         return variance.lerp_(gradient * gradient, fresh).clone()
     for key, axis in (("row_var", -1), ("col_var", -2)):
-        mean = torch.linalg.vector_norm(gradient, dim=axis, keepdim=True).square_().div_(gradient.shape[axis])
+        mean = torch.linalg.vector_norm(gradient, dim=axis, keepdim=True).square() / gradient.shape[axis]
         state[key].lerp_(mean, fresh)
     rows: Tensor = state["row_var"]
     product: Tensor = rows @ state["col_var"]
@@ -160,4 +163,5 @@ def _second_moment(gradient: Tensor, state: dict[str, Any], fresh: float, eps1: 
 
 def _rms(tensor: Tensor) -> float:
     """√mean(x²)"""
-    return float(torch.linalg.vector_norm(tensor)) / max(tensor.numel(), 1) ** 0.5  # type: ignore[no-any-return]
+    norm = total_norm([tensor]) if hasattr(tensor, "to_local") else torch.linalg.vector_norm(tensor)
+    return float(norm) / max(tensor.numel(), 1) ** 0.5  # type: ignore[no-any-return]

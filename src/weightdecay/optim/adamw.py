@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weightdecay.optim.base import DecayingOptimizer
+from weightdecay.optim.elementwise import ElementwiseOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules
 from weightdecay.optim.rounding import Rounding
 from weightdecay.optim.rules import RULES
@@ -25,7 +25,7 @@ from weightdecay.optim.rules import RULES
 Betas = tuple[float | Tensor, float | Tensor]
 
 
-class _Adam(DecayingOptimizer):
+class _Adam(ElementwiseOptimizer):
     """What both say of their direction."""
 
     pieces_equal_fused = True

@@ -15,14 +15,15 @@ from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.checks import group_faults, group_title, number
-from weightdecay.optim.decay import decay_, local, mixed, pull_, shrink_, shrink_where_agreeing_
+from weightdecay.optim.decay import decay_, local, placed_like, pull_, shrink_
 from weightdecay.optim.grouping import Group, Params, listed_groups, rule_for_the_rest, tables_and_heads, with_rules
 from weightdecay.optim.pieces import Workspace
 from weightdecay.optim.rounding import LOW_PRECISION, realised_decay, start_rounding
-from weightdecay.optim.rules import RULES, Decoupled, group_decay_per_step, rule
+from weightdecay.optim.rules import RULES, group_decay_per_step, rule
 
 Work: TypeAlias = list[tuple[Group, float | None]]  # groups, each with its decay per step
 
@@ -38,15 +39,14 @@ class PrecisionWarning(UserWarning):
 class DecayingOptimizer(torch.optim.Optimizer):
     """The part of a step that decides how weights decay; a subclass brings the direction.
 
-    It stands before a torch optimizer in the subclass's bases, or the subclass overrides `_direction_step`.
+    It stands before a torch optimizer in the subclass's bases, or the subclass overrides `_direction_step`. Directions
+    that take each element for itself are `ElementwiseOptimizer`s; the others step tensor by tensor with `_descend`.
     """
 
     kernel_decays: ClassVar[bool] = True
     """The direction's own `weight_decay` shrinks by 1 − lr·weight_decay; False where it adds to the gradient."""
     refused: ClassVar[Mapping[str, str]] = {}
     """Rules that this direction cannot follow, and why."""
-    pieces_equal_fused: ClassVar[bool] = False
-    """Whether `_update_piece` does bit for bit what the direction's fused kernel does."""
     takes_sparse: ClassVar[bool] = False
     """Whether the direction takes sparse gradients, where nothing is to decay."""
 
@@ -109,16 +109,28 @@ class DecayingOptimizer(torch.optim.Optimizer):
 
         `weightdecay.optim.state` loads by name.
         """
-        super().load_state_dict(state_dict)
-        saved_ids = [saved_id for group in state_dict["param_groups"] for saved_id in group["params"]]
+        loaded: dict[str, Any] = {}  # what the last of the user's hooks made of it
+        before = self.register_load_state_dict_pre_hook(lambda _, given: loaded.update(given))
+        after = self.register_load_state_dict_post_hook(lambda _: self._restore_float32(loaded), prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _restore_float32(self, loaded: Mapping[str, Any]) -> None:
+        """Float32 state of low-precision weights once more: torch has rounded it to the weights' dtype."""
+        saved_ids = [saved_id for group in loaded["param_groups"] for saved_id in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         for saved_id, p in zip(saved_ids, params, strict=True):
-            for key, value in state_dict["state"].get(saved_id, {}).items():
+            for key, value in loaded["state"].get(saved_id, {}).items():
                 if p.dtype in LOW_PRECISION and isinstance(value, Tensor) and value.dtype == torch.float32:
-                    self.state[p][key] = value.to(device=p.device, copy=True)  # torch has rounded it to p's dtype
+                    self.state[p][key] = value.to(device=p.device, copy=True)
 
     # --- the step
 
+    # Compiled code holds an optimizer's state for constant: one tensor would be stepped with another's.
+    @_disable_dynamo
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step: every tensor with a gradient decays by its group's rule and follows the direction.
 
@@ -134,7 +146,9 @@ class DecayingOptimizer(torch.optim.Optimizer):
                 loss = closure()
         saving = self._is_only_saved()
         work = [(group, 0.0 if saving else group_decay_per_step(group)) for group in self.param_groups]
-        self._refuse_unusable_gradients(work)
+        self._refuse_unusable(work)
+        if any(self._works_beside_kernel(group) for group in self.param_groups) and self._unscale_or_skip():
+            return loss
         with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
             self._step_groups(work)
             if saving:
@@ -145,13 +159,11 @@ class DecayingOptimizer(torch.optim.Optimizer):
 
     def _step_groups(self, work: Work) -> None:
         """Decay what torch's kernel cannot, hand it the rest, and leave the groups as they were."""
-        if any(self._works_beside_kernel(group) for group, _ in work) and self._unscale_or_skip():
-            return
         as_given = [(group, group["weight_decay"], group["params"]) for group, _ in work]
         every, self.param_groups = self.param_groups, [group for group, _ in work]
         try:
             for index, (group, decay) in enumerate(work):
-                self._step_in_pieces(group, decay, index)
+                group["params"] = self._step_beside(group, decay, index)
             initial = self._initial_values()
             for group, decay in work:
                 group["weight_decay"] = self._decay_before(group, decay)
@@ -165,6 +177,11 @@ class DecayingOptimizer(torch.optim.Optimizer):
             for group, weight_decay, params in as_given:
                 group["weight_decay"], group["params"] = weight_decay, params
 
+    def _step_beside(self, group: Group, decay: float | None, index: int) -> list[Tensor]:  # noqa: ARG002
+        """Step the tensors that torch's step cannot serve; return the others."""
+        params: list[Tensor] = group["params"]
+        return params
+
     def _direction_step(self) -> None:
         """torch's own step, without the profiler and the hooks that already ran around ours."""
         function: Any = super().step.__func__  # type: ignore[attr-defined]
@@ -173,21 +190,15 @@ class DecayingOptimizer(torch.optim.Optimizer):
 
     def _decay_before(self, group: Group, decay: float | None) -> float | Tensor:
         """Apply what the kernel cannot; return the `weight_decay` with which it does the rest."""
-        chosen, weight_decay = rule(group["rule"]), group["weight_decay"]
-        if chosen.reach == "gradient" or not decay:
-            return weight_decay if chosen.reach == "gradient" else 0.0
-        if chosen.reach == "agreeing":
-            for p in with_gradient(group):
-                momentum, mix = self._next_direction(group)
-                begun = self.state[p].get(momentum)
-                direction = mixed(None if begun is None else local(begun), local(p.grad), mix)
-                shrink_where_agreeing_(local(p), direction, decay)
+        if self._is_kernels_own(group):
+            weight_decay: float | Tensor = group["weight_decay"]
+            return weight_decay  # so that it computes bit for bit what torch's optimizer does
+        if not decay:
             return 0.0
         if not self.kernel_decays or float(group["lr"]) == 0.0:
             shrink_(with_gradient(group), decay)
             return 0.0
-        # for η·λ the kernel gets λ itself, so that it computes bit for bit what torch's optimizer would
-        return weight_decay if isinstance(chosen, Decoupled) else decay / float(group["lr"])
+        return decay / float(group["lr"])
 
     def _pull_to_target(self, group: Group, decay: float | None) -> None:
         reach, weights = rule(group["rule"]).reach, with_gradient(group)
@@ -201,25 +212,9 @@ class DecayingOptimizer(torch.optim.Optimizer):
         groups = [group for group in self.param_groups if group["rule"] == "towards_initial"]
         return {p: p.clone() for group in groups for p in with_gradient(group) if "initial" not in self.state[p]}
 
-    # --- what a direction tells of itself
-
-    def _next_direction(self, group: Group) -> tuple[str, tuple[float, float]]:
-        """(key of the momentum, (x, y)): the coming update has the sign of x·momentum + y·gradient."""
-        raise NotImplementedError
-
-    def _begin_pieces(self, p: Tensor, group: Group, dtype: torch.dtype) -> None:
-        """Count the step of a tensor that goes in pieces; put its state, of this dtype, where it is not there yet."""
-        raise NotImplementedError
-
-    def _update_piece(
-        self, weights: Tensor, gradient: Tensor, state: Mapping[str, Tensor], group: Group, weight_decay: float
-    ) -> None:
-        """The direction's step of one flat piece, in place, with the `weight_decay` that it is to apply."""
-        raise NotImplementedError
-
     def _descend(self, p: Tensor, update: Tensor, scale: float, group: Group, decay: float | None, number: int) -> None:
         """Decay and update one whole tensor, for directions that no kernel of torch's does: w ← (decay of w) − s·u."""
-        reach, state = rule(group["rule"]).reach, self.state[p]
+        reach, state, update = rule(group["rule"]).reach, self.state[p], placed_like(update, p)
         if reach == "towards_initial" and "initial" not in state:
             state["initial"] = p.clone(memory_format=torch.contiguous_format)
         if p.dtype not in LOW_PRECISION or group["rounding"] == "nearest":
@@ -233,47 +228,6 @@ class DecayingOptimizer(torch.optim.Optimizer):
             weights.add_(piece, alpha=-scale)
 
         self._workspace.step(p, update, state, group["rounding"], descend, number)
-
-    # --- piece by piece
-
-    def _goes_in_pieces(self, p: Tensor, group: Group) -> bool:
-        """Whether a tensor is stepped here, not by torch's step: to round it once, or to mask it in the cache."""
-        if p.dtype in LOW_PRECISION and group["rounding"] != "nearest":
-            return True
-        beside = rule(group["rule"]).reach not in ("weights", "gradient")
-        whole = p.is_contiguous() and not hasattr(p, "to_local")
-        return beside and self.pieces_equal_fused and bool(group.get("fused")) and p.is_floating_point() and whole
-
-    def _step_in_pieces(self, group: Group, decay: float | None, index: int) -> None:
-        """Step the tensors that go in pieces, and take them away from torch's step."""
-        reach, lr = rule(group["rule"]).reach, float(group["lr"])
-        through_kernel = reach == "gradient" or (reach == "weights" and self.kernel_decays and lr > 0.0)
-        kernel = float(group["weight_decay"]) if reach == "gradient" else (decay or 0.0) / (lr or 1.0)
-        momentum, mix = self._next_direction(group) if reach == "agreeing" else ("", (0.0, 0.0))
-
-        def update(weights: Tensor, gradient: Tensor, here: Mapping[str, Tensor]) -> None:
-            if through_kernel:
-                self._update_piece(weights, gradient, here, group, kernel)
-                return
-            direction = None
-            if reach == "agreeing":
-                out = self._workspace.buffer("direction", weights, weights.dtype)
-                direction = mixed(here.get(momentum), gradient, mix, out)
-            decay_(weights, reach, decay, direction, here.get("initial"))
-            self._update_piece(weights, gradient, here, group, 0.0)
-
-        rest = []
-        for position, p in enumerate(group["params"]):
-            if p.grad is None or not self._goes_in_pieces(p, group):
-                rest.append(p)
-                continue
-            rounding = group["rounding"] if p.dtype in LOW_PRECISION else "nearest"
-            self._begin_pieces(p, group, torch.float32 if rounding != "nearest" else p.dtype)
-            start_rounding(p, rounding, self.state[p])
-            if reach == "towards_initial" and "initial" not in self.state[p]:
-                self.state[p]["initial"] = p.clone(memory_format=torch.contiguous_format)
-            self._workspace.step(p, p.grad, self.state[p], rounding, update, (index << 32) + position)
-        group["params"] = rest
 
     # --- meeting torch's tools
 
@@ -292,7 +246,8 @@ class DecayingOptimizer(torch.optim.Optimizer):
                 return True
         return False
 
-    def _refuse_unusable_gradients(self, work: Work) -> None:
+    def _refuse_unusable(self, work: Work) -> None:
+        """Raise for gradients that the direction or a rule cannot take, before anything has changed."""
         kind, faults = type(self).__name__, []
         for index, (group, decay) in enumerate(work):
             weights, title = with_gradient(group), group_title(group, index)
@@ -303,14 +258,23 @@ class DecayingOptimizer(torch.optim.Optimizer):
                 )
             if group["rule"] == "cautious" and any(p.is_complex() for p in weights):
                 faults.append(f"{title}: rule 'cautious' compares signs, which complex weights do not have")
+            if group.get("differentiable") and not self._is_kernels_own(group) and _asks_for_hypergradients(group):
+                faults.append(
+                    f"{title}: rule '{group['rule']}' of {kind} passes no gradient on to lr and weight_decay, only a "
+                    "rule that torch's own step follows does: detach them"
+                )
         if faults:
             raise UnsupportedTensorError(faults)
+
+    def _is_kernels_own(self, group: Group) -> bool:
+        """Whether the direction's kernel means by λ what the group's rule means."""
+        return group["rule"] == "l2" or (group["rule"] == "decoupled" and self.kernel_decays)
 
     def _works_beside_kernel(self, group: Group) -> bool:
         """Whether more than the fused kernel acts in this group's step, and must know what the kernel is told."""
         reach = rule(group["rule"]).reach
-        through_kernel = reach == "gradient" or (reach == "weights" and self.kernel_decays and group["lr"] != 0.0)
-        return not through_kernel or group["rounding"] != "nearest"
+        scalar = reach == "weights" and self.kernel_decays and group["lr"] != 0.0
+        return not (scalar or self._is_kernels_own(group)) or group["rounding"] != "nearest"
 
     def _unscale_or_skip(self) -> bool:
         """Do what the fused kernel would do with a GradScaler's `grad_scale` and `found_inf`; True to skip the step."""
@@ -319,7 +283,7 @@ class DecayingOptimizer(torch.optim.Optimizer):
         if found_inf is not None and bool(found_inf):
             return True
         if scale is not None:
-            torch._foreach_div_([p.grad for group in self.param_groups for p in with_gradient(group)], scale)
+            torch._foreach_div_([local(p.grad) for group in self.param_groups for p in with_gradient(group)], scale)
             told.grad_scale = None
         return False
 
@@ -327,6 +291,10 @@ class DecayingOptimizer(torch.optim.Optimizer):
 def with_gradient(group: Group) -> list[Any]:
     """The parameters that a step changes: those with a gradient, be it zero."""
     return [p for p in group["params"] if p.grad is not None]
+
+
+def _asks_for_hypergradients(group: Group) -> bool:
+    return any(getattr(group[key], "requires_grad", False) for key in ("lr", "weight_decay"))
 
 
 def _with_rule(group: Group, settings: Group) -> Group:

@@ -15,6 +15,14 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
+def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A distributed tensor with its parts where another's are; any other tensor as it is."""
+    if not hasattr(like, "placements") or tensor.placements == like.placements:  # type: ignore[attr-defined]
+        return tensor
+    moved: Tensor = tensor.redistribute(placements=like.placements)  # type: ignore[attr-defined]
+    return moved
+
+
 def shrink_(tensors: Sequence[Tensor], decay: float) -> None:
     """w ← (1 − a)·w, with the factor formed as torch's AdamW forms it."""
     if tensors and decay:

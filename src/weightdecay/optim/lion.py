@@ -15,14 +15,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weightdecay.optim.base import DecayingOptimizer, with_gradient
+from weightdecay.optim.base import with_gradient
+from weightdecay.optim.elementwise import ElementwiseOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules
 from weightdecay.optim.rounding import Rounding
 
 NO_COUPLED_FORM = "this direction has no coupled form; rule l2 belongs to AdamL2 and SGDW"
 
 
-class Lion(DecayingOptimizer):
+class Lion(ElementwiseOptimizer):
     """Lion with a decay rule; a for-loop and a foreach path.
 
     Args:

@@ -13,7 +13,7 @@ Reference: Jordan et al. 2024, kellerjordan.github.io/posts/muon; Liu et al. 202
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -130,6 +130,9 @@ class Muon(AdamW):
             if "algorithm" not in group:  # torch's Muon wrote it
                 group.update({**self.defaults, **self._own, **group, "algorithm": "muon", "ns_eps": group["eps"]})
 
+    def _works_beside_kernel(self, group: Group) -> bool:
+        return group["algorithm"] == "muon" or super()._works_beside_kernel(group)
+
     def _step_groups(self, work: Work) -> None:
         hidden = [(group, decay) for group, decay in work if group["algorithm"] == "muon"]
         rest = [(group, decay) for group, decay in work if group["algorithm"] != "muon"]
@@ -160,7 +163,9 @@ class Muon(AdamW):
         buffer.lerp_(gradient, 1 - momentum)
         update = gradient.lerp(buffer, momentum) if group["nesterov"] else buffer
         dtype = getattr(torch, group["ns_dtype"])
-        return orthogonalised(update, group["ns_coefficients"], group["ns_steps"], group["ns_eps"], dtype)
+        return on_whole_matrices(
+            lambda x: orthogonalised(x, group["ns_coefficients"], group["ns_steps"], group["ns_eps"], dtype), update
+        )
 
 
 def orthogonalised(
@@ -188,6 +193,25 @@ def orthogonalised(
         gram = x @ x.mT
         x = add_product(x, add_product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+def on_whole_matrices(function: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
+    """The function of matrices whose rows or columns may lie on several ranks: those are gathered first.
+
+    Every rank then computes the same, so that the result is that of one process; a stack that is sharded by matrices
+    stays where it is.
+    """
+    if not hasattr(matrices, "to_local"):
+        return function(matrices)
+    from torch.distributed.tensor import DTensor, Replicate
+
+    sharded: Any = matrices
+    last = {sharded.ndim - 2, sharded.ndim - 1}
+    cut = [p.is_partial() or (p.is_shard() and p.dim in last) for p in sharded.placements]
+    placements = [Replicate() if here else p for here, p in zip(cut, sharded.placements, strict=True)]
+    whole = sharded.redistribute(placements=placements)
+    result = function(whole.to_local()).contiguous()
+    return DTensor.from_local(result, whole.device_mesh, placements, shape=whole.shape, stride=whole.stride())
 
 
 def _split(params: Params, lr: float | Tensor, rule: Rules) -> Any:

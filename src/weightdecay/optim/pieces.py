@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from weightdecay.optim.decay import local
 from weightdecay.optim.rounding import Dither, round_stochastically_
 
 # Small enough that scratch stays small, large enough that a call's fork and join cost little beside it; chosen by
@@ -27,6 +28,15 @@ Update: TypeAlias = Callable[[Tensor, Tensor, Mapping[str, Tensor]], None]
 def pieces(tensor: Tensor) -> Sequence[Tensor]:
     """Flat views of a contiguous tensor."""
     return torch.split(tensor.view(-1), PIECE)
+
+
+def _shard(tensor: Any) -> int:
+    """The number of a distributed tensor's part that lies here; 0 of one that is whole, or the same on every rank."""
+    number = 0
+    for axis, placement in enumerate(getattr(tensor, "placements", ())):
+        if placement.is_shard():
+            number = number * tensor.device_mesh.size(axis) + tensor.device_mesh.get_local_rank(axis)
+    return number
 
 
 class Workspace:
@@ -59,11 +69,13 @@ class Workspace:
             rounding: `nearest` steps in the weights' own dtype; the others are for bfloat16 and float16.
             number: the tensor's, so that each has its own noise.
         """
-        whole = weights.contiguous()  # a copy only where the tensor is strided
+        whole = local(weights).contiguous()  # a copy only where the tensor is strided
+        slopes = pieces(local(gradient).contiguous())
         counts = {key: value for key, value in state.items() if key in COUNTS}
-        kept = {key: pieces(value) for key, value in state.items() if key not in COUNTS and value.shape == whole.shape}
-        step = int(state.get("rounded_steps", 0))
-        for piece, (low, slope) in enumerate(zip(pieces(whole), pieces(gradient.contiguous()), strict=True)):
+        whole_state = {key: value for key, value in state.items() if key not in COUNTS and value.shape == weights.shape}
+        kept = {key: pieces(local(value)) for key, value in whole_state.items()}
+        step, first_piece = int(state.get("rounded_steps", 0)), _shard(weights) << 32
+        for piece, (low, slope) in enumerate(zip(pieces(whole), slopes, strict=True)):
             here = {**counts, **{key: views[piece] for key, views in kept.items()}}
             if rounding == "nearest":
                 update(low, slope, here)
@@ -74,15 +86,17 @@ class Workspace:
                 wide.add_(spare.copy_(here["compensation"]))
             update(wide, spare.copy_(slope), here)
             if rounding == "stochastic":
-                round_stochastically_(low, wide, self._dither(low.numel(), low.device, step, number, piece))
+                round_stochastically_(
+                    low, wide, self._dither(low.numel(), low.device, step, number, first_piece + piece)
+                )
                 continue
             low.copy_(wide)
             if rounding == "kahan":
                 here["compensation"].copy_(wide.sub_(spare.copy_(low)))
         if rounding == "stochastic":
             state["rounded_steps"] += 1
-        if whole is not weights:
-            weights.copy_(whole)
+        if whole is not local(weights):
+            local(weights).copy_(whole)
 
     def _widened(self, low: Tensor, here: Mapping[str, Tensor], rounding: str) -> Tensor:
         """The float32 weights that a low-precision piece stands for."""

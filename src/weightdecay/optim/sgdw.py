@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.optim.base import DecayingOptimizer
+from weightdecay.optim.elementwise import ElementwiseOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules
 from weightdecay.optim.rounding import Rounding
 
 
-class SGDW(DecayingOptimizer, torch.optim.SGD):
+class SGDW(ElementwiseOptimizer, torch.optim.SGD):
     """SGD whose decay does not enter the momentum; with rule `l2`, `torch.optim.SGD` itself.
 
     Args:
