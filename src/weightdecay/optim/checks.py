@@ -27,7 +27,7 @@ def group_title(group: Mapping[str, Any], index: int) -> str:
 def number(value: Any) -> float | None:
     """A setting as a float; None where it is no single number, which torch explains itself."""
     if isinstance(value, Tensor):
-        return float(value) if value.numel() == 1 else None
+        return float(value.detach()) if value.numel() == 1 else None
     return float(value) if isinstance(value, int | float) else None
 
 

@@ -25,6 +25,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from torch import Tensor
+
 from weightdecay.errors import OptimizerError, did_you_mean
 
 # What a_t acts on: all of w, w where the update agrees with it, w − target, or the gradient instead of w.
@@ -166,12 +168,12 @@ def group_decay_per_step(group: Mapping[str, Any]) -> float | None:
         OptimizerError: the peak is missing, lr is above it, or a_t > 1, which would turn the weights' sign.
     """
     chosen = rule(group.get("rule", "decoupled"))
-    weight_decay = float(group["weight_decay"])
+    weight_decay = _float(group["weight_decay"])
     if chosen.reach == "gradient":
         return None
     if weight_decay == 0.0:
         return 0.0
-    lr, peak_lr = float(group["lr"]), group.get("peak_lr")
+    lr, peak_lr = _float(group["lr"]), group.get("peak_lr")
     where = f"group '{group['name']}': " if "name" in group else ""
     if chosen.needs_peak and peak_lr is not None and lr > float(peak_lr) * (1 + 1e-6):
         raise OptimizerError(
@@ -185,6 +187,10 @@ def group_decay_per_step(group: Mapping[str, Any]) -> float | None:
             f"lr {lr:g}, weight_decay {weight_decay:g}): it must stay at or below 1; lower weight_decay"
         )
     return decay
+
+
+def _float(value: float | Tensor) -> float:
+    return float(value.detach() if isinstance(value, Tensor) else value)
 
 
 def _peak(asking: Rule, peak_lr: float | None) -> float:
