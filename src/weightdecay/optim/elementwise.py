@@ -48,6 +48,10 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
 
     def _step_beside(self, group: Group, decay: float | None, index: int) -> list[Tensor]:
         """Step in pieces what is to be rounded once, or masked while it is in the cache; the rest is torch's."""
+        params: list[Tensor] = group["params"]
+        in_pieces = {p for p in with_gradient(group) if self._goes_in_pieces(p, group)}
+        if not in_pieces:
+            return params
         reach, lr = rule(group["rule"]).reach, float(group["lr"])
         through_kernel = reach == "gradient" or (reach == "weights" and self.kernel_decays and lr > 0.0)
         kernel = float(group["weight_decay"]) if reach == "gradient" else (decay or 0.0) / (lr or 1.0)
@@ -64,10 +68,8 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
             decay_(weights, reach, decay, direction, here.get("initial"))
             self._update_piece(weights, gradient, here, group, 0.0)
 
-        rest = []
-        for position, p in enumerate(group["params"]):
-            if p.grad is None or not self._goes_in_pieces(p, group):
-                rest.append(p)
+        for position, p in enumerate(params):
+            if p not in in_pieces:
                 continue
             rounding = group["rounding"] if p.dtype in LOW_PRECISION else "nearest"
             self._begin_pieces(p, group, torch.float32 if rounding != "nearest" else p.dtype)
@@ -75,7 +77,7 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
             if reach == "towards_initial" and "initial" not in self.state[p]:
                 self.state[p]["initial"] = p.clone(memory_format=torch.contiguous_format)
             self._workspace.step(p, p.grad, self.state[p], rounding, update, (index << 32) + position)
-        return rest
+        return [p for p in params if p not in in_pieces]
 
     def _goes_in_pieces(self, p: Tensor, group: Group) -> bool:
         if p.dtype in LOW_PRECISION and group["rounding"] != "nearest":
