@@ -69,7 +69,7 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
             self._update_piece(weights, gradient, here, group, 0.0)
 
         for position, p in enumerate(params):
-            if p not in in_pieces:
+            if p.grad is None or p not in in_pieces:
                 continue
             rounding = group["rounding"] if p.dtype in LOW_PRECISION else "nearest"
             self._begin_pieces(p, group, torch.float32 if rounding != "nearest" else p.dtype)
