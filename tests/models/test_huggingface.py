@@ -138,6 +138,13 @@ def test_every_setting_of_a_known_architecture_that_is_not_known_is_told(tmp_pat
         assert expected in str(caught.value)
 
 
+def test_an_activation_that_is_not_known_is_told_with_those_that_are(tmp_path: Path) -> None:
+    written(tmp_path, "opt")
+    change(tmp_path, activation_function="quick_gelu")
+    with pytest.raises(ConfigError, match=r"activation_function = 'quick_gelu': known here are 'gelu_new', .*'relu'"):
+        huggingface.read_config(tmp_path)
+
+
 def test_a_config_that_misses_a_value_or_has_one_of_another_type_is_refused(tmp_path: Path) -> None:
     written(tmp_path)
     path = tmp_path / "config.json"

@@ -9,7 +9,7 @@ from weightdecay.models.family_deepseek import DEEPSEEK_V3
 from weightdecay.models.family_gpt import BLOOM, GPT2, GPT_NEOX, OPT
 from weightdecay.models.family_llama import LLAMA, MISTRAL, MIXTRAL, OLMO2
 
-# A decoder that two can say is the first one's.
+# A decoder that two can say is the first one's: with GELU and norms before, GPT-2's and not OPT's.
 _ALL = (GPT2, OPT, LLAMA, MISTRAL, MIXTRAL, OLMO2, DEEPSEEK_V3, GPT_NEOX, BLOOM)
 FAMILIES = {family.model_type: family for family in _ALL}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class Key:
         default: what an absent key means; REQUIRED refuses that.
         older: other names of the key, read where it is absent and written beside it.
         read, write: their value to ours, and back.
+        values: theirs with ours beside them, where there are few; of two that mean the same the first is written.
     """
 
     ours: str
@@ -37,6 +38,23 @@ class Key:
     older: tuple[str, ...] = ()
     read: Callable[[Any], Any] = lambda value: value
     write: Callable[[Any], Any] = lambda value: value
+    values: Mapping[Any, Any] = field(default_factory=dict)
+
+    def to_ours(self, value: Any) -> Any:
+        """Our value for theirs.
+
+        Raises:
+            ValueError: there is none; the message says what is known.
+        """
+        if self.values and value not in self.values:
+            raise ValueError(f"known here are {', '.join(map(repr, self.values))}")
+        return self.values[value] if self.values else self.read(value)
+
+    def to_theirs(self, value: Any) -> Any:
+        """Their value for ours; the default where they have none, which then reads as something else."""
+        if self.values:
+            return next((theirs for theirs, ours in self.values.items() if ours == value), self.default)
+        return self.write(value)
 
 
 def optional(ours: str, default: int | None = None) -> Key:
@@ -44,6 +62,14 @@ def optional(ours: str, default: int | None = None) -> Key:
     return Key(ours, default, read=lambda value: value or 0, write=lambda value: value or None)
 
 
+# Keys that most families have.
+SHAPE = {
+    "vocab_size": Key("vocab_size"),
+    "max_position_embeddings": Key("context"),
+    "num_hidden_layers": Key("n_layers"),
+    "hidden_size": Key("d_model"),
+    "num_attention_heads": Key("n_heads"),
+}
 # What an absent `rope_theta` means to most, and the keys that newer files keep in a table of their own.
 ROTARY_BASE = 10_000.0
 _ROTARY = ("rope_theta", "partial_rotary_factor")
@@ -97,8 +123,11 @@ class Family:
             value = given[0] if given else key.default
             if value is REQUIRED:
                 faults.append(f"{name} is missing")
-            else:
-                fields[key.ours] = key.read(value)
+                continue
+            try:
+                fields[key.ours] = key.to_ours(value)
+            except ValueError as error:
+                faults.append(f"{name} = {value!r}: {error}")
         if faults:
             raise ConfigError(faults)
         return ModelConfig(**fields)
@@ -107,7 +136,7 @@ class Family:
         """A decoder in this family's words, as well as it can say it."""
         words: dict[str, Any] = {}
         for name, key in self.keys.items():
-            words |= dict.fromkeys((name, *key.older), key.write(getattr(config, key.ours)))
+            words |= dict.fromkeys((name, *key.older), key.to_theirs(getattr(config, key.ours)))
         if rotary := {name: words[name] for name in _ROTARY if name in words}:
             words["rope_parameters"] = {"rope_type": "default", **rotary}
         return {**words, **self.written(config)}

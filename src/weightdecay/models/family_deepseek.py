@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.models.config import ModelConfig
-from weightdecay.models.family import ROTARY_BASE, Family, Key, optional
+from weightdecay.models.family import ROTARY_BASE, SHAPE, Family, Key, optional
 from weightdecay.models.family_llama import LLAMA, NORMS_BEFORE, SWIGLU
 from weightdecay.models.tensors import How, Link, Piece, each_expert, gate_and_up, same
 
@@ -64,11 +64,7 @@ DEEPSEEK_V3 = Family(
     # Their norms of the latents have this ε whatever `rms_norm_eps` is.
     fixed={**LLAMA.fixed, "router": "sigmoid", "latent_norm_eps": 1e-6},
     keys={
-        "vocab_size": Key("vocab_size"),
-        "max_position_embeddings": Key("context"),
-        "num_hidden_layers": Key("n_layers"),
-        "hidden_size": Key("d_model"),
-        "num_attention_heads": Key("n_heads"),
+        **SHAPE,
         "q_lora_rank": optional("q_rank", 1536),
         "kv_lora_rank": Key("kv_rank"),
         "qk_nope_head_dim": Key("head_dim"),

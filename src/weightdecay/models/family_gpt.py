@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from weightdecay.models.family import ROTARY_BASE, Family, Key, optional
+from weightdecay.models.family import ROTARY_BASE, SHAPE, Family, Key, optional
 from weightdecay.models.tensors import Piece, after_two_rows, conv1d, qkv, qkv_by_head
 
-_OURS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
-_GELUS = {"gelu_tanh": "gelu_new", "gelu": "gelu"}
-_THEIRS = {**_GELUS, "relu": "relu"}
-
-
-def _activation(default: str, theirs: Mapping[str, str] = _THEIRS) -> Key:
-    return Key(
-        "feedforward",
-        default,
-        read=lambda name: _OURS.get(name, "unknown"),
-        write=lambda ours: theirs.get(ours, "gelu_new"),
-    )
+_GELUS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+_ACTIVATIONS = {**_GELUS, "relu": "relu"}
 
 
 # GPT-NeoX and BLOOM, both from Megatron, lay out a block alike but for the name of its attention.
@@ -48,7 +36,7 @@ GPT2 = Family(
         "n_head": Key("n_heads"),
         "n_inner": optional("d_ff"),
         "layer_norm_epsilon": Key("norm_eps", 1e-5),
-        "activation_function": _activation("gelu_new", _GELUS),  # with ReLU it is written as an OPT
+        "activation_function": Key("feedforward", "gelu_new", values=_GELUS),
         "tie_word_embeddings": Key("tied_head", True),
     },
     around=(
@@ -80,20 +68,11 @@ OPT = Family(
     required={"enable_bias": True, "_remove_final_layer_norm": False, "layer_norm_elementwise_affine": True},
     fixed={},
     keys={
-        "vocab_size": Key("vocab_size"),
-        "max_position_embeddings": Key("context"),
-        "num_hidden_layers": Key("n_layers"),
-        "hidden_size": Key("d_model"),
+        **SHAPE,
         "word_embed_proj_dim": optional("d_embedding"),
-        "do_layer_norm_before": Key(
-            "norm_placement",
-            True,
-            read=lambda before: "pre" if before else "post",
-            write=lambda placement: placement != "post",
-        ),
-        "num_attention_heads": Key("n_heads"),
+        "do_layer_norm_before": Key("norm_placement", True, values={True: "pre", False: "post"}),
         "ffn_dim": Key("d_ff"),
-        "activation_function": _activation("relu"),
+        "activation_function": Key("feedforward", "relu", values=_ACTIVATIONS),
         "tie_word_embeddings": Key("tied_head", True),
     },
     around=(
@@ -123,20 +102,11 @@ GPT_NEOX = Family(
     required={"attention_bias": True},
     fixed={"positions": "rotary"},
     keys={
-        "vocab_size": Key("vocab_size"),
-        "max_position_embeddings": Key("context"),
-        "num_hidden_layers": Key("n_layers"),
-        "hidden_size": Key("d_model"),
-        "num_attention_heads": Key("n_heads"),
+        **SHAPE,
         "intermediate_size": Key("d_ff"),
         "layer_norm_eps": Key("norm_eps", 1e-5),
-        "hidden_act": _activation("gelu"),
-        "use_parallel_residual": Key(
-            "branches",
-            True,
-            read=lambda parallel: "parallel" if parallel else "sequential",
-            write=lambda branches: branches == "parallel",
-        ),
+        "hidden_act": Key("feedforward", "gelu", values=_ACTIVATIONS),
+        "use_parallel_residual": Key("branches", True, values={True: "parallel", False: "sequential"}),
         "tie_word_embeddings": Key("tied_head", False),
         "rope_theta": Key("rotary_base", ROTARY_BASE, older=("rotary_emb_base",), read=float),
         "partial_rotary_factor": Key("rotary_fraction", 0.25, older=("rotary_pct",), read=float),

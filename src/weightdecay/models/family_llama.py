@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from weightdecay.models.family import ROTARY_BASE, Family, Key, optional
+from weightdecay.models.family import ROTARY_BASE, SHAPE, Family, Key, optional
 from weightdecay.models.tensors import Piece, each_expert, gate_and_up, qkv
 
 _KEYS = {
-    "vocab_size": Key("vocab_size"),
-    "max_position_embeddings": Key("context"),
-    "num_hidden_layers": Key("n_layers"),
-    "hidden_size": Key("d_model"),
-    "num_attention_heads": Key("n_heads"),
+    **SHAPE,
     "num_key_value_heads": optional("n_kv_heads"),
     "head_dim": optional("head_dim"),
     "intermediate_size": Key("d_ff"),
