@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from weightdecay.errors import ConfigError, DamagedError, TrainingError
+from weightdecay.errors import ConfigError, DamagedError, RunBusyError, TrainingError
 from weightdecay.recipes.schema import recipe
 from weightdecay.runs import MetricsWriter, Run, dump_json, environment
 
@@ -16,6 +18,7 @@ text = st.text(st.characters(codec="utf-8"), max_size=30)
 
 
 @settings(max_examples=50, deadline=None)
+@example(sources=["\x7f\x1b\"'\\"], out="\n\x00", lr=0.0, seed=0)
 @given(sources=st.lists(text, max_size=3), out=text, lr=st.floats(0, 1e3), seed=st.integers(0, 2**40))
 def test_a_configuration_is_read_as_it_was_written(
     tmp_path_factory: pytest.TempPathFactory, sources: list[str], out: str, lr: float, seed: int
@@ -59,6 +62,35 @@ def test_a_place_where_nothing_can_be_written_is_refused(tmp_path: Path) -> None
         pytest.raises(ConfigError, match=r"Not a directory.*give another --out"),
         Run(tmp_path / "file" / "run").lock(),
     ):
+        pass
+
+
+def test_a_directory_that_is_locked_for_nothing_is_not_left_behind(tmp_path: Path) -> None:
+    fresh, old = Run(tmp_path / "fresh"), Run(tmp_path / "old")
+    old.path.mkdir()
+    with fresh.lock(), old.lock():
+        assert fresh.path.is_dir()
+    assert not fresh.path.exists()
+    assert old.path.is_dir()
+    with fresh.lock():
+        (fresh.path / "run.toml").touch()
+    assert {path.name for path in fresh.path.iterdir()} == {"run.toml", ".lock"}
+
+
+def test_a_lock_whose_directory_was_removed_and_made_again_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run")
+
+    def replaced_meanwhile(descriptor: int, operation: int) -> None:
+        shutil.rmtree(run.path)
+        run.path.mkdir()
+        (run.path / ".lock").touch()
+        real(descriptor, operation)
+
+    real = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", replaced_meanwhile)
+    with pytest.raises(RunBusyError, match="try again"), run.lock():
         pass
 
 

@@ -15,16 +15,17 @@ class WeightDecayError(Exception):
     """Anything this package raises on purpose; the message is for the user."""
 
     exit_code: ClassVar[int] = 1
+    faults: list[str]
+
+    def __init__(self, faults: str | Sequence[str]) -> None:
+        self.faults = [faults] if isinstance(faults, str) else list(faults)
+        super().__init__("\n".join(self.faults))
 
 
 class ConfigError(WeightDecayError, ValueError):
     """Wrong usage or configuration; carries every fault found, not just the first."""
 
     exit_code = 2
-
-    def __init__(self, faults: str | Sequence[str]) -> None:
-        self.faults = [faults] if isinstance(faults, str) else list(faults)
-        super().__init__("\n".join(self.faults))
 
 
 class ScheduleError(ConfigError):
@@ -95,9 +96,21 @@ class StoppedError(WeightDecayError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: the nearest known names, or all of them if none is near."""
+    """The end of an error message: the nearest known names, or those that there are if none is near."""
     choices = sorted(known)
     near = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
     if near:
         return "did you mean " + " or ".join(f"'{choice}'" for choice in near) + "?"
-    return "known are: " + ", ".join(choices)
+    more = f" and {len(choices) - _LISTED} more" if len(choices) > _LISTED else ""
+    return "known are: " + ", ".join(choices[:_LISTED]) + more
+
+
+_LISTED = 40  # names; a page of them helps nobody
+
+
+def printable(text: str) -> str:
+    """The text as a terminal can show it without obeying it: control characters and the like as escapes.
+
+    printable("\x1b[2J")  ->  "\\x1b[2J"
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

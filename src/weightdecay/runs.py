@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightdecay.data.storage import whole_file
+from weightdecay.data.storage import is_at, whole_file
 from weightdecay.errors import ConfigError, DamagedError, RunBusyError, TrainingError
 from weightdecay.recipes.settings import TrainConfig
 
@@ -81,15 +81,8 @@ class Run:
 
     def write_config(self, config: TrainConfig) -> None:
         """run.toml, every value."""
-        lines = [f"recipe = {_toml(config.recipe)}", f"scaling = {_toml(config.scaling)}"]
-        section = ""
-        for key, value in config.values().items():
-            head, _, name = key.partition(".")
-            if head != section:
-                lines += ["", f"[{head}]"]
-                section = head
-            lines.append(f"{name} = {_toml(value)}")
-        self.write_text("run.toml", "\n".join(lines) + "\n")
+        heading = f"recipe = {_toml(config.recipe)}\nscaling = {_toml(config.scaling)}\n\n"
+        self.write_text("run.toml", heading + settings_toml(config))
 
     def write_json(self, name: str, document: Mapping[str, Any]) -> None:
         """`name` in the run directory, whole or not at all."""
@@ -105,9 +98,13 @@ class Run:
             file.write(text.encode())
 
     def summary(self) -> Row | None:
-        """summary.json, or None while the run has not ended."""
+        """summary.json, or None while the run has not ended.
+
+        Raises:
+            DamagedError: it cannot be read.
+        """
         path = self.path / "summary.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
     def rows(self, kind: str | None = None) -> Iterator[Row]:
         """The metric rows in order; a last line torn by a kill is left out."""
@@ -131,13 +128,17 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Hold the directory against other processes; the kernel lets go when the holder dies, however it dies.
 
+        A directory that is made here, and in which nothing is made afterwards, is not left behind.
+
         Raises:
             RunBusyError: another process holds it.
             ConfigError: the directory cannot be made or written to.
         """
+        path = self.path / ".lock"
         try:
+            made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("a+")
+            lock = path.open("a+")
         except OSError as error:
             raise ConfigError(f"{self.path}: cannot write there ({error.strerror}): give another --out") from error
         with lock as file:
@@ -149,10 +150,17 @@ class Run:
                 raise RunBusyError(
                     f"{self.path}: process {holder} is training here: wait for it, or give another --out"
                 ) from error
+            if not is_at(file.fileno(), path):
+                raise RunBusyError(f"{self.path}: another process has just removed it: try again")
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-            yield
+            try:
+                yield
+            finally:
+                if made and list(self.path.iterdir()) == [path]:
+                    path.unlink()
+                    self.path.rmdir()
 
 
 class MetricsWriter:
@@ -173,10 +181,48 @@ class MetricsWriter:
         self._file.close()
 
     def write(self, row: Row) -> None:
-        try:
+        with self._told():
             self._file.write((dump_json(row) + "\n").encode())
+
+    def sync(self) -> None:
+        """Wait until the rows are on the disk, so that no checkpoint outlives those of its steps."""
+        with self._told():
+            os.fsync(self._file.fileno())
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise TrainingError(f"{self._path}: cannot write: {error.strerror}; make room and resume") from error
+
+
+def read_json(path: Path) -> Row:
+    """A JSON object in a file.
+
+    Raises:
+        DamagedError: it cannot be read, or is none.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(document, dict):
+        raise DamagedError(f"{path}: cannot be read: not a JSON object")
+    return document
+
+
+def settings_toml(config: TrainConfig) -> str:
+    """Every setting, a table a section."""
+    lines: list[str] = []
+    section = ""
+    for key, value in config.values().items():
+        head, _, name = key.partition(".")
+        if head != section:
+            lines += ["", f"[{head}]"] if lines else [f"[{head}]"]
+            section = head
+        lines.append(f"{name} = {_toml(value)}")
+    return "\n".join(lines) + "\n"
 
 
 def dump_json(document: Any, indent: int | None = None) -> str:

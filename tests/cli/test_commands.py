@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -51,12 +52,17 @@ def test_the_flags_of_train_are_those_that_are_promised(weightdecay: Command) ->
 def test_every_fault_of_a_command_line_is_told_at_once(weightdecay: Command, tmp_path: Path) -> None:
     done = weightdecay(
         "train", "gtp3:nano", "--lr", "fast", "--dtype", "float61", "--resume", "maybe", "--set", "model.n_laers=3",
-        "--set", "nonsense", "--out", tmp_path / "run",
+        "--set", "nonsense", "--out", tmp_path / "run", "--policy", "defalt", "--rule", "decopled", "--tokenizer",
+        "bytes", "--data", tmp_path / "nowhere",
     )  # fmt: skip
     assert done.returncode == 2
     faults = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(faults) == 6
+    assert len(faults) == 10
     for expected in (
+        "did you mean 'default'",
+        "did you mean 'decoupled'",
+        "did you mean 'byte'",
+        "nowhere: no such file or folder",
         "did you mean 'gpt3'",
         "must be a number",
         "'float32'",
@@ -67,6 +73,51 @@ def test_every_fault_of_a_command_line_is_told_at_once(weightdecay: Command, tmp
         assert expected in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "run").exists()
+
+
+def test_names_that_are_not_there_are_told_together_too_and_no_directory_is_made(
+    weightdecay: Command, tmp_path: Path
+) -> None:
+    wrong = ["--policy", "defalt", "--rule", "decopled", "--tokenizer", "bytes", "--data", tmp_path / "nowhere"]
+    done = weightdecay("train", "gpt3:nano", *wrong, "--out", tmp_path / "runs" / "new")
+    assert done.returncode == 2
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 4
+    assert not (tmp_path / "runs" / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--steps", "0"], "the run's length is missing: give --steps or --tokens, at least 1"),
+        (["--weight-decay", "nan"], "optimizer.weight_decay = 'nan': must be a number"),
+        (["--out", b"caf\xe9"], "run.out = 'caf\\udce9': must be UTF-8 text"),
+    ],
+)
+def test_values_that_look_like_others_are_refused(weightdecay: Command, more: list[str], message: str) -> None:
+    done = weightdecay("train", "gpt3:nano", *map(os.fsdecode, more), "--dry-run")
+    assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
+
+
+def test_a_name_that_would_command_a_terminal_is_shown_instead(
+    weightdecay: Command, small_text: Path, tmp_path: Path
+) -> None:
+    """Paths are resolved by the operating system alone: `../` is where it says, and markup is a name like others."""
+    (tmp_path / "a").mkdir()
+    out = tmp_path / "a" / ".." / "\x1b[31mrun[" / "red]"
+    done = weightdecay("train", "gpt3:nano", "--data", small_text, "--steps", "2", "--out", out, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "run: " in done.stdout
+    assert "\\x1b[31mrun[/red]" in done.stdout
+    assert (tmp_path / "\x1b[31mrun[" / "red]" / "summary.json").is_file()
+    long = weightdecay("train", "gpt3:nano", "--data", small_text, "--steps", "2", "--out", tmp_path / ("n" * 300))
+    assert long.returncode == 2
+    assert long.stderr.endswith("(File name too long): give another --out\n")
+    damaged = weightdecay("sample", tmp_path / "\x1b[31mnone")
+    assert (
+        damaged.stderr
+        == f"error: {tmp_path}/\\x1b[31mnone: no such directory; a run directory is what `weightdecay train` made\n"
+    )
 
 
 def test_json_faults_are_a_document_too(weightdecay: Command) -> None:
@@ -100,7 +151,8 @@ def test_a_dry_run_says_everything_and_writes_nothing(weightdecay: Command, smal
         "Σ of the decay per step",
         "does next to nothing in this run",
         "--weight-decay auto takes it",
-        "optimizer.beta2 = 0.95",
+        '[optimizer] name = "adamw"',
+        "beta2 = 0.95",
     ):
         assert expected in " ".join(text.stdout.split()), expected
     document = json.loads(weightdecay(*arguments, "--json").stdout)
@@ -285,9 +337,29 @@ def test_data_that_cannot_be_trained_on_is_refused(
     assert "Traceback" not in done.stderr
 
 
-def test_a_pipe_that_closes_early_is_no_fault() -> None:
+@pytest.mark.parametrize("arguments", ["recipes show gpt3:125m", "recipes --json", "train --help"])
+def test_a_pipe_that_closes_early_is_no_fault(arguments: str) -> None:
     done = subprocess.run(
-        f"{sys.executable} -m weightdecay recipes show gpt3:125m | head -1", shell=True, capture_output=True, text=True,
-        check=True,
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m weightdecay {arguments} | head -1"],
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_says(small_text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "weightdecay", "train", "gpt3:nano", "--data", str(small_text), "--steps", "12"]
+    with subprocess.Popen([*command, "--out", str(out), *SMALL], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+    assert process.returncode == 0
+    assert json.loads((out / "summary.json").read_text())["status"] == "finished"
+
+
+def test_a_terminal_without_greek_shows_the_rest(weightdecay: Command) -> None:
+    done = weightdecay("convert", "0.1", "--lr", "6e-4", "--json", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    told = weightdecay("recipes", "show", "gpt3:125m", PYTHONIOENCODING="ascii")
+    assert told.returncode == 0, told.stderr
+    assert "optimizer.lr" in told.stdout

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import io
 import math
+import time
 
 import pytest
 from rich.console import Console
 
-from weightdecay.training.progress import ConsoleReporter, duration, evaluation_line, step_line
+from weightdecay.training.progress import ConsoleReporter, duration, evaluation_line, step_line, told_now_and_then
 
 ROW = {
     "step": 50, "loss": 3.25, "lr": 6e-3, "weight_decay": 0.1, "grad_norm": 0.75, "batch_tokens": 2048,
@@ -45,14 +46,39 @@ def test_off_a_terminal_about_twenty_plain_lines_tell_a_run() -> None:
     assert "\x1b" not in "".join(lines)
 
 
+@pytest.mark.parametrize(("steps", "width"), [(200, 80), (60_000, 80), (60_000, 100), (60_000, 140)])
+def test_on_a_narrow_terminal_the_line_is_shorter_and_whole(steps: int, width: int) -> None:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    reporter = ConsoleReporter(console)
+    reporter.step({**ROW, "step": steps - 1, "weight_decay": 0.123, "tokens_per_s": 105_240.0}, steps=steps)
+    reporter.close()
+    written = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in written
+    assert f"{steps - 1}/{steps}" in written
+    assert "105,240 tok" in written
+    assert "0:00" in written
+    assert ("━" in written) == (width == 140)
+
+
+def test_long_work_is_told_of_now_and_then() -> None:
+    said: list[str] = []
+    progress = told_now_and_then(said.append, every_s=0.05)
+    progress(1_000_000, 9_000_000)
+    assert said == []
+    time.sleep(0.06)
+    progress(2_000_000, 9_000_000)
+    progress(3_000_000, 9_000_000)
+    assert said == ["writing tokens: 2 of 9 MB of text"]
+
+
 def test_on_a_terminal_one_line_is_renewed() -> None:
     console = Console(file=io.StringIO(), width=150, force_terminal=True, color_system=None)
     reporter = ConsoleReporter(console)
     for step in (1, 2, 3):
         reporter.step({**ROW, "step": step}, steps=3)
-    reporter.note("[red]not markup[/red]")
+    reporter.note("[red]not markup[/red] \x1b[31mnor a command")
     reporter.close()
     written = console.file.getvalue()  # type: ignore[attr-defined]
     assert "step 3/3 100 %" in written
-    assert "[red]not markup[/red]" in written
+    assert "[red]not markup[/red] \\x1b[31mnor a command" in written
     assert written.count("\n") <= 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,12 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from tests.commands import MOVING, SMALL, Command
+from weightdecay.errors import ConfigError
+from weightdecay.training.distributed import join
+from weightdecay.training.signals import ECHO_S
 
 
 def arguments(text: Path, out: Path, *more: str) -> list[str]:
@@ -32,10 +37,11 @@ def fields(run: Path, *names: str) -> list[tuple[Any, ...]]:
     return [tuple(row[name] for name in names) for row in rows if row["kind"] == "train"]
 
 
-def start(*command: str) -> subprocess.Popen[str]:
+def start(*command: str, start_new_session: bool = False) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "weightdecay", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        [sys.executable, "-m", "weightdecay", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=start_new_session,
+    )  # fmt: skip
 
 
 def wait_for_rows(run: Path, count: int, process: subprocess.Popen[str]) -> None:
@@ -50,12 +56,16 @@ def test_two_processes_train_what_one_does_and_either_can_go_on_for_the_other(
 ) -> None:
     one = weightdecay(*arguments(small_text, tmp_path / "one", *MOVING))
     assert one.returncode == 0, one.stderr
-    process = start(*arguments(small_text, tmp_path / "two", "--nproc", "2", *MOVING))
+    accumulating = ("--set", "run.micro_batch_tokens=64")  # two passes in each process
+    command = arguments(small_text, tmp_path / "two", "--nproc", "2", *MOVING, *accumulating)
+    process = start(*command, start_new_session=True)
     wait_for_rows(tmp_path / "two", 6, process)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the launcher and the ranks have it at once
     text, _ = process.communicate(timeout=120)
-    assert process.returncode == 143, text
-    assert "stopped by signal 15" in text
+    assert process.returncode == 130, text
+    found = re.search(r"stopped by signal 2 after step (\d+) of 30; saved", text)
+    assert found is not None, text
+    assert (tmp_path / "two" / f"checkpoints/step-{int(found[1]):08d}/manifest.json").is_file()
     again = weightdecay(*arguments(small_text, tmp_path / "two", *MOVING))
     assert again.returncode == 0, again.stderr
     moved = fields(tmp_path / "one", "batch_tokens", "grad_clip")
@@ -78,6 +88,31 @@ def test_when_a_process_is_killed_the_others_leave_and_nothing_is_saved(small_te
     assert "of 2 was killed by signal 9" in text or "of 2 ended with exit code 1" in text
     assert not list(run.glob("checkpoints/step-*"))
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_second_signal_ends_ranks_that_hang(small_text: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(*arguments(small_text, run, "--nproc", "2", "--checkpoint-every", "1000", "--steps", "3000"))
+    wait_for_rows(run, 3, process)
+    ranks = [child for child in psutil.Process(process.pid).children(recursive=True) if is_rank(child)]
+    for rank in ranks:
+        rank.suspend()
+    process.terminate()
+    time.sleep(1.5 * ECHO_S)
+    assert process.poll() is None
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    psutil.wait_procs(ranks, timeout=10)
+    assert not [rank for rank in ranks if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="process 3 on this machine finds 2 GPUs: give --nproc 2"), join():
+        pass
 
 
 def is_rank(process: psutil.Process) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.commands import MOVING, SMALL, Command
+from weightdecay.training.signals import StopRequest
 
 STEPS = 40
 LAST = f"checkpoints/step-{STEPS:08d}"
@@ -135,23 +136,34 @@ def test_a_signal_saves_at_the_next_step_and_the_resumed_run_ends_the_same(
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert (whole_run / LAST / name).read_bytes() == (out / LAST / name).read_bytes()
     assert rows(whole_run) == rows(out)
+    clock = [json.loads(line)["elapsed_s"] for line in (out / "metrics.jsonl").read_text().splitlines() if "lr" in line]
+    assert clock == sorted(clock)
 
 
-def test_a_second_signal_leaves_at_once() -> None:
+def test_a_second_signal_leaves_at_once_and_an_echo_of_the_first_does_not() -> None:
     """The first one waits for a step that never ends here, because the process is held up between the two."""
     script = (
         "import os, signal, time\n"
-        "from weightdecay.training.signals import StopRequest\n"
+        "from weightdecay.training.signals import ECHO_S, StopRequest\n"
         "with StopRequest() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    assert stop.signal_number == signal.SIGTERM\n"
         "    print('first survived', flush=True)\n"
+        "    time.sleep(1.1 * ECHO_S)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    time.sleep(60)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50, check=False)
     assert done.stdout == "first survived\n"
     assert done.returncode == 130
+
+
+def test_afterwards_signals_do_what_they_did_before() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with StopRequest():
+        assert signal.getsignal(signal.SIGTERM) != before[0]
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 def test_a_finished_run_is_left_as_it_is(copy_of_whole: Path, small_text: Path, weightdecay: Command) -> None:
@@ -161,6 +173,28 @@ def test_a_finished_run_is_left_as_it_is(copy_of_whole: Path, small_text: Path, 
     assert "this run is finished (40 steps)" in done.stdout
     after = {path: path.read_bytes() for path in copy_of_whole.rglob("*") if path.is_file() and path.name != ".lock"}
     assert before == after
+
+
+def test_a_run_that_was_killed_between_its_last_save_and_its_summary_is_finished_as_it_would_have_been(
+    copy_of_whole: Path, whole_run: Path, small_text: Path, weightdecay: Command
+) -> None:
+    (copy_of_whole / "summary.json").unlink()
+    shutil.copytree(copy_of_whole / "checkpoints/step-00000036", copy_of_whole / "checkpoints/step-00000030")
+    done = weightdecay(*arguments(small_text, copy_of_whole))
+    assert done.returncode == 0, done.stderr
+    assert_same_run(whole_run, copy_of_whole)
+    one, other = (json.loads((run / "summary.json").read_text()) for run in (copy_of_whole, whole_run))
+    assert {**one, "elapsed_s": 0} == {**other, "elapsed_s": 0}
+
+
+@pytest.mark.parametrize("name", ["summary.json", "environment.json", "run.toml"])
+def test_a_damaged_record_of_the_run_is_named(
+    copy_of_whole: Path, small_text: Path, weightdecay: Command, name: str
+) -> None:
+    (copy_of_whole / name).write_text("{")
+    done = weightdecay(*arguments(small_text, copy_of_whole))
+    assert done.returncode == 4
+    assert done.stderr.startswith(f"error: {copy_of_whole / name}: cannot be read: ")
 
 
 def unfinish(run: Path) -> None:
@@ -261,6 +295,7 @@ def test_a_directory_that_is_no_run_is_left_alone(small_text: Path, tmp_path: Pa
     missing = weightdecay(*arguments(small_text, tmp_path / "none", "--resume", "must"))
     assert missing.returncode == 2
     assert "holds no run to resume" in missing.stderr
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_run_that_was_killed_before_it_began_can_be_started(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated, Any
@@ -39,18 +40,22 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script; leaves by SystemExit with the command's exit code."""
-    command: Any = tyro.cli(
-        Command,
-        prog="weightdecay",
-        description=DESCRIPTION,
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-    )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without λ still shows the rest
+    as_json = False
     try:
+        command: Any = tyro.cli(
+            Command,
+            prog="weightdecay",
+            description=DESCRIPTION,
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        )
+        as_json = command.json
         code = command.run()
         sys.stdout.flush()
     except WeightDecayError as error:
-        report_error(error, as_json=getattr(command, "json", False))
+        report_error(error, as_json=as_json)
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130

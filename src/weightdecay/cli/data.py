@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from weightdecay.cli.flags import Argument, Choice, Folder, Name, Paths, Switch, raise_together
-from weightdecay.cli.output import console, print_json
-from weightdecay.errors import did_you_mean
+from weightdecay.cli.flags import Argument, Choice, Folder, Name, Sources, Switch, raise_together
+from weightdecay.cli.output import console, note, print_json
+from weightdecay.errors import did_you_mean, printable
 
 ENCODING_ERRORS = ("strict", "replace")
 
@@ -18,10 +18,10 @@ ENCODING_ERRORS = ("strict", "replace")
 class Prepare:
     """Text to token shards, in bounded memory; without sources, this Python's standard library."""
 
-    sources: Argument[Paths] = ()
-    """Files, folders, globs, or hf:NAME."""
+    sources: Argument[Sources] = ()
+    """Files, folders (their text, Markdown, source code, JSON lines and parquet, also gzipped), globs, or hf:NAME."""
     out: Folder = ""
-    """A new directory."""
+    """A new directory. (required)"""
     tokenizer: Name = "bpe:4096"
     """byte, bpe:N, tiktoken:NAME, or a tokenizer.json."""
     text_key: Name = "text"
@@ -40,9 +40,18 @@ class Prepare:
         from pathlib import Path
 
         from weightdecay.data.prepare import prepare_text
+        from weightdecay.training.progress import told_now_and_then
 
         errors: Any = self.encoding_errors
-        prepare_text(self.sources, Path(self.out), self.tokenizer, text_key=self.text_key, encoding_errors=errors)
+        note(f"reading {' '.join(self.sources) or 'the standard library'} ({self.tokenizer})")
+        prepare_text(
+            self.sources,
+            Path(self.out),
+            self.tokenizer,
+            text_key=self.text_key,
+            encoding_errors=errors,
+            progress=told_now_and_then(note),
+        )
         return Inspect(self.out, json=self.json).run()
 
 
@@ -107,5 +116,5 @@ def _print_table(document: dict[str, Any]) -> None:
             text = (
                 f"{inner:,}" if isinstance(inner, int) else f"{inner:.4f}" if isinstance(inner, float) else str(inner)
             )
-            table.add_row(f"{key} {part}".strip(), Text(text))
+            table.add_row(f"{key} {part}".strip(), Text(printable(text)))
     console().print(table)

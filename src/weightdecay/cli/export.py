@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from weightdecay.cli.flags import Argument, Choice, Folder, Name, Switch, raise_together
+from weightdecay.cli.flags import Argument, Choice, Folder, Name, Run, Switch, raise_together
 from weightdecay.cli.output import console, note, print_json
 from weightdecay.errors import did_you_mean
 
@@ -16,7 +16,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 class Export:
     """Write a run's model as config.json, safetensors and tokenizer, for Hugging Face transformers."""
 
-    run_directory: Argument[Folder]
+    run_directory: Argument[Run]
     """The run, as `train` made it."""
     out: Argument[Folder]
     """Where to write; empty or not there yet."""
@@ -32,7 +32,7 @@ class Export:
 
         from rich.text import Text
 
-        from weightdecay.runs import Run
+        from weightdecay import runs
         from weightdecay.training.exporting import DTYPES, export
 
         faults: list[str] = []
@@ -40,7 +40,9 @@ class Export:
             faults.append(f"--dtype {self.dtype}: {did_you_mean(self.dtype, DTYPES)}")
         shard_bytes = _bytes("--shard-size", self.shard_size, faults)
         raise_together(faults)
-        made = export(Run.open(self.run_directory), Path(self.out), note, dtype=self.dtype, shard_bytes=shard_bytes)
+        made = export(
+            runs.Run.open(self.run_directory), Path(self.out), note, dtype=self.dtype, shard_bytes=shard_bytes
+        )
         if self.json:
             print_json({"out": str(made.path), **{key: value for key, value in vars(made).items() if key != "path"}})
             return 0

@@ -6,7 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from weightdecay.errors import ConfigError, WeightDecayError
+from weightdecay.errors import WeightDecayError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,10 +16,10 @@ _WIDTH_OFF_TERMINAL = 140
 
 def console(*, stderr: bool = False) -> Console:
     """Where people read: as wide as the terminal; in a file or pipe, wide enough for a plan."""
-    from rich.console import Console
+    from weightdecay.training.progress import LastingConsole
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else _WIDTH_OFF_TERMINAL)
+    return LastingConsole(stderr=stderr, highlight=False, width=None if stream.isatty() else _WIDTH_OFF_TERMINAL)
 
 
 def print_json(document: Any) -> None:
@@ -29,13 +29,12 @@ def print_json(document: Any) -> None:
 
 def report_error(error: WeightDecayError, *, as_json: bool) -> None:
     """Every fault on its own line on stderr; with `--json` also as the document on stdout."""
-    faults = error.faults if isinstance(error, ConfigError) else [str(error)]
-    for fault in faults:
-        sys.stderr.write(f"error: {fault}\n")
+    for fault in error.faults:
+        note(f"error: {fault}")
     if as_json:
-        print_json({"error": type(error).__name__, "faults": faults, "exit_code": error.exit_code})
+        print_json({"error": type(error).__name__, "faults": error.faults, "exit_code": error.exit_code})
 
 
 def note(message: str) -> None:
     """One line for people, on stderr."""
-    sys.stderr.write(message + "\n")
+    sys.stderr.write(printable(message) + "\n")

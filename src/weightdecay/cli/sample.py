@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from dataclasses import dataclass
 
-from weightdecay.cli.flags import Argument, Count, Folder, Number, Switch, Text, raise_together, whole_number
+from weightdecay.cli.flags import Argument, Count, Number, Run, Switch, Text, raise_together, whole_number
 from weightdecay.cli.output import note, print_json
+from weightdecay.errors import printable
 
 
 @dataclass(frozen=True)
 class Sample:
     """Continue a text with a trained run's model."""
 
-    run_directory: Argument[Folder]
+    run_directory: Argument[Run]
     """The run, as `train` made it."""
     prompt: Text = ""
     """Text to continue; empty begins a new document."""
@@ -38,19 +40,18 @@ class Sample:
         temperature = _temperature(self.temperature, faults)
         raise_together(faults)
 
-        from weightdecay.runs import Run
+        from weightdecay import runs
         from weightdecay.training.sampling import continuation, load
 
-        trained = load(Run.open(self.run_directory), note)
+        trained = load(runs.Run.open(self.run_directory), note)
         pieces = continuation(
             trained, self.prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed
         )
         if self.json:
             print_json({"step": trained.step, "prompt": self.prompt, "continuation": "".join(pieces), "seed": seed})
             return 0
-        sys.stdout.write(self.prompt)
-        for piece in pieces:
-            sys.stdout.write(piece)
+        for piece in itertools.chain([self.prompt], pieces):
+            sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
             sys.stdout.flush()
         sys.stdout.write("\n")
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,21 +15,19 @@ from weightdecay.cli.flags import (
     Name,
     Number,
     Paths,
+    Recipe,
     Settings,
     Switch,
     key_value_pairs,
 )
 from weightdecay.cli.output import console, note, print_json
-from weightdecay.errors import ConfigError, did_you_mean
+from weightdecay.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from weightdecay.recipes.settings import TrainConfig
     from weightdecay.runs import Run
-
-RESUME = ("auto", "never", "must")
-ON_CHANGE = ("refuse", "keep", "override")
 
 # flag -> the configuration's key
 FLAGS = {
@@ -56,9 +55,12 @@ FLAGS = {
 
 @dataclass(frozen=True)
 class Train:
-    """Train a GPT on real text with its decay plan: by default gpt3:nano on this Python's own standard library."""
+    """Train a GPT on real text with its decay plan: by default gpt3:nano on this Python's own standard library.
 
-    recipe: Argument[Name] = "gpt3:nano"
+    What is not given is the recipe's. The same command with the same --out goes on with a run that was stopped.
+    """
+
+    recipe: Argument[Recipe] = "gpt3:nano"
     """SYSTEM[:SIZE], or a recipe file of your own, FILE.toml[:SIZE]; `weightdecay recipes` lists the systems."""
     data: Paths = ()
     """Files, folders, globs, hf:NAME, or one directory of `data prepare`."""
@@ -81,9 +83,10 @@ class Train:
     weight_decay: Number = ""
     """λ under the rule, or auto: the λ that matters in a run of this length."""
     policy: Name = ""
-    """Which tensors decay."""
+    """Which tensors decay: default, all, none, matrices, no-embeddings, another framework's (nanogpt, timm …), or a
+    TOML file; see `weightdecay plan`."""
     rule: Name = ""
-    """What λ means in one step."""
+    """What λ means in one step: decoupled, independent, fixed, l2, lr_squared, corrected, cautious …"""
     dtype: Choice = ""
     """bfloat16 (autocast over float32 weights) or float32."""
     compile: Switch = False
@@ -117,19 +120,18 @@ class Train:
         config = self.config()
         from rich.text import Text
 
+        from weightdecay.runs import settings_toml
         from weightdecay.training.assembly import assemble
-        from weightdecay.training.progress import ConsoleReporter
+        from weightdecay.training.progress import ConsoleReporter, told_now_and_then
         from weightdecay.training.trainer import train
 
         out = console(stderr=self.json)
         if self.dry_run:
-            assembly = assemble(config)
+            assembly = assemble(config, told_now_and_then(note))
             if self.json:
                 print_json(assembly.document())
             else:
-                out.print(assembly)
-                for key, value in assembly.config.values().items():
-                    out.print(Text(f"{key} = {value}"))
+                out.print(assembly, Text(printable(settings_toml(assembly.config))), sep="\n\n", soft_wrap=True)
             return 0
         run = train(config, resume=self.resume, on_change=self.on_change, reporter=ConsoleReporter(out))
         if os.environ.get("RANK", "0") != "0":
@@ -143,14 +145,12 @@ class Train:
     def config(self) -> TrainConfig:
         """The recipe with this command line over it, every fault of both at once."""
         from weightdecay.recipes.schema import recipe
+        from weightdecay.training.preflight import missing_names, unknown_choices
 
-        faults: list[str] = []
+        faults = unknown_choices(self.resume, self.on_change)
         values = {key: value for flag, key in FLAGS.items() if (value := getattr(self, flag))}
         values |= {"run.compile": True} if self.compile else {}
         values |= key_value_pairs(self.set, faults)
-        for flag, value, known in (("--resume", self.resume, RESUME), ("--on-change", self.on_change, ON_CHANGE)):
-            if value not in known:
-                faults.append(f"{flag} {value}: {did_you_mean(value, known)}")
         try:
             chosen = recipe(self.recipe)
         except ConfigError as error:
@@ -162,18 +162,19 @@ class Train:
         try:
             config = chosen.config(values)
         except ConfigError as error:
-            raise ConfigError([*faults, *error.faults]) from error
+            faults += error.faults
         if faults:
-            raise ConfigError(faults)
+            raise ConfigError([*faults, *missing_names(values)])
         return config
 
 
 def faults_without_recipe(values: dict[str, object]) -> list[str]:
     """What is wrong with the given values by themselves, when there is no recipe to complete them."""
     from weightdecay.recipes.settings import out_of_range, read_values
+    from weightdecay.training.preflight import missing_names
 
     read, faults = read_values(values)
-    return faults + out_of_range(read)
+    return [*faults, *out_of_range(read), *missing_names(values)]
 
 
 def _show_sample(run: Run, out: Console) -> None:
@@ -184,5 +185,6 @@ def _show_sample(run: Run, out: Console) -> None:
     trained = load(run, note)
     text = "".join(continuation(trained, "", max_tokens=120, temperature=0.8, top_k=50, seed=0))
     out.print(Text("\nA sample, from an empty prompt:", style="bold"))
-    out.print(Text(text))
-    out.print(Text(f"\nThe run is in {run.path}; more text: weightdecay sample {run.path}"), soft_wrap=True)
+    out.print(Text(printable(text)))
+    path = printable(str(run.path))
+    out.print(Text(f"\nThe run is in {path}; more text: weightdecay sample {shlex.quote(path)}"), soft_wrap=True)

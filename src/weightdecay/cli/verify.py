@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 from weightdecay.cli.flags import (
     Argument,
     Count,
-    Folder,
     Name,
     Number,
+    Run,
     Settings,
     Switch,
     key_value_pairs,
     raise_together,
 )
 from weightdecay.cli.output import console, print_json
+from weightdecay.errors import printable
 
 if TYPE_CHECKING:
     from weightdecay.training.verification import Verification
@@ -36,7 +37,7 @@ _SHOWN = 12  # tensors listed for people
 class Verify:
     """Every checkpoint against its manifest; what resuming with other settings would change."""
 
-    run_directory: Argument[Folder]
+    run_directory: Argument[Run]
     """The run, as `train` made it."""
     lr: Number = ""
     """Peak learning rate that a resume would be given."""
@@ -59,10 +60,10 @@ class Verify:
         asked |= key_value_pairs(self.set, faults)
         raise_together(faults)
 
-        from weightdecay.runs import Run
+        from weightdecay import runs
         from weightdecay.training.verification import verify
 
-        found = verify(Run.open(self.run_directory), asked)
+        found = verify(runs.Run.open(self.run_directory), asked)
         if self.json:
             print_json(found.document())
         else:
@@ -90,4 +91,4 @@ def _tell(found: Verification, *, compared: bool) -> None:
     if compared and not found.changes:
         lines.append("nothing would change")
     for line in lines:
-        out.print(Text(line), soft_wrap=True)
+        out.print(Text(printable(line)), soft_wrap=True)

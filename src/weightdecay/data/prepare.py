@@ -14,20 +14,31 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from weightdecay.data.corpus import Corpus, Summary, open_corpus, standard_library
 from weightdecay.data.reading import EncodingErrors
-from weightdecay.data.shards import VERSION, Progress, Shard, ShardHeader, encode_documents, open_shard, write_shard
+from weightdecay.data.shards import (
+    VERSION,
+    EncodedBatch,
+    Shard,
+    ShardHeader,
+    encode_documents,
+    open_shard,
+    write_shard,
+)
 from weightdecay.data.storage import build_directory, cache_directory, is_file, whole_file
 from weightdecay.data.tokenizer import Tokenizer, check_tokenizer_spec, load_tokenizer, make_tokenizer
 from weightdecay.errors import DamagedError, DataError
 
 TRAINING_SHARD = "train.bin"
 HELD_OUT_SHARD = "heldout.bin"
+
+# Told the bytes of text that are done, and those there are.
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, out_dir: Path, *, progress: Pr
     """Writes a corpus as token shards into a new directory, in bounded memory; a killed one leaves no such directory.
 
     Args:
-        progress: called with the bytes of text of each batch that is written; they sum to `corpus.summary.n_bytes`.
+        progress: told how many bytes of text are written as tokens, and how many there are.
 
     Raises:
         DataError: the directory is there already, or a source changed while it was read.
@@ -223,9 +234,18 @@ def _refuse_if_there(out_dir: Path) -> None:
 def _write(corpus: Corpus, tokenizer: Tokenizer, directory: Path, progress: Progress | None) -> None:
     hashes = {"tokenizer_sha256": tokenizer.sha256, "corpus_sha256": corpus.sha256}
     n_bytes = 0
+
+    def counted(batches: Iterator[EncodedBatch]) -> Iterator[EncodedBatch]:
+        nonlocal n_bytes
+        for batch in batches:
+            yield batch
+            n_bytes += batch.n_bytes
+            if progress is not None:
+                progress(n_bytes, corpus.summary.n_bytes)
+
     for name, documents in ((TRAINING_SHARD, corpus.training()), (HELD_OUT_SHARD, corpus.held_out())):
-        batches = encode_documents(documents, tokenizer, progress)
-        n_bytes += write_shard(directory / name, batches, vocab_size=tokenizer.vocab_size, **hashes).n_bytes
+        batches = counted(encode_documents(documents, tokenizer))
+        write_shard(directory / name, batches, vocab_size=tokenizer.vocab_size, **hashes)
     if n_bytes != corpus.summary.n_bytes:
         raise DataError(f"{corpus.name}: changed while it was read; prepare it again when nothing writes to it")
     tokenizer.save(directory / "tokenizer.json")

@@ -238,4 +238,4 @@ def _text_of(row: Any, text_key: str, errors: EncodingErrors, where: str) -> Blo
 
 
 def _no_text_key(text_key: str, keys: Any, where: str) -> str:
-    return f"{where}: no key '{text_key}'; {did_you_mean(text_key, map(str, keys))} Choose with --text-key"
+    return f"{where}: no key '{text_key}'; {did_you_mean(text_key, map(str, keys))}; choose with --text-key"

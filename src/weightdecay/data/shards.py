@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -45,7 +45,6 @@ _DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 BATCH_CHARACTERS = 1 << 20
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
-Progress = Callable[[int], None]
 
 
 class EncodedBatch(NamedTuple):
@@ -90,14 +89,8 @@ class Shard:
     tokens: Tokens
 
 
-def encode_documents(
-    documents: Iterable[Document], tokenizer: Tokenizer, progress: Progress | None = None
-) -> Iterator[EncodedBatch]:
-    """The tokens of documents, an end-of-text token after each, in batches of about a million characters.
-
-    Args:
-        progress: called with the bytes of text of each batch.
-    """
+def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[EncodedBatch]:
+    """The tokens of documents, an end-of-text token after each, in batches of about a million characters."""
     batch: list[str] = []
     ends: list[int] = []
     characters = 0
@@ -107,8 +100,6 @@ def encode_documents(
         for index in ends:
             ids[index].append(tokenizer.end_of_text_id)
         n_bytes = sum(len(piece.encode()) for piece in batch)
-        if progress is not None:
-            progress(n_bytes)
         return EncodedBatch(np.concatenate([np.asarray(part, np.int64) for part in ids]), n_bytes, len(ends))
 
     for document in documents:

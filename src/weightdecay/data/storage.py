@@ -31,6 +31,27 @@ def is_directory(path: Path) -> bool:
     return _is(stat.S_ISDIR, path)
 
 
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file or directory still has this name; another process may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A new file to write that takes the name `path` only when all of it is on the disk.
@@ -47,7 +68,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
-            _sync_directory(path.parent)
+            sync(path.parent)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
@@ -73,10 +94,10 @@ def build_directory(final: Path, build: Callable[[Path], None]) -> bool:
             descriptor = os.open(partial, os.O_RDONLY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)  # the kernel lets go when we are killed
-                if _is_at(descriptor, partial):  # not if it was finished, or given up, while we waited
+                if is_at(descriptor, partial):  # not if it was finished, or given up, while we waited
                     _fill(partial, build)
                     partial.rename(final)
-                    _sync_directory(final.parent)
+                    sync(final.parent)
                     return True
             finally:
                 os.close(descriptor)
@@ -90,17 +111,10 @@ def _fill(partial: Path, build: Callable[[Path], None]) -> None:
         left_over.unlink()
     try:
         build(partial)
-        _sync_directory(partial)
+        sync(partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _is(kind: Callable[[int], bool], path: Path) -> bool:
@@ -108,11 +122,3 @@ def _is(kind: Callable[[int], bool], path: Path) -> bool:
         return kind(path.stat().st_mode)
     except (OSError, ValueError):  # pathlib lets ENAMETOOLONG through
         return False
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -187,8 +187,8 @@ class TrainConfig:
             except ConfigError as error:
                 faults += error.faults
         faults += out_of_range(read)
-        if not any(values.get(key) for key in ("run.steps", "run.tokens")):
-            faults.append("the run's length is missing: give --steps or --tokens")
+        if not any(read.get(key, 1) for key in ("run.steps", "run.tokens") if key in values):
+            faults.append("the run's length is missing: give --steps or --tokens, at least 1")
         if faults:
             raise ConfigError(faults)
         return cls(**built, recipe=recipe, scaling=scaling)
@@ -252,7 +252,7 @@ def _as_type(value: Any, kind: Any) -> Any:
     if isinstance(kind, types.GenericAlias):  # tuple[str, ...]
         return _texts(value)
     if kind is str:
-        return str(value) if isinstance(value, str | Path) else _refuse("text")
+        return _text(value) if isinstance(value, str | Path) else _refuse("text")
     if kind is bool:
         if isinstance(value, bool):
             return value
@@ -267,7 +267,8 @@ def _as_type(value: Any, kind: Any) -> Any:
     except ValueError:
         return _refuse("a number")
     if kind is float:
-        return number
+        # λ that is still open is NaN, and only `auto` says so.
+        return _refuse("a number") if isinstance(value, str) and math.isnan(number) else number
     return int(number) if math.isfinite(number) and number == int(number) else _refuse("a whole number")
 
 
@@ -278,7 +279,16 @@ def _texts(value: Any) -> tuple[str, ...]:
             value = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
             return _refuse('an array of texts, like ["one", "two"]')
-    return (value,) if isinstance(value, str) else tuple(str(item) for item in value)
+    return (_text(value),) if isinstance(value, str) else tuple(_text(item) for item in value)
+
+
+def _text(value: Any) -> str:
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of a path that are not UTF-8: no TOML can hold them
+        _refuse("UTF-8 text")
+    return text
 
 
 def _refuse(wanted: str) -> typing.NoReturn:

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from weightdecay.data.batches import BatchSizes
 from weightdecay.data.loader import Loader
-from weightdecay.data.prepare import Prepared, prepared_for
-from weightdecay.errors import ConfigError
+from weightdecay.data.prepare import Prepared, Progress, prepared_for
+from weightdecay.errors import ConfigError, printable
 from weightdecay.models.decoder import GPT
 from weightdecay.optim import rules
 from weightdecay.optim.schedules import Schedule
@@ -30,6 +30,7 @@ from weightdecay.planning.plan import DecayPlan
 from weightdecay.planning.render import table
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.training.optimizers import decay_plan
+from weightdecay.training.preflight import missing_names
 from weightdecay.training.pretrained import holds_a_model, with_pretrained_shape
 from weightdecay.training.timing import batch_sizes, grad_clip_schedule, lr_schedule, weight_decay_schedule
 
@@ -88,7 +89,7 @@ class Assembly:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield table(self.plan)
-        yield from (Text(line) for line in self._lines())
+        yield from (Text(printable(line)) for line in self._lines())
 
     def _lines(self) -> Iterator[str]:
         config, run = self.config, self.config.run
@@ -114,7 +115,7 @@ class Assembly:
         if config.scaling:
             yield f"scaled down: {config.scaling}"
         yield from self._decay_in_words()
-        yield f"run: {run.out}"
+        yield f"run: {run.out or 'a new directory under runs/'}"
 
     def _decay_in_words(self) -> Iterator[str]:
         optimizer, decay = self.config.optimizer, self.decay
@@ -149,17 +150,23 @@ class Assembly:
         )
 
 
-def assemble(config: TrainConfig) -> Assembly:
+def assemble(config: TrainConfig, progress: Progress | None = None) -> Assembly:
     """Open the data and decide everything else.
+
+    Args:
+        progress: of preparing the data, see `data.prepare.prepare`.
 
     Raises:
         ConfigError: the data, the shapes and the lengths do not fit together.
     """
+    if faults := missing_names(config.values()):
+        raise ConfigError(faults)
     data = prepared_for(
         config.data.sources,
         config.data.tokenizer,
         text_key=config.data.text_key,
         encoding_errors="replace" if config.data.encoding_errors == "replace" else "strict",
+        progress=progress,
     )
     config = _resolve_shapes(with_pretrained_shape(config), data)
     with torch.device("meta"):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from weightdecay.data.storage import sync
 from weightdecay.errors import DamagedError, TrainingError
 from weightdecay.runs import dump_json
 
@@ -129,13 +131,13 @@ def save(
         manifest = {"format": 1, "step": step, "files": files}
         (partial / MANIFEST).write_text(dump_json(manifest, indent=2) + "\n", encoding="utf-8")
         for path in (*(partial / name for name in files), partial / MANIFEST, partial):
-            _sync(path)
+            sync(path)
         partial.rename(final)
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         older = newest(folder)
-        kept = f"the checkpoint of step {older.step} is intact" if older else "there is no older checkpoint"
+        kept = f"the checkpoint of step {older.step} is untouched" if older else "there is no older checkpoint"
         raise TrainingError(f"{final}: cannot write: {error}; {kept}; make room and resume") from error
     return Checkpoint(final)
 
@@ -149,8 +151,8 @@ def checkpoints(folder: Path) -> list[Checkpoint]:
     """All checkpoints, oldest step first: ordered by step, never by time."""
     if not folder.is_dir():
         return []
-    found = [Checkpoint(path) for path in folder.iterdir() if path.name.removeprefix(_PREFIX).isdecimal()]
-    return sorted((one for one in found if one.path.name.startswith(_PREFIX)), key=lambda one: one.step)
+    found = (Checkpoint(path) for path in folder.iterdir() if re.fullmatch(f"{_PREFIX}[0-9]+", path.name))
+    return sorted(found, key=lambda one: one.step)
 
 
 def newest(folder: Path) -> Checkpoint | None:
@@ -227,11 +229,3 @@ def sweep(folder: Path, report: Callable[[str], None]) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

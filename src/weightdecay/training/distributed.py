@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from weightdecay.errors import ProcessGroupError
+from weightdecay.errors import ConfigError, ProcessGroupError
 from weightdecay.training.signals import StopRequest
 
 # Set in ranks that `launch` made: they leave without tearing gloo down, whose threads can abort the process there
@@ -70,10 +70,17 @@ class Ranks:
 
 @contextmanager
 def join() -> Iterator[Ranks]:
-    """Take this process's place among the ranks that the environment names; alone if it names none."""
+    """Take this process's place among the ranks that the environment names; alone if it names none.
+
+    Raises:
+        ConfigError: there are GPUs, and fewer than ranks on this machine.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda and local_rank >= (gpus := torch.cuda.device_count()):
+        raise ConfigError(f"process {local_rank + 1} on this machine finds {gpus} GPUs: give --nproc {gpus}")
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     if world_size == 1:
@@ -95,8 +102,8 @@ def inside_a_group() -> bool:
 def launch(nproc: int, target: Callable[..., int], *arguments: Any) -> None:
     """Run `target(*arguments)` in `nproc` new processes on this machine; its return value is each one's exit code.
 
-    A signal is passed on to all. When one rank dies, the others are ended at once without saving: they would only
-    wait for it until a time-out.
+    A signal is passed on to all; a second one ends all at once. When one rank dies, the others are ended without
+    saving: they would only wait for it until a time-out.
 
     Raises:
         ProcessGroupError: a rank ended with another exit code than 0, or was killed.
@@ -107,7 +114,7 @@ def launch(nproc: int, target: Callable[..., int], *arguments: Any) -> None:
         context.Process(target=_run_rank, args=(target, arguments, rank, nproc, port), name=f"rank {rank}")
         for rank in range(nproc)
     ]
-    with StopRequest() as stop:
+    with StopRequest(before_leaving=lambda: _kill(ranks)) as stop:
         for process in ranks:
             process.start()
         first = _first_to_fail(ranks, stop)
@@ -132,10 +139,16 @@ def _first_to_fail(ranks: Sequence[BaseProcess], stop: StopRequest) -> BaseProce
         if failed is not None:
             for process in ranks:
                 process.join(timeout=_GRACE_S)  # a fault that all see ends them all; let each say so
-                process.kill()
+            _kill(ranks)
             return failed
         time.sleep(0.05)
     return next((process for process in ranks if process.exitcode), None)
+
+
+def _kill(ranks: Sequence[BaseProcess]) -> None:
+    for process in ranks:
+        if process.pid is not None:  # it was started
+            process.kill()
 
 
 def _run_rank(target: Callable[..., int], arguments: tuple[Any, ...], rank: int, nproc: int, port: int) -> None:

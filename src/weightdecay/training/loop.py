@@ -49,7 +49,6 @@ class TrainingLoop:
     shares: list[tuple[float, float]]
     done: int = 0
     elapsed_s: float = 0.0
-    evaluation: dict[str, Any] | None = None
 
     @classmethod
     def build(cls, assembly: Assembly, run: Run, ranks: Ranks, reporter: Reporter, *, fresh: bool) -> TrainingLoop:
@@ -115,14 +114,18 @@ class TrainingLoop:
             row = self._step_row(result, step_s)
             metrics.write(row)
             self.reporter.step(row, settings.steps)
+        val_loss = None
         if last or self.done % settings.eval_every == 0:
-            self.evaluation = self._evaluate()
+            row = self._evaluate()
+            val_loss = row["val_loss"]
             if metrics:
-                metrics.write(self.evaluation)
-                self.reporter.evaluation(self.evaluation)
+                metrics.write(row)
+                self.reporter.evaluation(row)
         signal_number = self.ranks.highest(stop.signal_number)
         if last or signal_number or self.done % settings.checkpoint_every == 0:
-            self._save()
+            if metrics:
+                metrics.sync()
+            self._save(val_loss)
         if signal_number and not last:
             raise StoppedError(
                 f"stopped by signal {signal_number} after step {self.done} of {settings.steps}; saved, "
@@ -174,6 +177,8 @@ class TrainingLoop:
         rows = self.assembly.config.run.micro_batch_tokens // self.assembly.config.model.context
         x_BT, y_BT = self.assembly.loader.batch(self.done, self.ranks.rank, self.ranks.world_size)
         device = self.ranks.device
+        if device.type == "cuda":  # a copy waits for nothing only from pinned memory
+            x_BT, y_BT = x_BT.pin_memory(), y_BT.pin_memory()
         return [
             (x.to(device, non_blocking=True), y.to(device, non_blocking=True))
             for x, y in zip(torch.split(x_BT, rows), torch.split(y_BT, rows), strict=True)
@@ -231,9 +236,8 @@ class TrainingLoop:
             "eval_s": time.perf_counter() - started,
         }
 
-    def _save(self) -> None:
+    def _save(self, val_loss: float | None) -> None:
         """Rank 0 writes; the others wait."""
-        fresh = self.evaluation if self.evaluation and self.evaluation["step"] == self.done else None
         if self.ranks.is_first:
             checkpoint.save(
                 self.run.checkpoints,
@@ -246,13 +250,14 @@ class TrainingLoop:
                     "threads": torch.get_num_threads(),
                     "world_size": self.ranks.world_size,
                     "optimizer": settings_by_name(self.optimizer),
-                    "val_loss": fresh["val_loss"] if fresh else None,
+                    "val_loss": val_loss,
                 },
             )
             checkpoint.prune(self.run.checkpoints, self.assembly.config.run.keep)
         self.ranks.wait_for_all()
 
     def _finish(self) -> None:
+        checkpoint.prune(self.run.checkpoints, self.assembly.config.run.keep)  # a kill may have come before it
         last = max(self.run.rows("train"), key=lambda row: row["step"])
         evaluation = max(self.run.rows("eval"), key=lambda row: row["step"])
         champion = checkpoint.best(self.run.checkpoints)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
+
+from weightdecay.errors import printable
+
+_BAR_WIDTH = 20
 
 
 class Reporter(Protocol):
@@ -40,6 +46,14 @@ class SilentReporter:
     def close(self) -> None: ...
 
 
+class LastingConsole(Console):
+    """A console that falls silent when nobody reads it any longer, where rich's ends the process."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
 class ConsoleReporter:
     """Writes to a console: a live line where it is a terminal, about twenty plain lines a run where it is not."""
 
@@ -52,7 +66,7 @@ class ConsoleReporter:
         self._console.print(content)
 
     def note(self, message: str) -> None:
-        self._console.print(Text(message), soft_wrap=True)
+        self._console.print(Text(printable(message)), soft_wrap=True)
 
     def step(self, row: Mapping[str, Any], steps: int) -> None:
         step, text = row["step"], step_line(row, steps)
@@ -60,9 +74,11 @@ class ConsoleReporter:
             if step == 1 or step == steps or step % max(1, steps // 20) == 0:
                 self._console.print(Text(text), soft_wrap=True)
             return
+        text = narrowed(text, self._console.width)
         if self._live is None:
-            bar, words = BarColumn(bar_width=20), TextColumn("{task.fields[words]}", markup=False)
-            self._live = Progress(bar, words, console=self._console)
+            words = TextColumn("{task.fields[words]}", markup=False)
+            room = len(text) + _BAR_WIDTH < self._console.width
+            self._live = Progress(*([BarColumn(_BAR_WIDTH)] if room else []), words, console=self._console)
             self._task = self._live.add_task("", total=steps, words=text)
             self._live.start()
         self._live.update(self._task, completed=step, words=text)
@@ -76,6 +92,19 @@ class ConsoleReporter:
             self._live = None
 
 
+def told_now_and_then(report: Callable[[str], None], every_s: float = 10.0) -> Callable[[int, int], None]:
+    """For `progress` of `data.prepare`: says how far it is, at most once in so many seconds."""
+    last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= every_s:
+            last = time.monotonic()
+            report(f"writing tokens: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB of text")
+
+    return progress
+
+
 def step_line(row: Mapping[str, Any], steps: int) -> str:
     """step, %, loss, lr, λ, gradient norm, tokens/s, time left."""
     step = row["step"]
@@ -85,6 +114,13 @@ def step_line(row: Mapping[str, Any], steps: int) -> str:
         f"  lr {row['lr']:.1e}  λ {row['weight_decay']:g}  |g| {row['grad_norm']:.2f}"
         f"  {row['tokens_per_s']:,.0f} tokens/s  {duration(left_s)} left"
     )
+
+
+def narrowed(line: str, width: int) -> str:
+    """The same closer together where the terminal is too narrow for it."""
+    if len(line) <= width:
+        return line
+    return line.replace("  ", " ").replace("tokens/s", "tok/s").removeprefix("step ").removesuffix(" left")
 
 
 def evaluation_line(row: Mapping[str, Any]) -> str:

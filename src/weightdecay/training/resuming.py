@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from weightdecay.errors import ConfigError, DamagedError
 from weightdecay.models import huggingface
 from weightdecay.models.decoder import GPT
 from weightdecay.recipes.settings import TrainConfig
-from weightdecay.runs import Run
+from weightdecay.runs import Run, read_json
 from weightdecay.training import checkpoint
 from weightdecay.training.checkpoint import Checkpoint
 from weightdecay.training.pretrained import pretrained_weights
@@ -99,17 +98,13 @@ def check_data(run: Run, identity: Mapping[str, str]) -> None:
         ConfigError: they are not.
         DamagedError: environment.json cannot be read.
     """
-    path = run.path / "environment.json"
-    try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
-        faults = [
-            f"{run.path}: was trained with {key} {recorded[key][:12]}, this one is {value[:12]}: give the same data "
-            "and tokenizer, or another --out"
-            for key, value in identity.items()
-            if recorded[key] != value
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{path}: cannot be read: {error}") from error
+    recorded = read_json(run.path / "environment.json")
+    faults = [
+        f"{run.path}: was trained with {key} {str(recorded.get(key))[:12]}, this one is {value[:12]}: give the same "
+        "data and tokenizer, or another --out"
+        for key, value in identity.items()
+        if recorded.get(key) != value
+    ]
     if faults:
         raise ConfigError(faults)
 
@@ -173,5 +168,4 @@ def initial_weights(
 def recorded_environment(run: Run) -> dict[str, Any]:
     """environment.json, or nothing where there is none."""
     path = run.path / "environment.json"
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return document
+    return read_json(path) if path.is_file() else {}

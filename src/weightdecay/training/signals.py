@@ -5,20 +5,31 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+# One Ctrl-C can arrive twice: from the terminal, which tells every process in the foreground, and again from a launcher
+# that passes it on (ours, torchrun, timeout, srun). What comes within this time is the first one's echo.
+ECHO_S = 1.0
 
 
 class StopRequest:
     """While entered, remembers the first signal in `signal_number` (0 for none) instead of dying of it.
 
     Handlers belong to the main thread; in another thread nothing is installed and nothing is ever requested.
+
+    Args:
+        before_leaving: called when a second signal ends the process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before_leaving: Callable[[], None] = lambda: None) -> None:
         self.signal_number = 0
+        self._since = 0.0
+        self._before_leaving = before_leaving
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -31,6 +42,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.signal_number:
+        if not self.signal_number:
+            self.signal_number, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since > ECHO_S:
+            self._before_leaving()
             os._exit(128 + number)
-        self.signal_number = number

@@ -8,16 +8,15 @@ from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
-from rich.console import Console
-
-from weightdecay.errors import WeightDecayError
+from weightdecay.errors import ConfigError, WeightDecayError, printable
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import Run, environment
 from weightdecay.training import checkpoint, distributed
 from weightdecay.training.assembly import Assembly, assemble
 from weightdecay.training.distributed import Ranks
 from weightdecay.training.loop import TrainingLoop
-from weightdecay.training.progress import ConsoleReporter, Reporter, SilentReporter
+from weightdecay.training.preflight import unknown_choices
+from weightdecay.training.progress import ConsoleReporter, LastingConsole, Reporter, SilentReporter, told_now_and_then
 from weightdecay.training.resuming import agree_on_config, check_data, holds_a_run
 from weightdecay.training.signals import StopRequest
 
@@ -38,13 +37,15 @@ def train(
         reporter: told of the progress; by default lines on stderr.
 
     Raises:
-        ConfigError: all faults of the configuration and the data at once.
+        ConfigError: all faults of the configuration at once, then all of the data.
         DamagedError: there are checkpoints and none is good.
         RunBusyError: another process trains in the directory.
         StoppedError: SIGTERM or SIGINT came; the state was saved first.
         TrainingError: the gradient stopped being finite, or the disk refused.
     """
-    reporter = reporter or ConsoleReporter(Console(stderr=True, highlight=False))
+    if faults := unknown_choices(resume, on_change):
+        raise ConfigError(faults)
+    reporter = reporter or ConsoleReporter(LastingConsole(stderr=True, highlight=False))
     if not config.run.out:
         config = config.replace(run__out=_new_directory(config))
     run = Run(Path(config.run.out))
@@ -65,7 +66,7 @@ def train(
 def _train(config: TrainConfig, run: Run, ranks: Ranks, resume: str, on_change: str, reporter: Reporter) -> None:
     going_on = holds_a_run(run, resume)
     reporter.note(f"reading {' '.join(config.data.sources) or 'the standard library'} ({config.data.tokenizer})")
-    assembly = assemble(config)
+    assembly = assemble(config, told_now_and_then(reporter.note))
     identity = {"corpus_sha256": assembly.data.corpus_sha256, "tokenizer_sha256": assembly.data.tokenizer.sha256}
     if going_on:
         check_data(run, identity)
@@ -114,6 +115,8 @@ def _train_rank(config: TrainConfig, resume: str, on_change: str) -> int:
         train(config, resume=resume, on_change=on_change)
     except WeightDecayError as error:
         if os.environ["RANK"] == "0":
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.writelines(f"error: {printable(fault)}\n" for fault in error.faults)
         return error.exit_code
+    except KeyboardInterrupt:  # before there was anything to save
+        return 130
     return 0

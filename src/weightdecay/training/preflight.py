@@ -1,0 +1,67 @@
+"""What a run's settings name and is not there, found at once and before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from weightdecay.errors import ConfigError, did_you_mean
+from weightdecay.recipes.settings import OptimizerSettings
+
+RESUME = ("auto", "never", "must")
+ON_CHANGE = ("refuse", "keep", "override")
+
+
+def missing_names(values: Mapping[str, Any]) -> list[str]:
+    """A fault for each rule, policy, tokenizer and source among `section.key` values that cannot be found."""
+    faults: list[str] = []
+    for key, find in _FINDERS.items():
+        if key in values:
+            try:
+                find(values[key])
+            except ConfigError as error:
+                faults += error.faults
+    return faults
+
+
+def unknown_choices(resume: str, on_change: str) -> list[str]:
+    """A fault for each that is none of RESUME and ON_CHANGE."""
+    choices: Iterable[tuple[str, str, tuple[str, ...]]] = (
+        ("--resume", resume, RESUME),
+        ("--on-change", on_change, ON_CHANGE),
+    )
+    return [f"{flag} {value}: {did_you_mean(value, known)}" for flag, value, known in choices if value not in known]
+
+
+# Each imports what it needs by itself: a mistyped flag should not have to wait for torch.
+def _find_rule(name: str) -> None:
+    from weightdecay.optim.rules import rule
+
+    rule(name)
+
+
+def _find_policy(name: str) -> None:
+    if name != OptimizerSettings.policy:
+        from weightdecay.planning.policyfile import find_policy
+
+        find_policy(name)
+
+
+def _find_tokenizer(spec: str) -> None:
+    from weightdecay.data.tokenizer import check_tokenizer_spec
+
+    check_tokenizer_spec(spec)
+
+
+def _find_sources(sources: tuple[str, ...]) -> None:
+    from weightdecay.data.finding import find_sources
+
+    find_sources(sources, text_key="", errors="strict")
+
+
+_FINDERS: dict[str, Callable[[Any], None]] = {
+    "optimizer.rule": _find_rule,
+    "optimizer.policy": _find_policy,
+    "data.tokenizer": _find_tokenizer,
+    "data.sources": _find_sources,
+}

@@ -1,0 +1,152 @@
+"""The loop against the same training written out in plain PyTorch."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from weightdecay.data.loader import Loader, evaluation_batches
+from weightdecay.data.prepare import prepared_for
+from weightdecay.errors import ConfigError
+from weightdecay.models.decoder import GPT
+from weightdecay.recipes.schema import recipe
+from weightdecay.recipes.settings import TrainConfig
+from weightdecay.runs import Run
+from weightdecay.training.progress import SilentReporter
+from weightdecay.training.trainer import train
+
+STEPS, WARMUP, LR, DECAY, CONTEXT, SEQUENCES = 12, 3, 1e-2, 0.5, 16, 8
+
+
+def config(text: Path, out: Path, **more: Any) -> TrainConfig:
+    values = {
+        "data.sources": (str(text),), "data.tokenizer": "byte", "run.out": str(out), "run.steps": STEPS,
+        "run.batch_tokens": CONTEXT * SEQUENCES, "run.micro_batch_tokens": 4 * CONTEXT, "run.dtype": "float32",
+        "run.seed": 3, "schedule.warmup_steps": WARMUP, "optimizer.lr": LR, "optimizer.weight_decay": DECAY,
+        "optimizer.eps": 1e-5,  # where a gradient is nothing but rounding, so is the update
+        "model.context": CONTEXT, "model.n_layers": 2, "model.d_model": 32, "model.n_heads": 2, "model.window": 8,
+    }  # fmt: skip
+    return recipe("gpt3:nano").config(values | {key.replace("__", "."): value for key, value in more.items()})
+
+
+def run_of(settings: TrainConfig) -> Run:
+    return train(settings, reporter=SilentReporter())
+
+
+def by_kind(run: Run, kind: str) -> list[dict[str, Any]]:
+    return list(run.rows(kind))
+
+
+def test_a_run_is_what_plain_pytorch_makes_of_the_same_settings(small_text: Path, tmp_path: Path) -> None:
+    """Warm-up and descent, accumulation, clipping, decay of the matrices alone, multipliers, and every number told."""
+    multipliers = {
+        "optimizer__lr_multipliers": ("^embedding=0.5",),
+        "optimizer__weight_decay_multipliers": ("^positions=0.25",),
+    }
+    run = run_of(config(small_text, tmp_path / "run", run__eval_every=5, **multipliers))
+
+    data = prepared_for([str(small_text)], "byte")
+    loader = Loader(data.training.tokens, CONTEXT, SEQUENCES, seed=3)
+    torch.manual_seed(3)
+    model = GPT(run.config().model)
+    groups = [
+        {
+            "params": [tensor],
+            "share": 0.5 if name.startswith("embedding") else 1.0,
+            "weight_decay": DECAY * (tensor.ndim > 1) * (0.25 if name.startswith("positions") else 1.0),
+        }
+        for name, tensor in model.named_parameters()
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-5)
+    for step, row in enumerate(by_kind(run, "train")):
+        lr = LR * (step + 1) / WARMUP if step < WARMUP else LR * (STEPS - step) / (STEPS - WARMUP)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["share"]
+        x, y = loader.batch(step)
+        loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        penalty = 0.5 * sum(g["weight_decay"] * g["params"][0].norm().item() ** 2 for g in optimizer.param_groups)
+        assert row == {
+            "kind": "train",
+            "step": step + 1,
+            "tokens": (step + 1) * CONTEXT * SEQUENCES,
+            "batch_tokens": CONTEXT * SEQUENCES,
+            "loss": pytest.approx(loss.item(), rel=1e-4),
+            "lr": pytest.approx(lr, rel=1e-9),
+            "weight_decay": DECAY,
+            "decay_per_step": pytest.approx(lr * DECAY, rel=1e-9),
+            "penalty": pytest.approx(penalty, rel=1e-4),
+            "grad_norm": pytest.approx(float(norm), rel=1e-3),
+            "tokens_per_s": pytest.approx(row["tokens_per_s"]),
+            "elapsed_s": pytest.approx(row["elapsed_s"]),
+        }
+    assert math.isclose(sum(CONTEXT * SEQUENCES / r["tokens_per_s"] for r in by_kind(run, "train")), row["elapsed_s"])
+    trained = load_file(run.checkpoints / f"step-{STEPS:08d}" / "model.safetensors")
+    assert trained.keys() == dict(model.named_parameters()).keys()
+    for name, tensor in model.named_parameters():
+        torch.testing.assert_close(trained[name], tensor.detach(), rtol=1e-3, atol=2e-5)
+
+    nats = 0.0
+    held_out = data.held_out.tokens
+    with torch.no_grad():
+        for x, y in evaluation_batches(held_out, CONTEXT, 4, end_of_text_id=256):
+            nats += float(F.cross_entropy(model.eval()(x).flatten(0, 1), y.flatten(), reduction="sum"))
+    evaluations = by_kind(run, "eval")
+    assert [row["step"] for row in evaluations] == [5, 10, 12]
+    last = evaluations[-1]
+    assert last["val_tokens"] == len(held_out)
+    assert last["val_loss"] == pytest.approx(nats / len(held_out), rel=1e-4)
+    assert last["val_perplexity"] == pytest.approx(math.exp(nats / len(held_out)), rel=1e-3)
+    assert last["val_bits_per_byte"] == pytest.approx(nats / math.log(2) / data.held_out.header.n_bytes, rel=1e-4)
+    summary = run.summary()
+    assert summary is not None
+    assert summary["decay_total"] == pytest.approx(sum(row["decay_per_step"] for row in by_kind(run, "train")))
+    told = ("status", "steps", "tokens", "loss", "val_bits_per_byte", "best_checkpoint")
+    wanted = ("finished", 12, 1536, row["loss"], last["val_bits_per_byte"], "step-00000012")
+    assert tuple(summary[key] for key in told) == wanted
+
+
+def test_every_step_draws_its_own_dropout(tmp_path: Path) -> None:
+    """One window, no learning: the losses differ by the dropout alone, and are the same in a second run."""
+    text = tmp_path / "text.txt"
+    text.write_text("a single window, 26 bytes.")
+
+    def losses(out: str, **more: Any) -> list[float]:
+        settings = config(text, tmp_path / out, optimizer__lr=0.0, run__batch_tokens=CONTEXT, **more)
+        return [row["loss"] for row in by_kind(run_of(settings), "train")]
+
+    first = losses("one", model__dropout=0.3)
+    assert len(set(first)) == STEPS
+    assert losses("again", model__dropout=0.3) == first
+    assert len(set(losses("without"))) == 1
+
+
+def test_rows_are_logged_and_checkpoints_kept_as_asked(small_text: Path, tmp_path: Path) -> None:
+    run = run_of(
+        config(small_text, tmp_path / "run", run__log_every=5, run__checkpoint_every=3, run__eval_every=4, run__keep=2)
+    )
+    assert [row["step"] for row in by_kind(run, "train")] == [5, 10, 12]
+    states = {
+        path.name: json.loads((path / "state.json").read_text())["val_loss"] for path in run.checkpoints.iterdir()
+    }
+    assert states == {"step-00000009": None, "step-00000012": by_kind(run, "eval")[-1]["val_loss"]}
+
+
+def test_choices_that_are_none_are_refused_before_anything_is_made(small_text: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        train(config(small_text, tmp_path / "run"), resume="maybe", on_change="kepp", reporter=SilentReporter())
+    assert caught.value.faults == [
+        "--resume maybe: known are: auto, must, never",
+        "--on-change kepp: did you mean 'keep'?",
+    ]
+    assert not (tmp_path / "run").exists()
