@@ -87,6 +87,7 @@ def test_a_run_is_what_plain_pytorch_makes_of_the_same_settings(small_text: Path
             "decay_per_step": pytest.approx(lr * DECAY, rel=1e-9),
             "penalty": pytest.approx(penalty, rel=1e-4),
             "grad_norm": pytest.approx(float(norm), rel=1e-3),
+            "grad_clip": 1.0,
             "tokens_per_s": pytest.approx(row["tokens_per_s"]),
             "elapsed_s": pytest.approx(row["elapsed_s"]),
         }
