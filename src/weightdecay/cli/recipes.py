@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from weightdecay.cli.flags import Argument, Switch, Words
 from weightdecay.cli.output import console, print_json
@@ -11,8 +12,11 @@ from weightdecay.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
     from weightdecay.recipes.schema import Recipe
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class Recipes:
                 document, shown = _difference(*pair), _difference_table(*pair)
             case _:
                 raise ConfigError(
-                    f"recipes {' '.join(self.words)}: give nothing, show NAME (like `recipes show gpt3:125m`) or "
-                    "diff A B"
+                    f"recipes {' '.join(self.words)}: must be `recipes`, `recipes show NAME` or `recipes diff A B`, "
+                    "with names like gpt3:125m or mine.toml:125m"
                 )
         if self.json:
             print_json(document)
@@ -68,28 +72,29 @@ def _row(one: Recipe) -> dict[str, Any]:
 
 def _overview(listed: list[Recipe]) -> RenderableType:
     """A line a system, from its largest size: λ, optimizer and exemptions belong to the system."""
-    from rich.table import Table
+    from rich.console import Group
 
     systems: dict[str, list[Recipe]] = {}
     for one in listed:
         systems.setdefault(one.system, []).append(one)
-    table = Table(title="Recipes: train SYSTEM:SIZE", caption="the brief: the table of λ that people copy; "
-                  "recipes show NAME has every value with its source")  # fmt: skip
-    for column in ("system", "sizes", "λ, the brief", "λ, published", "λ, recipe", "status", "optimizer", "exempt"):
-        table.add_column(column)
+    table = _table("", "system", "brief", "published", "recipe", "optimizer", "exempt", wrapped=("published", "exempt"))
     for system, sizes in systems.items():
-        row = _row(sizes[-1])
+        row, policy = _row(sizes[-1]), sizes[-1].values["optimizer.policy"]
         table.add_row(
             system,
-            ", ".join(one.size for one in sizes),
             f"{row['weight_decay_in_the_brief']:g}" if sizes[-1].brief else "",
             row["weight_decay_published"],
-            f"{row['weight_decay']:g}",
-            row["status"],
+            f"{row['weight_decay']:g} {row['status']}",
             row["optimizer"],
-            row["exempt"],
+            _text(sizes[-1].exempt_tensors + ("" if policy.status == "confirmed" else " ?")),
         )
-    return table
+    return Group(
+        _text("λ in the brief's table, as published, and in the recipe with its status"),
+        table,
+        _text("?: what is exempt is not published, or not stated where λ is"),
+        _text("Sizes, for train SYSTEM:SIZE; recipes show SYSTEM:SIZE has every value with its source"),
+        *(_text(f"  {system}: {' '.join(one.size for one in sizes)}") for system, sizes in systems.items()),
+    )
 
 
 def _document(one: Recipe) -> dict[str, Any]:
@@ -107,7 +112,6 @@ def _document(one: Recipe) -> dict[str, Any]:
 
 def _values(one: Recipe) -> RenderableType:
     from rich.console import Group
-    from rich.table import Table
 
     from weightdecay.recipes.entries import READ
 
@@ -119,10 +123,8 @@ def _values(one: Recipe) -> RenderableType:
     if one.published:
         forms[f"{one.title} as published: what --as-published takes instead"] = one.published
     for title, values in forms.items():
-        table = Table(title=title)
-        for column in ("key", "value", "status", "source"):
-            table.add_column(column)
-        for key, sourced in sorted(values.items()):
+        table = _table(title, "key", "value", "status", "source")
+        for key, sourced in _by_section(table, values):
             source = f"{sourced.source} ({sourced.note})" if sourced.note else sourced.source
             table.add_row(key, _text(_word(sourced.value)), sourced.status, _text(source))
         tables.append(table)
@@ -142,19 +144,40 @@ def _difference(first: Recipe, second: Recipe) -> list[dict[str, Any]]:
 
 
 def _difference_table(first: Recipe, second: Recipe) -> RenderableType:
-    from rich.table import Table
-
-    table = Table(title=f"{first.name} against {second.name}", caption="(default): the recipe leaves it open")
-    for column in ("key", first.name, second.name):
-        table.add_column(column)
-    for row in _difference(first, second):
-        cells = [row[one.name] for one in (first, second)]
+    names = (first.name, second.name)
+    table = _table(f"{first.name} against {second.name}", "key", *names, wrapped=names)
+    differing = {row["key"]: [row[one.name] for one in (first, second)] for row in _difference(first, second)}
+    for key, cells in _by_section(table, differing):
         words = [f"{_word(cell['value'])} ({cell['status']})" if cell else "(default)" for cell in cells]
-        table.add_row(row["key"], *(_text(word) for word in words))
+        table.add_row(key, *(_text(word) for word in words))
+    table.caption = "(default): the recipe leaves it open"
     return table
 
 
+def _table(title: str, *columns: str, wrapped: Sequence[str] = ("value", "source")) -> Table:
+    """A table whose last columns are wrapped where the terminal is narrow; nothing is ever cut off."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", caption_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column not in wrapped)
+    return table
+
+
+def _by_section(table: Table, values: Mapping[str, T]) -> Iterator[tuple[str, T]]:
+    """`section.key` pairs in order, with a line `[section]` in the table before each section's first."""
+    open_section = ""
+    for key, value in sorted(values.items()):
+        section, _, name = key.partition(".")
+        if section != open_section:
+            table.add_row(_text(f"[{section}]"))
+            open_section = section
+        yield f"  {name}", value
+
+
 def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float):
         return f"{value:.10g}"
     return ", ".join(str(item) for item in value) or "none" if isinstance(value, tuple) else str(value)

@@ -85,7 +85,7 @@ def source_of(value: Sourced, sources: Mapping[str, Source]) -> Source | None:
 
 def brief_in(entry: Any, faults: Faults) -> Brief | None:
     """The table [brief], if there is one."""
-    if entry is None:
+    if not isinstance(entry, dict):
         return None
     try:
         return Brief(**entry)
@@ -124,8 +124,8 @@ def _value_faults(key: str, entry: Any) -> list[str]:
     faults = read_values({key: entry["value"]})[1]
     if entry["status"] not in STATUSES:
         faults.append(f"status '{entry['status']}': {did_you_mean(str(entry['status']), STATUSES)}")
-    if unknown := entry.keys() - {"value", "status", "source", "note"}:
-        faults.append(f"unknown {', '.join(sorted(unknown))}")
+    fields = ("value", "status", "source", "note")
+    faults += [f"unknown entry '{name}': {did_you_mean(name, fields)}" for name in entry if name not in fields]
     if not str(entry["source"]).strip():
         faults.append("the source is empty")
     return faults

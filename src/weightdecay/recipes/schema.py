@@ -85,11 +85,15 @@ class Recipe:
         return f"{weight_decay.value:g}" if weight_decay.status == "confirmed" else "not published"
 
     @property
+    def exempt_tensors(self) -> str:
+        """What does not decay, in words."""
+        policy: str = self.values["optimizer.policy"].value
+        return {"default": "biases, norms, 1-D", "all": "nothing", "olmo2": "token embeddings"}.get(policy, policy)
+
+    @property
     def exempt(self) -> str:
-        """What does not decay, in words, with the status of that."""
-        policy = self.values["optimizer.policy"]
-        words = {"default": "biases, norms, all 1-D", "all": "nothing", "olmo2": "token embeddings"}
-        return f"{words.get(policy.value, policy.value)} ({policy.status})"
+        """The same with its status."""
+        return f"{self.exempt_tensors} ({self.values['optimizer.policy'].status})"
 
     @property
     def model(self) -> ModelConfig:
@@ -164,49 +168,56 @@ def systems() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-@cache
 def load(path: Path) -> dict[str, Recipe]:
     """All sizes of one recipe file, in its order.
 
     Raises:
         RecipeError: every fault of the file at once, with its line.
     """
+    return dict(_read(path)[1])
+
+
+@cache
+def _read(path: Path) -> tuple[Recipe, Mapping[str, Recipe]]:
+    """What all sizes of a file share, as a recipe without a size, and the sizes."""
     document, lines = _document(path)
     faults: Faults = []
     _refuse_unknown(document, "", _FILE, faults)
-    base = _extended(document, faults)
-    inherited = next(iter(base.values())).sources if base else {}
-    sources = {**inherited, **sources_in(document.get("sources", {}), faults)}
-    brief = brief_in(document.get("brief"), faults)
-    common = values_in(_table(document, "common"), "common", sources, faults)
-    published = values_in(_table(document, "as_published"), "as_published", sources, faults)
+    base, base_sizes = _extended(document, path, faults)
+    shared = replace(
+        base,
+        title=document.get("title", path.stem),
+        differs=document.get("differs", base.differs),
+        brief=brief_in(document.get("brief"), faults) or base.brief,
+        sources={**base.sources, **sources_in(document.get("sources", {}), faults)},
+    )
+    common = values_in(_table(document, "common"), "common", shared.sources, faults)
+    published = values_in(_table(document, "as_published"), "as_published", shared.sources, faults)
     sizes = _table(document, "sizes")
     _refuse_unknown(sizes, "sizes.", dict.fromkeys(sizes, dict), faults)
     found = {}
-    for size in [*sizes, *(size for size in base if size not in sizes)]:
-        below = base.get(size, Recipe(path.stem, size, path.stem, sources, {}))
-        shared = replace(
-            below,
-            system=path.stem,
-            title=document.get("title", path.stem),
-            differs=document.get("differs", below.differs),
-            brief=brief or below.brief,
-            sources=sources,
+    for size in [*sizes, *(size for size in base_sizes if size not in sizes)]:
+        below = base_sizes.get(size, replace(base, size=size))
+        own = replace(
+            shared,
+            **{name: getattr(below, name) for name in ("size", "scaling", "parameters", "absent")},
             values={**below.values, **common},
             published={**below.published, **published},
         )
-        found[size] = _with_size(shared, _table(sizes, size), f"sizes.{size}", faults)
+        found[size] = _with_size(own, _table(sizes, size), faults)
     if not found:
         faults.append(("sizes", "no sizes: a recipe needs at least one table [sizes.NAME]"))
     for candidate in found.values() if not faults else ():
         faults += [(f"sizes.{candidate.size}", f"{candidate.name}: {fault}") for fault in _config_faults(candidate)]
     if faults:
-        raise RecipeError([f"{path}:{_line(lines, place)}: {fault}" for place, fault in faults])
-    return found
+        placed = sorted(((_line(lines, place), fault) for place, fault in faults), key=lambda pair: pair[0])
+        raise RecipeError([f"{path}:{line}: {fault}" for line, fault in placed])
+    return replace(shared, values={**base.values, **common}, published={**base.published, **published}), found
 
 
-def _with_size(shared: Recipe, entry: Mapping[str, Any], where: str, faults: Faults) -> Recipe:
+def _with_size(shared: Recipe, entry: Mapping[str, Any], faults: Faults) -> Recipe:
     """What all sizes share, with what the table of one adds to it."""
+    where = f"sizes.{shared.size}"
     _refuse_unknown(entry, f"{where}.", _SIZE, faults)
     sections = {section: _table(entry, section) for section in SECTIONS}
     own = values_in(sections, where, shared.sources, faults)
@@ -235,7 +246,8 @@ def _document(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         text = path.read_text(encoding="utf-8")
         return tomllib.loads(text), lines_of_keys(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError(f"{path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RecipeError(f"{path}: not a recipe that can be read: {reason}") from error
 
 
 def _table(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -254,15 +266,16 @@ def _refuse_unknown(document: Mapping[str, Any], where: str, known: Mapping[str,
             faults.append((where + key, f"{where}{key}: must be {_WORDS[kind]}"))
 
 
-def _extended(document: Mapping[str, Any], faults: Faults) -> dict[str, Recipe]:
-    """The sizes of the recipe that this one extends, none if it stands alone."""
+def _extended(document: Mapping[str, Any], path: Path, faults: Faults) -> tuple[Recipe, Mapping[str, Recipe]]:
+    """The recipe that this one extends, under this one's name; an empty one without sizes if it stands alone."""
+    nothing = Recipe(path.stem, "", path.stem, {}, {})
     name = document.get("extends", "")
-    if not name:
-        return {}
-    if name not in systems():
+    if name and name not in systems():
         faults.append(("extends", f"extends '{name}': {did_you_mean(str(name), systems())}"))
-        return {}
-    return load(FOLDER / f"{name}.toml")
+    if name not in systems():
+        return nothing, {}
+    base, sizes = _read(FOLDER / f"{name}.toml")
+    return replace(base, system=path.stem), sizes
 
 
 def _config_faults(candidate: Recipe) -> list[str]:

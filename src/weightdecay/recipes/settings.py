@@ -179,7 +179,9 @@ class TrainConfig:
             asked = {key.partition(".")[2] for key in values if key.startswith(section + ".")}
             given = {name: read[f"{section}.{name}"] for name in asked if f"{section}.{name}" in read}
             missing = sorted(_required(kind) - asked)
-            faults += [f"{section}.{name} is missing: give it with --set {section}.{name}=…" for name in missing]
+            faults += [
+                f"{section}.{name} is missing: a recipe or --set {section}.{name}=… must give it" for name in missing
+            ]
             if _required(kind) - given.keys():
                 continue  # said above; the others of this section are still checked one by one
             try:
