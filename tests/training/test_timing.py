@@ -136,24 +136,33 @@ def test_nanochats_decay_falls_to_zero_along_a_cosine() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"run.batch_ramp": ("0:1000", "soon:2048")}, "must be two numbers with a colon"),
+        ({"run.batch_ramp": ("0:1000", "soon:2048")}, "must be two numbers"),
         ({"run.batch_ramp": ("5:1000", "9:2048")}, "must begin at 0"),
         ({"run.batch_ramp": ("0:1000", "9:1500", "9:2048")}, "rising"),
         ({"run.batch_ramp": ("0:1000", "9:1024")}, "run.batch_tokens is 2048"),
-        ({"run.batch_ramp": ("0:1000", "nan:2048")}, "must be finite"),
+        ({"run.batch_ramp": ("0:1000", "nan:2048")}, "two numbers of at least 0"),
         ({"schedule.grad_clip_changes": ("0:0.3",)}, "must come after the start"),
         ({"schedule.grad_clip_changes": ("9:0.3", "9:0.2")}, "rising"),
         ({"schedule.grad_clip_changes": ("9",)}, "like 30e9:0.3"),
-        ({"schedule.grad_clip_changes": ("9:-1",)}, "at least 0"),
+        ({"schedule.grad_clip_changes": ("9:-1",)}, "of at least 0"),
         ({"schedule.shape": "stages"}, "needs schedule.stages"),
         ({"schedule.shape": "stages", "schedule.stages": ("cosine to 0.1",)}, "must be like"),
         ({"schedule.shape": "stages", "schedule.stages": ("cosin to 0.1 over 5",)}, "did you mean 'cosine'"),
     ],
 )
 def test_ramps_and_stages_that_cannot_be_read_are_refused(values: dict[str, Any], message: str) -> None:
-    config = recipe("gpt3:nano").config(values)
     with pytest.raises(ConfigError, match=message):
-        _ = [schedule(config, sizes_of(config)) for schedule in (lr_schedule, grad_clip_schedule)]
+        sizes_of(recipe("gpt3:nano").config(values))
+
+
+def test_all_that_is_wrong_with_what_moves_is_told_with_the_other_faults() -> None:
+    values = {
+        "run.batch_ramp": ("5:1", "x"), "schedule.grad_clip_changes": ("2:1", "1:1"), "optimizer.lr": "fast",
+        "schedule.shape": "stages", "schedule.stages": ("cosine to 0.1 for 9", "linear to 0 over 4e6"),
+    }  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        recipe("gpt3:nano").config(values)
+    assert len(caught.value.faults) == 4
 
 
 def test_another_batch_has_no_ramp_unless_it_is_given_one() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from weightdecay.errors import ConfigError, did_you_mean
 from weightdecay.models.config import ModelConfig
+from weightdecay.recipes.moving import moving_faults
 
 OPTIMIZERS = ("adafactor", "adamw", "lion", "muon", "sgdw")
 
@@ -349,4 +350,4 @@ def out_of_range(read: Mapping[str, Any]) -> list[str]:
         faults.append("one warm-up length, not " + " and ".join(f"schedule.{name}" for name in warmups))
     if read.get("run.steps") and read.get("run.tokens"):
         faults.append("the run's length twice: give either --steps or --tokens")
-    return faults
+    return faults + moving_faults(read)
