@@ -8,6 +8,7 @@ import torch
 
 from weightdecay.errors import ConfigError, RecipeError
 from weightdecay.models.decoder import GPT
+from weightdecay.recipes import limits
 from weightdecay.recipes.entries import READ, STATUSES, Source, source_of
 from weightdecay.recipes.schema import FOLDER, Recipe, all_recipes, load, recipe, systems
 from weightdecay.recipes.settings import TrainConfig, known_keys
@@ -312,3 +313,12 @@ def test_a_recipe_of_ones_own_can_add_to_a_shipped_one_and_override_it(tmp_path:
     path.with_name("stray.toml").write_text('extends = "gtp3"\n')
     with pytest.raises(RecipeError, match="did you mean 'gpt3'"):
         load(path.with_name("stray.toml"))
+
+
+def test_every_limit_is_of_a_key_that_there_is() -> None:
+    """A misspelt one would bind nothing."""
+    limited = {f"{section}.{name}" for keys in limits._RANGES.values() for section, names in keys.items()
+               for name in names.split()}  # fmt: skip
+    assert limited | set(limits._CHOICES) <= set(known_keys())
+    numbers = {key for key, kind in known_keys().items() if kind in (int, float) and not key.startswith("model.")}
+    assert numbers == limited

@@ -170,7 +170,8 @@ class Train:
 
 def faults_without_recipe(values: dict[str, object]) -> list[str]:
     """What is wrong with the given values by themselves, when there is no recipe to complete them."""
-    from weightdecay.recipes.settings import out_of_range, read_values
+    from weightdecay.recipes.limits import out_of_range
+    from weightdecay.recipes.settings import read_values
     from weightdecay.training.preflight import missing_names
 
     read, faults = read_values(values)

@@ -18,9 +18,7 @@ from typing import Any
 
 from weightdecay.errors import ConfigError, did_you_mean
 from weightdecay.models.config import ModelConfig
-from weightdecay.recipes.moving import moving_faults
-
-OPTIMIZERS = ("adafactor", "adamw", "lion", "muon", "sgdw")
+from weightdecay.recipes.limits import out_of_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +43,7 @@ class OptimizerSettings:
     """How a step updates and decays.
 
     Args:
-        name: one of OPTIMIZERS.
+        name: one of `limits.OPTIMIZERS`.
         lr: peak learning rate η.
         weight_decay: λ; NaN stands for `auto` until the run's length is known.
         rule: what λ means in one step.
@@ -296,58 +294,3 @@ def _text(value: Any) -> str:
 
 def _refuse(wanted: str) -> typing.NoReturn:
     raise ValueError(f"must be {wanted}")
-
-
-_CHOICES = {
-    "data.encoding_errors": ("strict", "replace"),
-    "optimizer.name": OPTIMIZERS,
-    "optimizer.muon_scale": ("match_rms_adamw", "original"),
-    "schedule.shape": ("constant", "cosine", "inverse_sqrt", "linear", "stages", "warmup_stable_decay"),
-    "schedule.weight_decay_shape": ("constant", "cosine", "linear"),
-    "run.batch_ramp_shape": ("linear", "steps"),
-    "run.dtype": ("bfloat16", "float32"),
-}
-_RANGES: dict[str, tuple[float, float, str]] = {
-    "optimizer.lr": (0.0, math.inf, "at least 0"),
-    "optimizer.weight_decay": (0.0, math.inf, "at least 0, or auto"),
-    "optimizer.beta1": (0.0, 1.0, "from 0 to below 1"),
-    "optimizer.beta2": (0.0, 1.0, "from 0 to below 1"),
-    "optimizer.eps": (0.0, math.inf, "at least 0"),
-    "optimizer.grad_clip": (0.0, math.inf, "at least 0"),
-    "optimizer.momentum": (0.0, 1.0, "from 0 to below 1"),
-    "optimizer.beta2_decay": (-math.inf, 0.0, "below 0"),
-    "schedule.final_fraction": (0.0, math.inf, "at least 0"),
-    "schedule.decay_fraction": (0.0, 1.0 + 1e-9, "from 0 to 1"),
-    "schedule.weight_decay_final_fraction": (0.0, math.inf, "at least 0"),
-    **{f"schedule.{name}": (0.0, 1.0, "from 0 to below 1") for name in ("warmup_fraction", "hold_fraction")},
-    **{
-        f"schedule.{name}": (0.0, math.inf, "at least 0")
-        for name in ("warmup_steps", "warmup_tokens", "decay_tokens", "hold_steps")
-    },
-    **{
-        f"run.{name}": (0.0, math.inf, "at least 0")
-        for name in ("steps", "tokens", "batch_ramp_increment", "micro_batch_tokens", "seed")
-    },
-    **{f"run.{name}_every": (0.0, math.inf, "at least 0") for name in ("log", "eval", "checkpoint")},
-    **{f"run.{name}": (1.0, math.inf, "at least 1") for name in ("batch_tokens", "eval_tokens", "keep", "nproc")},
-}
-
-
-def out_of_range(read: Mapping[str, Any]) -> list[str]:
-    """What is wrong with values of the right type."""
-    faults = [
-        f"{key} = '{read[key]}': {did_you_mean(read[key], choices)}"
-        for key, choices in _CHOICES.items()
-        if key in read and read[key] not in choices
-    ]
-    for key, (low, high, words) in _RANGES.items():
-        value = read.get(key, low)
-        auto = key == "optimizer.weight_decay" and math.isnan(value)
-        if not auto and not (low <= value < high):
-            faults.append(f"{key} = {value:g}: must be {words}")
-    warmups = [name for name in ("warmup_steps", "warmup_tokens", "warmup_fraction") if read.get(f"schedule.{name}")]
-    if len(warmups) > 1:
-        faults.append("one warm-up length, not " + " and ".join(f"schedule.{name}" for name in warmups))
-    if read.get("run.steps") and read.get("run.tokens"):
-        faults.append("the run's length twice: give either --steps or --tokens")
-    return faults + moving_faults(read)
