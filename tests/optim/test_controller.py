@@ -12,6 +12,7 @@ import weightdecay
 from tests.references.rules import decay_per_step
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
+from weightdecay.optim.base import PrecisionWarning
 from weightdecay.optim.controller import control
 from weightdecay.optim.rules import RULES
 from weightdecay.optim.schedules import Constant, Cosine, Linear, OneOverT, Warmup
@@ -231,7 +232,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "l2 on AdamW": (lambda: control(adamw(), rule="l2"), "belongs to torch.optim.Adam and SGD"),
     "l2 on ours": (lambda: control(AdamW(parameters()), rule="l2"), "use AdamL2"),
     "towards_one on Adafactor": (
-        lambda: control(torch.optim.Adafactor(parameters(), weight_decay=0.1), rule="towards_one"), "weights' RMS"),
+        lambda: control(torch.optim.Adafactor(parameters(), weight_decay=0.1), rule="towards_one"),
+        "depends on the weights"),
     "over one": (lambda: control(adamw(), rule="fixed", schedule=Constant(1.5)), "sign of the weights"),
     "ω/t from the start": (
         lambda: control(adamw(), rule="independent", peak_lr=PEAK, schedule=OneOverT(4.0)), "sign of the weights"),
@@ -302,3 +304,9 @@ def test_schedule_free_takes_a_lambda_schedule_and_refuses_other_rules() -> None
 def test_the_public_name_is_this_function() -> None:
     assert weightdecay.control is control
     assert set(RULES) >= {"decoupled", "independent", "fixed", "l2", "lr_squared", "corrected", "cautious"}
+
+
+def test_a_controlled_bfloat16_model_is_warned_of_too() -> None:
+    optimizer = torch.optim.AdamW(nn.Linear(64, 64).bfloat16().parameters(), lr=3e-4, weight_decay=0.1)
+    with pytest.warns(PrecisionWarning, match=r"0\.0% of the decay per step of 3e-05"):
+        control(optimizer)

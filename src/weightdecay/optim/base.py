@@ -80,7 +80,7 @@ class DecayingOptimizer(torch.optim.Optimizer):
         self.defaults.update({key: value for key, value in settings.items() if (key, value) != ("peak_lr", None)})
         self._workspace = Workspace()
         for index, group in enumerate(self.param_groups):
-            _warn_of_rounding(group, index)
+            warn_of_rounding(group, index)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group as torch does; its rule and rounding are the optimizer's unless it brings its own."""
@@ -92,7 +92,7 @@ class DecayingOptimizer(torch.optim.Optimizer):
                 raise OptimizerError(faults)
         super().add_param_group(param_group)
         if finished:
-            _warn_of_rounding(self.param_groups[-1], len(self.param_groups) - 1)
+            warn_of_rounding(self.param_groups[-1], len(self.param_groups) - 1)
 
     # --- state
 
@@ -314,10 +314,11 @@ def _with_rule(group: Group, settings: Group) -> Group:
     return chosen
 
 
-def _warn_of_rounding(group: Group, index: int) -> None:
+def warn_of_rounding(group: Group, index: int) -> None:
+    """Say which part of its decay a low-precision group will really get, where it is not all."""
     low = [p for p in group["params"] if p.dtype in LOW_PRECISION and not p.is_meta]
     decay = group_decay_per_step(group)
-    if not low or not decay or group["rounding"] != "nearest":
+    if not low or not decay or group.get("rounding", "nearest") != "nearest":
         return
     shares = [realised_decay(local(p), decay) for p in low]
     realised = sum(shares) / len(shares)

@@ -5,7 +5,7 @@
 
 Hooks before and after each step give the optimizer the λ that makes its own decay the rule's. Where its own decay is
 not `w ← (1 − lr·λ)·w`, λ is 0 for the step and the weights shrink just before it, which is the same thing for any
-direction that does not read the weights.
+direction that does not read the weights; whether it does is seen on a small copy of the optimizer.
 """
 
 from __future__ import annotations
@@ -18,22 +18,21 @@ import torch
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError, did_you_mean
-from weightdecay.optim.base import DecayingOptimizer, with_gradient
+from weightdecay.optim.base import DecayingOptimizer, warn_of_rounding, with_gradient
 from weightdecay.optim.checks import group_title, number
 from weightdecay.optim.decay import pull_, shrink_
 from weightdecay.optim.grouping import Group
 from weightdecay.optim.rules import RULES, Decoupled, group_decay_per_step
 from weightdecay.optim.schedules import Schedule
+from weightdecay.optim.trial import why_shrinking_before_is_not_exact
 
 # One peak for all groups (of one lr), one for each in order, or by group name.
 PeakLr: TypeAlias = float | Sequence[float] | Mapping[str, float]
 
-# Optimizers whose own weight_decay shrinks by 1 − lr·weight_decay with lr the group's: by module and class.
-_SHRINKS_BY_LR_TIMES_LAMBDA = {
-    "torch.optim.adamw.AdamW",
-    "torch.optim._adafactor.Adafactor",
-    "torch.optim._muon.Muon",
-}
+# Optimizers whose own weight_decay shrinks by 1 − lr·weight_decay with lr the group's. Of torch, before 2.9, not all.
+_SHRINKS_BY_LR_TIMES_LAMBDA = tuple(
+    getattr(torch.optim, name) for name in ("AdamW", "Adafactor", "Muon") if hasattr(torch.optim, name)
+)
 # Schedule-Free decays at y by adding λ·y to the normalised gradient, with an lr of its own making.
 _DECAYS_AT_Y = "schedulefree"
 
@@ -83,7 +82,7 @@ class Control:
             return
         decays = [group_decay_per_step(group) for group in optimizer.param_groups]
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer itself
-        outside = [not _kernel_can(optimizer, group) for group in optimizer.param_groups]
+        outside = [not _kernel_can(group, optimizer) for group in optimizer.param_groups]
         if closure is not None and any(here and decay for here, decay in zip(outside, decays, strict=True)):
             raise OptimizerError(
                 f"{type(optimizer).__name__} with a closure cannot decay exactly: the weights would shrink before the "
@@ -152,6 +151,8 @@ def control(
         optimizer.defaults["rule"] = rule
     controlled = Control(optimizer, schedule)
     controlled.decay_per_step()  # a decay over 1 is to be known now
+    for index, group in enumerate(optimizer.param_groups):
+        warn_of_rounding(group, index)
     return controlled
 
 
@@ -179,12 +180,6 @@ def _optimizer_faults(optimizer: torch.optim.Optimizer, rule: str, schedule: Sch
     if schedule is not None and not any(float(group["weight_decay"]) for group in groups):
         faults.append(f"every group of {kind} has weight_decay 0: give the groups that a λ schedule is for a λ first")
     rules = {group.get("rule", rule) for group in groups}
-    scales = any(group.get("scale_parameter") for group in groups) and not _shrinks_itself(optimizer)
-    if scales or (isinstance(optimizer, torch.optim.Adafactor) and "towards_one" in rules):
-        faults.append(
-            f"{kind} scales its update with the weights' RMS, and shrinking them before the step would shrink the "
-            "update too: use weightdecay.Adafactor, or scale_parameter=False where there is such a setting"
-        )
     if isinstance(optimizer, DecayingOptimizer):
         faults += [f"rule '{name}': {optimizer.refused[name]}" for name in sorted({rule} & optimizer.refused.keys())]
         return faults
@@ -195,6 +190,12 @@ def _optimizer_faults(optimizer: torch.optim.Optimizer, rule: str, schedule: Sch
             faults.append(f"rule '{name}' must know the direction of {kind}: use weightdecay.AdamW, Lion, SGDW or Muon")
     if "l2" in rules and (_shrinks_itself(optimizer) or not _is_torch_coupled(optimizer)):
         faults.append(f"rule 'l2' belongs to torch.optim.Adam and SGD; {kind} does not put λ·w into the gradient")
+    if not faults and any(not _kernel_can({"rule": rule, **group, "lr": 1.0}, optimizer) for group in groups):
+        faults += [
+            f"{kind}: {reason}, and weights that shrink just before its step would change it: use an optimizer of "
+            "weightdecay, or a setting under which it does not look at the weights (such as scale_parameter=False)"
+            for reason in why_shrinking_before_is_not_exact(optimizer)
+        ]
     return faults
 
 
@@ -227,13 +228,14 @@ def _set_peaks(groups: Sequence[Group], rule: str, peak_lr: PeakLr | None) -> li
     return faults
 
 
-def _kernel_can(optimizer: torch.optim.Optimizer, group: Group) -> bool:
+def _kernel_can(group: Group, optimizer: torch.optim.Optimizer) -> bool:
     """Whether the optimizer's own decay can be made the rule's by giving it another λ."""
     if group["rule"] == "l2":
         return True
     if type(optimizer).__module__.startswith(_DECAYS_AT_Y):
         return True
-    shrinks = _shrinks_itself(optimizer) or bool(group.get("decoupled_weight_decay"))
+    torchs = type(optimizer).__module__.startswith("torch.optim")  # a wrapper's groups may have the key, too
+    shrinks = _shrinks_itself(optimizer) or (torchs and bool(group.get("decoupled_weight_decay")))
     return shrinks and RULES[group["rule"]].reach == "weights" and float(group["lr"]) > 0.0
 
 
@@ -247,9 +249,9 @@ def _decay(group: Group, decay: float, optimizer: torch.optim.Optimizer) -> None
 
 
 def _shrinks_itself(optimizer: torch.optim.Optimizer) -> bool:
-    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}" in _SHRINKS_BY_LR_TIMES_LAMBDA
+    return type(optimizer) in _SHRINKS_BY_LR_TIMES_LAMBDA
 
 
 def _is_torch_coupled(optimizer: torch.optim.Optimizer) -> bool:
     decoupled = any(group.get("decoupled_weight_decay") for group in optimizer.param_groups)
-    return type(optimizer).__module__.startswith("torch.optim.") and not decoupled
+    return type(optimizer).__module__.startswith("torch.optim") and not decoupled
