@@ -33,7 +33,9 @@ KINDS = {
     ),
     "nanochat": _LLAMA.replace(
         norm="rmsnorm_without_gain", qk_norm="head", feedforward="relu_squared", logit_softcap=15.0, window=6,
-        window_pattern="SSL", embedding_norm=True,
+        window_pattern="SSL", embedding_norm=True, value_gate_inputs=5, value_gate_max=3.0, smear_inputs=7,
+        residual_scale_first=1.15, residual_scale_last=1.05, input_scale_first=0.2, input_scale_last=0.05,
+        backout_scale=0.2,
     ),
     "deepseek": _LLAMA.replace(
         kv_rank=10, q_rank=14, head_dim=6, rotary_head_dim=4, value_head_dim=8, latent_norm_eps=1e-6,

@@ -65,7 +65,8 @@ def test_training_moves_every_tensor_the_same_way_twice(kind: str) -> None:
     first, second = gradients(), gradients()
     assert first.keys() == dict(model_of(kind).named_parameters()).keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert all(gradient.abs().max() > 0 for gradient in first.values())
+    still = {"smear.amount.weight"}  # its factor starts at 0
+    assert all(gradient.abs().max() > 0 for name, gradient in first.items() if name not in still)
 
 
 @every_kind

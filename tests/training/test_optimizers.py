@@ -88,8 +88,13 @@ def test_opt_and_moonlight_decay_everything() -> None:
         assert {decided[tensor].weight_decay for tensor in names} == {0.1}, name
 
 
-def test_nanochats_embedding_and_head_have_rates_and_decays_of_their_own() -> None:
-    config = recipe("nanochat:d12").config({"model.n_layers": 1, "model.vocab_size": 64, "model.context": 16})
+@pytest.mark.parametrize(
+    ("name", "lr", "weight_decay", "rate"),
+    [("nanochat:d12", 0.02, 0.28, 1.0), ("nanochat:d24", 0.02 * 2**0.5, 0.0597, 2**0.5)],
+)
+def test_nanochats_tensors_have_its_rates_and_decays(name: str, lr: float, weight_decay: float, rate: float) -> None:
+    """karpathy/nanochat@92d63d4, setup_optimizer(): d24 doubles the batch, and the width divides some by √2 again."""
+    config = recipe(name).config({"model.n_layers": 2, "model.vocab_size": 64, "model.context": 16})
     model = GPT(config.model)
     optimizer = make_optimizer(config.optimizer, decay_plan(model, config.optimizer))
     assert isinstance(optimizer, Muon)
@@ -99,9 +104,19 @@ def test_nanochats_embedding_and_head_have_rates_and_decays_of_their_own() -> No
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    assert seen["embedding.weight"] == ("adamw", pytest.approx(0.3), pytest.approx(0.001, rel=1e-3))
-    assert seen["head.weight"] == ("adamw", pytest.approx(0.008), pytest.approx(0.01, rel=1e-3))
-    assert seen["blocks.0.feedforward.up.weight"] == ("muon", pytest.approx(0.02), pytest.approx(0.28))
+    for tensor, algorithm, its_lr, decay in (
+        ("embedding.weight", "adamw", 0.3, 0.001),
+        ("head.weight", "adamw", 0.008, 0.01),
+        ("value_embeddings.1.weight", "adamw", 0.15, 0.01),
+        ("residual_scales.residual_scale", "adamw", 0.005 * rate, 0.05),
+        ("residual_scales.input_scale", "adamw", 0.5 * rate, 0.0),
+        ("smear.amount.weight", "adamw", 0.2, 0.0),
+        ("smear.scale", "adamw", 0.2, 0.0),
+        ("backout_scale", "adamw", 0.2, 0.0),
+        ("blocks.1.attention.value_gate.weight", "muon", lr, weight_decay),
+        ("blocks.0.feedforward.up.weight", "muon", lr, weight_decay),
+    ):
+        assert seen[tensor] == (algorithm, pytest.approx(its_lr, rel=1e-3), pytest.approx(decay, rel=2e-3)), tensor
 
 
 def test_multipliers_that_cannot_be_read_or_match_nothing_are_refused() -> None:

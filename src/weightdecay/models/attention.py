@@ -50,6 +50,9 @@ class Attention(nn.Module):
             together = config.qk_norm == "all_heads"
             self.query_norm = make_norm(config, inner if together else config.head_dim)
             self.key_norm = make_norm(config, inner_kv if together else config.head_dim)
+        self.value_gate, self.value_gate_max = None, config.value_gate_max
+        if config.has_value_embedding(layer):
+            self.value_gate = nn.Linear(config.value_gate_inputs, config.n_kv_heads, bias=False)
         self.relative = RelativePositions(config) if config.positions == "relative" else None
         self.rotary = (
             Rotary(config.head_dim, config.context, config.rotary_base, config.rotary_fraction)
@@ -57,10 +60,13 @@ class Attention(nn.Module):
             else None
         )
 
-    def forward(self, x_BTD: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, cache: LayerCache | None = None, more_values_BTX: Tensor | None = None) -> Tensor:
+        """The branch's output; `more_values` are added to the values, each head's times its gate, [B, T, K·E]."""
         batch, time, _ = x_BTD.shape
         heads = self.qkv(x_BTD).view(batch, time, self.n_heads + 2 * self.n_kv_heads, self.head_dim).transpose(1, 2)
         q_BHTE, k_BKTE, v_BKTE = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=1)
+        if self.value_gate is not None and more_values_BTX is not None:
+            v_BKTE = v_BKTE + self._gated(x_BTD, more_values_BTX).to(v_BKTE.dtype)
         if self.qk_norm != "none":
             q_BHTE, k_BKTE = self._normed(self.query_norm, q_BHTE), self._normed(self.key_norm, k_BKTE)
         start = cache.length if cache is not None else 0
@@ -82,6 +88,13 @@ class Attention(nn.Module):
         y_BTD = y_BHTE.transpose(1, 2).reshape(batch, time, self.n_heads * self.head_dim)
         out: Tensor = self.out(y_BTD)
         return out
+
+    def _gated(self, x_BTD: Tensor, more_values_BTX: Tensor) -> Tensor:
+        """Each head's part of the value embeddings, times its gate."""
+        assert self.value_gate is not None
+        gate_BTK = self.value_gate_max * torch.sigmoid(self.value_gate(x_BTD[..., : self.value_gate.in_features]))
+        more_BTKE = more_values_BTX.view(*gate_BTK.shape, self.head_dim)
+        return (gate_BTK.unsqueeze(-1) * more_BTKE).transpose(1, 2)
 
     def _normed(self, norm: nn.Module, x_BHTE: Tensor) -> Tensor:
         if self.qk_norm == "head":

@@ -39,6 +39,7 @@ class Cache:
 
     def __init__(self, config: ModelConfig) -> None:
         self.layers = [LayerCache(config.context) for _ in range(config.n_layers)]
+        self.last_embedding: Tensor | None = None  # where a token's is added to the next one's
 
     @property
     def length(self) -> int:

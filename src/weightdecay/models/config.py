@@ -19,12 +19,13 @@ CHOICES = {
     "router_bias_update": ("sign", "centred_sign"),
     "balance_over": ("batch", "sequence"),
     "init": ("normal", "fan_in"),
-    "residual_init": ("plain", "scaled"),
+    "residual_init": ("plain", "scaled", "zero"),
 }
 # Values that training sees and the function from tokens to logits does not.
 TRAINING_ONLY = (
     "dropout", "embedding_dropout", "stochastic_depth", "load_balancing", "balance_over", "router_bias_speed",
-    "router_bias_update", "router_bias_tokens", "z_loss", "init", "init_std", "embedding_init_std", "residual_init",
+    "router_bias_update", "router_bias_tokens", "z_loss", "init", "init_std", "embedding_init_std", "head_init_std",
+    "residual_init",
 )  # fmt: skip
 # Values without effect in a dense decoder.
 _OF_EXPERTS = (
@@ -72,6 +73,15 @@ class ModelConfig:
         embedding_multiplier, logit_multiplier: factors of the embedding's output and of the logits.
         feedforward: `gelu`, `gelu_tanh` (GPT-2's approximation), `relu`, `relu_squared`, or gated: `swiglu`, `geglu`,
             `geglu_tanh`.
+        value_gate_inputs: features of its input by which a layer gates a table of its own that is added to its values,
+            every second layer counted from the last (ResFormer); 0 means no such tables.
+        value_gate_max: what that gate, a sigmoid, is multiplied by.
+        smear_inputs: features of a token's embedding that gate how much of the one before is added to it; 0 means none.
+        residual_scale_first, residual_scale_last: of the learned factors of the stream before each block, at the
+            start, from the first block to the last; 0 means that there are none.
+        input_scale_first, input_scale_last: likewise of the embeddings that are then added again.
+        backout_scale: at the start, of a learned factor by which the stream of the middle is taken off the last; 0
+            means that there is none.
         branches: `sequential`, feed-forward after attention; `parallel`, both of the block's input; or
             `parallel_one_norm`, with one norm for both.
         n_experts: 0 is a dense feed-forward part.
@@ -98,7 +108,9 @@ class ModelConfig:
         init: `normal`, N(0, init_std²), or `fan_in`, N(0, 1/inputs), for weight matrices.
         init_std: standard deviation of every weight matrix at the start, under `normal`.
         embedding_init_std: of the embedding's and the learned positions'; 0 means `init_std`.
-        residual_init: `scaled` divides it by √(2·n_layers) in the layers that write to the residual stream.
+        head_init_std: of an untied head's; 0 means that of the other matrices.
+        residual_init: `scaled` divides it by √(2·n_layers) in the layers that write to the residual stream, `zero`
+            starts them at 0.
 
     Raises:
         ConfigError: every value out of range, at once.
@@ -134,6 +146,14 @@ class ModelConfig:
     embedding_multiplier: float = 1.0
     logit_multiplier: float = 1.0
     feedforward: str = "gelu_tanh"
+    value_gate_inputs: int = 0
+    value_gate_max: float = 1.0
+    smear_inputs: int = 0
+    residual_scale_first: float = 0.0
+    residual_scale_last: float = 0.0
+    input_scale_first: float = 0.0
+    input_scale_last: float = 0.0
+    backout_scale: float = 0.0
     branches: str = "sequential"
     n_experts: int = 0
     experts_per_token: int = 2
@@ -158,6 +178,7 @@ class ModelConfig:
     init: str = "normal"
     init_std: float = 0.02
     embedding_init_std: float = 0.0
+    head_init_std: float = 0.0
     residual_init: str = "scaled"
 
     def __post_init__(self) -> None:
@@ -195,6 +216,10 @@ class ModelConfig:
         """Whether a layer's feed-forward part is a mixture of experts."""
         return self.n_experts > 0 and layer >= self.n_dense_layers
 
+    def has_value_embedding(self, layer: int) -> bool:
+        """Whether a table is added to a layer's values."""
+        return self.value_gate_inputs > 0 and (self.n_layers - 1 - layer) % 2 == 0
+
     def replace(self, **changes: object) -> ModelConfig:
         """The same configuration with some values changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]  # checked in __post_init__
@@ -208,6 +233,7 @@ class ModelConfig:
         unused += ["rotary_fraction"] if self.positions != "rotary" or self.kv_rank else []
         unused += ["d_embedding"] if self.d_embedding == self.d_model else []
         unused += _OF_EXPERTS if not self.n_experts else []
+        unused += ["value_gate_max"] if not self.value_gate_inputs else []
         unused += ["expert_groups_per_token"] if self.n_expert_groups == 1 else []
         same = {name: defaults[name] for name in unused}
         if self.kv_rank:
@@ -251,7 +277,7 @@ class ModelConfig:
                 "window", "attention_scale", "attention_softcap", "logit_softcap", "n_experts", "n_shared_experts",
                 "n_dense_layers", "d_ff_dense", "d_embedding", "load_balancing", "z_loss", "embedding_init_std",
                 "kv_rank", "q_rank", "rotary_head_dim", "value_head_dim", "latent_norm_eps", "router_bias_speed",
-                "router_bias_tokens",
+                "router_bias_tokens", "value_gate_inputs", "value_gate_max", "smear_inputs", "head_init_std",
             )
             if not getattr(self, name) >= 0
         ]  # fmt: skip
@@ -260,6 +286,11 @@ class ModelConfig:
     def _contradictions(self) -> list[str]:
         """What is wrong between values that are each in range."""
         faults = [*self._attention_faults(), *self._expert_faults()]
+        faults += [
+            f"model.{name} = {value} is more than model.d_model = {self.d_model}"
+            for name in ("value_gate_inputs", "smear_inputs")
+            if (value := getattr(self, name)) > self.d_model
+        ]
         if self.branches != "sequential" and self.norm_placement != "pre":
             faults.append(
                 f"parallel branches have their norms before them: model.norm_placement = '{self.norm_placement}' "
@@ -284,7 +315,9 @@ class ModelConfig:
         if not self.kv_rank:
             asked = ", ".join(f"model.{name} = {value}" for name, value in latent.items() if value)
             return [*faults, f"{asked}: of latent attention alone, which model.kv_rank asks for"] if asked else faults
-        wanted: dict[str, Any] = {"positions": "rotary", "qk_norm": "none", "bias": False, "n_kv_heads": self.n_heads}
+        wanted: dict[str, Any] = {
+            "positions": "rotary", "qk_norm": "none", "bias": False, "n_kv_heads": self.n_heads, "value_gate_inputs": 0,
+        }  # fmt: skip
         faults += [
             f"latent attention (model.kv_rank = {self.kv_rank}) needs model.{name} = {value!r}, "
             f"got {getattr(self, name)!r}"

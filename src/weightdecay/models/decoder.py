@@ -18,6 +18,7 @@ from weightdecay.models.experts import Experts
 from weightdecay.models.feedforward import FeedForward
 from weightdecay.models.latent import LatentAttention
 from weightdecay.models.layers import StochasticDepth, make_norm, soft_capped
+from weightdecay.models.mixing import ResidualScales, Smear
 from weightdecay.models.routing import Router, Spread
 
 
@@ -35,6 +36,7 @@ class Block(nn.Module):
         self.parallel = config.branches != "sequential"
         self.attention_norm = make_norm(config)
         self.attention = LatentAttention(config, layer) if config.kv_rank else Attention(config, layer)
+        self.takes_more_values = config.has_value_embedding(layer)
         self.feedforward_norm = make_norm(config) if config.branches != "parallel_one_norm" else None
         self.feedforward = (
             Experts(config) if config.has_experts(layer) else FeedForward(config, _dense_width(config, layer))
@@ -45,11 +47,14 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.stochastic_depth = StochasticDepth(config.stochastic_depth * (layer + 1) / config.n_layers)
 
-    def forward(self, x_BTD: Tensor, cache: LayerCache | None = None) -> tuple[Tensor, Spread | None]:
+    def forward(
+        self, x_BTD: Tensor, cache: LayerCache | None = None, more_values_BTX: Tensor | None = None
+    ) -> tuple[Tensor, Spread | None]:
         """The stream after this block, and how the tokens fell on its experts if it has any."""
+        seen = (cache, more_values_BTX) if self.takes_more_values else (cache,)
         if self.parallel:
             normed_BTD = self.attention_norm(x_BTD)
-            attended_BTD = self._dropped(self.attention(normed_BTD, cache))
+            attended_BTD = self._dropped(self.attention(normed_BTD, *seen))
             second_BTD = normed_BTD if self.feedforward_norm is None else self.feedforward_norm(x_BTD)
             y_BTD, spread = self._feedforward(second_BTD)
             return x_BTD + attended_BTD + self._dropped(y_BTD), spread
@@ -57,19 +62,19 @@ class Block(nn.Module):
         first, second = self.attention_norm, self.feedforward_norm
         match self.placement:
             case "pre":
-                x_BTD = x_BTD + self._dropped(self.attention(first(x_BTD), cache))
+                x_BTD = x_BTD + self._dropped(self.attention(first(x_BTD), *seen))
                 y_BTD, spread = self._feedforward(second(x_BTD))
                 return x_BTD + self._dropped(y_BTD), spread
             case "post":
-                x_BTD = first(x_BTD + self._dropped(self.attention(x_BTD, cache)))
+                x_BTD = first(x_BTD + self._dropped(self.attention(x_BTD, *seen)))
                 y_BTD, spread = self._feedforward(x_BTD)
                 return second(x_BTD + self._dropped(y_BTD)), spread
             case "output":
-                x_BTD = x_BTD + self._dropped(first(self.attention(x_BTD, cache)))
+                x_BTD = x_BTD + self._dropped(first(self.attention(x_BTD, *seen)))
                 y_BTD, spread = self._feedforward(x_BTD)
                 return x_BTD + self._dropped(second(y_BTD)), spread
             case _:
-                x_BTD = x_BTD + self._dropped(self.attention_output_norm(self.attention(first(x_BTD), cache)))
+                x_BTD = x_BTD + self._dropped(self.attention_output_norm(self.attention(first(x_BTD), *seen)))
                 y_BTD, spread = self._feedforward(second(x_BTD))
                 return x_BTD + self._dropped(self.feedforward_output_norm(y_BTD)), spread
 
@@ -100,7 +105,17 @@ class GPT(nn.Module):
         self.project_in = nn.Linear(width, config.d_model, bias=False) if narrow else None
         self.positions = nn.Embedding(config.context, config.d_model) if config.positions == "learned" else None
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
+        self.smear = Smear(config.smear_inputs) if config.smear_inputs else None
         self.dropout = nn.Dropout(config.dropout if config.embedding_dropout else 0.0)
+        self.value_embeddings = nn.ModuleDict(
+            {
+                str(layer): nn.Embedding(config.vocab_size, config.n_kv_heads * config.head_dim)
+                for layer in range(config.n_layers)
+                if config.has_value_embedding(layer)
+            }
+        )
+        self.residual_scales = ResidualScales(config) if config.residual_scale_first else None
+        self.backout_scale = nn.Parameter(torch.full((1,), config.backout_scale)) if config.backout_scale else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = make_norm(config) if config.norm_placement != "post" else None
         self.project_out = nn.Linear(config.d_model, width, bias=False) if narrow else None
@@ -126,12 +141,7 @@ class GPT(nn.Module):
         end = start + tokens_BT.shape[1]
         if end > self.config.context:
             raise ConfigError(f"{end} tokens do not fit the model's context of {self.config.context}: cut the input")
-        x_BTD = self._embedded(tokens_BT, start, end)
-        spreads: list[Spread] = []
-        for layer, block in enumerate(self.blocks):
-            x_BTD, spread = block(x_BTD, cache.layers[layer] if cache is not None else None)
-            if spread is not None:
-                spreads.append(spread)
+        x_BTD, spread = self._through_blocks(tokens_BT, self._embedded(tokens_BT, start, end, cache), cache)
         if self.norm is not None:
             x_BTD = self.norm(x_BTD)
         if self.project_out is not None:
@@ -141,10 +151,7 @@ class GPT(nn.Module):
             logits_BTV = logits_BTV * self.config.logit_multiplier
         if self.config.logit_softcap:
             logits_BTV = soft_capped(logits_BTV.float(), self.config.logit_softcap)
-        if not spreads:
-            return logits_BTV, None
-        imbalances, loads = zip(*spreads, strict=True)
-        return logits_BTV, Spread(torch.stack(imbalances).mean(), torch.stack(loads))
+        return logits_BTV, spread
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file of this model holds, by name: parameters, a tied one once, and selection biases of routers."""
@@ -163,7 +170,27 @@ class GPT(nn.Module):
         for router, load_X in zip(routers, load_LX, strict=True):
             router.shift_bias(load_X, speed)
 
-    def _embedded(self, tokens_BT: Tensor, start: int, end: int) -> Tensor:
+    def _through_blocks(self, tokens_BT: Tensor, x_BTD: Tensor, cache: Cache | None) -> tuple[Tensor, Spread | None]:
+        """The stream after the last block, and how the tokens fell on the experts."""
+        first_BTD = middle_BTD = x_BTD
+        spreads: list[Spread] = []
+        for layer, block in enumerate(self.blocks):
+            if self.residual_scales is not None:
+                x_BTD = self.residual_scales(x_BTD, first_BTD, layer)
+            more_values_BTX = self.value_embeddings[str(layer)](tokens_BT) if block.takes_more_values else None
+            x_BTD, spread = block(x_BTD, cache.layers[layer] if cache is not None else None, more_values_BTX)
+            if spread is not None:
+                spreads.append(spread)
+            if layer == self.config.n_layers // 2:
+                middle_BTD = x_BTD
+        if self.backout_scale is not None:
+            x_BTD = x_BTD - (self.backout_scale * middle_BTD).to(x_BTD.dtype)
+        if not spreads:
+            return x_BTD, None
+        imbalances, loads = zip(*spreads, strict=True)
+        return x_BTD, Spread(torch.stack(imbalances).mean(), torch.stack(loads))
+
+    def _embedded(self, tokens_BT: Tensor, start: int, end: int, cache: Cache | None) -> Tensor:
         x_BTD: Tensor = self.embedding(tokens_BT)
         if self.project_in is not None:
             x_BTD = self.project_in(x_BTD)
@@ -173,20 +200,28 @@ class GPT(nn.Module):
             x_BTD = x_BTD + self.positions.weight[start:end]
         if self.embedding_norm is not None:
             x_BTD = self.embedding_norm(x_BTD)
+        if self.smear is not None:
+            before_B1D = cache.last_embedding if cache is not None else None
+            if cache is not None:
+                cache.last_embedding = x_BTD[:, -1:]
+            x_BTD = self.smear(x_BTD, before_B1D)
         dropped_BTD: Tensor = self.dropout(x_BTD)
         return dropped_BTD
 
     @torch.no_grad()
     def _draw_weights(self) -> None:
         config = self.config
-        shrink = 1.0 / math.sqrt(2 * config.n_layers) if config.residual_init == "scaled" else 1.0
+        shrink = {"plain": 1.0, "scaled": 1.0 / math.sqrt(2 * config.n_layers), "zero": 0.0}[config.residual_init]
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=config.embedding_init_std or config.init_std)
             elif isinstance(module, nn.Linear) and not (module is self.head and config.tied_head):
-                nn.init.normal_(module.weight, std=self._std(module.in_features))
+                own = config.head_init_std if module is self.head else 0.0
+                nn.init.normal_(module.weight, std=own or self._std(module.in_features))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for table in self.value_embeddings.parameters():
+            nn.init.normal_(table, std=self._std(config.d_model))
         for block in self.blocks:
             assert isinstance(block, Block)
             nn.init.normal_(block.attention.out.weight, std=shrink * self._std(block.attention.out.in_features))

@@ -99,7 +99,7 @@ def _head_beside(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _algorithm(name: str, tensor: Tensor) -> str:
-    table_or_head = name.startswith(("embedding.", "positions.", "head."))
+    table_or_head = name.startswith(("embedding.", "positions.", "value_embeddings.", "smear.", "head."))
     return "adamw" if table_or_head or tensor.ndim < 2 else "muon"
 
 
