@@ -184,12 +184,3 @@ def test_the_command_exports_and_refuses_a_directory_that_holds_something(
     assert "not an empty directory" in again.stderr
     assert weightdecay("export", tmp_path / "nowhere", tmp_path / "new").returncode == 2
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_an_export_keeps_a_tokenizer_of_ours_and_says_that_it_is_none_of_transformers(
-    small_text: Path, tmp_path: Path
-) -> None:
-    made = train(small(small_text, tmp_path / "run", run__steps=1, data__tokenizer="byte"), reporter=SilentReporter())
-    out = export(made, tmp_path / "out", print)
-    assert "tokenizer.json is for weightdecay alone" in out.remark
-    assert json.loads((out.path / "tokenizer.json").read_text())["format"] == "weightdecay-byte"

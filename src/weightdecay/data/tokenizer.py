@@ -183,7 +183,25 @@ class TiktokenTokenizer(Tokenizer):
         self._encoding = encoding
         self.vocab_size = encoding.n_vocab
         self.end_of_text_id = encoding.eot_token
-        self.cuts = cuts_of_pattern(encoding._pat_str)
+        self.cuts = cuts_of_pattern(self.pattern)
+
+    @property
+    def ranks(self) -> dict[bytes, int]:
+        """Each token's bytes and id, which is also its place among the merges."""
+        ranks: dict[bytes, int] = self._encoding._mergeable_ranks
+        return ranks
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Those that no text is encoded to."""
+        tokens: dict[str, int] = self._encoding._special_tokens
+        return tokens
+
+    @property
+    def pattern(self) -> str:
+        """The regular expression that cuts a text into pieces."""
+        pattern: str = self._encoding._pat_str
+        return pattern
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         for text in texts:
@@ -196,19 +214,19 @@ class TiktokenTokenizer(Tokenizer):
 
     def byte_lengths(self) -> npt.NDArray[np.int64]:
         lengths = np.zeros(self.vocab_size, np.int64)
-        for token, index in self._encoding._mergeable_ranks.items():
+        for token, index in self.ranks.items():
             lengths[index] = len(token)
         return lengths
 
     def to_json(self) -> str:
-        ranks = {base64.b64encode(token).decode(): rank for token, rank in self._encoding._mergeable_ranks.items()}
+        ranks = {base64.b64encode(token).decode(): rank for token, rank in self.ranks.items()}
         return json.dumps(
             {
                 "format": "weightdecay-tiktoken",
                 "version": 1,
                 "name": self._encoding.name,
-                "pattern": self._encoding._pat_str,
-                "special_tokens": self._encoding._special_tokens,
+                "pattern": self.pattern,
+                "special_tokens": self.special_tokens,
                 "ranks": ranks,
             }
         )

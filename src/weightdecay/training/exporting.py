@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -11,12 +10,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from weightdecay.data.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
+from weightdecay.data.tokenizer import load_tokenizer
 from weightdecay.errors import ConfigError, TrainingError
 from weightdecay.models import huggingface
 from weightdecay.runs import Run
 from weightdecay.training import checkpoint
 from weightdecay.training.sampling import Report
+from weightdecay.training.tokenizerfiles import write_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -80,7 +80,8 @@ def export(
         remarks = [f"{made.lacking}; written in our own format"] if made.lacking else []
         if dtype != "float32":
             remarks.append(f"the weights are rounded to {dtype}, the checkpoint's are float32")
-        remarks += _write_tokenizer(partial, tokenizer, config.context)
+        if lacking := write_tokenizer(partial, tokenizer, config.context):
+            remarks.append(lacking)
         if path.is_dir():
             path.rmdir()
         partial.rename(path)
@@ -89,19 +90,3 @@ def export(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Exported(path, found.step, made.architecture, made.files, dtype, "; ".join(remarks))
-
-
-def _write_tokenizer(path: Path, tokenizer: Tokenizer, context: int) -> list[str]:
-    (path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-    if not isinstance(tokenizer, HuggingFaceTokenizer):
-        return ["transformers has no such tokenizer: tokenizer.json is for weightdecay alone"]
-    end = tokenizer.decode([tokenizer.end_of_text_id])
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": end,
-        "eos_token": end,
-        "model_max_length": context,
-        "clean_up_tokenization_spaces": False,
-    }
-    (path / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    return []

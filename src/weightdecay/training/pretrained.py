@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from weightdecay.data.tokenizer import load_tokenizer
 from weightdecay.errors import ConfigError
 from weightdecay.models import huggingface
 from weightdecay.models.config import TRAINING_ONLY
 from weightdecay.recipes.settings import TrainConfig
+from weightdecay.training.tokenizerfiles import tokenizers_of
 
 
 def holds_a_model(config: TrainConfig) -> bool:
@@ -47,9 +47,10 @@ def pretrained_weights(path: Path, tokenizer_sha256: str, report: Callable[[str]
         ConfigError: there are no weights, or its tokenizer is another than the data's.
         DamagedError: missing, extra or misshapen tensors, all of them named.
     """
-    tokenizer = path / "tokenizer.json"
-    if not tokenizer.is_file():
+    spoken = tokenizers_of(path)
+    if not spoken:
         report(f"{path}: has no tokenizer.json, so nothing says whether its weights speak the data's tokenizer")
-    elif load_tokenizer(tokenizer).sha256 != tokenizer_sha256:
-        raise ConfigError(f"{path}: its weights speak another tokenizer than the data: give --tokenizer {tokenizer}")
+    elif tokenizer_sha256 not in {tokenizer.sha256 for tokenizer in spoken.values()}:
+        named = path / next(iter(spoken))
+        raise ConfigError(f"{path}: its weights speak another tokenizer than the data: give --tokenizer {named}")
     return huggingface.read_weights(path, huggingface.read_config(path), report)
