@@ -90,6 +90,40 @@ def test_when_a_process_is_killed_the_others_leave_and_nothing_is_saved(small_te
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
 
+SLOW_SAVE = """
+import sys, time
+from pathlib import Path
+from weightdecay.training.distributed import launch
+from weightdecay.training.signals import ECHO_S, StopRequest
+
+def rank(folder: Path) -> int:
+    with StopRequest() as stop:
+        (folder / f"ready-{time.monotonic_ns()}").touch()
+        while not stop.signal_number:
+            time.sleep(0.01)
+        time.sleep(ECHO_S / 2)
+        (folder / f"saved-{time.monotonic_ns()}").touch()
+    return 128 + stop.signal_number
+
+if __name__ == "__main__":
+    launch(2, rank, Path(sys.argv[1]))
+"""
+
+
+def test_one_press_of_ctrl_c_is_one_signal_though_the_launcher_passes_it_on(tmp_path: Path) -> None:
+    """A terminal tells the launcher and its ranks at once, so that each rank hears of it twice."""
+    (tmp_path / "script.py").write_text(SLOW_SAVE)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while len(list(tmp_path.glob("ready-*"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        _, text = process.communicate(timeout=60)
+    assert len(list(tmp_path.glob("saved-*"))) == 2
+    assert "of 2 ended with exit code 130" in text
+
+
 def test_a_second_signal_ends_ranks_that_hang(small_text: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start(*arguments(small_text, run, "--nproc", "2", "--checkpoint-every", "1000", "--steps", "3000"))
