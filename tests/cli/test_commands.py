@@ -195,6 +195,9 @@ def test_faults_of_a_sample_are_told_at_once(weightdecay: Command, run_directory
     done = weightdecay("sample", run_directory, "--temperature", "-1", "--top-k", "few", "--max-tokens", "-3")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 3
+    no_text = weightdecay("sample", run_directory, "--prompt", os.fsdecode(b"\xff"))
+    assert (no_text.returncode, no_text.stdout) == (2, "")
+    assert "lone surrogate" in no_text.stderr
     nowhere = weightdecay("sample", tmp_path / "nowhere")
     assert nowhere.returncode == 2
     assert "no such directory" in nowhere.stderr
@@ -305,14 +308,16 @@ def test_data_is_prepared_inspected_and_trained_on(weightdecay: Command, small_t
     assert "squared is" in weightdecay("data", "inspect", shards).stdout
     done = weightdecay("train", "gpt3:nano", "--data", shards, "--steps", "2", "--out", tmp_path / "run", *SMALL)
     assert done.returncode == 0, done.stderr
+    assert f'tokenizer = "{shards}/tokenizer.json"' in (tmp_path / "run" / "run.toml").read_text()
+    assert "tokens of 257 kinds" in done.stdout
     path = shards / "train.bin"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     assert weightdecay("data", "inspect", shards).returncode == 4
-    nowhere = weightdecay("data", "prepare", tmp_path / "none", "--encoding-errors", "ignore")
+    nowhere = weightdecay("data", "prepare", tmp_path / "none", "--encoding-errors", "ignore", "--tokenizer", "bytes")
     assert nowhere.returncode == 2
-    assert len(nowhere.stderr.splitlines()) == 2
+    assert len(nowhere.stderr.splitlines()) == 4
 
 
 @pytest.mark.parametrize(

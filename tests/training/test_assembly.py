@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import io
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from weightdecay.errors import ConfigError
 from weightdecay.recipes.schema import recipe
 from weightdecay.training.assembly import Assembly, assemble
+from weightdecay.training.briefing import briefing
 
 
 def assembled(text: Path, **values: Any) -> Assembly:
@@ -60,6 +64,36 @@ def test_the_sum_of_the_decay_is_the_one_of_the_schedule_and_the_rule(small_text
     assert fixed.decay.matters
 
 
+def test_the_decay_is_told_in_words_with_the_right_numbers(small_text: Path) -> None:
+    """a = 6e-3 · 0.5: Σ = 100 a, (1 − a)^100, ln 2 / a steps of 64 tokens; TPP and λ = 1/(η·T·τ) by hand."""
+    flat = {"schedule__shape": "constant", "schedule__warmup_steps": 0, "run__batch_tokens": 64}
+    made = assembled(small_text, optimizer__weight_decay=0.5, **flat)
+    assert "λ = 0.5 (decoupled), Σ of the decay per step 0.3: without gradients 74.0 %" in told(made)
+    assert "half of an update is forgotten in 14.8k tokens at the peak" in told(made)
+    names = [(tensor.name, math.prod(tensor.shape)) for tensor in made.plan]
+    others = sum(size for name, size in names if not name.startswith(("embedding", "positions")))
+    assert made.tokens_per_parameter == pytest.approx(100 * 64 / others)
+    better = 1 / (6e-3 * 100 * 1.084 * 20**-0.527)
+    assert f"next to nothing in this run: Σ is below 0.5; λ = {better:.3g} would matter" in told(made)
+    assert f"at {made.tokens_per_parameter:.3g} tokens per parameter without embeddings; outside 20 to 1280" in told(
+        made
+    )
+    long = {**flat, "run__steps": 30 * others // 64, "optimizer__weight_decay": "auto"}
+    assert assembled(small_text, **long).config.optimizer.weight_decay == pytest.approx(
+        1 / (6e-3 * (30 * others // 64) * 1.084 * 30**-0.527), rel=1e-4
+    )
+    none = assembled(small_text, optimizer__weight_decay=0.0, **flat)
+    assert "without gradients 100.0 % of a weight would be left; half of an update is forgotten in endless" in told(
+        none
+    )
+
+
+def told(assembly: Assembly) -> str:
+    console = Console(file=io.StringIO(), width=10_000, color_system=None)
+    console.print(briefing(assembly))
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
 def test_gpt3s_cosine_ends_before_its_run_does(small_text: Path) -> None:
     values = {"data.sources": (str(small_text),), "data.tokenizer": "byte", "model.context": 16}
     made = assemble(recipe("gpt3:125m").config(values | {"run.batch_tokens": 500_000}))
@@ -82,6 +116,7 @@ def test_gpt3s_cosine_ends_before_its_run_does(small_text: Path) -> None:
         ),
         ({"optimizer__rule": "decopled"}, "did you mean 'decoupled'"),
         ({"optimizer__policy": "defalt"}, "did you mean 'default'"),
+        ({"run__steps": 4, "optimizer__weight_decay": "auto"}, "auto: 4 steps are too few"),
         ({"optimizer__rule": "fixed", "optimizer__weight_decay": 2.0}, r"must lie in \[0, 1\]"),
     ],
 )

@@ -32,10 +32,14 @@ class Prepare:
     """One JSON document on stdout."""
 
     def run(self) -> int:
+        from weightdecay.training.preflight import missing_names
+
         faults = [] if self.out else ["--out is missing: name a new directory for the shards"]
         if self.encoding_errors not in ENCODING_ERRORS:
-            faults.append(f"--encoding-errors: {did_you_mean(self.encoding_errors, ENCODING_ERRORS)}")
-        raise_together(faults)
+            faults.append(
+                f"--encoding-errors {self.encoding_errors}: {did_you_mean(self.encoding_errors, ENCODING_ERRORS)}"
+            )
+        raise_together([*faults, *missing_names({"data.tokenizer": self.tokenizer, "data.sources": self.sources})])
 
         from pathlib import Path
 
@@ -43,7 +47,7 @@ class Prepare:
         from weightdecay.training.progress import told_now_and_then
 
         errors: Any = self.encoding_errors
-        note(f"reading {' '.join(self.sources) or 'the standard library'} ({self.tokenizer})")
+        note(f"reading {' '.join(self.sources) or 'the standard library'}")
         prepare_text(
             self.sources,
             Path(self.out),

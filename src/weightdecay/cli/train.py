@@ -122,6 +122,7 @@ class Train:
 
         from weightdecay.runs import settings_toml
         from weightdecay.training.assembly import assemble
+        from weightdecay.training.briefing import briefing, document
         from weightdecay.training.progress import ConsoleReporter, told_now_and_then
         from weightdecay.training.trainer import train
 
@@ -129,9 +130,11 @@ class Train:
         if self.dry_run:
             assembly = assemble(config, told_now_and_then(note))
             if self.json:
-                print_json(assembly.document())
+                print_json(document(assembly))
             else:
-                out.print(assembly, Text(printable(settings_toml(assembly.config))), sep="\n\n", soft_wrap=True)
+                out.print(
+                    briefing(assembly), Text(printable(settings_toml(assembly.config))), sep="\n\n", soft_wrap=True
+                )
             return 0
         run = train(config, resume=self.resume, on_change=self.on_change, reporter=ConsoleReporter(out))
         if os.environ.get("RANK", "0") != "0":

@@ -1,33 +1,22 @@
-"""All that is decided before the first step, from a configuration and its data; and how that reads."""
+"""All that is decided before the first step, from a configuration and its data."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.text import Text
 
 from weightdecay.data.batches import BatchSizes
 from weightdecay.data.loader import Loader
 from weightdecay.data.prepare import Prepared, Progress, prepared_for
-from weightdecay.errors import ConfigError, printable
+from weightdecay.errors import ConfigError
 from weightdecay.models.decoder import GPT
 from weightdecay.optim import rules
 from weightdecay.optim.schedules import Schedule
-from weightdecay.optim.timescale import (
-    NEGLIGIBLE_TOTAL,
-    POWER_LAW_RANGE,
-    DecayOverRun,
-    decay_over_run,
-    optimal_timescale,
-    optimal_weight_decay,
-)
+from weightdecay.optim.timescale import DecayOverRun, decay_over_run, optimal_weight_decay
 from weightdecay.planning.plan import DecayPlan
-from weightdecay.planning.render import table
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.training.optimizers import decay_plan
 from weightdecay.training.preflight import missing_names
@@ -49,6 +38,9 @@ class Assembly:
         plan: made on a model without weights, equal to the trained model's.
         lr, weight_decay, grad_clip: η, λ and the largest norm of the gradient at every step, counted from 0.
         sizes: tokens of every step.
+        decay: what the decay per step amounts to.
+        tokens_per_parameter: of the whole run, without embeddings.
+        automatic: whether λ was chosen for the run's length.
     """
 
     config: TrainConfig
@@ -63,91 +55,6 @@ class Assembly:
     tokens_per_parameter: float
     n_parameters: int
     automatic: bool
-
-    def document(self) -> dict[str, Any]:
-        """The same facts for `--json`."""
-        summary = self.plan.summary()
-        return {
-            "recipe": self.config.recipe,
-            "config": self.config.values(),
-            "parameters": self.n_parameters,
-            "corpus": {
-                "name": self.data.name,
-                "sha256": self.data.corpus_sha256,
-                "tokens": self.data.n_tokens,
-                **vars(self.data.summary),
-            },
-            "plan": {"decayed": summary.decayed_elements, "exempt": summary.exempt_elements},
-            "decay": {
-                "total": self.decay.total,
-                "shrink": self.decay.shrink,
-                "half_life_tokens": None if math.isinf(self.decay.half_life_tokens) else self.decay.half_life_tokens,
-                "matters": self.decay.matters,
-                "weight_decay_that_matters": self._weight_decay_that_matters(),
-            },
-        }
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield table(self.plan)
-        yield from (Text(printable(line)) for line in self._lines())
-
-    def _lines(self) -> Iterator[str]:
-        config, run = self.config, self.config.run
-        yield str(self.plan.summary())
-        yield ""
-        corpus = self.data.summary
-        yield (
-            f"corpus: {self.data.name}, {corpus.documents:,} documents, {corpus.n_bytes:,} bytes, "
-            f"{self.data.n_tokens:,} tokens ({config.data.tokenizer}), {100 * corpus.held_out_share:.1f} % of the "
-            f"bytes held out, hash {self.data.corpus_sha256[:12]}"
-        )
-        grown = (
-            f", grown from {self.sizes.tokens_at(0):,} over {len(self.sizes.ramp):,} steps" if self.sizes.ramp else ""
-        )
-        yield (
-            f"model: {self.n_parameters:,} parameters, recipe {config.recipe}; {run.steps:,} steps of "
-            f"{run.batch_tokens:,} tokens{grown}, {self.sizes.tokens_before(run.steps):,} in all, "
-            f"{self.loader.epoch_of(run.steps):.2f} epochs"
-        )
-        if config.schedule.grad_clip_changes:
-            first, last = self.grad_clip(0), self.grad_clip(run.steps - 1)
-            yield f"clipping: the gradient's norm at {first:g} in the first step, at {last:g} in the last"
-        if config.scaling:
-            yield f"scaled down: {config.scaling}"
-        yield from self._decay_in_words()
-        yield f"run: {run.out or 'a new directory under runs/'}"
-
-    def _decay_in_words(self) -> Iterator[str]:
-        optimizer, decay = self.config.optimizer, self.decay
-        chosen = ", chosen for this run's length" if self.automatic else ""
-        yield (
-            f"decay: λ = {optimizer.weight_decay:.3g} ({optimizer.rule}{chosen}), Σ of the decay per step "
-            f"{decay.total:.3g}: without gradients {100 * decay.shrink:.1f} % of a weight would be left; "
-            f"half of an update is forgotten in {_quantity(decay.half_life_tokens)} tokens at the peak"
-        )
-        if decay.matters:
-            yield "that is enough to matter in this run"
-        else:
-            better = self._weight_decay_that_matters()
-            hint = f"; λ = {better:.2g} would matter (--weight-decay auto takes it)" if better else ""
-            yield f"this decay does next to nothing in this run: Σ is below {NEGLIGIBLE_TOTAL:g}{hint}"
-        if self.automatic or not decay.matters:
-            low, high = POWER_LAW_RANGE
-            found = self.tokens_per_parameter
-            edge = "" if low <= found <= high else f"; outside {low:g} to {high:g} the law is held at its edge"
-            yield (
-                f"  (λ = 1/(η·T·τ), τ = {optimal_timescale(found):.3g} of the run, from Bergsma et al. 2025, "
-                f"arXiv:2505.13738 [V2: read in a summary], at {found:.3g} tokens per parameter "
-                f"without embeddings{edge})"
-            )
-
-    def _weight_decay_that_matters(self) -> float | None:
-        optimizer = self.config.optimizer
-        if optimizer.name != "adamw" or optimizer.rule != "decoupled" or optimizer.lr == 0:
-            return None
-        return optimal_weight_decay(
-            lr=optimizer.lr, steps=self.config.run.steps, tokens_per_parameter=self.tokens_per_parameter
-        )
 
 
 def assemble(config: TrainConfig, progress: Progress | None = None) -> Assembly:
@@ -168,6 +75,8 @@ def assemble(config: TrainConfig, progress: Progress | None = None) -> Assembly:
         encoding_errors="replace" if config.data.encoding_errors == "replace" else "strict",
         progress=progress,
     )
+    if [Path(source) for source in config.data.sources] == [data.path]:  # prepared, with the tokenizer in it
+        config = config.replace(data__tokenizer=str(data.path / "tokenizer.json"))
     config = _resolve_shapes(with_pretrained_shape(config), data)
     with torch.device("meta"):
         model = GPT(config.model)
@@ -249,7 +158,13 @@ def _automatic_weight_decay(config: TrainConfig, tokens_per_parameter: float) ->
             f"--weight-decay auto gives λ for adamw under the rule 'decoupled', not for {optimizer.name} under "
             f"'{optimizer.rule}': give a number"
         )
-    return optimal_weight_decay(lr=optimizer.lr, steps=config.run.steps, tokens_per_parameter=tokens_per_parameter)
+    found = optimal_weight_decay(lr=optimizer.lr, steps=config.run.steps, tokens_per_parameter=tokens_per_parameter)
+    if optimizer.lr * found > 1:
+        raise ConfigError(
+            f"--weight-decay auto: {config.run.steps} steps are too few for a decay that lasts over a part of the run "
+            f"(λ would be {found:.3g}, more than 1/lr): give a number"
+        )
+    return found
 
 
 def _decay_per_step(config: TrainConfig, lr: Schedule, weight_decay: Schedule) -> list[float]:
@@ -259,13 +174,3 @@ def _decay_per_step(config: TrainConfig, lr: Schedule, weight_decay: Schedule) -
         rule.decay_per_step(lr(step), weight_decay(step), optimizer.lr) if optimizer.weight_decay else 0.0
         for step in range(config.run.steps)
     ]
-
-
-def _quantity(number: float) -> str:
-    """12,300,000 as `12.3M`; infinity as `endless`."""
-    if math.isinf(number):
-        return "endless"
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from weightdecay.data.tokenizer import Tokenizer, load_tokenizer
@@ -45,21 +45,27 @@ def continuation(
 ) -> Iterator[str]:
     """Pieces of text that follow the prompt, until the model ends its document.
 
-    A character whose bytes are spread over several tokens comes with the last of them.
+    Raises:
+        DataError: the prompt has no bytes in UTF-8.
     """
     tokenizer = trained.tokenizer
-    prompt_ids = [tokenizer.end_of_text_id, *tokenizer.encode(prompt)]
-    drawn: list[int] = []
-    written = ""
-    for token in generate(
+    tokens = generate(
         trained.model,
-        prompt_ids,
+        [tokenizer.end_of_text_id, *tokenizer.encode(prompt)],
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,
         seed=seed,
         stop_token=tokenizer.end_of_text_id,
-    ):
+    )
+    return _whole_characters(tokenizer, tokens)
+
+
+def _whole_characters(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
+    """The text as it grows; a character whose bytes are spread over several tokens comes with the last of them."""
+    drawn: list[int] = []
+    written = ""
+    for token in tokens:
         drawn.append(token)
         text = tokenizer.decode(drawn).removesuffix("\ufffd")
         if len(text) > len(written):

@@ -13,6 +13,7 @@ from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import Run, environment
 from weightdecay.training import checkpoint, distributed
 from weightdecay.training.assembly import Assembly, assemble
+from weightdecay.training.briefing import briefing
 from weightdecay.training.distributed import Ranks
 from weightdecay.training.loop import TrainingLoop
 from weightdecay.training.preflight import unknown_choices
@@ -65,7 +66,7 @@ def train(
 
 def _train(config: TrainConfig, run: Run, ranks: Ranks, resume: str, on_change: str, reporter: Reporter) -> None:
     going_on = holds_a_run(run, resume)
-    reporter.note(f"reading {' '.join(config.data.sources) or 'the standard library'} ({config.data.tokenizer})")
+    reporter.note(f"reading {' '.join(config.data.sources) or 'the standard library'}")
     assembly = assemble(config, told_now_and_then(reporter.note))
     identity = {"corpus_sha256": assembly.data.corpus_sha256, "tokenizer_sha256": assembly.data.tokenizer.sha256}
     if going_on:
@@ -77,7 +78,7 @@ def _train(config: TrainConfig, run: Run, ranks: Ranks, resume: str, on_change: 
             return
         if agreed != assembly.config:
             assembly = assemble(agreed)
-    reporter.show(assembly)
+    reporter.show(briefing(assembly))
     loop = TrainingLoop.build(assembly, run, ranks, reporter, fresh=not going_on)
     ranks.wait_for_all()  # every rank has read the directory as it was
     if ranks.is_first:

@@ -1,0 +1,110 @@
+"""What a run says before its first step: to people, and as a document."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Group
+from rich.text import Text
+
+from weightdecay.errors import printable
+from weightdecay.optim.timescale import NEGLIGIBLE_TOTAL, POWER_LAW_RANGE, optimal_timescale, optimal_weight_decay
+from weightdecay.planning.render import table
+from weightdecay.training.assembly import Assembly
+
+
+def briefing(assembly: Assembly) -> Group:
+    """The plan, the corpus, the model, and the decay in words."""
+    lines = (_plan_and_corpus, _model, _decay)
+    return Group(table(assembly.plan), *(Text(printable(line)) for of in lines for line in of(assembly)))
+
+
+def document(assembly: Assembly) -> dict[str, Any]:
+    """The same for `--json`."""
+    config, data, decay, plan = assembly.config, assembly.data, assembly.decay, assembly.plan.summary()
+    return {
+        "recipe": config.recipe,
+        "config": config.values(),
+        "parameters": assembly.n_parameters,
+        "corpus": {"name": data.name, "sha256": data.corpus_sha256, "tokens": data.n_tokens, **vars(data.summary)},
+        "plan": {"decayed": plan.decayed_elements, "exempt": plan.exempt_elements},
+        "decay": {
+            "total": decay.total,
+            "shrink": decay.shrink,
+            "half_life_tokens": None if math.isinf(decay.half_life_tokens) else decay.half_life_tokens,
+            "matters": decay.matters,
+            "weight_decay_that_matters": _weight_decay_that_matters(assembly),
+        },
+    }
+
+
+def _plan_and_corpus(assembly: Assembly) -> Iterator[str]:
+    data, corpus = assembly.data, assembly.data.summary
+    yield str(assembly.plan.summary())
+    yield ""
+    yield (
+        f"corpus: {data.name}, {corpus.documents:,} documents, {corpus.n_bytes:,} bytes, {data.n_tokens:,} tokens of "
+        f"{data.tokenizer.vocab_size:,} kinds, {100 * corpus.held_out_share:.1f} % of the bytes held out, hash "
+        f"{data.corpus_sha256[:12]}"
+    )
+
+
+def _model(assembly: Assembly) -> Iterator[str]:
+    config, run, sizes = assembly.config, assembly.config.run, assembly.sizes
+    grown = f", grown from {sizes.tokens_at(0):,} over {len(sizes.ramp):,} steps" if sizes.ramp else ""
+    yield (
+        f"model: {assembly.n_parameters:,} parameters, recipe {config.recipe}; {run.steps:,} steps of "
+        f"{run.batch_tokens:,} tokens{grown}, {sizes.tokens_before(run.steps):,} in all, "
+        f"{assembly.loader.epoch_of(run.steps):.2f} epochs"
+    )
+    if config.schedule.grad_clip_changes:
+        first, last = assembly.grad_clip(0), assembly.grad_clip(run.steps - 1)
+        yield f"clipping: the gradient's norm at {first:g} in the first step, at {last:g} in the last"
+    if config.scaling:
+        yield f"scaled down: {config.scaling}"
+
+
+def _decay(assembly: Assembly) -> Iterator[str]:
+    optimizer, decay = assembly.config.optimizer, assembly.decay
+    chosen = ", chosen for this run's length" if assembly.automatic else ""
+    yield (
+        f"decay: λ = {optimizer.weight_decay:.3g} ({optimizer.rule}{chosen}), Σ of the decay per step "
+        f"{decay.total:.3g}: without gradients {100 * decay.shrink:.1f} % of a weight would be left; "
+        f"half of an update is forgotten in {quantity(decay.half_life_tokens)} tokens at the peak"
+    )
+    if decay.matters:
+        yield "that is enough to matter in this run"
+    else:
+        better = _weight_decay_that_matters(assembly)
+        hint = f"; λ = {better:.3g} would matter (--weight-decay auto takes it)" if better else ""
+        yield f"this decay does next to nothing in this run: Σ is below {NEGLIGIBLE_TOTAL:g}{hint}"
+    if assembly.automatic or not decay.matters:
+        low, high = POWER_LAW_RANGE
+        found = assembly.tokens_per_parameter
+        edge = "" if low <= found <= high else f"; outside {low:g} to {high:g} the law is held at its edge"
+        yield (
+            f"  (λ = 1/(η·T·τ), τ = {optimal_timescale(found):.3g} of the run, from Bergsma et al. 2025, "
+            f"arXiv:2505.13738 [V2: read in a summary], at {found:.3g} tokens per parameter without embeddings{edge})"
+        )
+    yield f"run: {assembly.config.run.out or 'a new directory under runs/'}"
+
+
+def _weight_decay_that_matters(assembly: Assembly) -> float | None:
+    """What `--weight-decay auto` would take; None where it takes none."""
+    optimizer, run = assembly.config.optimizer, assembly.config.run
+    if optimizer.name != "adamw" or optimizer.rule != "decoupled" or optimizer.lr == 0:
+        return None
+    found = optimal_weight_decay(lr=optimizer.lr, steps=run.steps, tokens_per_parameter=assembly.tokens_per_parameter)
+    return found if optimizer.lr * found <= 1 else None
+
+
+def quantity(number: float) -> str:
+    """12,300,000 as `12.3M`; infinity as `endless`."""
+    if math.isinf(number):
+        return "endless"
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"

@@ -1,0 +1,35 @@
+"""What the README prints can be pasted."""
+
+from __future__ import annotations
+
+import re
+import typing
+from pathlib import Path
+
+import pytest
+
+from weightdecay import cli
+from weightdecay.cli.data import Prepare
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readmes_python_runs_as_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, names)
+    said = capsys.readouterr().out
+    assert "decay plan: policy default, λ = 0.1" in said
+    assert said.rstrip().endswith("one number per feature")
+
+
+def test_the_readmes_commands_and_flags_are_there() -> None:
+    commands = {kind.__name__.lower(): kind for kind, _ in map(typing.get_args, typing.get_args(cli.Command))}
+    commands["data"] = Prepare
+    lines = re.findall(r"^weightdecay (\w+)(.*?)(?:  +#.*)?$", README, re.MULTILINE)
+    assert len(lines) >= 10
+    for name, rest in lines:
+        for flag in re.findall(r"--([a-z-]+)", rest):
+            assert flag.replace("-", "_") in commands[name].__annotations__, (name, flag)
