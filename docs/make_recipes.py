@@ -184,10 +184,11 @@ def _second_hand(systems: Systems) -> list[str]:
             for key, value in one.values.items():
                 source = source_of(value, one.sources)
                 unread = source is not None and source.read == "no" and value.status == "assumed"
-                if not one.scaling and (unread or "memory" in value.source + value.note):
+                said = any(words in value.source + value.note for words in ("memory", "second hand", "second-hand"))
+                if not one.scaling and (unread or said):
                     found.setdefault(value.source, []).append(key.partition(".")[2])
         if found:
-            parts = [f"{', '.join(f'`{key}`' for key in dict.fromkeys(keys))} ({said})" for said, keys in found.items()]
+            parts = [f"{', '.join(f'`{key}`' for key in dict.fromkeys(keys))} ({how})" for how, keys in found.items()]
             lines.append(f"- **{sizes[-1].title}**: {'; '.join(parts)}")
     return ["## What is known from memory or at second hand", "", "All of it `assumed`.", "", *lines, ""]
 
