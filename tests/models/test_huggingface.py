@@ -106,6 +106,18 @@ def _lacking(config: ModelConfig) -> bool:
     return False
 
 
+def test_selection_biases_stay_in_float32_where_weights_are_rounded(tmp_path: Path) -> None:
+    config, model = KINDS["deepseek"], GPT(KINDS["deepseek"])
+    for name, tensor in model.tensors().items():
+        if name.endswith("selection_bias"):
+            torch.nn.init.normal_(tensor)
+    huggingface.write(tmp_path, config, model.tensors(), dtype=torch.bfloat16)
+    again = read(tmp_path)
+    name = "blocks.1.feedforward.router"
+    assert torch.equal(again[f"{name}.selection_bias"], model.tensors()[f"{name}.selection_bias"])
+    assert torch.equal(again[f"{name}.weight"], model.tensors()[f"{name}.weight"].bfloat16().float())
+
+
 def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
     written(tmp_path)
     (tmp_path / "model.safetensors").unlink()

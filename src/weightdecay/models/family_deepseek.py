@@ -56,6 +56,7 @@ DEEPSEEK_V3 = Family(
     required={
         "attention_bias": False,
         "hidden_act": "silu",
+        "moe_layer_freq": 1,
         "norm_topk_prob": True,
         "rope_interleave": True,
         "scoring_func": "sigmoid",

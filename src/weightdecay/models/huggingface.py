@@ -135,7 +135,7 @@ def write(
         path: an existing empty directory.
         weights: under our names, a tied tensor once; each is asked for once, so they may lie on the disk.
         end_of_text_id: the token that ends a document.
-        dtype: float32, bfloat16 or float16, to which every weight is rounded.
+        dtype: float32, bfloat16 or float16, to which every weight is rounded; selection biases of routers are not.
         shard_bytes: the most that a file of weights holds, one larger tensor aside.
 
     Raises:
@@ -177,8 +177,10 @@ def _parts(
     """Their tensors one after the other: copies, as parts of one tensor share its memory, which no file can hold."""
     for link in links:
         tensor = weights[link.ours].detach()
+        # It moves by thousandths, which fewer bits do not tell apart; transformers keeps it in float32 as well.
+        kind = torch.float32 if link.ours.endswith(".selection_bias") else dtype
         for name, part in zip(link.theirs, link.unpack(tensor), strict=True):
-            rounded = part.to(dtype, copy=True, memory_format=torch.contiguous_format)
+            rounded = part.to(kind, copy=True, memory_format=torch.contiguous_format)
             if not bool(rounded.isfinite().all()) and bool(part.isfinite().all()):
                 largest = float(part.abs().max())
                 faults.append(f"{link.ours}: holds {largest:g}, which {_name(dtype)} cannot: give another dtype")

@@ -80,7 +80,8 @@ def assemble(config: TrainConfig, progress: Progress | None = None) -> Assembly:
     config = _resolve_shapes(with_pretrained_shape(config), data)
     with torch.device("meta"):
         model = GPT(config.model)
-    embeddings = sum(p.numel() for part in (model.embedding, model.positions) if part for p in part.parameters())
+    tables = (model.embedding, model.positions, model.value_embeddings)
+    embeddings = sum(p.numel() for part in tables if part for p in part.parameters())
     n_parameters = model.n_parameters()
     sizes = batch_sizes(config.run, config.model.context)
     tokens_per_parameter = sizes.tokens_before(config.run.steps) / (n_parameters - embeddings)
