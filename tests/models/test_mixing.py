@@ -85,6 +85,11 @@ def test_its_tables_are_embeddings_and_its_scales_do_not_decay() -> None:
         assert decided[name].weight_decay == 0.0
 
 
+def test_scales_of_the_embeddings_alone_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"begin with model\.residual_scale_first"):
+        CONFIG.replace(residual_scale_first=0.0)
+
+
 def test_a_gate_cannot_read_more_features_than_there_are() -> None:
     with pytest.raises(ConfigError, match=r"value_gate_inputs = 25 is more than model\.d_model = 24"):
         CONFIG.replace(value_gate_inputs=25)

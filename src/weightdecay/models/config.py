@@ -68,7 +68,7 @@ class ModelConfig:
         latent_norm_eps: of the norms of the latents; 0 means `norm_eps`.
         window: positions that a windowed layer sees, itself included; 0 means all.
         window_pattern: a letter a layer, repeated: S sees `window` positions, L all. GPT-3's is `LS`.
-        attention_scale: of the scores; 0 means 1/√head_dim.
+        attention_scale: of the scores; 0 means one over the root of a query's width.
         attention_softcap, logit_softcap: c in c·tanh(x/c), on scores and on logits; 0 does not cap.
         embedding_multiplier, logit_multiplier: factors of the embedding's output and of the logits.
         feedforward: `gelu`, `gelu_tanh` (GPT-2's approximation), `relu`, `relu_squared`, or gated: `swiglu`, `geglu`,
@@ -296,6 +296,10 @@ class ModelConfig:
                 f"parallel branches have their norms before them: model.norm_placement = '{self.norm_placement}' "
                 "must be 'pre'"
             )
+        if not self.residual_scale_first and (
+            self.residual_scale_last or self.input_scale_first or self.input_scale_last
+        ):
+            faults.append("scales of the stream begin with model.residual_scale_first: give it, 1 changes nothing")
         return faults
 
     def _attention_faults(self) -> list[str]:
