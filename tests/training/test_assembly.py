@@ -58,6 +58,9 @@ def test_the_sum_of_the_decay_is_the_one_of_the_schedule_and_the_rule(small_text
         for rule in ("decoupled", "independent", "fixed")
     )
     rates = [decoupled.lr(step) for step in range(100)]
+    assert decoupled.decay is not None
+    assert independent.decay is not None
+    assert fixed.decay is not None
     assert decoupled.decay.total == pytest.approx(0.01 * sum(rates))
     assert independent.decay.total == pytest.approx(0.01 * sum(rates) / 6e-3)
     assert fixed.decay.total == pytest.approx(1.0)

@@ -10,8 +10,12 @@ from weightdecay.models.decoder import GPT
 from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.muon import Muon
 from weightdecay.optim.rules import group_decay_per_step
+from weightdecay.recipes.limits import OPTIMIZERS
 from weightdecay.recipes.schema import recipe, systems
-from weightdecay.runs import Run
+from weightdecay.recipes.settings import TrainConfig
+from weightdecay.runs import Run, read_json
+from weightdecay.training.assembly import assemble
+from weightdecay.training.briefing import briefing, document
 from weightdecay.training.optimizers import decay_plan, make_optimizer
 from weightdecay.training.progress import SilentReporter
 from weightdecay.training.trainer import train
@@ -133,12 +137,13 @@ def test_multipliers_that_cannot_be_read_or_match_nothing_are_refused() -> None:
         decay_plan(model, stray)
 
 
-@pytest.mark.parametrize("name", ["adafactor", "adamw", "lion", "muon", "sgdw"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_by_name_trains_and_resumes_bit_for_bit(name: str, small_text: Path, tmp_path: Path) -> None:
     values = {
         "data.sources": (str(small_text),), "data.tokenizer": "byte", "model.n_layers": 1, "model.d_model": 32,
         "model.n_heads": 2, "model.context": 16, "run.batch_tokens": 128, "run.checkpoint_every": 4,
         "optimizer.name": name, "optimizer.lr": 1e-3, "run.batch_ramp": ("0:32", "100:128"),
+        "optimizer.rule": "l2" if name == "adam_l2" else "decoupled",
     }  # fmt: skip
     whole = recipe("gpt3:nano").config(values | {"run.steps": 8, "run.out": str(tmp_path / "whole")})
     train(whole, reporter=SilentReporter())
@@ -158,3 +163,60 @@ def test_every_optimizer_by_name_trains_and_resumes_bit_for_bit(name: str, small
     tokens = [row["tokens"] for row in Run(tmp_path / "whole").rows("train")]
     assert tokens[0] == 32
     assert tokens[-1] - tokens[-2] == 128
+
+
+def small(text: Path, folder: Path, **settings: object) -> TrainConfig:
+    values = {
+        "data.sources": (str(text),), "data.tokenizer": "byte", "model.n_layers": 1, "model.d_model": 32,
+        "model.n_heads": 2, "model.context": 16, "run.batch_tokens": 64, "run.steps": 6, "run.out": str(folder / "run"),
+        **{f"optimizer.{key}": value for key, value in settings.items()},
+    }  # fmt: skip
+    return recipe("gpt3:nano").config(values)
+
+
+@pytest.mark.parametrize("name", ["adam_l2", "sgdw"])
+def test_a_coupled_run_says_that_it_has_no_decay_per_step(name: str, small_text: Path, tmp_path: Path) -> None:
+    config = small(small_text, tmp_path, name=name, rule="l2")
+    words = "".join(str(part) for part in briefing(assemble(config)).renderables)
+    assert "(l2), through the gradient" in words
+    assert "Σ of the decay per step" not in words
+    assert set(document(assemble(config))["decay"].values()) == {None}
+    run = train(config, reporter=SilentReporter())
+    rows = list(run.rows("train"))
+    assert len(rows) == 6
+    assert all(row["decay_per_step"] is None and row["weight_decay"] == 0.1 for row in rows)
+    assert read_json(run.path / "summary.json")["decay_total"] is None
+
+
+def test_a_run_of_adam_l2_makes_the_steps_of_torchs_adam() -> None:
+    """One coupled step against torch's own, on the tensors that the plan decays and on the others."""
+    torch.manual_seed(0)
+    config = recipe("gpt3:nano").config({"optimizer.name": "adam_l2", "optimizer.rule": "l2"})
+    ours, theirs = (GPT(config.model.replace(vocab_size=64, n_layers=1)) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    settings = config.optimizer
+    optimizer = make_optimizer(settings, decay_plan(ours, settings))
+    decayed = {name for group in optimizer.param_groups if group["weight_decay"] for name in group["param_names"]}
+    groups = [
+        {"params": [p], "weight_decay": settings.weight_decay if name in decayed else 0.0}
+        for name, p in theirs.named_parameters()
+    ]
+    reference = torch.optim.Adam(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        p.grad = torch.randn_like(p)
+        q.grad = p.grad.clone()
+    optimizer.step()
+    reference.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "words"),
+    [("adam_l2", "decoupled", "its only one is --rule l2"), ("adamw", "l2", "--set optimizer.name=adam_l2")],
+)
+def test_a_rule_that_an_optimizer_does_not_have_is_refused_before_data_is_read(
+    name: str, rule: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        assemble(small(tmp_path / "nowhere.txt", tmp_path, name=name, rule=rule))

@@ -9,7 +9,7 @@ from typing import Any
 from weightdecay.errors import did_you_mean
 from weightdecay.recipes.moving import moving_faults
 
-OPTIMIZERS = ("adafactor", "adamw", "lion", "muon", "sgdw")
+OPTIMIZERS = ("adafactor", "adam_l2", "adamw", "lion", "muon", "sgdw")
 
 _CHOICES = {
     "data.encoding_errors": ("strict", "replace"),

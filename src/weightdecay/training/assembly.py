@@ -18,7 +18,7 @@ from weightdecay.optim.schedules import Schedule
 from weightdecay.optim.timescale import DecayOverRun, decay_over_run, optimal_weight_decay
 from weightdecay.planning.plan import DecayPlan
 from weightdecay.recipes.settings import TrainConfig
-from weightdecay.training.optimizers import decay_plan
+from weightdecay.training.optimizers import decay_plan, rule_faults
 from weightdecay.training.preflight import missing_names
 from weightdecay.training.pretrained import holds_a_model, with_pretrained_shape
 from weightdecay.training.timing import batch_sizes, grad_clip_schedule, lr_schedule, weight_decay_schedule
@@ -51,7 +51,7 @@ class Assembly:
     weight_decay: Schedule
     grad_clip: Schedule
     sizes: BatchSizes
-    decay: DecayOverRun
+    decay: DecayOverRun | None  # none under `l2`, whose decay the gradients decide
     tokens_per_parameter: float
     n_parameters: int
     automatic: bool
@@ -66,7 +66,7 @@ def assemble(config: TrainConfig, progress: Progress | None = None) -> Assembly:
     Raises:
         ConfigError: the data, the shapes and the lengths do not fit together.
     """
-    if faults := missing_names(config.values()):
+    if faults := missing_names(config.values()) or rule_faults(config.optimizer):
         raise ConfigError(faults)
     data = prepared_for(
         config.data.sources,
@@ -98,7 +98,7 @@ def assemble(config: TrainConfig, progress: Progress | None = None) -> Assembly:
         weight_decay=weight_decay,
         grad_clip=grad_clip_schedule(config, sizes),
         sizes=sizes,
-        decay=decay_over_run(_decay_per_step(config, lr, weight_decay), config.run.batch_tokens),
+        decay=_decay_over_run(config, lr, weight_decay),
         tokens_per_parameter=tokens_per_parameter,
         n_parameters=n_parameters,
         automatic=automatic,
@@ -168,10 +168,12 @@ def _automatic_weight_decay(config: TrainConfig, tokens_per_parameter: float) ->
     return found
 
 
-def _decay_per_step(config: TrainConfig, lr: Schedule, weight_decay: Schedule) -> list[float]:
-    optimizer = config.optimizer
-    rule = rules.rule(optimizer.rule)
-    return [
+def _decay_over_run(config: TrainConfig, lr: Schedule, weight_decay: Schedule) -> DecayOverRun | None:
+    optimizer, rule = config.optimizer, rules.rule(config.optimizer.rule)
+    if rule.reach == "gradient":
+        return None
+    decay_per_step = [
         rule.decay_per_step(lr(step), weight_decay(step), optimizer.lr) if optimizer.weight_decay else 0.0
         for step in range(config.run.steps)
     ]
+    return decay_over_run(decay_per_step, config.run.batch_tokens)

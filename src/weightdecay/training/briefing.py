@@ -17,7 +17,7 @@ from weightdecay.training.assembly import Assembly
 
 def briefing(assembly: Assembly) -> Group:
     """The plan, the corpus, the model, and the decay in words."""
-    lines = (_plan_and_corpus, _model, _decay)
+    lines = (_plan_and_corpus, _model, _decay, _directory)
     return Group(table(assembly.plan), *(Text(printable(line)) for of in lines for line in of(assembly)))
 
 
@@ -31,10 +31,10 @@ def document(assembly: Assembly) -> dict[str, Any]:
         "corpus": {"name": data.name, "sha256": data.corpus_sha256, "tokens": data.n_tokens, **vars(data.summary)},
         "plan": {"decayed": plan.decayed_elements, "exempt": plan.exempt_elements},
         "decay": {
-            "total": decay.total,
-            "shrink": decay.shrink,
-            "half_life_tokens": None if math.isinf(decay.half_life_tokens) else decay.half_life_tokens,
-            "matters": decay.matters,
+            "total": decay.total if decay else None,
+            "shrink": decay.shrink if decay else None,
+            "half_life_tokens": decay.half_life_tokens if decay and math.isfinite(decay.half_life_tokens) else None,
+            "matters": decay.matters if decay else None,
             "weight_decay_that_matters": _weight_decay_that_matters(assembly),
         },
     }
@@ -68,6 +68,12 @@ def _model(assembly: Assembly) -> Iterator[str]:
 
 def _decay(assembly: Assembly) -> Iterator[str]:
     optimizer, decay = assembly.config.optimizer, assembly.decay
+    if decay is None:
+        yield (
+            f"decay: λ = {optimizer.weight_decay:.3g} ({optimizer.rule}), through the gradient: what a step removes of a "
+            "weight depends on the gradients, so this run has no decay per step"
+        )
+        return
     chosen = ", chosen for this run's length" if assembly.automatic else ""
     yield (
         f"decay: λ = {optimizer.weight_decay:.3g} ({optimizer.rule}{chosen}), Σ of the decay per step "
@@ -88,6 +94,9 @@ def _decay(assembly: Assembly) -> Iterator[str]:
             f"  (λ = 1/(η·T·τ), τ = {optimal_timescale(found):.3g} of the run, from Bergsma et al. 2025, "
             f"arXiv:2505.13738 [V2: read in a summary], at {found:.3g} tokens per parameter without embeddings{edge})"
         )
+
+
+def _directory(assembly: Assembly) -> Iterator[str]:
     yield f"run: {assembly.config.run.out or 'a new directory under runs/'}"
 
 

@@ -260,7 +260,7 @@ class TrainingLoop:
         checkpoint.prune(self.run.checkpoints, self.assembly.config.run.keep)  # a kill may have come before it
         last = max(self.run.rows("train"), key=lambda row: row["step"])
         evaluation = max(self.run.rows("eval"), key=lambda row: row["step"])
-        champion = checkpoint.best(self.run.checkpoints)
+        champion, decay = checkpoint.best(self.run.checkpoints), self.assembly.decay
         self.run.write_json(
             "summary.json",
             {
@@ -270,7 +270,7 @@ class TrainingLoop:
                 "elapsed_s": self.elapsed_s,
                 "loss": last["loss"],
                 **{key: evaluation[key] for key in ("val_loss", "val_perplexity", "val_bits_per_byte", "val_tokens")},
-                "decay_total": self.assembly.decay.total,
+                "decay_total": decay.total if decay else None,
                 "best_checkpoint": champion.path.name if champion else None,
             },
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from weightdecay.errors import ConfigError
 from weightdecay.optim.adafactor import Adafactor
-from weightdecay.optim.adamw import AdamW
+from weightdecay.optim.adamw import AdamL2, AdamW
 from weightdecay.optim.lion import Lion
 from weightdecay.optim.muon import Muon
 from weightdecay.optim.sgdw import SGDW
@@ -44,6 +44,16 @@ def multiplier_overrides(settings: OptimizerSettings) -> list[Override]:
     return [Override(pattern, decay.get(pattern), rates.get(pattern, 1.0)) for pattern in {**rates, **decay}]
 
 
+def rule_faults(settings: OptimizerSettings) -> list[str]:
+    """What is wrong with a rule of decay for the named optimizer."""
+    coupled = settings.rule == "l2"
+    if settings.name == "adam_l2" and not coupled:
+        return [f"optimizer.name = 'adam_l2' with the rule '{settings.rule}': its only one is --rule l2"]
+    if coupled and settings.name not in ("adam_l2", "sgdw"):
+        return [f"--rule l2: '{settings.name}' has no coupled form; --set optimizer.name=adam_l2 (or sgdw) has"]
+    return []
+
+
 def make_optimizer(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimizer:
     """The named optimizer over the plan's groups."""
     return _BY_NAME[settings.name](settings, decided)
@@ -52,6 +62,11 @@ def make_optimizer(settings: OptimizerSettings, decided: DecayPlan) -> torch.opt
 def _adamw(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimizer:
     betas = (settings.beta1, settings.beta2)
     return AdamW(decided, lr=settings.lr, betas=betas, eps=settings.eps, rule=settings.rule, fused=True)
+
+
+def _adam_l2(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimizer:
+    betas = (settings.beta1, settings.beta2)
+    return AdamL2(decided, lr=settings.lr, betas=betas, eps=settings.eps, fused=True)
 
 
 def _adafactor(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimizer:
@@ -109,6 +124,7 @@ def _sgdw(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimi
 
 _BY_NAME: dict[str, Callable[[OptimizerSettings, DecayPlan], torch.optim.Optimizer]] = {
     "adamw": _adamw,
+    "adam_l2": _adam_l2,
     "adafactor": _adafactor,
     "lion": _lion,
     "muon": _muon,
