@@ -70,8 +70,8 @@ def _decay(assembly: Assembly) -> Iterator[str]:
     optimizer, decay = assembly.config.optimizer, assembly.decay
     if decay is None:
         yield (
-            f"decay: λ = {optimizer.weight_decay:.3g} ({optimizer.rule}), through the gradient: what a step removes of a "
-            "weight depends on the gradients, so this run has no decay per step"
+            f"decay: λ = {optimizer.weight_decay:.3g} ({optimizer.rule}), through the gradient: what a step removes "
+            "of a weight depends on the gradients, so this run has no decay per step"
         )
         return
     chosen = ", chosen for this run's length" if assembly.automatic else ""
