@@ -215,8 +215,8 @@ def test_a_run_of_adam_l2_makes_the_steps_of_torchs_adam() -> None:
     ("name", "rule", "words"),
     [("adam_l2", "decoupled", "its only one is --rule l2"), ("adamw", "l2", "--set optimizer.name=adam_l2")],
 )
-def test_a_rule_that_an_optimizer_does_not_have_is_refused_before_data_is_read(
-    name: str, rule: str, words: str, tmp_path: Path
+def test_a_rule_that_an_optimizer_does_not_have_is_refused_with_the_way_out(
+    name: str, rule: str, words: str, small_text: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        assemble(small(tmp_path / "nowhere.txt", tmp_path, name=name, rule=rule))
+        assemble(small(small_text, tmp_path, name=name, rule=rule))
