@@ -198,3 +198,17 @@ def test_a_grad_scaler_that_found_infinities_leaves_matrices_and_the_rest_unchan
     optimizer.step()
     assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
     assert not optimizer.state
+
+
+@pytest.mark.parametrize("agree", [True, False])
+def test_cautious_equals_decoupled_where_all_signs_agree_and_no_decay_where_none_do(agree: bool) -> None:
+    """A matrix of one row keeps its signs when it is made orthogonal."""
+    cautious, other = (
+        nn.Parameter(10 + torch.rand(1, 9, generator=torch.Generator().manual_seed(1))) for _ in range(2)
+    )
+    for p, rule in ((cautious, "cautious"), (other, "decoupled")):
+        optimizer = Muon([p], lr=0.01, weight_decay=0.5 if rule == "cautious" or agree else 0.0, rule=rule)
+        for number in range(5):
+            p.grad = torch.rand(1, 9, generator=torch.Generator().manual_seed(number)) * (1 if agree else -1)
+            optimizer.step()
+    assert torch.equal(cautious, other)

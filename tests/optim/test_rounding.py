@@ -178,16 +178,78 @@ def test_float32_has_its_own_floor_and_decays_too_much_just_above_it(decay: floa
     assert realised_decay(torch.randn(300_000), decay) == pytest.approx(expected, rel=0.03)
 
 
-@pytest.mark.filterwarnings("ignore::weightdecay.optim.base.PrecisionWarning")
-@pytest.mark.parametrize("decay", [0.0022, 0.003, 0.01])
-def test_the_realised_decay_is_what_a_step_then_does(decay: float) -> None:
-    start = torch.randn(50_000).bfloat16()
+PATHS = pytest.mark.parametrize("path", [{}, {"fused": True}], ids=["for-loop", "fused"])
+
+
+def stepped(start: Tensor, decay: float, path: dict[str, bool]) -> Tensor:
+    """What one step without gradient leaves of the weights."""
     p = nn.Parameter(start.clone())
     p.grad = torch.zeros_like(p)
-    AdamW([p], lr=decay, weight_decay=1.0).step()
+    AdamW([p], lr=decay, weight_decay=1.0, **path).step()  # type: ignore[arg-type]
+    return p.detach()
+
+
+@pytest.mark.filterwarnings("ignore::weightdecay.optim.base.PrecisionWarning")
+@PATHS
+@pytest.mark.parametrize(
+    ("dtype", "decay"),
+    [(torch.bfloat16, 0.0022), (torch.bfloat16, 0.003), (torch.bfloat16, 0.01), (torch.float32, 1e-3),
+     (torch.float32, 1e-6), (torch.float32, 1e-7), (torch.float32, 3.1e-8), (torch.float32, 2.9e-8)],
+)  # fmt: skip
+def test_the_realised_decay_is_what_a_step_then_does(path: dict[str, bool], dtype: torch.dtype, decay: float) -> None:
+    start = torch.randn(50_000).to(dtype)
     exact = start.double()
-    done = float((exact * (exact - p.detach().double())).sum() / (decay * exact.square().sum()))
-    assert realised_decay(start, decay) == pytest.approx(done, rel=1e-6)
+    done = float((exact * (exact - stepped(start, decay, path).double())).sum() / (decay * exact.square().sum()))
+    assert realised_decay(start, decay) == pytest.approx(done, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore::weightdecay.optim.base.PrecisionWarning")
+@PATHS
+def test_which_of_bfloat16s_weights_move_is_decided_by_their_mantissas(path: dict[str, bool]) -> None:
+    """All 128 mantissas, both signs, three exponents: none at 2⁻⁹, all above 2⁻⁸, and between them a rising share."""
+    mantissas = 1 + torch.arange(128.0) / 128
+    weights = torch.cat([sign * 2.0**e * mantissas for e in (-7, 0, 5) for sign in (1, -1)]).bfloat16()
+    shares = [
+        float((stepped(weights, decay, path) != weights).double().mean())
+        for decay in (2.0**-9, 2.0**-9 * 1.2, 2.0**-9 * 1.5, 2.0**-9 * 1.8, 2.0**-8 * 1.001)
+    ]
+    assert shares[0] == 0.0
+    assert shares[-1] == 1.0
+    assert all(0.0 < early < late < 1.0 for early, late in itertools.pairwise(shares[1:-1]))
+
+
+@pytest.mark.filterwarnings("ignore::weightdecay.optim.base.PrecisionWarning")
+def test_on_a_processor_torchs_foreach_path_rounds_the_factor_itself() -> None:
+    """Nothing moves up to 2⁻⁹, everything by a whole neighbour above it."""
+    weights = (1 + torch.arange(128.0) / 128).bfloat16()
+    assert torch.equal(stepped(weights, 2.0**-9, {"foreach": True}), weights)
+    assert bool((stepped(weights, 2.0**-9 * 1.1, {"foreach": True}) != weights).all())
+
+
+@given(exponent=st.floats(-7, -0.31), seed=st.integers(0, 99))
+def test_float32_realises_the_decay_within_its_own_rounding(exponent: float, seed: int) -> None:
+    decay = 10.0**exponent
+    weights = torch.randn(20_000, generator=torch.Generator().manual_seed(seed))
+    assert realised_decay(weights, decay) == pytest.approx(1.0, abs=max(0.01, 2.0**-24 / decay))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rounding", ["stochastic", "kahan"])
+def test_a_decay_outside_the_rounding_is_lost_as_it_was_in_known_libraries(rounding: str) -> None:
+    """`param.mul_` in bfloat16 before a step that rounds its update alone."""
+
+    def norm(decay: float) -> float:
+        generator = torch.Generator().manual_seed(0)
+        p = nn.Parameter(torch.randn(ELEMENTS, generator=generator).bfloat16())
+        optimizer = AdamW([p], lr=3e-4, weight_decay=0.0, rounding=rounding)  # type: ignore[arg-type]
+        for _ in range(2_000):
+            p.grad = torch.randn(p.shape, generator=generator).bfloat16()
+            with torch.no_grad():
+                p.mul_(1 - decay)
+            optimizer.step()
+        return float(p.detach().double().norm())
+
+    assert norm(3e-4) / norm(0.0) == pytest.approx(1.0, abs=0.005)
 
 
 def test_a_model_that_would_not_decay_is_warned_of_before_training() -> None:

@@ -25,8 +25,11 @@ def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 def shrink_(tensors: Sequence[Tensor], decay: float) -> None:
     """w ← (1 − a)·w, with the factor formed as torch's AdamW forms it."""
-    if tensors and decay:
+    if decay and tensors and all(tensor.is_cuda for tensor in tensors):
         torch._foreach_mul_(list(tensors), 1 - decay)
+    elif decay:  # on a processor foreach is a loop, too, and rounds the factor itself to bfloat16
+        for tensor in tensors:
+            tensor.mul_(1 - decay)
 
 
 def decay_(
