@@ -119,6 +119,24 @@ def test_autocast_leaves_weights_and_state_in_float32() -> None:
     assert {value.dtype for state in optimizer.state.values() for value in state.values()} == {torch.float32}
 
 
+class HalfOfTwo(Ranks):
+    """One of two ranks, whose sum with the other is told by a mark on its own numbers."""
+
+    def total(self, *numbers: float) -> list[float]:
+        return [number + 1000 for number in numbers]
+
+
+def test_ranks_share_the_batches_of_an_evaluation_and_sum_what_they_found() -> None:
+    model, _ = made()
+    batches = list(evaluation_batches(torch.arange(77).numpy().astype("uint16") % 31, 8, 2, end_of_text_id=0))
+    whole, count = evaluate(model, batches, ranks=ALONE, dtype=torch.float32)
+    halves = [
+        evaluate(model, batches, ranks=HalfOfTwo(rank, 2, torch.device("cpu")), dtype=torch.float32) for rank in (0, 1)
+    ]
+    assert sum(nats for nats, _ in halves) - 2000 == pytest.approx(whole)
+    assert sum(tokens for _, tokens in halves) - 2000 == count == 77
+
+
 @pytest.mark.parametrize("rows", [1, 3, 100])
 def test_an_evaluation_is_the_sum_over_every_token_whatever_the_batches(rows: int) -> None:
     model, _ = made(dropout=0.4)
