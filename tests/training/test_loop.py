@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from weightdecay.data.loader import Loader, evaluation_batches
 from weightdecay.data.prepare import prepared_for
-from weightdecay.errors import ConfigError
+from weightdecay.errors import ConfigError, TrainingError
 from weightdecay.models.decoder import GPT
 from weightdecay.recipes.schema import recipe
 from weightdecay.recipes.settings import TrainConfig
@@ -88,6 +88,7 @@ def test_a_run_is_what_plain_pytorch_makes_of_the_same_settings(small_text: Path
             "penalty": pytest.approx(penalty, rel=1e-4),
             "grad_norm": pytest.approx(float(norm), rel=1e-3),
             "grad_clip": 1.0,
+            "skipped_steps": 0,
             "tokens_per_s": pytest.approx(row["tokens_per_s"]),
             "elapsed_s": pytest.approx(row["elapsed_s"]),
         }
@@ -141,6 +142,24 @@ def test_rows_are_logged_and_checkpoints_kept_as_asked(small_text: Path, tmp_pat
         path.name: json.loads((path / "state.json").read_text())["val_loss"] for path in run.checkpoints.iterdir()
     }
     assert states == {"step-00000009": None, "step-00000012": by_kind(run, "eval")[-1]["val_loss"]}
+
+
+def test_steps_without_a_finite_gradient_stop_the_run_or_are_counted(small_text: Path, tmp_path: Path) -> None:
+    """After one step at this rate every product overflows."""
+    absurd = {"optimizer__lr": 1e30, "optimizer__weight_decay": 0.0, "schedule__warmup_steps": 0}
+    with pytest.raises(TrainingError, match="step 2: the gradient is not finite"):
+        run_of(config(small_text, tmp_path / "stopped", **absurd))
+    assert [row["step"] for row in by_kind(Run(tmp_path / "stopped"), "train")] == [1]
+    skipping = config(small_text, tmp_path / "skipped", **absurd, run__on_nonfinite="skip")
+    for _ in range(2):  # the second time goes on from the last checkpoint, which has counted too
+        run = run_of(skipping)
+        assert [row["skipped_steps"] for row in by_kind(run, "train")] == list(range(STEPS))
+        summary = run.summary()
+        assert summary is not None
+        assert (summary["steps"], summary["skipped_steps"], summary["loss"]) == (STEPS, STEPS - 1, None)
+        (run.path / "summary.json").unlink()
+    state = load_file(run.checkpoints / f"step-{STEPS:08d}" / "optimizer.safetensors")
+    assert {int(value) for name, value in state.items() if name.endswith("/step")} == {1}
 
 
 def test_choices_that_are_none_are_refused_before_anything_is_made(small_text: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -119,14 +120,69 @@ def test_a_signal_is_passed_on_and_is_one_to_a_rank_that_hears_of_it_twice(
     """`kill` tells the launcher alone; Ctrl-C in a terminal tells the launcher and its ranks at once."""
     (tmp_path / "script.py").write_text(SLOW_SAVE)
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
         while len(list(tmp_path.glob("ready-*"))) < 2:
             assert process.poll() is None
             time.sleep(0.01)
         tell(process.pid, signal.SIGINT)
         _, text = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert len(list(tmp_path.glob("saved-*"))) == 2
     assert "of 2 ended with exit code 130" in text
+
+
+ONE_IS_POISONED = """
+import sys
+from pathlib import Path
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from weightdecay.errors import TrainingError
+from weightdecay.models.config import ModelConfig
+from weightdecay.models.decoder import GPT
+from weightdecay.models.objective import Objective
+from weightdecay.optim.adamw import AdamW
+from weightdecay.planning.plan import plan
+from weightdecay.training.distributed import join, launch
+from weightdecay.training.step import take_step
+
+def rank(on_nonfinite: str) -> int:
+    with join() as ranks:
+        torch.manual_seed(0)
+        model = GPT(ModelConfig(vocab_size=31, context=8, n_layers=1, d_model=16, n_heads=2))
+        optimizer = AdamW(plan(model), lr=1e-2, fused=True)
+        objective = DistributedDataParallel(Objective(model))
+        tokens = torch.randint(31, (4, 9))
+        batch = [(tokens[:, :-1], tokens[:, 1:])]
+        def step(number: int) -> bool:
+            return take_step(objective, optimizer, batch, sequences=8, ranks=ranks, dtype=torch.float32, grad_clip=1.0,
+                             seed=(0, number), on_nonfinite=on_nonfinite).skipped
+        assert not step(0)
+        before = [p.detach().clone() for p in model.parameters()]
+        handle = model.embedding.register_forward_hook(lambda _m, _i, out: out * torch.nan) if ranks.rank else None
+        try:
+            assert step(1)
+        except TrainingError:
+            assert on_nonfinite == "stop"
+        else:
+            assert on_nonfinite == "skip"
+        assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before))
+        ranks.wait_for_all()
+    return 0
+
+if __name__ == "__main__":
+    launch(2, rank, sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_all_ranks_leave_a_step_out_whose_gradient_is_not_finite_on_one(on_nonfinite: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(ONE_IS_POISONED)
+    command = [sys.executable, str(tmp_path / "script.py"), on_nonfinite]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_second_signal_ends_ranks_that_hang(small_text: Path, tmp_path: Path) -> None:

@@ -89,6 +89,20 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(poison: f
         assert all(torch.equal(state[key], old[key]) for key in old)
 
 
+def test_a_step_whose_gradient_is_not_finite_is_left_out_if_that_is_asked_for() -> None:
+    model, optimizer = made()
+    options = {"sequences": 8, "ranks": ALONE, "dtype": torch.float32, "grad_clip": 1.0, "on_nonfinite": "skip"}
+    assert not take_step(Objective(model), optimizer, split(8), seed=(0, 0), **options).skipped  # type: ignore[arg-type]
+    before = weights(model).clone()
+    handle = model.embedding.register_forward_hook(lambda _m, _i, out: out * math.inf)
+    assert take_step(Objective(model), optimizer, split(8), seed=(0, 1), **options).skipped  # type: ignore[arg-type]
+    handle.remove()
+    assert torch.equal(weights(model), before)
+    assert not take_step(Objective(model), optimizer, split(8), seed=(0, 2), **options).skipped  # type: ignore[arg-type]
+    assert not torch.equal(weights(model), before)
+    assert all(int(state["step"]) == 2 for state in optimizer.state.values())
+
+
 def test_dropout_depends_on_the_seed_and_the_step_alone() -> None:
     def after(seed: tuple[int, int], noise: int) -> Tensor:
         model, optimizer = made(dropout=0.3)

@@ -19,6 +19,7 @@ _CHOICES = {
     "schedule.weight_decay_shape": ("constant", "cosine", "linear"),
     "run.batch_ramp_shape": ("linear", "steps"),
     "run.dtype": ("bfloat16", "float32"),
+    "run.on_nonfinite": ("skip", "stop"),
 }
 # low ≤ value < high, in words: and the keys that it holds for, section by section.
 _RANGES: dict[tuple[float, float, str], dict[str, str]] = {

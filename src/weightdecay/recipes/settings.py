@@ -119,6 +119,7 @@ class RunSettings:
         batch_ramp_increment: a linear ramp goes up by so many tokens at a time; 0 means sequence by sequence.
         micro_batch_tokens: tokens in one forward pass; 0 lets the trainer choose.
         dtype: `float32`, or `bfloat16` for autocast over float32 weights.
+        on_nonfinite: at a gradient that is not finite: `stop` the run before the update, or `skip` the step and count.
         compile: torch.compile each block.
         out: run directory; empty picks a new one under runs/.
         log_every, eval_every, checkpoint_every: in steps; 0 lets the trainer choose.
@@ -136,6 +137,7 @@ class RunSettings:
     batch_ramp_increment: int = 0
     micro_batch_tokens: int = 0
     dtype: str = "bfloat16"
+    on_nonfinite: str = "stop"
     compile: bool = False
     seed: int = 0
     out: str = ""

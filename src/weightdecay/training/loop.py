@@ -49,6 +49,7 @@ class TrainingLoop:
     shares: list[tuple[float, float]]
     done: int = 0
     elapsed_s: float = 0.0
+    skipped_steps: int = 0
 
     @classmethod
     def build(cls, assembly: Assembly, run: Run, ranks: Ranks, reporter: Reporter, *, fresh: bool) -> TrainingLoop:
@@ -102,9 +103,14 @@ class TrainingLoop:
             ranks=self.ranks,
             dtype=self.dtype,
             grad_clip=self.assembly.grad_clip(self.done),
+            on_nonfinite="skip" if settings.on_nonfinite == "skip" else "stop",
             seed=(settings.seed, self.done),
         )
-        self._balance_experts(result.load)
+        if result.skipped:
+            self.skipped_steps += 1
+            self.reporter.note(f"step {self.done + 1}: the gradient is not finite; the update is left out")
+        else:
+            self._balance_experts(result.load)
         self.done += 1
         step_s = time.perf_counter() - started
         self.elapsed_s += step_s
@@ -162,6 +168,7 @@ class TrainingLoop:
         load_weights(self.model, found.model(), found.path / checkpoint.MODEL)
         load_state_by_name(self.optimizer, found.optimizer())
         self.done, self.elapsed_s = found.step, state["elapsed_s"]
+        self.skipped_steps = state["skipped_steps"]
         if state["threads"] != torch.get_num_threads():
             self.reporter.note(
                 f"resumed with {torch.get_num_threads()} threads, was saved with {state['threads']}: the results will "
@@ -198,6 +205,7 @@ class TrainingLoop:
             "penalty": self._penalty(),
             "grad_norm": result.grad_norm,
             "grad_clip": self.assembly.grad_clip(self.done - 1),
+            "skipped_steps": self.skipped_steps,
             "batch_tokens": batch_tokens,
             "tokens_per_s": batch_tokens / step_s,
             "elapsed_s": self.elapsed_s,
@@ -247,6 +255,7 @@ class TrainingLoop:
                 state={
                     "tokens": self.assembly.sizes.tokens_before(self.done),
                     "elapsed_s": self.elapsed_s,
+                    "skipped_steps": self.skipped_steps,
                     "threads": torch.get_num_threads(),
                     "world_size": self.ranks.world_size,
                     "optimizer": settings_by_name(self.optimizer),
@@ -269,6 +278,7 @@ class TrainingLoop:
                 "tokens": last["tokens"],
                 "elapsed_s": self.elapsed_s,
                 "loss": last["loss"],
+                "skipped_steps": self.skipped_steps,
                 **{key: evaluation[key] for key in ("val_loss", "val_perplexity", "val_bits_per_byte", "val_tokens")},
                 "decay_total": decay.total if decay else None,
                 "best_checkpoint": champion.path.name if champion else None,

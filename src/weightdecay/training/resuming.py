@@ -27,7 +27,7 @@ _FREE = {
 # What a run that was killed before its run.toml leaves; it is written anew.
 _BEFORE_A_RUN = {".lock", "plan.json", "tokenizer.json", "environment.json"}
 # Settings that a run can change on its way, if its user asks for it.
-_CHANGEABLE = ("optimizer.", "schedule.", "run.steps", "run.dtype")
+_CHANGEABLE = ("optimizer.", "schedule.", "run.steps", "run.dtype", "run.on_nonfinite")
 
 
 def holds_a_run(run: Run, resume: str) -> bool:

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from weightdecay.data.loader import IGNORE_INDEX
 from weightdecay.errors import TrainingError
 from weightdecay.models.objective import Losses
-from weightdecay.optim.clipping import NonfiniteGradientError, clipped_step
+from weightdecay.optim.clipping import NonfiniteGradientError, OnNonfinite, clipped_step
 from weightdecay.training.distributed import Ranks
 
 
@@ -26,11 +26,13 @@ class StepResult:
     Attributes:
         loss: mean cross-entropy in nats a token.
         grad_norm: of the gradient before clipping.
+        skipped: whether the update was left out because the gradient was not finite.
         load: choices that fell on each expert, [layers with experts, experts], over all ranks; None without experts.
     """
 
     loss: float
     grad_norm: float
+    skipped: bool = False
     load: Tensor | None = None
 
 
@@ -44,6 +46,7 @@ def take_step(
     dtype: torch.dtype,
     grad_clip: float,
     seed: tuple[int, int],
+    on_nonfinite: OnNonfinite = "stop",
 ) -> StepResult:
     """Accumulate the mean gradient over the step's sequences, clip it, update.
 
@@ -55,9 +58,11 @@ def take_step(
         grad_clip: largest norm of the gradient over all tensors and ranks; 0 does not clip.
         seed: (run's seed, step); dropout of each micro-batch and rank depends on nothing else, so that a resumed
             run draws what an uninterrupted one would.
+        on_nonfinite: `stop` raises where a gradient is not finite, `skip` leaves the update out and says so.
 
     Raises:
-        TrainingError: the gradient is not finite; weights and optimizer state are as before the step.
+        TrainingError: the gradient is not finite and `on_nonfinite` is `stop`; weights and optimizer state are as
+            before the step.
     """
     total = torch.zeros((), dtype=torch.float64, device=ranks.device)
     load: Tensor | None = None
@@ -79,14 +84,16 @@ def take_step(
     mean_loss = ranks.total(float(total))[0] / ranks.world_size
     try:
         # Ranks have the same gradient here, so the same norm, and all decide alike.
-        clipped = clipped_step(optimizer, grad_clip if grad_clip > 0 else None)
+        clipped = clipped_step(optimizer, grad_clip if grad_clip > 0 else None, on_nonfinite=on_nonfinite)
     except NonfiniteGradientError as error:
         raise TrainingError(
             f"step {seed[1] + 1}: the gradient is not finite (loss {mean_loss:g}); the update was not made. Lower "
-            "--lr, lengthen the warm-up, or look at this step's data; --resume auto goes on from the last checkpoint"
+            "--lr, lengthen the warm-up, or leave such steps out (--set run.on_nonfinite=skip); --resume auto goes on"
+            " from the last checkpoint"
         ) from error
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(mean_loss, clipped.grad_norm, ranks.sum_of(load) if load is not None else None)
+    total_load = ranks.sum_of(load) if load is not None else None
+    return StepResult(mean_loss, clipped.grad_norm, clipped.skipped, total_load)
 
 
 @torch.inference_mode()

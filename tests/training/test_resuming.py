@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from weightdecay.errors import DamagedError
+from weightdecay.models.config import ModelConfig
+from weightdecay.models.decoder import GPT
+from weightdecay.training.resuming import load_weights
+
+WHERE = Path("model.safetensors")
+CONFIG = ModelConfig(vocab_size=5, context=4, n_layers=2, d_model=8, n_heads=2)
+
+
+def test_every_name_shape_and_dtype_that_differs_is_listed_and_nothing_is_loaded() -> None:
+    model = GPT(CONFIG)
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    tensors = {name: tensor + 1 for name, tensor in before.items()}
+    del tensors["norm.bias"]
+    tensors["more.weight"] = torch.zeros(1)
+    tensors["positions.weight"] = torch.zeros(8, 4)
+    tensors["norm.weight"] = tensors["norm.weight"].bfloat16()
+    with pytest.raises(DamagedError) as caught:
+        load_weights(model, tensors, WHERE)
+    assert str(caught.value).splitlines() == [
+        "model.safetensors: no tensor 'norm.bias'",
+        "model.safetensors: tensor 'more.weight' is not this model's",
+        "model.safetensors: tensor 'norm.weight' is torch.bfloat16 [8], this model's torch.float32 [8]",
+        "model.safetensors: tensor 'positions.weight' is torch.float32 [8, 4], this model's torch.float32 [4, 8]",
+    ]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
+
+
+def test_weights_are_loaded_by_name_whatever_their_order() -> None:
+    model = GPT(CONFIG)
+    wanted = {name: torch.randn_like(tensor) for name, tensor in model.named_parameters()}
+    load_weights(model, dict(reversed(wanted.items())), WHERE)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.named_parameters())
