@@ -19,8 +19,8 @@ from weightdecay.data.tokenizer import (
     TiktokenTokenizer,
     Tokenizer,
     load_tokenizer,
-    make_tokenizer,
 )
+from weightdecay.data.tokenizer_specs import make_tokenizer
 from weightdecay.errors import DamagedError, DataError, MissingExtraError
 
 texts = st.text(st.characters(exclude_categories=["Cs"])) | st.text("<|endoftx>\n '0aλ😀")
@@ -124,7 +124,7 @@ def test_bpe_is_the_same_in_another_process_with_any_number_of_threads(
 ) -> None:
     script = (
         "import sys; from pathlib import Path; from weightdecay.data.corpus import open_corpus; "
-        "from weightdecay.data.tokenizer import make_tokenizer; "
+        "from weightdecay.data.tokenizer_specs import make_tokenizer; "
         "print(make_tokenizer('bpe:400', open_corpus([sys.argv[1]]), cache_dir=Path(sys.argv[2])).sha256)"
     )
     environment = {**os.environ, "RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": threads}

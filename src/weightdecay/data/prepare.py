@@ -31,7 +31,8 @@ from weightdecay.data.shards import (
     write_shard,
 )
 from weightdecay.data.storage import build_directory, cache_directory, is_file, whole_file
-from weightdecay.data.tokenizer import Tokenizer, check_tokenizer_spec, load_tokenizer, make_tokenizer
+from weightdecay.data.tokenizer import Tokenizer, load_tokenizer
+from weightdecay.data.tokenizer_specs import check_tokenizer_spec, make_tokenizer
 from weightdecay.errors import DamagedError, DataError
 
 TRAINING_SHARD = "train.bin"

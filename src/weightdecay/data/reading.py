@@ -96,13 +96,17 @@ class TextFile:
 
 
 @dataclass(frozen=True)
-class JsonLines:
-    """A file whose every line is a JSON object that holds a document under `text_key`."""
+class _Rows:
+    """A file whose rows hold documents under `text_key`."""
 
     path: Path
     name: str
     text_key: str = "text"
     errors: EncodingErrors = "strict"
+
+
+class JsonLines(_Rows):
+    """A JSON object a line."""
 
     def documents(self) -> Iterator[Document]:
         offset = 0
@@ -124,14 +128,8 @@ class JsonLines:
         return Block(block.text, decoded.replaced + block.replaced)
 
 
-@dataclass(frozen=True)
-class Parquet:
-    """A parquet file whose rows hold documents in the column `text_key`."""
-
-    path: Path
-    name: str
-    text_key: str = "text"
-    errors: EncodingErrors = "strict"
+class Parquet(_Rows):
+    """A parquet file with a column of texts."""
 
     def documents(self) -> Iterator[Document]:
         try:

@@ -19,7 +19,6 @@ from weightdecay.models.objective import Objective
 from weightdecay.optim.clipping import total_norm
 from weightdecay.optim.rules import group_decay_per_step
 from weightdecay.optim.state import load_state_by_name, settings_by_name, state_by_name
-from weightdecay.planning.plan import DecayPlan
 from weightdecay.runs import MetricsWriter, Run
 from weightdecay.training import checkpoint
 from weightdecay.training.assembly import Assembly
@@ -44,7 +43,6 @@ class TrainingLoop:
     reporter: Reporter
     model: GPT
     objective: nn.Module
-    plan: DecayPlan
     optimizer: torch.optim.Optimizer
     shares: list[tuple[float, float]]
     done: int = 0
@@ -62,8 +60,7 @@ class TrainingLoop:
             load_weights(model, tensors, where)
         model.to(ranks.device)
         settings = config.optimizer
-        decided = decay_plan(model, settings)
-        optimizer = make_optimizer(settings, decided)
+        optimizer = make_optimizer(settings, decay_plan(model, settings))
         if config.run.compile:
             for block in model.blocks:
                 block.compile()
@@ -79,7 +76,7 @@ class TrainingLoop:
         if ranks.world_size > 1:
             # Buffers need no exchange: every rank makes the same ones.
             objective = DistributedDataParallel(objective, device_ids=devices, broadcast_buffers=False)
-        return cls(assembly, run, ranks, reporter, model, objective, decided, optimizer, shares)
+        return cls(assembly, run, ranks, reporter, model, objective, optimizer, shares)
 
     def run_to_end(self, stop: StopRequest) -> None:
         """Steps until the last one; rank 0 writes the metrics and the summary."""

@@ -48,7 +48,7 @@ def _find_policy(name: str) -> None:
 
 
 def _find_tokenizer(spec: str) -> None:
-    from weightdecay.data.tokenizer import check_tokenizer_spec
+    from weightdecay.data.tokenizer_specs import check_tokenizer_spec
 
     check_tokenizer_spec(spec)
 
