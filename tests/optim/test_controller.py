@@ -234,6 +234,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "towards_one on Adafactor": (
         lambda: control(torch.optim.Adafactor(parameters(), weight_decay=0.1), rule="towards_one"),
         "depends on the weights"),
+    "no optimizer": (lambda: control(nn.Linear(2, 2)), "takes a torch optimizer, got Linear"),  # type: ignore[arg-type]
+    "a schedule's name": (lambda: control(adamw(), schedule="cosine"), "such as Linear"),  # type: ignore[arg-type]
+    "a peak in words": (
+        lambda: control(adamw(), rule="independent", peak_lr="0.1"), "got 0.1"),  # type: ignore[arg-type]
     "over one": (lambda: control(adamw(), rule="fixed", schedule=Constant(1.5)), "sign of the weights"),
     "ω/t from the start": (
         lambda: control(adamw(), rule="independent", peak_lr=PEAK, schedule=OneOverT(4.0)), "sign of the weights"),
@@ -310,3 +314,17 @@ def test_a_controlled_bfloat16_model_is_warned_of_too() -> None:
     optimizer = torch.optim.AdamW(nn.Linear(64, 64).bfloat16().parameters(), lr=3e-4, weight_decay=0.1)
     with pytest.warns(PrecisionWarning, match=r"0\.0% of the decay per step of 3e-05"):
         control(optimizer)
+
+
+def test_a_sparse_gradient_is_refused_before_any_group_has_decayed() -> None:
+    dense, sparse = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(4, 2))
+    optimizer = torch.optim.SGD(
+        [{"params": [dense]}, {"params": [sparse], "name": "embedding"}], lr=0.1, weight_decay=0.1
+    )
+    control(optimizer)
+    dense.grad = torch.zeros_like(dense)
+    sparse.grad = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.ones(1, 2), (4, 2), check_invariants=False)
+    with pytest.raises(OptimizerError, match=r"group 1 \('embedding'\): a sparse gradient.*sparse=False"):
+        optimizer.step()
+    assert torch.equal(dense, torch.ones(2, 2))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1]

@@ -59,6 +59,33 @@ def test_betas_outside_zero_to_one_are_refused(cls: Any, betas: tuple[float, flo
         cls([matrix()], betas=betas)
 
 
+@pytest.mark.parametrize(
+    ("cls", "settings", "words"),
+    [
+        (AdamW, {"lr": "0.1"}, r"Invalid learning rate: '0\.1' \(group 0\): give a finite number"),
+        (AdamW, {"weight_decay": None}, "Invalid weight_decay value: None"),
+        (AdamW, {"betas": 0.9}, r"Invalid betas: 0\.9 \(group 0\): give two numbers"),
+        (Lion, {"betas": (0.9,)}, "give two numbers"),
+        (AdamW, {"betas": ("0.9", 0.99)}, r"Invalid beta parameter at index 0: 0\.9"),
+        (Adafactor, {"beta1": 1.0}, "Invalid beta parameter"),
+        (Muon, {"momentum": -0.1}, r"Invalid momentum value: -0\.1"),
+        (Muon, {"ns_steps": 0}, "whole number from 1 to 99"),
+        (Muon, {"ns_steps": 100}, "whole number from 1 to 99"),
+        (AdamW, {"rule": None}, "unknown rule 'None'"),
+        (AdamW, {"rounding": None}, "unknown rounding 'None'"),
+        (AdamW, {"peak_lr": -3.0}, r"Invalid peak_lr: -3\.0"),
+    ],
+)
+def test_settings_of_no_meaning_say_what_they_should_be(cls: Any, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptimizerError, match=words):
+        cls([matrix()], **settings)
+
+
+def test_a_group_for_an_algorithm_that_is_none_is_refused() -> None:
+    with pytest.raises(OptimizerError, match="unknown algorithm 'moun'.*did you mean 'muon'"):
+        Muon([{"params": [matrix()], "algorithm": "moun"}])
+
+
 @each
 def test_a_tensor_in_two_groups_is_refused(cls: Any) -> None:
     p = matrix()
@@ -101,6 +128,13 @@ def test_sparse_gradients_are_refused_with_everything_unchanged(cls: Any) -> Non
         optimizer.step()
     assert torch.equal(p, torch.ones(4, 2))
     assert torch.equal(dense, torch.ones(3, 2))
+
+
+def test_the_coupled_rule_refuses_sparse_gradients_in_the_same_words() -> None:
+    p = nn.Parameter(torch.ones(4, 2))
+    p.grad = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.ones(1, 2), (4, 2), check_invariants=False)
+    with pytest.raises(OptimizerError, match="sparse=False"):
+        SGDW([p], lr=0.1, weight_decay=0.1, rule="l2").step()
 
 
 def test_sgdw_takes_sparse_gradients_where_nothing_decays() -> None:

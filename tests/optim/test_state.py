@@ -20,8 +20,9 @@ from weightdecay.optim.adamw import AdamL2, AdamW
 from weightdecay.optim.lion import Lion
 from weightdecay.optim.muon import Muon
 from weightdecay.optim.rules import RULES
+from weightdecay.optim.settings import Change, changes, describe, settings_by_name
 from weightdecay.optim.sgdw import SGDW
-from weightdecay.optim.state import Change, changes, describe, load_state_by_name, settings_by_name, state_by_name
+from weightdecay.optim.state import load_state_by_name, state_by_name
 
 Make = Callable[[Any], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {
@@ -266,6 +267,28 @@ def test_any_lost_invented_or_misshapen_entry_is_named_and_nothing_is_loaded(nam
     assert victim.split(":")[0].split("/")[0] in str(caught.value)
     assert state_by_name(fresh).keys() == before.keys()
     assert all(torch.equal(value, before[key]) for key, value in state_by_name(fresh).items())
+
+
+def test_state_of_another_optimizer_says_whose_it_is_and_not_how_its_settings_differ() -> None:
+    net = model()
+    adam, lion = AdamW(net.named_parameters()), Lion(net.named_parameters())
+    train(net, adam, 0, 1)
+    with pytest.raises(OptimizerError) as caught:
+        load_state_by_name(lion, state_by_name(adam), settings_by_name(adam))
+    assert caught.value.faults[0] == "the state is of AdamW, and this optimizer is Lion"
+    assert len(caught.value.faults) == 13
+    assert not any("betas" in fault for fault in caught.value.faults)
+
+
+def test_all_tensors_that_came_or_went_are_named() -> None:
+    net, longer = model(), nn.Sequential(*model(), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6))
+    old, new = AdamW(net.named_parameters()), AdamW(longer.named_parameters())
+    (line,) = describe(changes(new, settings_by_name(old)))
+    assert line == "tensors without saved state: " + ", ".join(
+        f"{n}.{kind}" for n in (3, 4, 5) for kind in ("weight", "bias")
+    )
+    (line,) = describe(changes(old, settings_by_name(new)))
+    assert line.startswith("tensors that were saved and are not here: 3.weight, 3.bias, 4.weight")
 
 
 def test_names_of_wrappers_are_left_out() -> None:

@@ -34,6 +34,8 @@ DIRECTIONS: dict[str, tuple[Make, dict[str, Any], Callable[[], directions.Direct
     "Lion foreach": (Lion, {"foreach": True, "betas": (0.95, 0.98)}, lambda: directions.Lion(0.95, 0.98)),
     "SGDW": (SGDW, {}, directions.Momentum),
     "SGDW momentum": (SGDW, {"momentum": 0.9, "dampening": 0.2}, lambda: directions.Momentum(0.9, 0.2)),
+    "SGDW damped to its first gradient": (SGDW, {"momentum": 0.9, "dampening": 1.0},
+                                          lambda: directions.Momentum(0.9, 1.0)),
     "SGDW nesterov": (SGDW, {"momentum": 0.9, "nesterov": True, "foreach": True},
                       lambda: directions.Momentum(0.9, nesterov=True)),
     "Adafactor": (Adafactor, {}, lambda: directions.Adafactor(relative_step=True)),

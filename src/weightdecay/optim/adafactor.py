@@ -74,8 +74,7 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
             "relative_step": relative_step,
             "scale_parameter": scale_parameter,
         }
-        betas = () if beta1 is None else (beta1,)
-        groups = self._groups(params, lr=lr, weight_decay=weight_decay, betas=betas, **decay)
+        groups = self._groups(params, lr=lr, weight_decay=weight_decay, beta1=beta1, **decay)
         super().__init__(groups, lr, beta2_decay, eps, d, weight_decay, foreach=foreach, maximize=maximize)
         self._finish(**decay, **form)
         for group in self.param_groups:

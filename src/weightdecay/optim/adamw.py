@@ -12,7 +12,7 @@ Reference: Kingma & Ba 2015, arXiv:1412.6980; Loshchilov & Hutter 2019, arXiv:17
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -109,13 +109,11 @@ class AdamW(_Adam, torch.optim.AdamW):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
-        decay: dict[str, Any] = {"rule": rule, "peak_lr": peak_lr, "rounding": rounding}
-        groups = self._groups(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **decay)
-        super().__init__(
-            groups, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, foreach=foreach,
-            capturable=capturable, differentiable=differentiable, fused=fused,
+        self._construct(
+            params, {"rule": rule, "peak_lr": peak_lr, "rounding": rounding}, lr=lr, betas=betas, eps=eps,
+            weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize, foreach=foreach, capturable=capturable,
+            differentiable=differentiable, fused=fused,
         )  # fmt: skip
-        self._finish(**decay)
 
 
 class AdamL2(_Adam, torch.optim.Adam):
@@ -146,10 +144,8 @@ class AdamL2(_Adam, torch.optim.Adam):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
-        decay: dict[str, Any] = {"rule": rule, "peak_lr": None, "rounding": rounding}
-        groups = self._groups(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **decay)
-        super().__init__(
-            groups, lr, betas, eps, weight_decay, amsgrad, foreach=foreach, maximize=maximize,
-            capturable=capturable, differentiable=differentiable, fused=fused,
+        self._construct(
+            params, {"rule": rule, "peak_lr": None, "rounding": rounding}, lr=lr, betas=betas, eps=eps,
+            weight_decay=weight_decay, amsgrad=amsgrad, foreach=foreach, maximize=maximize, capturable=capturable,
+            differentiable=differentiable, fused=fused,
         )  # fmt: skip
-        self._finish(**decay)

@@ -54,12 +54,19 @@ class DecayingOptimizer(torch.optim.Optimizer):
 
     # --- construction
 
-    def _groups(self, params: Params, **settings: Any) -> Any:
-        """Groups with their rule and rounding, checked together before torch sees them: all faults come at once.
+    def _construct(self, params: Params, decay: Mapping[str, Any], **settings: Any) -> None:
+        """Check everything, let torch construct itself, and make `decay` the defaults of later groups.
 
         Args:
-            settings: the constructor's: `lr`, `weight_decay`, `rule`, `peak_lr`, `rounding` and the optimizer's own.
+            decay: the constructor's `rule`, `peak_lr` and `rounding`.
+            settings: what torch's constructor takes, by name.
         """
+        groups = self._groups(params, **settings, **decay)
+        super().__init__(groups, **settings)
+        self._finish(**decay)
+
+    def _groups(self, params: Params, **settings: Any) -> Any:
+        """Groups with their rule and rounding, checked together before torch sees them: all faults come at once."""
         groups = listed_groups(params, settings["lr"])
         if groups is not None:
             groups = with_rules(groups, settings["rule"], tables_and_heads(params))
@@ -251,7 +258,8 @@ class DecayingOptimizer(torch.optim.Optimizer):
         kind, faults = type(self).__name__, []
         for index, (group, decay) in enumerate(work):
             weights, title = with_gradient(group), group_title(group, index)
-            if any(p.grad.is_sparse for p in weights) and (decay or not self.takes_sparse):
+            decays = bool(group["weight_decay"]) if decay is None else decay > 0
+            if any(p.grad.is_sparse for p in weights) and (decays or not self.takes_sparse):
                 faults.append(
                     f"{title}: {kind} does not support sparse gradients, whose step would leave most rows out of the "
                     "decay: make the embedding dense (sparse=False)"

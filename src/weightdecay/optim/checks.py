@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +18,10 @@ _AT_LEAST_ZERO = {
     "lr": "learning rate",
     "weight_decay": "weight_decay value",
     "momentum": "momentum value",
+    "eps": "epsilon value",
+    "ns_eps": "epsilon value",
 }
+_CHOICES = {"algorithm": ("adamw", "muon"), "rounding": ROUNDINGS}
 
 
 def group_title(group: Mapping[str, Any], index: int) -> str:
@@ -25,10 +29,10 @@ def group_title(group: Mapping[str, Any], index: int) -> str:
 
 
 def number(value: Any) -> float | None:
-    """A setting as a float; None where it is no single number, which torch explains itself."""
+    """A setting as a float; None where it is no single number."""
     if isinstance(value, Tensor):
         return float(value.detach()) if value.numel() == 1 else None
-    return float(value) if isinstance(value, int | float) else None
+    return float(value) if isinstance(value, Real) else None
 
 
 def group_faults(group: Mapping[str, Any], title: str, refused: Mapping[str, str]) -> list[str]:
@@ -42,12 +46,20 @@ def group_faults(group: Mapping[str, Any], title: str, refused: Mapping[str, str
     if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
         faults.append(f"Tensor lr must be 1-element ({title}): it has {group['lr'].numel()}")
     for key, words in _AT_LEAST_ZERO.items():
-        value = number(group.get(key, 0.0))
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            faults.append(f"Invalid {words}: {group[key]} ({title}): give a finite number of at least 0")
-    faults += _epsilon_faults(group, title) + _beta_faults(group, title) + _rule_faults(group, title, refused)
-    if group["rounding"] not in ROUNDINGS:
-        faults.append(f"unknown rounding '{group['rounding']}' ({title}): {did_you_mean(group['rounding'], ROUNDINGS)}")
+        given = group.get(key, 0.0)
+        if (key == "eps" and isinstance(given, tuple)) or (isinstance(given, Tensor) and given.numel() != 1):
+            continue  # Adafactor's two, which torch checks; what is said above
+        value = number(given)
+        if value is None or not (math.isfinite(value) and value >= 0):
+            shown = repr(given) if isinstance(given, str) else given
+            faults.append(f"Invalid {words}: {shown} ({title}): give a finite number of at least 0")
+    for key, known in _CHOICES.items():
+        if key in group and group[key] not in known:
+            faults.append(f"unknown {key} '{group[key]}' ({title}): {did_you_mean(str(group[key]), known)}")
+    steps = group.get("ns_steps", 1)
+    if not (isinstance(steps, int) and 1 <= steps < 100):
+        faults.append(f"Invalid ns_steps: {steps} ({title}): give a whole number from 1 to 99, usually 5")
+    faults += _beta_faults(group, title) + _rule_faults(group, title, refused)
     if not faults:
         try:
             group_decay_per_step(group)
@@ -57,29 +69,29 @@ def group_faults(group: Mapping[str, Any], title: str, refused: Mapping[str, str
 
 
 def _beta_faults(group: Mapping[str, Any], title: str) -> list[str]:
-    betas = [number(beta) for beta in group.get("betas", ())]
+    betas = group.get("betas", (0.0, 0.0))
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        return [f"Invalid betas: {betas} ({title}): give two numbers in [0, 1)"]
+    one = group.get("beta1")  # Adafactor's
+    named = [*enumerate(betas), *([] if one is None else [(0, one)])]
+    values = [(index, beta, number(beta)) for index, beta in named]
     return [
-        f"Invalid beta parameter at index {index}: {group['betas'][index]} ({title}): give a number in [0, 1)"
-        for index, beta in enumerate(betas)
-        if beta is not None and not 0.0 <= beta < 1.0
+        f"Invalid beta parameter at index {index}: {beta} ({title}): give a number in [0, 1)"
+        for index, beta, value in values
+        if value is None or not 0.0 <= value < 1.0
     ]
-
-
-def _epsilon_faults(group: Mapping[str, Any], title: str) -> list[str]:
-    eps = number(group.get("eps", 0.0))
-    if eps is None or (math.isfinite(eps) and eps >= 0):
-        return []
-    return [f"Invalid epsilon value: {group['eps']} ({title}): give a finite number of at least 0"]
 
 
 def _rule_faults(group: Mapping[str, Any], title: str, refused: Mapping[str, str]) -> list[str]:
     name = group["rule"]
-    if name not in RULES:
+    if not isinstance(name, str) or name not in RULES:
         return [f"unknown rule '{name}' ({title}): {did_you_mean(str(name), RULES)}"]
     if name in refused:
         return [f"rule '{name}' ({title}): {refused[name]}"]
-    peak = number(group.get("peak_lr", 1.0))
-    if RULES[name].needs_peak and not (peak is not None and math.isfinite(peak) and peak > 0):
-        got = group.get("peak_lr")
-        return [f"rule '{name}' ({title}) needs the peak lr, got {got}: give peak_lr, the schedule's highest lr"]
-    return []
+    given = group.get("peak_lr")
+    peak = number(given)
+    if peak is not None and math.isfinite(peak) and peak > 0:
+        return []
+    if RULES[name].needs_peak:
+        return [f"rule '{name}' ({title}) needs the peak lr, got {given}: give peak_lr, the schedule's highest lr"]
+    return [] if given is None else [f"Invalid peak_lr: {given!r} ({title}): give a finite number over 0, or None"]

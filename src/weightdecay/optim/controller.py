@@ -88,13 +88,22 @@ class Control:
                 f"{type(optimizer).__name__} with a closure cannot decay exactly: the weights would shrink before the "
                 "closure takes its gradient; compute the gradient first and call step() without closure"
             )
+        if sparse := [
+            group_title(group, index)
+            for index, (group, decay) in enumerate(zip(optimizer.param_groups, decays, strict=True))
+            if decay and any(p.grad.is_sparse for p in with_gradient(group))
+        ]:
+            raise OptimizerError(
+                f"{type(optimizer).__name__}, {', '.join(sparse)}: a sparse gradient steps a few rows, and decay would "
+                "reach all of them: make the embedding dense (sparse=False), or give its group weight_decay 0"
+            )
         self._given = [group["weight_decay"] for group in optimizer.param_groups]
         with torch.no_grad():
             for group, decay, here in zip(optimizer.param_groups, decays, outside, strict=True):
                 if group["rule"] == "l2":
                     continue
                 if here:
-                    _decay(group, decay or 0.0, optimizer)
+                    _decay(group, decay or 0.0)
                     group["weight_decay"] = 0.0
                 elif not isinstance(RULES[group["rule"]], Decoupled):
                     group["weight_decay"] = (decay or 0.0) / float(group["lr"])
@@ -169,6 +178,10 @@ def steps_taken(optimizer: torch.optim.Optimizer, group: Group, *, before: bool 
 
 
 def _optimizer_faults(optimizer: torch.optim.Optimizer, rule: str, schedule: Schedule | None) -> list[str]:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return [f"control takes a torch optimizer, got {type(optimizer).__name__}"]
+    if schedule is not None and not callable(schedule):
+        return [f"schedule must give λ for a step, such as Linear(0.1, 0.0, steps=10_000), got {schedule!r}"]
     if rule not in RULES:
         return [f"unknown rule '{rule}': {did_you_mean(str(rule), RULES)}"]
     kind = type(optimizer).__name__
@@ -206,25 +219,26 @@ def _set_peaks(groups: Sequence[Group], rule: str, peak_lr: PeakLr | None) -> li
     faults = []
     if isinstance(peak_lr, int | float) and len({number(groups[i]["lr"]) for i in asking}) > 1:
         return ["the groups have different lr, so one peak_lr would decay some of them too much: give one for each"]
-    if isinstance(peak_lr, Sequence) and len(peak_lr) != len(groups):
+    if isinstance(peak_lr, list | tuple) and len(peak_lr) != len(groups):
         return [f"{len(peak_lr)} peaks for {len(groups)} groups: give one for each, in their order"]
     for i in asking:
         found: float | None
         if isinstance(peak_lr, Mapping):
             found = peak_lr.get(groups[i].get("name", ""))
         else:
-            found = peak_lr[i] if isinstance(peak_lr, Sequence) else peak_lr
+            found = peak_lr[i] if isinstance(peak_lr, list | tuple) else peak_lr  # type: ignore[assignment]
         found = groups[i].get("peak_lr") if found is None else found
-        if found is None or not (math.isfinite(found) and found > 0):
+        peak = number(found)
+        if peak is None or not (math.isfinite(peak) and peak > 0):
             faults.append(
                 f"rule '{groups[i].get('rule', rule)}' needs the peak lr of {group_title(groups[i], i)}, got {found}: "
                 "give peak_lr, the highest lr of its schedule; it cannot be read from the optimizer"
             )
         else:
-            peaks[i] = float(found)
+            peaks[i] = peak
     if not faults:
-        for i, peak in peaks.items():
-            groups[i]["peak_lr"] = peak
+        for i, own in peaks.items():
+            groups[i]["peak_lr"] = own
     return faults
 
 
@@ -239,10 +253,8 @@ def _kernel_can(group: Group, optimizer: torch.optim.Optimizer) -> bool:
     return shrinks and RULES[group["rule"]].reach == "weights" and float(group["lr"]) > 0.0
 
 
-def _decay(group: Group, decay: float, optimizer: torch.optim.Optimizer) -> None:
-    weights: list[Tensor] = [p for p in with_gradient(group) if not p.grad.is_sparse]
-    if len(weights) < len(with_gradient(group)):
-        raise OptimizerError(f"{type(optimizer).__name__}: a sparse gradient steps a few rows, decay would reach all")
+def _decay(group: Group, decay: float) -> None:
+    weights: list[Tensor] = with_gradient(group)
     shrink_(weights, decay)
     if RULES[group["rule"]].reach == "towards_one":
         pull_(weights, 1.0, decay)

@@ -92,9 +92,9 @@ def with_rules(groups: list[Group], rule: Rules, apart: frozenset[str]) -> list[
     Raises:
         OptimizerError: tensors that no pattern matches, patterns that match no tensor, tensors without a name.
     """
-    if isinstance(rule, str) and not (rule == "corrected" and apart):
+    if not isinstance(rule, Mapping) and not (rule == "corrected" and apart):
         return groups
-    patterns = dict.fromkeys(apart, "decoupled") | {"*": rule} if isinstance(rule, str) else dict(rule)
+    patterns = dict(rule) if isinstance(rule, Mapping) else dict.fromkeys(apart, "decoupled") | {"*": rule}
     unused, faults, ruled = set(patterns) - apart - {"*"}, [], []
     for group in groups:
         named = named_tensors(group)
@@ -119,4 +119,4 @@ def with_rules(groups: list[Group], rule: Rules, apart: frozenset[str]) -> list[
 
 def rule_for_the_rest(rule: Rules) -> str:
     """The rule of a tensor that nothing else is known of, such as one that is added later."""
-    return rule if isinstance(rule, str) else rule.get("*", "decoupled")
+    return rule.get("*", "decoupled") if isinstance(rule, Mapping) else rule

@@ -16,7 +16,8 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from weightdecay.errors import OptimizerError, did_you_mean
-from weightdecay.optim.state import Settings, flattened, plain_setting
+from weightdecay.optim.settings import Settings, plain_setting
+from weightdecay.optim.state import flattened
 
 Layout = Literal["torch", "transformers", "nanogpt"]
 

@@ -99,7 +99,7 @@ class Muon(AdamW):
             "adjust_lr_fn": adjust_lr_fn,
         }
         super().__init__(
-            _split(params, lr, rule), lr, adamw_betas, adamw_eps, weight_decay,
+            _split(params, lr, rule, self._own), lr, adamw_betas, adamw_eps, weight_decay,
             rule=rule_for_the_rest(rule), peak_lr=peak_lr, rounding=rounding,
             maximize=maximize, foreach=foreach, fused=fused,
         )  # fmt: skip
@@ -214,8 +214,12 @@ def on_whole_matrices(function: Callable[[Tensor], Tensor], matrices: Tensor) ->
     return DTensor.from_local(result, whole.device_mesh, placements, shape=whole.shape, stride=whole.stride())
 
 
-def _split(params: Params, lr: float | Tensor, rule: Rules) -> Any:
-    """Each group as one for Muon and one for AdamW, unless it says where it goes."""
+def _split(params: Params, lr: float | Tensor, rule: Rules, own: Group) -> Any:
+    """Each group as one for Muon and one for AdamW, unless it says where it goes.
+
+    Args:
+        own: what a group for Muon has besides, where it does not bring its own.
+    """
     groups, elsewhere = listed_groups(params, lr), tables_and_heads(params)
     if groups is None:
         return params
@@ -223,10 +227,11 @@ def _split(params: Params, lr: float | Tensor, rule: Rules) -> Any:
     for group in with_rules(groups, rule, elsewhere):
         named = named_tensors(group)
         if named is None or "algorithm" in group:
-            split.append(group)
+            split.append({**own, **group} if group.get("algorithm") == "muon" else group)
             continue
         labels = ["muon" if t.ndim in (2, 3) and name not in elsewhere else "adamw" for name, t in named]
-        split += [{**part, "algorithm": label} for label, part in split_group(group, labels)]
+        for label, part in split_group(group, labels):
+            split.append({**(own if label == "muon" else {}), **part, "algorithm": label})
     return split
 
 

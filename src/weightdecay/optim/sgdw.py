@@ -53,13 +53,11 @@ class SGDW(ElementwiseOptimizer, torch.optim.SGD):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
-        decay: dict[str, Any] = {"rule": rule, "peak_lr": peak_lr, "rounding": rounding}
-        groups = self._groups(params, lr=lr, momentum=momentum, weight_decay=weight_decay, **decay)
-        super().__init__(
-            groups, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize, foreach=foreach,
+        self._construct(
+            params, {"rule": rule, "peak_lr": peak_lr, "rounding": rounding}, lr=lr, momentum=momentum,
+            dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, maximize=maximize, foreach=foreach,
             differentiable=differentiable, fused=fused,
         )  # fmt: skip
-        self._finish(**decay)
 
     def _next_direction(self, group: Group) -> tuple[str, tuple[float, float]]:
         sign = -1.0 if group["maximize"] else 1.0

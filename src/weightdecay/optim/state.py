@@ -11,48 +11,30 @@ loaded, and a changed setting is obeyed by an explicit choice, from the first st
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from weightdecay.errors import OptimizerError, did_you_mean
+from weightdecay.optim.settings import (
+    HARMLESS,
+    NOT_SETTINGS,
+    Change,
+    Names,
+    Settings,
+    by_parameter,
+    changes,
+    describe,
+    parameter_names,
+)  # fmt: skip
 
-# A model, (name, tensor) pairs by name, or names in the order of the groups; None: the optimizer's own `param_names`.
-Names: TypeAlias = nn.Module | Mapping[str, Tensor] | Sequence[str] | None
 OnChange = Literal["keep", "override"]
-Settings: TypeAlias = dict[str, Any]
 
 _PYTHON_NUMBERS = {"int": int, "float": float, "bool": bool}  # state that is no tensor is saved as "<key>:<type>"
-_NOT_SETTINGS = {"params", "param_names", "foreach", "fused", "capturable", "differentiable", "decay_step"}
-_HARMLESS = {"order", "name"}
 _PRIMES = (2, 3, 5, 7, 11)
-_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)|^(module)(?=\.)")
-
-
-@dataclass(frozen=True)
-class Change:
-    """One difference between a saved optimizer and the one that is to go on.
-
-    Args:
-        parameter: the tensor's name; empty where it concerns all.
-        setting: `weight_decay`, `lr`, …; `tensor` where one side lacks it; `order`, `name` of its group.
-        saved, asked: the two values.
-    """
-
-    parameter: str
-    setting: str
-    saved: Any
-    asked: Any
-
-    @property
-    def harmless(self) -> bool:
-        """Whether matching by name settles it, so that no choice is needed."""
-        return self.setting in _HARMLESS
 
 
 def state_by_name(optimizer: torch.optim.Optimizer, names: Names = None) -> dict[str, Tensor]:
@@ -99,61 +81,6 @@ def flattened(name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
-def settings_by_name(optimizer: torch.optim.Optimizer, names: Names = None) -> Settings:
-    """The optimizer's class and groups as JSON: for each group its parameters' names and every plain setting."""
-    named = parameter_names(optimizer, names)
-    return {
-        "optimizer": type(optimizer).__name__,
-        "groups": [
-            {
-                "params": [named[p] for p in group["params"]],
-                **{key: plain_setting(value) for key, value in group.items() if key not in ("params", "param_names")},
-            }
-            for group in optimizer.param_groups
-        ],
-    }
-
-
-def changes(
-    optimizer: torch.optim.Optimizer, settings: Settings, names: Names = None, *, ignore: Collection[str] = ()
-) -> list[Change]:
-    """What going on with this optimizer would change, compared with the saved settings.
-
-    Args:
-        ignore: settings not to compare, such as `lr` where a schedule sets it anew at each step.
-    """
-    saved, asked = _by_parameter(settings), _by_parameter(settings_by_name(optimizer, names))
-    found = [Change(name, "tensor", "present", "missing") for name in saved if name not in asked]
-    for name, wanted in asked.items():
-        if name not in saved:
-            found.append(Change(name, "tensor", "missing", "present"))
-            continue
-        keys = sorted((wanted.keys() | saved[name].keys()) - _NOT_SETTINGS - set(ignore))
-        pairs = [(key, saved[name].get(key), wanted.get(key)) for key in keys]
-        found += [Change(name, key, old, new) for key, old, new in pairs if old != new]
-    if not any(change.setting == "tensor" for change in found) and list(saved) != list(asked):
-        found.append(Change("", "order", list(saved), list(asked)))
-    return found
-
-
-def describe(found: Iterable[Change]) -> list[str]:
-    """The changes in lines for the user: one for each kind, with the first tensors it concerns."""
-    alike: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for change in found:
-        if change.setting == "order":
-            alike["order", "", ""].append("")
-        else:
-            alike[change.setting, str(change.saved), str(change.asked)].append(change.parameter)
-    lines = []
-    for (setting, saved, asked), parameters in alike.items():
-        if setting == "order":
-            lines.append("the parameters come in another order: they are matched by name")
-            continue
-        shown = ", ".join(parameters[:3]) + (", …" if len(parameters) > 3 else "")
-        lines.append(f"{setting}: saved {saved}, asked {asked}, for {len(parameters)} tensors ({shown})")
-    return lines
-
-
 def load_state_by_name(
     optimizer: torch.optim.Optimizer,
     tensors: Mapping[str, Tensor],
@@ -187,10 +114,13 @@ def load_state_by_name(
         found = changes(optimizer, settings, names, ignore=ignore)
     else:
         found = _tensor_changes(states, {name: bool(expected[p]) for p, name in named.items()})
-    faults = _choice_faults(found, on_change)
-    kind = type(optimizer).__name__
+    kind, faults = type(optimizer).__name__, []
     for p, name in named.items():
         faults += _state_faults(kind, p, name, states.get(name, {}), expected[p])
+    saved_by = settings["optimizer"] if settings else ""
+    if faults and saved_by not in ("", kind):  # whose settings need not be compared, then
+        raise OptimizerError([f"the state is of {saved_by}, and this optimizer is {kind}", *faults])
+    faults += _choice_faults(found, on_change)
     kept = _kept_settings(optimizer, settings, named, ignore, faults) if settings and on_change == "keep" else []
     if faults:
         raise OptimizerError(faults)
@@ -204,35 +134,6 @@ def load_state_by_name(
         _set_group(group, values)
     _restore_progress(optimizer, settings, named)
     return found
-
-
-def parameter_names(optimizer: torch.optim.Optimizer, names: Names = None) -> dict[Tensor, str]:
-    """Parameter -> name, in the order of the groups. Names of wrappers (compile, FSDP, DDP) are left out.
-
-    Raises:
-        OptimizerError: some parameter has no name, or a name is given twice.
-    """
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    if names is None:
-        listed = [name for group in optimizer.param_groups for name in group.get("param_names", ())]
-        named = dict(zip(params, listed, strict=True)) if len(listed) == len(params) else {}
-    elif isinstance(names, nn.Module | Mapping):
-        pairs = names.named_parameters() if isinstance(names, nn.Module) else names.items()
-        found = {p: name for name, p in pairs}
-        named = {p: found[p] for p in params if p in found}
-    else:
-        if len(names) != len(params):
-            raise OptimizerError(f"{len(names)} names for {len(params)} parameters: give one for each, in their order")
-        named = dict(zip(params, names, strict=True))
-    named = {p: _WRAPPERS.sub("", name).lstrip(".") for p, name in named.items()}
-    if len(named) < len(params):
-        raise OptimizerError(
-            f"{len(params) - len(named)} of {len(params)} parameters have no name: give the model, or build the "
-            "optimizer from a plan or from model.named_parameters()"
-        )
-    if twice := sorted({name for name in named.values() if list(named.values()).count(name) > 1}):
-        raise OptimizerError(f"names of more than one parameter: {', '.join(twice)}")
-    return named
 
 
 # --- faults
@@ -334,14 +235,6 @@ def _placed(value: Any, p: Tensor, expected: Any) -> Any:
     return value.to(device=device, dtype=expected.dtype, copy=True)
 
 
-def _by_parameter(settings: Settings) -> dict[str, dict[str, Any]]:
-    return {
-        name: {key: value for key, value in group.items() if key != "params"}
-        for group in settings["groups"]
-        for name in group["params"]
-    }
-
-
 def _kept_settings(
     optimizer: torch.optim.Optimizer,
     settings: Settings,
@@ -350,12 +243,12 @@ def _kept_settings(
     faults: list[str],
 ) -> list[dict[str, Any]]:
     """For each group the saved values; a fault where its tensors were saved with different ones."""
-    saved = _by_parameter(settings)
+    saved = by_parameter(settings)
     kept = []
     for index, group in enumerate(optimizer.param_groups):
         members = [saved[named[p]] for p in group["params"] if named[p] in saved]
         values = {}
-        for key in sorted({key for member in members for key in member} - _NOT_SETTINGS - _HARMLESS - set(ignore)):
+        for key in sorted({key for member in members for key in member} - NOT_SETTINGS - HARMLESS - set(ignore)):
             if any(member.get(key) != members[0].get(key) for member in members):
                 faults.append(f"group {index}: its tensors were saved with different {key}, so it cannot be kept")
             values[key] = members[0].get(key)
@@ -374,20 +267,11 @@ def _set_group(group: dict[str, Any], values: Mapping[str, Any]) -> None:
 
 def _restore_progress(optimizer: torch.optim.Optimizer, settings: Settings | None, named: Mapping[Tensor, str]) -> None:
     """The number of steps that a λ schedule has seen: no setting, so never a matter of choice."""
-    saved = _by_parameter(settings) if settings else {}
+    saved = by_parameter(settings) if settings else {}
     for group in optimizer.param_groups:
         counts = [saved[named[p]]["decay_step"] for p in group["params"] if "decay_step" in saved.get(named[p], {})]
         if counts:
             group["decay_step"] = max(counts)
-
-
-def plain_setting(value: Any) -> Any:
-    """A setting as JSON has it; what JSON cannot hold is named by its type."""
-    if isinstance(value, Tensor):
-        return value.item() if value.numel() == 1 else value.tolist()
-    if isinstance(value, list | tuple):
-        return [plain_setting(item) for item in value]
-    return value if value is None or isinstance(value, str | int | float | bool) else type(value).__name__
 
 
 def _scalar_dtype(value: float) -> torch.dtype:
