@@ -318,9 +318,8 @@ def test_a_controlled_bfloat16_model_is_warned_of_too() -> None:
 
 def test_a_sparse_gradient_is_refused_before_any_group_has_decayed() -> None:
     dense, sparse = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(4, 2))
-    optimizer = torch.optim.SGD(
-        [{"params": [dense]}, {"params": [sparse], "name": "embedding"}], lr=0.1, weight_decay=0.1
-    )
+    groups: list[dict[str, Any]] = [{"params": [dense]}, {"params": [sparse], "name": "embedding"}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, weight_decay=0.1)
     control(optimizer)
     dense.grad = torch.zeros_like(dense)
     sparse.grad = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.ones(1, 2), (4, 2), check_invariants=False)

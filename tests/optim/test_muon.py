@@ -166,12 +166,13 @@ def test_a_group_goes_where_it_says_and_old_checkpoints_of_torch_load() -> None:
     assert torch.equal(ours[0], theirs[0])
 
 
-def test_the_scale_is_by_the_matrix_not_by_the_stack() -> None:
-    p = nn.Parameter(torch.zeros(10, 4, 3, dtype=torch.float64))
-    p.grad = torch.randn(10, 4, 3, dtype=torch.float64)
-    Muon([p], lr=1.0, weight_decay=0.0, adjust_lr_fn="original", ns_dtype=torch.float64).step()
+@pytest.mark.parametrize(("adjust", "scale"), [("original", math.sqrt(4 / 3)), ("match_rms_adamw", 0.2 * math.sqrt(4))])
+def test_the_scale_is_by_the_matrix_not_by_the_stack(adjust: str, scale: float) -> None:
+    p = nn.Parameter(torch.zeros(100, 4, 3, dtype=torch.float64))
+    p.grad = torch.randn(100, 4, 3, dtype=torch.float64)
+    Muon([p], lr=1.0, weight_decay=0.0, adjust_lr_fn=adjust, ns_dtype=torch.float64).step()
     norms = torch.linalg.matrix_norm(p.detach(), 2)
-    assert float(norms.max()) < 1.3 * math.sqrt(4 / 3)
+    assert 0.6 * scale < float(norms.max()) < 1.3 * scale
 
 
 def test_clipping_folded_into_the_fused_step_reaches_the_matrices_too() -> None:

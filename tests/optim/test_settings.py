@@ -82,7 +82,7 @@ def test_settings_of_no_meaning_say_what_they_should_be(cls: Any, settings: dict
 
 
 def test_a_group_for_an_algorithm_that_is_none_is_refused() -> None:
-    with pytest.raises(OptimizerError, match="unknown algorithm 'moun'.*did you mean 'muon'"):
+    with pytest.raises(OptimizerError, match=r"unknown algorithm 'moun'.*did you mean 'muon'"):
         Muon([{"params": [matrix()], "algorithm": "moun"}])
 
 
