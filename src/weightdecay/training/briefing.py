@@ -45,8 +45,8 @@ def _plan_and_corpus(assembly: Assembly) -> Iterator[str]:
     yield str(assembly.plan.summary())
     yield ""
     yield (
-        f"corpus: {data.name}, {corpus.documents:,} documents, {corpus.n_bytes:,} bytes, {data.n_tokens:,} tokens of "
-        f"{data.tokenizer.vocab_size:,} kinds, {100 * corpus.held_out_share:.1f} % of the bytes held out, hash "
+        f"corpus: {data.name}, {corpus.documents:,} documents, {corpus.n_bytes:,} bytes, {data.n_tokens:,} tokens "
+        f"({assembly.config.data.tokenizer}), {100 * corpus.held_out_share:.1f} % of the bytes held out, hash "
         f"{data.corpus_sha256[:12]}"
     )
 
