@@ -132,9 +132,8 @@ class Train:
             if self.json:
                 print_json(document(assembly))
             else:
-                out.print(
-                    briefing(assembly), Text(printable(settings_toml(assembly.config))), sep="\n\n", soft_wrap=True
-                )
+                out.print(briefing(assembly), "")
+                out.print(Text(printable(settings_toml(assembly.config))), soft_wrap=True)
             return 0
         run = train(config, resume=self.resume, on_change=self.on_change, reporter=ConsoleReporter(out))
         if os.environ.get("RANK", "0") != "0":
