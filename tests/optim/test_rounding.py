@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import weightdecay
+from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.base import PrecisionWarning
 from weightdecay.optim.pieces import PIECE
@@ -264,6 +265,21 @@ def test_no_warning_where_the_decay_is_kept_or_there_is_none(rounding: str) -> N
     AdamW(net.parameters(), lr=3e-4, weight_decay=0.1, rounding=rounding)  # type: ignore[arg-type]
     AdamW(net.parameters(), lr=3e-4, weight_decay=0.0)
     AdamW(nn.Linear(64, 64).parameters(), lr=3e-4, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("rounding", ["kahan", "master"])
+def test_float16_weights_keep_their_decay_too(rounding: str) -> None:
+    reference = norm_ratio("nearest", torch.float32, 300)
+    assert norm_ratio(rounding, torch.float16, 300) == pytest.approx(reference, abs=0.004)
+
+
+def test_stochastic_rounding_refuses_float16_before_anything_moves() -> None:
+    p = nn.Parameter(torch.ones(4, dtype=torch.float16))
+    p.grad = torch.ones_like(p)
+    optimizer = AdamW([p], rounding="stochastic")
+    with pytest.raises(OptimizerError, match="made for bfloat16: give 'kahan' or 'master'"):
+        optimizer.step()
+    assert torch.equal(p, torch.ones(4, dtype=torch.float16))
 
 
 def test_float32_tensors_among_low_ones_step_as_usual() -> None:

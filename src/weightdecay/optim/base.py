@@ -266,6 +266,10 @@ class DecayingOptimizer(torch.optim.Optimizer):
                 )
             if group["rule"] == "cautious" and any(p.is_complex() for p in weights):
                 faults.append(f"{title}: rule 'cautious' compares signs, which complex weights do not have")
+            if group["rounding"] == "stochastic" and any(p.dtype == torch.float16 for p in weights):
+                faults.append(
+                    f"{title}: rounding='stochastic' is made for bfloat16: give 'kahan' or 'master' in float16"
+                )
             if group.get("differentiable") and not self._is_kernels_own(group) and _asks_for_hypergradients(group):
                 faults.append(
                     f"{title}: rule '{group['rule']}' of {kind} passes no gradient on to lr and weight_decay, only a "
