@@ -269,6 +269,25 @@ def test_any_lost_invented_or_misshapen_entry_is_named_and_nothing_is_loaded(nam
     assert all(torch.equal(value, before[key]) for key, value in state_by_name(fresh).items())
 
 
+def test_what_a_fresh_optimizer_saved_drops_the_state_of_one_that_has_stepped() -> None:
+    net = model()
+    optimizer = AdamW(net.named_parameters())
+    saved = state_by_name(optimizer), settings_by_name(optimizer)
+    train(net, optimizer, 0, 2)
+    load_state_by_name(optimizer, *saved)
+    assert not optimizer.state
+
+
+def test_state_is_loaded_in_the_dtype_in_which_the_optimizer_keeps_it() -> None:
+    net = model()
+    old, new = AdamW(net.named_parameters()), AdamW(net.named_parameters())
+    train(net, old, 0, 2)
+    load_state_by_name(new, {key: value.double() for key, value in state_by_name(old).items()})
+    for p in net.parameters():
+        assert new.state[p]["exp_avg"].dtype == torch.float32
+        assert torch.equal(new.state[p]["exp_avg"], old.state[p]["exp_avg"])
+
+
 def test_state_of_another_optimizer_says_whose_it_is_and_not_how_its_settings_differ() -> None:
     net = model()
     adam, lion = AdamW(net.named_parameters()), Lion(net.named_parameters())

@@ -186,3 +186,14 @@ def test_the_trial_touches_neither_the_optimizer_nor_the_random_numbers() -> Non
     assert p.grad is None
     assert (optimizer.calls, len(optimizer.state)) == (0, 0)
     assert optimizer.param_groups[0]["params"] == [p]
+
+
+def test_a_key_of_torchs_in_the_groups_of_a_wrapper_does_not_make_its_decay_torchs() -> None:
+    p = nn.Parameter(torch.ones(3, 2))
+    optimizer = Stranger(
+        [{"params": [p], "decoupled_weight_decay": True}], weight_decay=0.1
+    )  # as a wrapper of AdamW has
+    control(optimizer, rule="fixed")
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert torch.allclose(p.detach(), torch.full((3, 2), 0.9))
