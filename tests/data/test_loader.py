@@ -70,6 +70,12 @@ def test_one_epoch_visits_every_window_once_even_where_steps_straddle_epochs(
     assert loader.epoch_of(steps) >= 3
 
 
+def test_each_epoch_of_a_loader_has_an_order_of_its_own() -> None:
+    loader = Loader(counting(1001), context=10, sequences_per_step=100, seed=7)
+    orders = {loader.window_indices(epoch).tobytes() for epoch in range(5)}
+    assert len(orders) == 5
+
+
 def test_a_batch_is_windows_and_the_tokens_that_follow() -> None:
     loader = Loader(counting(10 * 16 + 1), context=16, sequences_per_step=4, seed=3)
     for step in range(9):

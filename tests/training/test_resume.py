@@ -126,6 +126,7 @@ def test_a_signal_saves_at_the_next_step_and_the_resumed_run_ends_the_same(
     process.send_signal(number)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + number, text
+    assert "once more leaves at once" in text
     found = re.search(rf"stopped by signal {int(number)} after step (\d+) of 40; saved", text)
     assert found is not None, text
     assert (out / f"checkpoints/step-{int(found[1]):08d}/manifest.json").is_file()
@@ -145,7 +146,7 @@ def test_a_second_signal_leaves_at_once_and_an_echo_of_the_first_does_not() -> N
     script = (
         "import os, signal, time\n"
         "from weightdecay.training.signals import ECHO_S, StopRequest\n"
-        "with StopRequest() as stop:\n"
+        "with StopRequest(before_leaving=lambda: print('leaving', flush=True)) as stop:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    assert stop.signal_number == signal.SIGTERM\n"
@@ -155,7 +156,7 @@ def test_a_second_signal_leaves_at_once_and_an_echo_of_the_first_does_not() -> N
         "    time.sleep(60)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50, check=False)
-    assert done.stdout == "first survived\n"
+    assert done.stdout == "first survived\nleaving\n"
     assert done.returncode == 130
 
 

@@ -114,7 +114,7 @@ def launch(nproc: int, target: Callable[..., int], *arguments: Any) -> None:
         context.Process(target=_run_rank, args=(target, arguments, rank, nproc, port), name=f"rank {rank}")
         for rank in range(nproc)
     ]
-    with StopRequest(before_leaving=lambda: _kill(ranks)) as stop:
+    with StopRequest(before_leaving=lambda: _kill(ranks), tells=True) as stop:
         for process in ranks:
             process.start()
         first = _first_to_fail(ranks, stop)

@@ -166,7 +166,7 @@ class TrainingLoop:
         load_weights(self.model, found.model(), found.path / checkpoint.MODEL)
         load_state_by_name(self.optimizer, found.optimizer())
         self.done, self.elapsed_s = found.step, state["elapsed_s"]
-        self.skipped_steps = state["skipped_steps"]
+        self.skipped_steps = state.get("skipped_steps", 0)
         if state["threads"] != torch.get_num_threads():
             self.reporter.note(
                 f"resumed with {torch.get_num_threads()} threads, was saved with {state['threads']}: the results will "

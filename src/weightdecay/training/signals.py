@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+_STDERR = 2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 # One Ctrl-C can arrive twice: from the terminal, which tells every process in the foreground, and again from a launcher
@@ -24,12 +26,14 @@ class StopRequest:
 
     Args:
         before_leaving: called when a second signal ends the process.
+        tells: whether the first one is answered with a line on stderr.
     """
 
-    def __init__(self, before_leaving: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, before_leaving: Callable[[], None] = lambda: None, *, tells: bool = False) -> None:
         self.signal_number = 0
         self._since = 0.0
         self._before_leaving = before_leaving
+        self._tells = tells
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -44,6 +48,9 @@ class StopRequest:
     def _handle(self, number: int, _: FrameType | None) -> None:
         if not self.signal_number:
             self.signal_number, self._since = number, time.monotonic()
+            if self._tells:
+                with contextlib.suppress(OSError):  # past Python's streams: one may be in the middle of a write
+                    os.write(_STDERR, b"\nsaving after this step, then leaving; once more leaves at once\n")
         elif time.monotonic() - self._since > ECHO_S:
             self._before_leaving()
             os._exit(128 + number)

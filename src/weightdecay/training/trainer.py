@@ -87,7 +87,8 @@ def _train(config: TrainConfig, run: Run, ranks: Ranks, resume: str, on_change: 
     if going_on:
         loop.resume()
     ranks.wait_for_all()
-    with StopRequest() as stop:
+    # Closing gives the terminal its cursor back; where there are several ranks, their launcher tells.
+    with StopRequest(before_leaving=reporter.close, tells=ranks.world_size == 1) as stop:
         loop.run_to_end(stop)
 
 
