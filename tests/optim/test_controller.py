@@ -16,7 +16,9 @@ from weightdecay.optim.base import PrecisionWarning
 from weightdecay.optim.controller import control
 from weightdecay.optim.rules import RULES
 from weightdecay.optim.schedules import Constant, Cosine, Linear, OneOverT, Warmup
+from weightdecay.optim.settings import settings_by_name
 from weightdecay.optim.sgdw import SGDW
+from weightdecay.optim.state import load_state_by_name, state_by_name
 
 Make = Callable[..., torch.optim.Optimizer]
 STEPS, PEAK = 40, 0.02
@@ -132,18 +134,23 @@ def test_groups_keep_their_proportion_and_exempt_ones_stay_exempt() -> None:
     assert torch.equal(third, torch.ones(2))
 
 
-def test_a_resumed_schedule_goes_on_where_it_was() -> None:
+@pytest.mark.parametrize("by", ["position", "name"])
+def test_a_resumed_schedule_goes_on_where_it_was(by: str) -> None:
     through, resumed = parameters(), parameters()
     optimizer = torch.optim.SGD(through, lr=PEAK, weight_decay=0.01)  # keeps no step of its own
     control(optimizer, schedule=Linear(0.5, 0.0, STEPS))
     run(optimizer, last=15)
-    saved = copy.deepcopy(optimizer.state_dict())
+    saved, names = copy.deepcopy(optimizer.state_dict()), ["matrix", "vector"]
+    by_name = copy.deepcopy((state_by_name(optimizer, names), settings_by_name(optimizer, names)))
     with torch.no_grad():
         for p, q in zip(resumed, through, strict=True):
             p.copy_(q)
     again = torch.optim.SGD(resumed, lr=PEAK, weight_decay=0.01)
     control(again, schedule=Linear(0.5, 0.0, STEPS))
-    again.load_state_dict(saved)
+    if by == "position":
+        again.load_state_dict(saved)
+    else:
+        load_state_by_name(again, *by_name, names=names, on_change="override")
     found, expected = run(again, first=15), run(optimizer, first=15)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
