@@ -15,6 +15,8 @@ from torch.multiprocessing.spawn import spawn
 import weightdecay
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.clipping import clipped_step
+from weightdecay.optim.settings import settings_by_name
+from weightdecay.optim.state import load_state_by_name, state_by_name
 
 PALM: dict[str, Any] = {"beta1": 0.9, "factored": False, "relative_step": False, "rule": "lr_squared"}
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -29,6 +31,19 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("Adafactor", PALM),
     *((name, {"rounding": "master"}) for name in ("AdamW", "Lion", "SGDW", "Muon", "Adafactor")),
     ("AdamW", {"rounding": "kahan"}),
+]
+
+
+RESUMED: list[tuple[str, dict[str, Any]]] = [
+    ("AdamW", {"rule": "fixed", "weight_decay": 0.01}),
+    ("AdamW", {"rule": "towards_initial"}),
+    *(("AdamW", {"rounding": rounding}) for rounding in ("stochastic", "kahan", "master")),
+    ("Lion", {"rounding": "master"}),
+    ("SGDW", {"momentum": 0.9}),
+    ("Muon", {"rule": "fixed", "weight_decay": 0.01}),
+    ("Muon", {"rounding": "master"}),
+    ("Adafactor", {}),
+    ("Adafactor", PALM | {"rounding": "master"}),
 ]
 
 
@@ -75,6 +90,51 @@ def _compare(name: str, settings: dict[str, Any], mesh: Any) -> None:
         assert torch.allclose(q.full_tensor().detach(), p.detach(), **tolerance), (name, settings)  # type: ignore[attr-defined]
 
 
+def _save_and_resume(name: str, settings: dict[str, Any], mesh: Any, folder: str) -> None:
+    """Through torch's distributed checkpoint, and by name in another order: both go on as if nothing had stopped."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load
+    from torch.distributed.checkpoint.state_dict_saver import save
+    from torch.distributed.fsdp import fully_shard
+
+    def sharded(*, backwards: bool = False) -> tuple[Net, Any]:
+        net = Net().bfloat16() if "rounding" in settings else Net()
+        fully_shard(net, mesh=mesh)
+        named = list(net.named_parameters())
+        return net, getattr(weightdecay, name)(named[::-1] if backwards else named, lr=0.01, **settings)
+
+    def train(net: Net, optimizer: Any, first: int) -> None:
+        for step in range(first, first + 2):
+            inputs = torch.randn(6, 8, generator=torch.Generator().manual_seed(step)).to(net.norm.weight.dtype)
+            optimizer.zero_grad()
+            net(inputs).square().mean().backward()
+            optimizer.step()
+
+    through, optimizer = sharded()
+    train(through, optimizer, 0)
+    middle = {key: value.clone() for key, value in through.state_dict().items()}
+    tensors = {key: value.clone() for key, value in state_by_name(optimizer, through).items()}
+    kept = settings_by_name(optimizer, through)
+    assert not any(hasattr(value, "device_mesh") for value in tensors.values())
+    save({"optimizer": get_optimizer_state_dict(through, optimizer)}, checkpoint_id=folder)
+    train(through, optimizer, 2)
+    for way in ("checkpoint", "name"):
+        # the noise of stochastic rounding goes by a tensor's place
+        net, again = sharded(backwards=way == "name" and settings.get("rounding") != "stochastic")
+        if way == "checkpoint":
+            before = [p.to_local().clone() for p in net.parameters()]  # type: ignore[attr-defined]
+            state = {"optimizer": get_optimizer_state_dict(net, again)}
+            assert all(torch.equal(w, p.to_local()) for w, p in zip(before, net.parameters(), strict=True))  # type: ignore[attr-defined]
+            load(state, checkpoint_id=folder)
+            set_optimizer_state_dict(net, again, state["optimizer"])
+        else:
+            load_state_by_name(again, tensors, kept, names=net)
+        net.load_state_dict(middle)
+        train(net, again, 2)
+        for p, q in zip(net.parameters(), through.parameters(), strict=True):
+            assert torch.equal(p.to_local(), q.to_local()), (name, settings, way)  # type: ignore[attr-defined]
+
+
 def _noise_of_parts(mesh: Any, rank: int) -> None:
     """Shards are rounded by noise of their own, what is replicated by the same everywhere."""
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -90,20 +150,30 @@ def _noise_of_parts(mesh: Any, rank: int) -> None:
         assert torch.equal(others[1 - rank], local) == alike
 
 
-def _one_rank(rank: int, folder: str) -> None:
+def _one_rank(rank: int, folder: str, resuming: bool) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     from torch.distributed.device_mesh import init_device_mesh
 
     mesh = init_device_mesh("cpu", (2,))
-    for name, settings in CASES:
-        _compare(name, settings, mesh)
-    _noise_of_parts(mesh, rank)
+    if resuming:
+        for number, (name, settings) in enumerate(RESUMED):
+            _save_and_resume(name, settings, mesh, f"{folder}/checkpoint-{number}")
+    else:
+        for name, settings in CASES:
+            _compare(name, settings, mesh)
+        _noise_of_parts(mesh, rank)
     Path(folder, f"done-{rank}").touch()
     os._exit(0)  # gloo threads can abort a process that tears them down
 
 
 def test_a_sharded_model_decays_as_a_whole_one_does(tmp_path: Path) -> None:
-    spawn(_one_rank, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(_one_rank, args=(str(tmp_path), False), nprocs=2)  # type: ignore[no-untyped-call]
+    assert {path.name for path in tmp_path.glob("done-*")} == {"done-0", "done-1"}
+
+
+@pytest.mark.long
+def test_sharded_optimizers_resume_bit_for_bit(tmp_path: Path) -> None:
+    spawn(_one_rank, args=(str(tmp_path), True), nprocs=2)  # type: ignore[no-untyped-call]
     assert {path.name for path in tmp_path.glob("done-*")} == {"done-0", "done-1"}

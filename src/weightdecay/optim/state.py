@@ -40,7 +40,8 @@ _PRIMES = (2, 3, 5, 7, 11)
 def state_by_name(optimizer: torch.optim.Optimizer, names: Names = None) -> dict[str, Tensor]:
     """The optimizer's state as `"<parameter>/<key>"` -> tensor, ready for safetensors; empty before the first step.
 
-    A Python number becomes a scalar tensor under `"<parameter>/<key>:int"` (or `float`, `bool`).
+    A Python number becomes a scalar tensor under `"<parameter>/<key>:int"` (or `float`, `bool`). Sharded state comes
+    whole, for which all ranks must ask together.
 
     Raises:
         OptimizerError: a parameter has no name, or the state holds what is neither tensor nor number.
@@ -71,7 +72,8 @@ def flattened(name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
     faults = []
     for key, value in state.items():
         if isinstance(value, Tensor):
-            tensors[f"{name}/{key}"] = value.detach().contiguous()
+            whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+            tensors[f"{name}/{key}"] = whole.detach().contiguous()
         elif type(value).__name__ in _PYTHON_NUMBERS:
             tensors[f"{name}/{key}:{type(value).__name__}"] = torch.tensor(value, dtype=_scalar_dtype(value))
         elif value is not None:
@@ -229,6 +231,13 @@ def _placed(value: Any, p: Tensor, expected: Any) -> Any:
     """A copy where and as the optimizer keeps it."""
     if not isinstance(value, Tensor):
         return value
+    if value.ndim and hasattr(p, "device_mesh"):
+        from torch.distributed.tensor import Replicate, distribute_tensor
+
+        like: Any = p
+        placements = like.placements if value.shape == p.shape else [Replicate()] * like.device_mesh.ndim
+        dtype = expected.dtype if isinstance(expected, Tensor) else value.dtype
+        return distribute_tensor(value.to(device=p.device, dtype=dtype), like.device_mesh, placements)
     if not isinstance(expected, Tensor):
         return value.to(p.device, copy=True) if value.ndim else value.clone()
     device = p.device if value.ndim else expected.device
