@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,6 +32,41 @@ def test_a_file_that_was_not_finished_leaves_the_old_one(tmp_path: Path) -> None
     with whole_file(path) as file:
         file.write(b"new")
     assert path.read_bytes() == b"new"
+
+
+def test_all_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def sync(descriptor: int) -> None:
+        done.append(f"synced {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        real_sync(descriptor)
+
+    def named(move: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
+        def and_told(path: Path, target: Path) -> Path:
+            done.append(f"named {target.name}")
+            return move(path, target)
+
+        return and_told
+
+    real_sync = os.fsync
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "x")
+    for name in ("replace", "rename"):
+        monkeypatch.setattr(Path, name, named(getattr(Path, name)))
+
+    def build(partial: Path) -> None:
+        with whole_file(partial / "file") as file:
+            file.write(b"text")
+
+    assert build_directory(tmp_path / "final", build)
+    assert done == [
+        f"synced .partial-{os.getpid()}-x",
+        "named file",
+        "synced final.partial",
+        "synced final.partial",
+        "named final",
+        f"synced {tmp_path.name}",
+    ]
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
