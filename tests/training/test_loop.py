@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,12 @@ from torch.nn import functional as F
 
 from weightdecay.data.loader import Loader, evaluation_batches
 from weightdecay.data.prepare import prepared_for
-from weightdecay.errors import ConfigError, TrainingError
+from weightdecay.errors import ConfigError, StoppedError, TrainingError
 from weightdecay.models.decoder import GPT
 from weightdecay.recipes.schema import recipe
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import Run
+from weightdecay.training import checkpoint
 from weightdecay.training.progress import SilentReporter
 from weightdecay.training.trainer import train
 
@@ -160,6 +164,41 @@ def test_steps_without_a_finite_gradient_stop_the_run_or_are_counted(small_text:
         (run.path / "summary.json").unlink()
     state = load_file(run.checkpoints / f"step-{STEPS:08d}" / "optimizer.safetensors")
     assert {int(value) for name, value in state.items() if name.endswith("/step")} == {1}
+
+
+class Interrupting(SilentReporter):
+    """Sends SIGTERM while step 5 is evaluated."""
+
+    def evaluation(self, row: Mapping[str, Any]) -> None:
+        if row["step"] == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_during_an_evaluation_or_a_save_is_heeded_after_it(
+    small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = {"run__eval_every": 5, "run__checkpoint_every": 3}
+    whole = run_of(config(small_text, tmp_path / "whole", **often))
+    with pytest.raises(StoppedError, match="signal 15 after step 5 of 12; saved") as stopped:
+        train(config(small_text, tmp_path / "evaluating", **often), reporter=Interrupting())
+    assert stopped.value.exit_code == 143
+    save = checkpoint.save
+
+    def interrupted(folder: Path, step: int, **parts: Any) -> checkpoint.Checkpoint:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return save(folder, step, **parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", interrupted)
+        with pytest.raises(StoppedError, match="signal 2 after step 4 of 12; saved"):
+            run_of(config(small_text, tmp_path / "saving", **often))
+    last = f"step-{STEPS:08d}/model.safetensors"
+    for name, step in (("evaluating", 5), ("saving", 4)):
+        stopped_at = checkpoint.of_step(tmp_path / name / "checkpoints", step)
+        assert stopped_at.faults() == []
+        again = run_of(config(small_text, tmp_path / name, **often))
+        assert (again.checkpoints / last).read_bytes() == (whole.checkpoints / last).read_bytes()
 
 
 def test_choices_that_are_none_are_refused_before_anything_is_made(small_text: Path, tmp_path: Path) -> None:

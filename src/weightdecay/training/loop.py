@@ -89,26 +89,10 @@ class TrainingLoop:
             self._finish()
 
     def _step(self, stop: StopRequest, metrics: MetricsWriter | None) -> None:
-        """lr, step, and what is due after it: a row, an evaluation, a checkpoint, leaving."""
+        """An update, and what is due after it: a row, an evaluation, a checkpoint, leaving."""
         settings = self.assembly.config.run
         started = time.perf_counter()
-        self.set_rates(self.assembly.lr(self.done), self.assembly.weight_decay(self.done))
-        result = take_step(
-            self.objective,
-            self.optimizer,
-            self._micro_batches(),
-            sequences=self.assembly.sizes.sequences_at(self.done),
-            ranks=self.ranks,
-            dtype=self.dtype,
-            grad_clip=self.assembly.grad_clip(self.done),
-            on_nonfinite="skip" if settings.on_nonfinite == "skip" else "stop",
-            seed=(settings.seed, self.done),
-        )
-        if result.skipped:
-            self.skipped_steps += 1
-            self.reporter.note(f"step {self.done + 1}: the gradient is not finite; the update is left out")
-        else:
-            self._balance_experts(result.load)
+        result = self._update()
         self.done += 1
         step_s = time.perf_counter() - started
         self.elapsed_s += step_s
@@ -136,6 +120,28 @@ class TrainingLoop:
                 f"go on with --out {self.run.path} --resume auto",
                 signal_number,
             )
+
+    def _update(self) -> StepResult:
+        """The next step's rates, gradient and update."""
+        settings = self.assembly.config.run
+        self.set_rates(self.assembly.lr(self.done), self.assembly.weight_decay(self.done))
+        result = take_step(
+            self.objective,
+            self.optimizer,
+            self._micro_batches(),
+            sequences=self.assembly.sizes.sequences_at(self.done),
+            ranks=self.ranks,
+            dtype=self.dtype,
+            grad_clip=self.assembly.grad_clip(self.done),
+            on_nonfinite="skip" if settings.on_nonfinite == "skip" else "stop",
+            seed=(settings.seed, self.done),
+        )
+        if result.skipped:
+            self.skipped_steps += 1
+            self.reporter.note(f"step {self.done + 1}: the gradient is not finite; the update is left out")
+        else:
+            self._balance_experts(result.load)
+        return result
 
     def _balance_experts(self, load_LX: Tensor | None) -> None:
         """Move the routers' selection biases by the load of the step, as long as they move at all."""
