@@ -77,8 +77,6 @@ def _mingpt(facts: TensorFacts) -> str:
         return ""
     if site.attribute.endswith("weight") and around & {"LayerNorm", "Embedding"}:
         return "it is the weight of an nn.LayerNorm or nn.Embedding"
-    if site.name == "pos_emb":
-        return "it is named 'pos_emb'"
     return "neither list knows it, and minGPT itself would stop here"
 
 
@@ -101,14 +99,14 @@ EMULATED: dict[str, EmulatedPolicy] = {
     policy.name: policy
     for policy in (
         EmulatedPolicy("torch", _nothing, "torch@2.13 optim/adamw.py", 0.01),
-        EmulatedPolicy("nanogpt", _nanogpt, "nanoGPT@0011cd4 model.py", 0.1),
+        EmulatedPolicy("nanogpt", _nanogpt, "nanoGPT@3adf61e model.py", 0.1),
         EmulatedPolicy("transformers", _transformers, "transformers@5.23 trainer.py", 0.0),
-        EmulatedPolicy("timm", _timm, "pytorch-image-models@0001522 timm/optim/_param_groups.py", 0.0),
-        EmulatedPolicy("mingpt", _mingpt, "minGPT@bbbdac7 mingpt/model.py", 0.1),
-        EmulatedPolicy("bert", _bert, "google-research/bert@02102db optimization.py", 0.01),
-        EmulatedPolicy("levanter", _levanter, "levanter@00816d0 src/levanter/optim/config.py", 0.1),
+        EmulatedPolicy("timm", _timm, "timm@1.0.31 optim/_param_groups.py", 0.0),
+        EmulatedPolicy("mingpt", _mingpt, "minGPT@37baab7 mingpt/model.py", 0.1),
+        EmulatedPolicy("bert", _bert, "google-research/bert@eedf571 optimization.py", 0.01),
+        EmulatedPolicy("levanter", _levanter, "levanter@9263f81 src/levanter/optim/config.py", 0.1),
         EmulatedPolicy(
-            "composer", _nothing, "composer@2052adc composer/optim/decoupled_weight_decay.py", 1e-5, "independent"
+            "composer", _nothing, "composer@6405188 composer/optim/decoupled_weight_decay.py", 1e-5, "independent"
         ),
     )
 }

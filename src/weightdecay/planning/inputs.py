@@ -27,16 +27,17 @@ _IMAGE = re.compile(r"pixel|image|img|video")
 def example_inputs(module: nn.Module) -> Iterator[dict[str, Any]]:
     """Keyword arguments for `module.forward`, most plausible first; none if it wants more than can be guessed."""
     try:
-        parameters = list(inspect.signature(module.forward).parameters.values())
+        signature = list(inspect.signature(module.forward).parameters.values())
     except (TypeError, ValueError):
         return
-    parameters = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    parameters = [p for p in signature if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     config = getattr(module, "config", None)
     if config is not None and hasattr(config, "to_dict"):
         yield from _configured(module, config, [parameter.name for parameter in parameters])
     wanted = [p for p in parameters if p.default is inspect.Parameter.empty]
-    if not parameters:
+    if not signature:
         yield {}
+    if not parameters:  # `*args` says nothing
         return
     if not wanted:
         wanted = parameters[:1]

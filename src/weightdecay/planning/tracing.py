@@ -6,7 +6,7 @@ down to single modules. Each kind of part is run once: what one layer does with 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -102,38 +102,52 @@ class _Tracer:
         for name, child in part.module.named_children():
             self._visit(_Part(f"{part.prefix}{name}.", unwrapped(child)), open_names)
 
-    def _attempt(self, part: _Part, candidates: Iterable[Any]) -> bool:
+    def _attempt(self, part: _Part, candidates: Iterable[Any]) -> None:
         """Run on the first candidate that goes through; what a broken run saw before it broke counts too."""
-        try:
-            copy = twin(part.module, None if part.module is self.root else self.outside)
-        except Exception:  # a module may hold what cannot be copied: then its parts are tried
-            return False
-        parameters = {f"{part.prefix}{name}": p for name, p in copy.named_parameters(remove_duplicate=False)}
-        tried: set[object] = set()
-        for candidate in candidates:
-            form = str([(key, tuple(leaf.shape)) for key, leaf in _named_leaves(candidate)])
-            if form in tried:
-                continue
-            tried.add(form)
-            self.runs += 1
-            inputs = candidate if isinstance(candidate, Mapping) else {}
-            positional = () if inputs else candidate if isinstance(candidate, tuple | list) else (candidate,)
+        copy: nn.Module | None = None
+        for candidate in _unlike(candidates):
+            # only what is run is copied: a module that merely holds others may hold a data set too
+            copy = self._copy(part) if copy is None else copy
+            if copy is None:
+                return
+            parameters = {f"{part.prefix}{name}": p for name, p in copy.named_parameters(remove_duplicate=False)}
             recorder = UsageRecorder(parameters, [leaf for _, leaf in _named_leaves(candidate)])
-            try:
-                with recorder:
-                    copy(*positional, **inputs)
-                complete = True
-            except Exception:  # whatever the user's forward raises on a guessed input
-                complete = False
+            self.runs += 1
+            complete = _goes_through(copy, candidate, recorder)
             for name, uses in recorder.uses.items():
                 self.found.setdefault(name, set()).update(uses)
                 if name in self.custom:
                     self.sisters.setdefault(self.custom[name], set()).update(uses)
-            if complete:
-                return True
-            if 2 * len(recorder.uses) > len(parameters):
-                break  # the input was right, something inside failed: another guess would fail there too
+            # where most was seen, the input was right and something inside failed: another guess would fail there too
+            if complete or 2 * len(recorder.uses) > len(parameters):
+                return
+
+    def _copy(self, part: _Part) -> nn.Module | None:
+        try:
+            return twin(part.module, None if part.module is self.root else self.outside)
+        except Exception:  # a module may hold what cannot be copied: then its parts are tried
+            return None
+
+
+def _goes_through(module: nn.Module, candidate: Any, recorder: UsageRecorder) -> bool:
+    named = candidate if isinstance(candidate, Mapping) else {}
+    positional = () if named else candidate if isinstance(candidate, tuple | list) else (candidate,)
+    try:
+        with recorder:
+            module(*positional, **named)
+    except Exception:  # whatever the user's forward raises on a guessed input
         return False
+    return True
+
+
+def _unlike(candidates: Iterable[Any]) -> Iterator[Any]:
+    """Those that differ from the earlier ones in names or shapes."""
+    seen: set[str] = set()
+    for candidate in candidates:
+        form = str([(name, tuple(leaf.shape)) for name, leaf in _named_leaves(candidate)])
+        if form not in seen:
+            seen.add(form)
+            yield candidate
 
 
 def _elements(module: nn.Module) -> int:
