@@ -18,7 +18,7 @@ from rich.text import Text
 
 from weightdecay.models.decoder import GPT
 from weightdecay.planning.plan import plan
-from weightdecay.planning.render import table
+from weightdecay.planning.render import PlanTable
 from weightdecay.recipes.schema import recipe
 
 PICTURES = Path(__file__).parent / "pictures"
@@ -31,7 +31,7 @@ def draw_plan() -> None:
     with torch.device("meta"):
         model = GPT(one.model)
     decided = plan(model, weight_decay=one.config().optimizer.weight_decay)
-    console.print(table(decided))
+    console.print(PlanTable(decided))
     console.print(Text(str(decided.summary())))
     console.save_svg(str(PICTURES / "plan.svg"), title="weightdecay plan gpt2:124m")
 

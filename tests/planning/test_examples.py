@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import weightdecay
 from tests.planning.originals import checkout
@@ -51,7 +52,9 @@ class Scale(nn.Module):
 
 def decoder() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, WIDTH), Scale(), nn.Linear(WIDTH, VOCABULARY))
+    return nn.Sequential(
+        nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, WIDTH), Scale(), nn.Linear(WIDTH, VOCABULARY)
+    )
 
 
 def tokens(count: int) -> torch.Tensor:
@@ -165,12 +168,13 @@ def test_lightning_trains_with_the_planned_groups(tmp_path: Path) -> None:
         def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
             return nn.functional.cross_entropy(self.model(batch[:, :-1]).mT, batch[:, 1:])
 
+    samples: Any = [tokens(10)] * 6
     module = Module()
     trainer = lightning.Trainer(
         max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(module, torch.utils.data.DataLoader([tokens(10)] * 6, batch_size=2))
+    trainer.fit(module, DataLoader(samples, batch_size=2))
     assert trainer.global_step == 3
     plan = weightdecay.plan(module, weight_decay=0.1)
     assert plan.check(trainer.optimizers[0]).ok

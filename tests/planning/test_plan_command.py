@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,7 @@ def mamba(tmp_path: Path) -> Path:
 def test_a_recipes_plan_is_a_table_grouped_by_pattern(plan: Plan) -> None:
     done = plan("gpt2:124m")
     assert done.returncode == 0, done.stderr
-    assert "blocks.{0-11}" in done.stdout
-    assert "×12" in done.stdout
+    assert re.search(r"blocks\.\{0-11\}\.attention\.qkv\.weight +12 +2304×768", done.stdout)
 
 
 @pytest.mark.transformers

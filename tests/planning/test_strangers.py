@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import weightdecay
+from tests.planning.strangers.oddities import STRANGE_ODDITIES
 from tests.planning.strangers.sequences import STRANGE_SEQUENCES
 from tests.planning.strangers.signals import STRANGE_SIGNALS
 
-STRANGERS = {**STRANGE_SEQUENCES, **STRANGE_SIGNALS}
+STRANGERS = {**STRANGE_SEQUENCES, **STRANGE_SIGNALS, **STRANGE_ODDITIES}
 
 
 def mistakes(name: str, *, trace: bool = True) -> tuple[list[str], int]:

@@ -175,3 +175,25 @@ def test_a_default_device_and_a_compiled_function_do_not_get_in_the_way() -> Non
     with torch.device("meta"):
         plan = weightdecay.plan(model)
     assert "traced" in plan["scale"].evidence
+
+
+class Borrowed(nn.Module):
+    """A linear layer that never multiplies matrices: its weight is a gain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.kept = nn.Linear(8, 8), nn.Linear(8, 2, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scaled: torch.Tensor = self.mix(x) * self.kept.weight[0]
+        return scaled
+
+
+def test_use_goes_before_type_and_where_they_differ_the_plan_says_so() -> None:
+    plan = weightdecay.plan(Borrowed())
+    kept = plan["kept.weight"]
+    assert kept.contested
+    assert not kept.decays
+    assert "and so linear weight, but traced: multiplies" in kept.evidence
+    assert not plan["mix.weight"].contested
+    assert weightdecay.plan(Borrowed(), trace=False)["kept.weight"].decays

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+
+from tests.planning.zoo_specials import SPECIAL
 
 LARGEST = 150_000_000
 _SIZES: dict[int, str] = {
@@ -52,65 +55,6 @@ _KEPT: tuple[frozenset[str], ...] = (
                "v_head_dim"}),
     frozenset(_SMALL) - _DEPTHS - {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "intermediate_size"},
 )  # fmt: skip
-_ROPE = {"rope_type": "default", "rope_theta": 1e4}
-_SPECIAL: dict[str, dict[str, Any]] = {
-    "BambaForCausalLM": {"mamba_n_heads": 8, "mamba_d_head": 8, "attn_layer_indices": [1]},
-    "GraniteMoeHybridForCausalLM": {
-        "mamba_n_heads": 8, "mamba_d_head": 8,
-        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-    },
-    "Mamba2ForCausalLM": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
-    "CohereCompassForCausalLM": {
-        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
-        "rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE},
-    },
-    "Dots3NoteForCausalLM": {
-        "num_key_value_heads": 4, "layer_types": ["indexed_attention", "sliding_attention", "indexed_attention"],
-        "mlp_layer_types": ["dense", "sparse", "sparse"],
-    },
-    "Gemma3nForCausalLM": {
-        "num_hidden_layers": 5, "num_kv_shared_layers": 0, "intermediate_size": [64] * 5,
-        "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0, 0.0],
-        "layer_types": ["sliding_attention"] * 4 + ["full_attention"],
-    },
-    "Gemma4ForCausalLM": {
-        "num_kv_shared_layers": 1, "layer_types": ["sliding_attention", "full_attention", "full_attention"],
-        "global_head_dim": 8,
-    },
-    "GPTNeoForCausalLM": {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 4},
-    "Lfm2MoeForCausalLM": {"num_dense_layers": 1, "layer_types": ["conv", "full_attention", "conv"]},
-    "ReformerModelWithLMHead": {
-        "is_decoder": True, "attn_layers": ["local", "lsh"], "num_hidden_layers": 2, "num_buckets": 4,
-        "axial_pos_shape": [4, 8], "axial_pos_embds_dim": [16, 16], "attention_head_size": 8,
-        "max_position_embeddings": 32, "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4,
-    },
-    "ZayaForCausalLM": {"num_experts_per_tok": 1},
-    "NemotronForCausalLM": {"num_key_value_heads": 2},
-    "ZambaForCausalLM": {
-        "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"], "num_hidden_layers": 4,
-        "attention_head_dim": 16, "mamba_dt_rank": 4,
-    },
-    "Zamba2ForCausalLM": {
-        "layers_block_type": ["linear_attention", "linear_attention", "hybrid"], "num_hidden_layers": 3,
-        "mamba_headdim": 8, "num_mem_blocks": 1, "hybrid_layer_ids": [2], "num_key_value_heads": 4,
-    },
-    "DbrxForCausalLM": {
-        "attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0},
-        "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
-    },
-    "Dots1ForCausalLM": {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1},
-    "HunYuanDenseV1ForCausalLM": {"head_dim": 8},
-    "HunYuanMoEV1ForCausalLM": {"head_dim": 8},
-    "MinistralForCausalLM": {"head_dim": 8},
-    "AXK1ForCausalLM": {"n_group": 2, "topk_group": 1},
-    "BailingHybridForCausalLM": {"n_group": 2, "topk_group": 1},
-    "BeamForCausalLM": {"n_group": 2, "topk_group": 1},
-    "DeepseekV2ForCausalLM": {"n_group": 1, "topk_group": 1, "topk_method": "greedy"},
-    "DeepseekV32ForCausalLM": {"n_group": 2, "topk_group": 1},
-    "KimiLinearForCausalLM": {"num_experts_per_token": 2, "n_group": 1, "topk_group": 1},
-    "SwinModel": {"depths": [2, 2], "num_heads": [2, 4], "embed_dim": 16, "window_size": 4, "patch_size": 2},
-    "JambaForCausalLM": {"num_hidden_layers": 8},
-}  # fmt: skip
 
 
 def causal_models() -> list[str]:
@@ -137,13 +81,16 @@ def _classes(mapping: str, without: Collection[str] = ()) -> list[str]:
 
 
 def tiny(name: str) -> nn.Module | None:
-    """A small model of that class in evaluation mode, or None if it does not build (mostly: a missing dependency)."""
+    """A small model of that class in evaluation mode, or None if it does not build (mostly: a missing dependency).
+
+    One that will not shrink below `LARGEST` elements stands on the meta device.
+    """
     import transformers
 
     try:
         cls: Any = getattr(transformers, name)
         best: tuple[int, Any] | None = None
-        for config in _configs(cls.config_class, _SPECIAL.get(name, {})):
+        for config in _configs(cls.config_class, SPECIAL.get(name, {})):
             try:
                 with torch.device("meta"):
                     elements = sum(parameter.numel() for parameter in cls(config).parameters())
@@ -153,26 +100,38 @@ def tiny(name: str) -> nn.Module | None:
                 best = (elements, config)
             if elements < 6_000_000:
                 break
-        if best is None or best[0] > LARGEST:
+        if best is None:
             return None
         torch.manual_seed(0)
-        model: nn.Module = cls(best[1]).eval()
+        with torch.device("meta") if best[0] > LARGEST else nullcontext():
+            model: nn.Module = cls(best[1]).eval()
     except Exception:
         return None
     return model
 
 
 def _configs(config_class: Any, special: Mapping[str, Any]) -> Iterator[Any]:
-    for kept in _KEPT:
+    """From the smallest to the one that changes nothing."""
+    for kept in (*_KEPT, None):
         for extra in [special, {}] if special else [{}]:
             try:
-                sizes = _sizes(config_class(), kept)
+                sizes = {} if kept is None else _sizes(config_class(), kept)
             except Exception:  # its own defaults do not hold together
                 sizes = {}
             try:
-                yield config_class(**{**sizes, **extra})
+                yield config_class(**_merged(sizes, extra))
             except Exception:
                 continue
+
+
+def _merged(sizes: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, the second first; nested configurations are merged likewise."""
+    nested = {
+        name: _merged(sizes[name], value)
+        for name, value in extra.items()
+        if isinstance(value, Mapping) and isinstance(sizes.get(name), Mapping) and name.endswith("config")
+    }
+    return {**sizes, **extra, **nested}
 
 
 def _sizes(config: Any, kept: frozenset[str]) -> dict[str, Any]:

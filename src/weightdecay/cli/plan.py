@@ -130,12 +130,12 @@ class Plan:
     def _show_plan(self, decided: DecayPlan) -> None:
         from rich.text import Text as RichText
 
-        from weightdecay.planning.render import table
+        from weightdecay.planning.render import PlanTable
 
         if self.json:
             print(decided.to_json(), end="")
         else:
-            console().print(table(decided))
+            console().print(PlanTable(decided))
             console().print(RichText(str(decided.summary())))
 
     def _show_story(self, decided: DecayPlan) -> None:
@@ -187,6 +187,8 @@ def _open(name: str) -> Source | None:
     """The model of that name; what a user's own factory raises is shown as its own traceback, without our frames."""
     from weightdecay.planning.sources import open_source
 
+    if name.startswith("hf:"):
+        note(f"asking the Hugging Face hub for the configuration of {name.removeprefix('hf:')}")
     try:
         return open_source(name)
     except WeightDecayError:
@@ -225,7 +227,3 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
-
-
-def _is_ours(module_name: str) -> bool:
-    return module_name.startswith(("weightdecay.", "importlib"))

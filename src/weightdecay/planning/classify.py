@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
-from weightdecay.planning.jobs import agreeing, by_use, embedding_role
+from weightdecay.planning.jobs import agreeing, by_use
 from weightdecay.planning.roles import DECAYING, Role, Strength, Verdict
-from weightdecay.planning.structure import by_name, by_shape, by_torch_type, habit, kind_of_matrix, rows_and_columns
+from weightdecay.planning.structure import by_name, by_shape, by_torch_type, kind_of_matrix, kind_of_table
 from weightdecay.planning.tensors import Site, TensorFacts
 
-_ADDED = frozenset({Role.BIAS, Role.POSITION_EMBEDDING, Role.RELATIVE_POSITION})
+_TABLES = frozenset({Role.POSITION_EMBEDDING, Role.RELATIVE_POSITION, Role.LEARNED_TOKEN})
 _PARTS_OF_RECURRENCES = frozenset({Role.STATE_SPACE, Role.SCALE, Role.BIAS})
 
 
@@ -47,31 +47,27 @@ def _verdicts(facts: TensorFacts, vocabularies: AbstractSet[int]) -> tuple[Verdi
 
 
 def _at(site: Site, facts: TensorFacts, vocabularies: AbstractSet[int]) -> Verdict:
-    typed, used = by_torch_type(site, facts), by_use(facts)
-    refined = embedding_role(facts) if typed is not None and typed.role is Role.EMBEDDING else None
-    if refined is not None:
-        return replace(refined, evidence=f"`{site.attribute}` of {site.owner}; {refined.evidence}")
-    if typed is not None:
-        agrees = used is not None and (used.role in DECAYING) == (typed.role in DECAYING)
-        verdict = replace(typed, evidence=f"{typed.evidence}; {used.evidence}") if used and agrees else typed
-    elif used is not None:
-        verdict = _named_table(used, site, facts)
-        verdict = replace(verdict, evidence=f"`{site.attribute}` of {site.owner}; {verdict.evidence}")
-    else:
-        verdict = by_name(site, facts) or by_shape(facts)
+    used, typed = by_use(facts), by_torch_type(site, facts)
+    if used is not None:
+        used = replace(used, evidence=f"`{site.attribute}` of {site.owner}; {used.evidence}")
+    verdict = _together(used, typed) or by_name(site, facts) or by_shape(facts)
     if not site.owner:
         verdict = replace(verdict, evidence=f"{verdict.evidence} (weak: nothing but name and shape is known)")
+    verdict = kind_of_table(verdict, site, facts)
     return kind_of_matrix(verdict, site, facts, vocabularies) if verdict.role is Role.LINEAR else verdict
 
 
-def _named_table(used: Verdict, site: Site, facts: TensorFacts) -> Verdict:
-    """A table that is added may hold positions or biases: the sum is the same, so that its name decides."""
-    if used.role not in _ADDED or len(rows_and_columns(facts.shape)) < 2:
+def _together(used: Verdict | None, typed: Verdict | None) -> Verdict | None:
+    """Use goes before type. Where they agree, type has the more exact word for it; where not, the evidence says so."""
+    if used is None or typed is None:
+        return used or typed
+    if typed.role is Role.EMBEDDING and used.role in _TABLES:
         return used
-    named = habit(site)
-    if named is used.role or named not in _ADDED | {Role.SCALE, Role.LEARNED_TOKEN}:
-        return used
-    return replace(used, role=named, evidence=f"{used.evidence}, and so named")
+    traced = used.evidence.partition("; ")[2]
+    if (used.role in DECAYING) == (typed.role in DECAYING):
+        return replace(typed, evidence=f"{typed.evidence}; {traced}", strength=used.strength)
+    evidence = f"{typed.evidence} and so {typed.role}, but {traced}"
+    return replace(used, evidence=evidence, contested=True)
 
 
 def _with_frozen(facts: TensorFacts, verdicts: tuple[Verdict, ...]) -> tuple[Verdict, ...]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weightdecay.errors import CheckFailedError
+from weightdecay.planning.patterns import INDEX, pattern_of
 
 if TYPE_CHECKING:
     from weightdecay.planning.plan import DecayPlan, PlannedTensor
@@ -59,7 +60,16 @@ class PlanDiff:
         return iter(self.differences)
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self)) if self else "the plans agree"
+        """A line for tensors that differ in the same way and in nothing but the indices in their names."""
+        alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for difference in self:
+            key = INDEX.sub("#", difference.name), difference.changes
+            alike.setdefault(key, []).append(difference.name)
+        lines = [
+            f"{pattern_of(names)}{f' (×{len(names)})' if len(names) > 1 else ''}: {', '.join(changes)}"
+            for (_, changes), names in alike.items()
+        ]
+        return "\n".join(lines) or "the plans agree"
 
 
 def diff(ours: DecayPlan, theirs: DecayPlan) -> PlanDiff:

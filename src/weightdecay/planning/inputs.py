@@ -73,6 +73,8 @@ def _values(module: nn.Module, name: str) -> Iterator[torch.Tensor]:
         yield ids
     if ids is not None and _IDS.search(name):
         return
+    if _IDS.search(name) and name != "input":  # a table that is no nn.Embedding, or tokens that are activations
+        yield torch.arange(BATCH * LENGTH).reshape(BATCH, LENGTH) % 8
     layer = next((m for m in module.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)), None)
     if isinstance(layer, nn.Linear):
         widths = dict.fromkeys(m.in_features for m in module.modules() if isinstance(m, nn.Linear))
@@ -100,6 +102,7 @@ def _own_widths(module: nn.Module) -> Iterator[torch.Tensor]:
     owner = next((m for m in module.modules() if any(p is not None for p in m._parameters.values())), None)
     if owner is None:
         return
+    yield from (_floats(BATCH, LENGTH, *own.shape) for own in owner._parameters.values() if own is not None)
     sizes = {size for own in owner._parameters.values() if own is not None for size in own.shape if size > 1}
     for size in sorted(sizes, reverse=True)[:3]:
         yield _floats(BATCH, LENGTH, size)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from weightdecay.planning.roles import Role, Strength, Verdict
 from weightdecay.planning.structure import rows_and_columns
 from weightdecay.planning.tensors import TensorFacts
-from weightdecay.planning.usage import LOOKUPS, NORMALISING, PRODUCTS, Use
+from weightdecay.planning.usage import LOOKUPS, NORMALISING, PRODUCTS, WEIGHT_SLOTS, Use
 
 _JOINS = frozenset({
     "cat", "where", "copy", "index_put", "masked_scatter", "scatter", "masked_fill", "index_copy", "slice_scatter",
@@ -35,31 +35,54 @@ class _Case(NamedTuple):
 Rule = Callable[[_Case], Role | None]
 
 
+def _layer_bias(case: _Case) -> Role | None:
+    """Added in a layer's own product, even where the layer sees no input, as one that makes biases of distances."""
+    use = case.use
+    return Role.BIAS if (use.operation, use.slot) in _BIAS_SLOTS and not use.through and case.rows < 2 else None
+
+
+def _vocabulary(case: _Case) -> Role | None:
+    """The input chooses its rows, whatever becomes of them."""
+    use = case.use
+    is_table = use.operation in ("embedding", "_embedding_bag") and use.slot == "weight" and case.rows > 1
+    return Role.EMBEDDING if is_table and use.partner not in ("constant", "parameter") else None
+
+
 def _product(case: _Case) -> Role | None:
     use = case.use
     if use.operation not in PRODUCTS or (use.operation, use.slot) in _BIAS_SLOTS or _SQUASHES & {*use.through}:
         return None
     if case.axes < 2 or (case.rows < 2 and use.through):
         return None
-    if use.partner == "parameter" or PRODUCTS & {*use.through}:
+    if use.partner == "parameter" and (use.through or use.slot not in WEIGHT_SLOTS):
+        return None  # learned queries, or the left factor of a product that is told by its later use
+    if PRODUCTS & {*use.through} and (
+        LOOKUPS & {*use.through} or use.slot not in WEIGHT_SLOTS or use.partner == "projection"
+    ):
         return None
     if LOOKUPS & {*use.through}:
-        stacked = use.operation in ("bmm", "_grouped_mm") and case.axes > 2
-        return Role.EXPERT_STACK if stacked else Role.RELATIVE_POSITION
-    return Role.EXPERT_STACK if case.rows > 2 else Role.LINEAR
+        return Role.EXPERT_STACK if case.rows > 2 else Role.RELATIVE_POSITION
+    return Role.EXPERT_STACK if case.rows > 2 and use.geometry == "stack" else Role.LINEAR
 
 
 def _convolution(case: _Case) -> Role | None:
     use = case.use
-    if "conv" in use.operation and use.slot == "weight" and case.rows > 1:
-        return Role.CONVOLUTION
-    return None
+    is_kernel = "conv" in use.operation and use.slot == "weight" and (case.rows > 1 or not use.through)
+    return Role.CONVOLUTION if is_kernel else None
+
+
+def _weight_norm(case: _Case) -> Role | None:
+    if case.use.operation != "_weight_norm_interface":
+        return None
+    return {"v": Role.WEIGHT_NORM_DIRECTION, "g": Role.WEIGHT_NORM_GAIN}.get(case.use.slot)
 
 
 def _lookup(case: _Case) -> Role | None:
     use = case.use
     looked_up = LOOKUPS & {*use.through}
     if looked_up and use.operation in _TERMS:
+        if case.rows < 2:
+            return Role.LEARNED_TOKEN
         if use.partner == "scores":
             return Role.RELATIVE_POSITION
         return Role.BIAS if use.partner == "projection" and "embedding" not in looked_up else Role.POSITION_EMBEDDING
@@ -70,7 +93,8 @@ def _lookup(case: _Case) -> Role | None:
 
 def _table(case: _Case) -> Role | None:
     use = case.use
-    if use.operation in LOOKUPS and use.slot in ("weight", "self") and case.rows > 1:
+    is_choice = use.operation == "embedding" or use.partner != "constant"  # fixed indices only cut a piece out
+    if use.operation in LOOKUPS and use.slot in ("weight", "self") and case.rows > 1 and is_choice:
         return Role.EMBEDDING
     return Role.EMBEDDING if "cdist" in use.operation else None
 
@@ -85,6 +109,8 @@ def _norm(case: _Case) -> Role | None:
 def _state(case: _Case) -> Role | None:
     """`-exp(A_log)` is a time constant; what is only made positive is a scale (`logit_scale.exp()`)."""
     use = case.use
+    if PRODUCTS & {*use.through}:  # what a layer made of learned queries is no longer theirs
+        return None
     if not _SQUASHES & {use.operation, *use.through}:
         return None
     return Role.STATE_SPACE if case.rows and ("neg" in use.through or case.rows > 1) else Role.SCALE
@@ -101,7 +127,7 @@ def _factor(case: _Case) -> Role | None:
     use = case.use
     if use.operation in ("prelu", "_prelu_kernel", "clamp", "addcmul") and use.slot != "self":
         return Role.SCALE
-    if use.operation not in _FACTORS or use.geometry == "outer":
+    if use.operation not in _FACTORS or use.geometry == "outer" or PRODUCTS & {*use.through}:
         return None
     if use.partner == "parameter":
         return Role.SCALE if case.rows < 2 else None
@@ -114,7 +140,7 @@ def _term(case: _Case) -> Role | None:
         return Role.BIAS
     if use.operation.startswith("_scaled_dot_product") and use.slot in ("attn_mask", "attn_bias"):
         return Role.RELATIVE_POSITION
-    if use.operation not in _TERMS or (use.partner == "parameter" and case.rows > 1):
+    if use.operation not in _TERMS or PRODUCTS & {*use.through} or (use.partner == "parameter" and case.rows > 1):
         return None
     if use.geometry in ("number", "vector"):
         return Role.BIAS
@@ -145,6 +171,9 @@ def _fed(case: _Case) -> Role | None:
 
 # in order: what a tensor is first of all. A table that is looked up and added is told by what it is added to.
 _RULES: tuple[Rule, ...] = (
+    _layer_bias,
+    _vocabulary,
+    _weight_norm,
     _product,
     _convolution,
     _lookup,
@@ -174,61 +203,46 @@ def by_use(facts: TensorFacts) -> Verdict | None:
     return None
 
 
-def embedding_role(facts: TensorFacts) -> Verdict | None:
-    """What use adds to the type `nn.Embedding`: positions, relative positions, or tokens that nothing looks up."""
-    uses = [Use.parse(text) for text in facts.uses or ()]
-    lookups = [use for use in uses if use.operation in LOOKUPS]
-    for use in uses:
-        role = _lookup(_case(use, facts)) or _product(_case(use, facts))
-        if role is Role.RELATIVE_POSITION:
-            return Verdict(role, describe(use), Strength.TRACED)
-    if lookups and all(use.partner == "constant" for use in lookups):
-        added = next((use for use in uses if use.operation in _TERMS and LOOKUPS & {*use.through}), None)
-        if added is not None:
-            return Verdict(Role.POSITION_EMBEDDING, f"{describe(lookups[0])}, then added", Strength.TRACED)
-    positions = next((use for use in uses if _term(_case(use, facts)) is Role.POSITION_EMBEDDING), None)
-    if not lookups and positions is not None:
-        return Verdict(Role.POSITION_EMBEDDING, describe(positions), Strength.TRACED)
-    if not lookups and uses and not any(_product(_case(use, facts)) for use in uses):
-        return Verdict(Role.LEARNED_TOKEN, f"{describe(uses[0])}; nothing looks it up", Strength.TRACED)
-    return None
-
-
 def describe(use: Use) -> str:
     """One use in words."""
-    before = f"after {', '.join(_WORDS.get(step, step) for step in use.through)} " if use.through else ""
-    verb = _verb(use)
+    steps = dict.fromkeys(_WORDS.get(step, step.strip("_")) for step in use.through)
+    before = f"after {', '.join(steps)} " if steps else ""
     where = {"number": ", as one number", "vector": ", one number per feature"}.get(use.geometry, "")
-    return f"traced: {before}{verb}{where}"
+    return f"traced: {before}{_verb(use)}{where if use.operation in _FACTORS else ''}"
 
 
 def _verb(use: Use) -> str:
-    partner = {
-        "input": "the input",
-        "parameter": "another parameter",
-        "constant": "fixed indices" if use.operation in LOOKUPS else "a constant",
-        "normalised": "a normalised activation",
-        "projection": "a projection",
-        "scores": "attention scores",
-        "looked-up": "looked-up embeddings",
-    }.get(use.partner, "an activation")
+    partner = _PARTNERS.get(use.partner, "an activation")
+    operation = use.operation.removeprefix("native").strip("_").replace("_", " ")
     if (use.operation, use.slot) in _BIAS_SLOTS:
-        return "is added in a matrix product"
+        return "is added to a matrix product"
     if use.operation in PRODUCTS:
-        return f"is in a matrix product ({use.operation}) with {partner}"
+        which = "one matrix of many" if use.geometry == "stack" else "a matrix"
+        return f"multiplies {partner} as {which}"
     if use.operation in LOOKUPS:
-        return f"is looked up by {partner if use.partner != 'activation' else 'indices'}"
+        by = {"constant": "fixed indices", "activation": "indices"}.get(use.partner, partner)
+        return f"is looked up by {by}"
     if use.operation in NORMALISING:
-        return {"weight": "is the gain of", "bias": "is the shift of"}.get(use.slot, "enters") + f" {use.operation}"
-    verbs = {"mul": "multiplies", "div": "divides or is divided by", "add": "is added to", "sub": "is subtracted with"}
-    if use.operation in verbs:
-        return f"{verbs[use.operation]} {partner}"
+        return {"weight": "is the gain of", "bias": "is the shift of"}.get(use.slot, "enters") + f" a {operation}"
+    if "conv" in use.operation and use.slot in ("weight", "bias"):
+        return f"convolves {partner}" if use.slot == "weight" else "is added to a convolution"
+    if use.operation in _VERBS:
+        return f"{_VERBS[use.operation]} {partner}"
     if use.operation in _JOINS:
-        return f"is joined ({use.operation}) with {partner}"
-    return f"is `{use.slot}` of {use.operation}, with {partner}"
+        return f"is joined ({operation}) with {partner}"
+    return f"is `{use.slot}` of {operation}, with {partner}"
 
 
-_WORDS = {"add": "a sum", "mul": "a product", "rsub": "1 − w", "neg": "a change of sign", "_softmax": "softmax"}
+_VERBS = {"mul": "multiplies", "div": "divides or is divided by", "add": "is added to", "sub": "is subtracted with"}
+_PARTNERS = {
+    "input": "the input", "parameter": "another parameter", "constant": "a constant",
+    "normalised": "a normalised activation", "projection": "a projection", "scores": "attention scores",
+    "looked-up": "looked-up embeddings",
+}  # fmt: skip
+_WORDS = {
+    "add": "a sum", "mul": "a product", "rsub": "1 − w", "neg": "a change of sign", "_softmax": "softmax",
+    "modulation": "modulation by the input", "mm": "a matrix product", "embedding": "a look-up",
+}  # fmt: skip
 
 
 def agreeing(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:

@@ -35,6 +35,8 @@ def _to_dict(tensor: PlannedTensor) -> dict[str, Any]:
         line["aliases"] = list(tensor.aliases)
     if tensor.lr_multiplier != 1.0:
         line["lr_multiplier"] = tensor.lr_multiplier
+    if tensor.contested:
+        line["contested"] = True
     return line
 
 
@@ -82,4 +84,5 @@ def _from_dict(line: dict[str, Any], weight_decay: float) -> PlannedTensor:
         reason=str(line["reason"]),
         weight_decay=weight_decay * multiplier,
         lr_multiplier=float(line.get("lr_multiplier", 1.0)),
+        contested=bool(line.get("contested", False)),
     )

@@ -25,7 +25,7 @@ Unknown = Literal["error", "exempt"]
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor's line in the plan; `weight_decay` is λ · multiplier."""
+    """One tensor's line in the plan; `weight_decay` is λ · multiplier, `contested` as in `Verdict`."""
 
     name: str
     aliases: tuple[str, ...]
@@ -36,6 +36,7 @@ class PlannedTensor:
     reason: str
     weight_decay: float
     lr_multiplier: float = 1.0
+    contested: bool = False
 
     @property
     def role(self) -> Role:
@@ -66,8 +67,8 @@ class PlanSummary:
 
     def __str__(self) -> str:
         return (
-            f"{self.decayed_tensors} tensors ({self.decayed_elements:,} elements) decay, "
-            f"{self.exempt_tensors} ({self.exempt_elements:,}) do not"
+            f"{self.decayed_tensors} of {self.decayed_tensors + self.exempt_tensors} tensors decay "
+            f"({self.decayed_elements:,} of {self.decayed_elements + self.exempt_elements:,} elements)"
         )
 
 
@@ -328,4 +329,5 @@ def _line(
         reason=reason,
         weight_decay=weight_decay * multiplier,
         lr_multiplier=1.0 if override is None else float(override.lr_multiplier),
+        contested=any(verdict.contested for verdict in verdicts),
     )

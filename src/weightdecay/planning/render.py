@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from weightdecay.planning.patterns import INDEX, pattern_of
 from weightdecay.planning.plan import DecayPlan, PlannedTensor
 from weightdecay.planning.roles import DECAYING, Role
 
-_INDEX = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)|(?<=\.)\d+$")
+_WIDTH_FOR_REASONS = 110  # columns below which there is no room for a reason beside the rest
+_NAME_WIDTH = {True: 48, False: 31}  # columns for names beside reasons, and in a narrow table
 
 
 @dataclass(frozen=True)
@@ -30,62 +32,75 @@ def grouped(tensors: Iterable[PlannedTensor]) -> list[Row]:
     """Rows by name pattern, in order of first appearance: `layers.{0-31}.mlp.up_proj.weight`."""
     alike: dict[tuple[object, ...], list[PlannedTensor]] = {}
     for tensor in tensors:
-        template = _INDEX.sub("#", tensor.name)
-        alike.setdefault((template, tensor.shape, tensor.roles, tensor.multiplier), []).append(tensor)
-    return [Row(_pattern([tensor.name for tensor in group]), tuple(group)) for group in alike.values()]
+        template = INDEX.sub("#", tensor.name)
+        key = (template, tensor.shape, tensor.roles, tensor.multiplier, tensor.contested)
+        alike.setdefault(key, []).append(tensor)
+    return [Row(pattern_of([tensor.name for tensor in group]), tuple(group)) for group in alike.values()]
 
 
-def _pattern(names: list[str]) -> str:
-    columns = list(zip(*(_INDEX.findall(name) for name in names), strict=True))
-    ranges = iter([_range({int(index) for index in column}) for column in columns])
-    return _INDEX.sub(lambda _: next(ranges), names[0])
-
-
-def _range(indices: set[int]) -> str:
-    """`7`, `{0-31}` or `{0-2,5,7-9}`."""
-    spans: list[list[int]] = []
-    for index in sorted(indices):
-        if spans and index == spans[-1][1] + 1:
-            spans[-1][1] = index
-        else:
-            spans.append([index, index])
-    text = ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in spans)
-    return text if len(indices) == 1 else f"{{{text}}}"
-
-
-def table(plan: DecayPlan) -> Table:
-    """The plan as a rich table, a row per pattern."""
-    grid = Table(title=Text(f"decay plan: policy {plan.policy}, λ = {plan.weight_decay:g}"), title_justify="left")
-    for heading in ("tensor", "shape", "role", "λ", "why"):
-        grid.add_column(heading, justify="right" if heading == "λ" else "left", overflow="fold")
-    for row in grouped(plan):
-        first = row.tensors[0]
-        count = f" ×{len(row.tensors)}" if len(row.tensors) > 1 else ""
-        grid.add_row(
-            Text(row.pattern + count),
-            Text("×".join(map(str, first.shape)) or "scalar"),
-            Text(" + ".join(first.roles)),
-            Text(f"{first.weight_decay:g}", style="bold" if first.decays else "dim"),
-            Text(first.reason.removeprefix(f"{first.role}: "), style="dim"),
-        )
+def _grid(title: str, *headings: str) -> Table:
+    grid = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for heading in headings:
+        grid.add_column(
+            Text(heading), justify="right" if heading in ("n", "λ") else "left", overflow="fold",
+            no_wrap=heading == "tensor",
+        )  # fmt: skip
     return grid
 
 
-def table_text(plan: DecayPlan, width: int = 160) -> str:
+def _broken(name: str, width: int) -> str:
+    """A name that is too long, in two lines, broken where one of its parts begins."""
+    if len(name) <= width:
+        return name
+    cut = name.rfind(".", 0, width)
+    return name if cut < 1 else f"{name[:cut]}\n  {name[cut:]}"
+
+
+def _first_cells(row: Row, width: int) -> list[Text]:
+    """What is said of a row in every table: names, how many, shape, role."""
+    first = row.tensors[0]
+    role = " + ".join(first.roles) + (" (contested)" if first.contested else "")
+    count = str(len(row.tensors)) if len(row.tensors) > 1 else ""
+    shape = "×".join(map(str, first.shape)) or "scalar"
+    return [Text(_broken(row.pattern, width)), Text(count, style="dim"), Text(shape, style="dim"), Text(role)]
+
+
+@dataclass(frozen=True)
+class PlanTable:
+    """The plan as rich prints it, a row per pattern; on a narrow screen without the reasons."""
+
+    plan: DecayPlan
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        reasons = options.max_width >= _WIDTH_FOR_REASONS
+        title = f"decay plan: policy {self.plan.policy}, λ = {self.plan.weight_decay:g}"
+        grid = _grid(title, "tensor", "n", "shape", "role", "λ", *(["why"] if reasons else []))
+        for row in grouped(self.plan):
+            first = row.tensors[0]
+            decay = Text(f"{first.weight_decay:g}", style="bold" if first.decays else "dim")
+            why = Text(first.reason.removeprefix(f"{first.role}: "), style="dim")
+            grid.add_row(*_first_cells(row, _NAME_WIDTH[reasons]), decay, *([why] if reasons else []))
+        yield grid
+
+
+def table_text(plan: DecayPlan, width: int = 140) -> str:
     """The table and the totals as plain text."""
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(table(plan))
+    console.print(PlanTable(plan))
     console.print(Text(str(plan.summary())))
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
 
 
 def story(tensor: PlannedTensor) -> str:
     """One tensor's "why", a few lines."""
+    reason = tensor.reason
+    if reason == f"{tensor.role}: {tensor.evidence}":  # what stands above already
+        reason = f"a {tensor.role} {'decays' if tensor.decays else 'does not'}"
     lines = [
         f"{tensor.name}  {'×'.join(map(str, tensor.shape)) or 'a single number'}",
-        f"  role:      {' + '.join(tensor.roles)}",
+        f"  role:      {' + '.join(tensor.roles)}{' (contested)' if tensor.contested else ''}",
         f"  evidence:  {tensor.evidence}",
-        f"  decision:  λ = {tensor.weight_decay:g}, {tensor.reason}",
+        f"  decision:  λ = {tensor.weight_decay:g}: {reason}",
     ]
     if tensor.aliases:
         lines.insert(1, f"  also:      {', '.join(tensor.aliases)}")
@@ -100,6 +115,7 @@ def story_document(tensor: PlannedTensor) -> dict[str, Any]:
         "shape": list(tensor.shape),
         "roles": [role.value for role in tensor.roles],
         "evidence": tensor.evidence,
+        "contested": tensor.contested,
         "decays": tensor.decays,
         "multiplier": tensor.multiplier,
         "weight_decay": tensor.weight_decay,
@@ -121,25 +137,19 @@ _CONSEQUENCES = {
 _WITHOUT_DECAY = "without decay its norm grows and its effective learning rate falls through training"
 
 
-def comparison(ours: DecayPlan, theirs: DecayPlan) -> Table:
-    """Where two plans differ, a row per pattern, with what it means."""
+def comparison(ours: DecayPlan, theirs: DecayPlan) -> Group:
+    """Where two plans differ, a row per pattern, and below what it means, once per role."""
     differing = _differing(ours, theirs)
     title = f"where {theirs.policy} differs from {ours.policy}" + ("" if differing else ": nowhere")
-    grid = Table(title=Text(title), title_justify="left")
-    for heading in ("tensor", "shape", "role", ours.policy, theirs.policy, "why it matters"):
-        grid.add_column(heading, overflow="fold")
+    grid = _grid(title, "tensor", "n", "shape", "role", ours.policy, theirs.policy)
+    consequences: dict[str, str] = {}
     for row in differing:
         first, other = row.tensors[0], theirs.get(row.tensors[0].name)
-        count = f" ×{len(row.tensors)}" if len(row.tensors) > 1 else ""
-        grid.add_row(
-            Text(row.pattern + count),
-            Text("×".join(map(str, first.shape)) or "scalar"),
-            Text(" + ".join(first.roles)),
-            Text(_lambda(first)),
-            Text(_lambda(other)),
-            Text(_consequence(first, other), style="dim"),
-        )
-    return grid
+        grid.add_row(*_first_cells(row, _NAME_WIDTH[False]), Text(_lambda(first)), Text(_lambda(other)))
+        if other is not None and first.decays != other.decays:
+            consequences[first.role] = _WITHOUT_DECAY if first.role in DECAYING else _CONSEQUENCES.get(first.role, "")
+    lines = [Text(f"{role}: {consequence}") for role, consequence in consequences.items() if consequence]
+    return Group(grid, *lines)
 
 
 def comparison_document(ours: DecayPlan, theirs: DecayPlan) -> dict[str, Any]:
@@ -167,9 +177,3 @@ def _differing(ours: DecayPlan, theirs: DecayPlan) -> list[Row]:
 
 def _lambda(tensor: PlannedTensor | None) -> str:
     return "not there" if tensor is None else f"{tensor.weight_decay:g}"
-
-
-def _consequence(ours: PlannedTensor, theirs: PlannedTensor | None) -> str:
-    if theirs is None or ours.decays == theirs.decays:
-        return ""
-    return _WITHOUT_DECAY if ours.role in DECAYING else _CONSEQUENCES.get(ours.role, "")

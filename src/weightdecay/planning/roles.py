@@ -66,8 +66,12 @@ class Strength(IntEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """One job of one tensor. `evidence` is for people: it says what was seen."""
+    """One job of one tensor. `evidence` is for people: it says what was seen.
+
+    `contested` where a tensor is used otherwise than the torch type of its owner makes one expect.
+    """
 
     role: Role
     evidence: str
     strength: Strength
+    contested: bool = False

@@ -7,8 +7,8 @@ says which parts there are stays. Several degrees are tried, since some families
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -28,52 +28,68 @@ _WIDTHS = {
     "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4, "encoder_attention_heads": 4,
     "decoder_attention_heads": 4, "num_key_value_heads": 2, "q_lora_rank": 16, "kv_lora_rank": 16,
 }  # fmt: skip
-_HEADS = {"head_dim": 16, "d_kv": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16}
+_HEADS = {"head_dim": 16, "d_kv": 16, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16}
 _EXPERTS = {
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2,
     "n_group": 1, "topk_group": 1,
 }  # fmt: skip
+
+
+class _Degree(NamedTuple):
+    """Sizes to lower to, and what to divide all widths by, which keeps the proportions that some families insist on."""
+
+    sizes: Mapping[str, int]
+    divisor: int = 1
+
+
+_FEWER = {**_DEPTH, **_TABLES, **_EXPERTS}
 # from the smallest model to the one that only has fewer layers, experts and rows
-_DEGREES: tuple[Mapping[str, int], ...] = (
-    {**_DEPTH, **_TABLES, **_WIDTHS, **_HEADS, **_EXPERTS},
-    {**_DEPTH, **_TABLES, **_WIDTHS, **_EXPERTS},
-    {**_DEPTH, **_TABLES, **_EXPERTS},
+_DEGREES = (
+    _Degree({**_FEWER, **_WIDTHS, **_HEADS}),
+    _Degree({**_FEWER, **_WIDTHS}),
+    _Degree(_FEWER, 64),
+    _Degree(_FEWER, 16),
+    _Degree(_FEWER, 4),
+    _Degree(_FEWER),
 )
 
 
-def shrunk(model: nn.Module, largest: int) -> nn.Module | None:
-    """A model of the same class with at most `largest` elements; None if it has no configuration or will not shrink."""
+def shrunk(model: nn.Module, largest: int) -> Iterator[nn.Module]:
+    """Models of the same class with at most `largest` elements; none if it has no configuration or will not shrink."""
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "to_dict"):
-        return None
-    for sizes in _DEGREES:
+        return
+    for degree in _DEGREES:
         try:
-            small = _shrunk_config(config, sizes)
+            small = _shrunk_config(config, degree)
             with torch.device("meta"):
                 elements = sum(parameter.numel() for parameter in type(model)(small).parameters())
-            if elements <= largest:
-                return type(model)(small)
+            built = type(model)(small) if elements <= largest else None
         except Exception:  # a family that refuses these sizes: try others
             continue
-    return None
+        if built is not None:
+            yield built
 
 
-def _shrunk_config(config: Any, sizes: Mapping[str, int]) -> Any:
+def _shrunk_config(config: Any, degree: _Degree) -> Any:
     small = copy.deepcopy(config)
-    changed = _lower(small.to_dict(), sizes)
+    changed = _lower(small.to_dict(), degree)
     return type(config)(**{name: value for name, value in changed.items() if name not in ("id2label", "label2id")})
 
 
-def _lower(values: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+def _lower(values: Mapping[str, Any], degree: _Degree) -> dict[str, Any]:
     """Sizes lowered, per-layer lists cut to as many layers, token ids kept inside the vocabulary."""
     lowered: dict[str, Any] = {}
     layers = next((values[name] for name in _DEPTH if isinstance(values.get(name), int)), None)
     for name, value in values.items():
+        is_size = isinstance(value, int) and not isinstance(value, bool)
         if isinstance(value, Mapping):
-            lowered[name] = _lower(value, sizes)
-        elif name in sizes and isinstance(value, int) and not isinstance(value, bool):
-            lowered[name] = min(value, sizes[name])
-        elif str(name).endswith("_token_id") and isinstance(value, int):
+            lowered[name] = _lower(value, degree)
+        elif is_size and name in degree.sizes:
+            lowered[name] = min(value, degree.sizes[name])
+        elif is_size and name in _WIDTHS and value % degree.divisor == 0:
+            lowered[name] = value // degree.divisor
+        elif is_size and str(name).endswith("_token_id"):
             lowered[name] = min(value, _TABLES["vocab_size"] - 1)
         elif isinstance(value, list) and layers is not None and len(value) == layers:
             lowered[name] = _kinds_first(value)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import socket
 import struct
 import sys
+import urllib.parse
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,7 @@ from weightdecay.planning.tensors import TensorFacts, read_shapes
 _HUB = "hf:"
 _PYTHON = "python:"
 _INDEX = ".safetensors.index.json"
+_LONGEST_MESSAGE = 300  # characters of an error that others wrote
 _LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors format itself
 
 
@@ -50,7 +54,7 @@ def open_source(text: str) -> Source | None:
     if text.startswith(_PYTHON):
         return Source(model=_from_factory(text.removeprefix(_PYTHON)))
     if text.startswith(_HUB):
-        return Source(model=_from_config(text.removeprefix(_HUB)))
+        return Source(model=_from_config(text.removeprefix(_HUB), hub=True))
     if path.suffix == ".safetensors" or path.name.endswith(_INDEX):
         files = [path] if path.suffix == ".safetensors" else _shards(path)
         return Source(shapes=tuple(read_shapes([shape for file in files for shape in safetensors_shapes(file)])))
@@ -70,17 +74,48 @@ def _checked_config(path: Path) -> Path:
         raise PlanError(f"{path} is no valid JSON: {error}") from error
     if not isinstance(content, dict) or "model_type" not in content:
         raise PlanError(f'{path} is no transformers configuration: it has no "model_type"')
+    transformers, family = _transformers(), str(content["model_type"])
+    if family not in transformers.CONFIG_MAPPING:
+        raise PlanError(
+            f"{path}: transformers {transformers.__version__} knows no model type '{family}': "
+            f"{did_you_mean(family, transformers.CONFIG_MAPPING.keys())} Or is a newer transformers needed?"
+        )
     return path
 
 
-def _from_config(name: str) -> nn.Module:
+def _hub_resolves() -> bool:
+    """Whether the hub's address can be found; if not, its client would try six times, for half a minute."""
+    from huggingface_hub import constants
+
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urllib.parse.urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
+def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
         raise MissingExtraError("planning a Hugging Face model", "hf") from error
+    return transformers
+
+
+def _from_config(name: str, *, hub: bool = False) -> nn.Module:
+    """The model that a configuration describes, in a local directory or on the hub."""
+    transformers = _transformers()
+    cached = hub and not _hub_resolves()
     try:
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=cached)
     except Exception as error:  # each family validates its configuration with errors of its own
+        if cached:
+            raise PlanError(
+                f"the Hugging Face hub cannot be reached, and {name} was not downloaded before: fetch its config.json "
+                "where there is a network, and plan that file"
+            ) from error
         raise PlanError(f"no configuration could be had from {name}: {_in_short(error)}") from error
     try:
         with torch.device("meta"):
@@ -110,7 +145,7 @@ def _model_class(transformers: Any, config: Any) -> Callable[[Any], nn.Module]:
 
 def _in_short(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) or type(error).__name__
+    return " ".join(lines[:2])[:_LONGEST_MESSAGE] or type(error).__name__
 
 
 def _from_factory(text: str) -> nn.Module:

@@ -12,6 +12,7 @@ from collections.abc import Set as AbstractSet
 
 from weightdecay.planning.roles import Role, Strength, Verdict
 from weightdecay.planning.tensors import Site, TensorFacts
+from weightdecay.planning.usage import LOOKUPS, Use
 
 _NORMS = frozenset({
     "LayerNorm", "RMSNorm", "GroupNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm",
@@ -26,7 +27,7 @@ _TABLES = frozenset({"Embedding", "EmbeddingBag"})
 _ATTRIBUTE_HABITS: tuple[tuple[re.Pattern[str], Role], ...] = tuple(
     (re.compile(pattern), role)
     for pattern, role in (
-        (r"relative|rel_pos|rel_h$|rel_w$|rel_embed", Role.RELATIVE_POSITION),
+        (r"relative|rel_pos|rel_h$|rel_w$|rel_emb|emb_rel|rel_attn|distance_emb", Role.RELATIVE_POSITION),
         (r"bias|beta$|^b\d?$|_b\d?$", Role.BIAS),
         (r"a_log|dt_bias|^d$|^a$|ssm|dt_proj_scale", Role.STATE_SPACE),
         (r"time_(mix|maa|decay|first|faaaa)|^mix_|^x_[rwkvag]$|miu", Role.TIME_MIX),
@@ -44,8 +45,20 @@ _ATTRIBUTE_HABITS: tuple[tuple[re.Pattern[str], Role], ...] = tuple(
         (r"weight|kernel|matrix|proj|^w", Role.LINEAR),
     )
 )  # fmt: skip
+# what a name may make of a table that use or type has found
+_NAMED_TABLES: dict[Role, frozenset[Role]] = {
+    Role.EMBEDDING: frozenset({Role.POSITION_EMBEDDING, Role.RELATIVE_POSITION, Role.SINUSOIDAL_TABLE}),
+    Role.POSITION_EMBEDDING: frozenset(
+        {Role.EMBEDDING, Role.RELATIVE_POSITION, Role.SINUSOIDAL_TABLE, Role.BIAS, Role.SCALE, Role.LEARNED_TOKEN}
+    ),
+    Role.RELATIVE_POSITION: frozenset({Role.POSITION_EMBEDDING, Role.BIAS, Role.SCALE, Role.LEARNED_TOKEN}),
+    Role.BIAS: frozenset({Role.POSITION_EMBEDDING, Role.RELATIVE_POSITION, Role.SCALE, Role.LEARNED_TOKEN}),
+    Role.LINEAR: frozenset({Role.RELATIVE_POSITION}),
+}
+_QUERIES = re.compile(r"quer(y|ies)|latent|^(?!.*emb).*_tokens?$")
 _OWNER_NORM = re.compile(r"norm|(^|_)ln(_|\d|$)", re.IGNORECASE)
 _ADAPTERS = {"lora_a": Role.LORA_A, "lora_b": Role.LORA_B}
+_GAINS = re.compile(r"(^|_)(scales?|gains?|gamma|temperature|sinks?)$")  # names that matrices do not have
 _HEAD = re.compile(r"head|output|unembed|embed_out|logits|decoder\.weight")
 _ROUTER = re.compile(r"router|^gate |^wg |topk", re.IGNORECASE)
 _SMALLEST_MATRIX = 4  # rows and columns below which a shape says nothing
@@ -71,7 +84,7 @@ def by_torch_type(site: Site, facts: TensorFacts) -> Verdict | None:
     elif "MultiheadAttention" in bases and attribute.endswith("proj_weight"):
         role = Role.ATTENTION_IN_PROJECTION
     elif attribute == "weight":
-        role = _weight_of(bases, site.owner, facts.shape)
+        role = _weight_of(bases, facts.shape)
     if role is None:
         return None
     kind = next((base for base in site.bases if base not in ("Module",)), site.owner)
@@ -79,20 +92,41 @@ def by_torch_type(site: Site, facts: TensorFacts) -> Verdict | None:
     return Verdict(role, f"`{attribute}` of {owner}", Strength.TYPE)
 
 
-def _weight_of(bases: frozenset[str], owner: str, shape: tuple[int, ...]) -> Role | None:
+def _weight_of(bases: frozenset[str], shape: tuple[int, ...]) -> Role | None:
     if bases & _NORMS:
         return Role.NORM_GAIN
     if bases & _LINEARS:
         return Role.LINEAR
     if bases & _CONVOLUTIONS:
         return Role.CONVOLUTION
-    if bases & _TABLES and re.search("sinus", owner, re.IGNORECASE):
-        return Role.SINUSOIDAL_TABLE
     if bases & _TABLES:
         return Role.EMBEDDING if shape[0] > 1 else Role.LEARNED_TOKEN
     if "PReLU" in bases:
         return Role.SCALE
     return None
+
+
+def kind_of_table(verdict: Verdict, site: Site, facts: TensorFacts) -> Verdict:
+    """Which table it is: sums and look-ups of positions, distances, biases and queries are alike, so names may tell."""
+    may_be = _NAMED_TABLES.get(verdict.role, frozenset())
+    if not may_be or len(rows_and_columns(facts.shape)) < 2 or verdict.strength < Strength.TYPE:
+        return verdict
+    is_module = site.attribute == "weight" and "Embedding" in site.bases
+    name = _parent(site.name).lower() if is_module else site.attribute.lower()
+    named = _habit(name)
+    if is_module and _QUERIES.search(name) and not _is_looked_up(facts):
+        named, may_be = Role.LEARNED_TOKEN, may_be | {Role.LEARNED_TOKEN}
+    if re.search("sinus", site.owner, re.IGNORECASE):
+        named = Role.SINUSOIDAL_TABLE
+    if named is None or named is verdict.role or named not in may_be:
+        return verdict
+    return Verdict(named, f"{verdict.evidence}, and so named", verdict.strength)
+
+
+def _is_looked_up(facts: TensorFacts) -> bool:
+    """Whether the input was seen to choose rows."""
+    uses = [Use.parse(text) for text in facts.uses or ()]
+    return any(use.operation in LOOKUPS and use.partner != "constant" for use in uses)
 
 
 def kind_of_matrix(verdict: Verdict, site: Site, facts: TensorFacts, vocabularies: AbstractSet[int]) -> Verdict:
@@ -133,16 +167,16 @@ def by_name(site: Site, facts: TensorFacts) -> Verdict | None:
         return Verdict(Role.SINUSOIDAL_TABLE, f"`{site.attribute}` of {owner}: sinusoidal, by its name", Strength.NAME)
     for pattern, habit in _ATTRIBUTE_HABITS:
         role = Role.LEARNED_TOKEN if vector and habit in (Role.EMBEDDING, Role.POSITION_EMBEDDING) else habit
-        if pattern.search(attribute) and _fits(role, facts.shape):
+        if pattern.search(attribute) and (_fits(role, facts.shape) or _GAINS.search(attribute)):
             return Verdict(role, f"named `{site.attribute}`, shape {list(facts.shape)}", Strength.NAME)
     if attribute == "weight" and not site.owner:
         return _table_or_matrix(site, facts)
     return None
 
 
-def habit(site: Site) -> Role | None:
-    """What the attribute's name alone suggests."""
-    return next((role for pattern, role in _ATTRIBUTE_HABITS if pattern.search(site.attribute.lower())), None)
+def _habit(name: str) -> Role | None:
+    """What a name alone suggests."""
+    return next((role for pattern, role in _ATTRIBUTE_HABITS if pattern.search(name)), None)
 
 
 def _table_or_matrix(site: Site, facts: TensorFacts) -> Verdict | None:

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from weightdecay.planning.inputs import example_inputs
+from weightdecay.planning.patterns import INDEX
 from weightdecay.planning.shrinking import shrunk
 from weightdecay.planning.structure import by_torch_type
-from weightdecay.planning.tensors import TensorFacts, bare_class, read_tensors
+from weightdecay.planning.tensors import Site, TensorFacts, bare_class, read_tensors
 from weightdecay.planning.twin import absent, twin, undisturbed, unwrapped
 from weightdecay.planning.usage import UsageRecorder, Use
 
@@ -52,19 +53,22 @@ class _Tracer:
         self.runs = 0
         self.seen: set[object] = set()
         self.sisters: dict[object, set[Use]] = {}
-        self.custom = {
-            site.name: (site.owner, site.attribute, len(facts.shape))
-            for facts in tensors
-            for site in facts.sites
-            if by_torch_type(site, facts) is None
-        }
+        sites = [(site, facts) for facts in tensors for site in facts.sites]
+        self.custom = {site.name for site, facts in sites if by_torch_type(site, facts) is None}
+        self.kinds = {site.name: self._kind_of(site, len(facts.shape)) for site, facts in sites}
+
+    def _kind_of(self, site: Site, axes: int) -> object:
+        """Tensors of one kind do the same: attributes of one class, or of torch's own what differs in indices only."""
+        if site.name in self.custom:
+            return site.owner, site.attribute, axes
+        return site.owner, INDEX.sub("#", site.name), axes
 
     def run(self, batch: Batch | None) -> None:
         if batch is not None:
             self._attempt(_Part("", self.root), [_on_cpu(batch)])
-        elif self.custom and _elements(self.root) > LARGEST_RUN:
+        elif _elements(self.root) > LARGEST_RUN:
             self._run_shrunk()
-        self._visit(_Part("", self.root), self.custom)
+        self._visit(_Part("", self.root), self.kinds)
 
     @cached_property
     def outside(self) -> dict[int, Any]:
@@ -75,19 +79,21 @@ class _Tracer:
         for facts in self.tensors:
             uses: set[Use] = set()
             for site in facts.sites:
-                uses |= self.found.get(site.name) or self.sisters.get(self.custom.get(site.name), set())
+                uses |= self.found.get(site.name) or self.sisters.get(self.kinds[site.name], set())
             traced.append(replace(facts, uses=tuple(sorted(map(str, uses))) if uses else None))
         return traced
 
     def _run_shrunk(self) -> None:
-        small = shrunk(self.root, LARGEST_RUN)
-        if small is not None:
+        """Smaller copies until one has told of every kind of tensor."""
+        for small in shrunk(self.root, LARGEST_RUN):
             tracer = _Tracer(small, read_tensors(small))
             tracer.run(None)
-            self.sisters = tracer.sisters
+            self.sisters = {**tracer.sisters, **self.sisters}
+            if self.sisters.keys() >= {*self.kinds.values()}:
+                return
 
     def _is_open(self, name: str) -> bool:
-        return name not in self.found and self.custom[name] not in self.sisters
+        return name not in self.found and self.kinds[name] not in self.sisters
 
     def _visit(self, part: _Part, names: Iterable[str]) -> None:
         """Run a part if tensors in it are still untold, then what it is made of."""
@@ -97,7 +103,9 @@ class _Tracer:
         if self.runs >= _MOST_RUNS or kind in self.seen or not (open_names or untouched):
             return
         self.seen.add(kind)
-        if _elements(part.module) <= LARGEST_RUN:
+        # torch's own modules would show on their own no more than their type says
+        tells = part.module is self.root or not _is_torchs(part.module) or not self.custom.isdisjoint(open_names)
+        if tells and _elements(part.module) <= LARGEST_RUN:
             self._attempt(part, example_inputs(part.module))
         for name, child in part.module.named_children():
             self._visit(_Part(f"{part.prefix}{name}.", unwrapped(child)), open_names)
@@ -116,8 +124,7 @@ class _Tracer:
             complete = _goes_through(copy, candidate, recorder)
             for name, uses in recorder.uses.items():
                 self.found.setdefault(name, set()).update(uses)
-                if name in self.custom:
-                    self.sisters.setdefault(self.custom[name], set()).update(uses)
+                self.sisters.setdefault(self.kinds[name], set()).update(uses)
             # where most was seen, the input was right and something inside failed: another guess would fail there too
             if complete or 2 * len(recorder.uses) > len(parameters):
                 return
@@ -152,6 +159,10 @@ def _unlike(candidates: Iterable[Any]) -> Iterator[Any]:
 
 def _elements(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    return bare_class(module).__module__.startswith("torch.")
 
 
 def _kind(module: nn.Module) -> object:

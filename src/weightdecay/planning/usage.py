@@ -24,6 +24,8 @@ _FORM = frozenset({
     "stack", "flip", "roll", "constant_pad_nd", "native_dropout", "upsample_nearest2d", "upsample_linear1d",
     "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa",
 })  # fmt: skip
+# where `F.linear`, `x @ w` and convolutions put the weight
+WEIGHT_SLOTS = frozenset({"mat2", "batch2", "weight"})
 PRODUCTS = frozenset(
     {"mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv", "addbmm", "_grouped_mm", "linear", "matmul"}
 )
@@ -49,7 +51,8 @@ class Use(NamedTuple):
     """One meeting of a parameter with the input's data.
 
     `operation.slot` is torch's own name of operation and argument; `through` what was done to the parameter before;
-    `partner` what it met; `geometry` how it lies in the result (see `_geometry`).
+    `partner` what it met; `geometry` how it lies in the result (see `_geometry`), in a product how it takes part:
+    whole as one "matrix", or as one of a "stack".
     """
 
     operation: str
@@ -74,7 +77,10 @@ class Use(NamedTuple):
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where a tensor comes from: parameters (with the path from each), and whether the input had a part in it."""
+    """Where a tensor comes from: parameters (with the path from each), and whether the input had a part in it.
+
+    Both at once is a parameter that the input has modulated, as hypernetworks do: still a weight, if used as one.
+    """
 
     parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     live: bool = False
@@ -100,6 +106,7 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._operations = 0
         self._elements = 0
         self._live_storages: dict[int, torch.Tensor] = {}  # held, so that no storage of that address can follow it
+        self._sizes = {name: tensor.numel() for name, tensor in parameters.items()}
         for name, tensor in parameters.items():
             known = dict(self._origin(tensor).parameters)
             self._set(tensor, _Origin({**known, name: ()}))
@@ -149,11 +156,14 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         shape = next((tuple(tensor.shape) for tensor in _tensors(out)), ())
         if carriers and (live or name in LOOKUPS | PRODUCTS or len(carriers) > 1):
             for slot, tensor, origin in carriers:
+                if origin.live and slot not in WEIGHT_SLOTS:
+                    continue
                 partner = self._partner(slot, origin, arguments)
                 other = next((tuple(t.shape) for _, t, o in arguments if o is not origin), shape)
                 for parameter, through in origin.parameters.items():
-                    use = Use(name, slot, partner, _geometry(_distinct(tensor), shape, other), through)
-                    self.uses.setdefault(parameter, set()).add(use)
+                    geometry = self._place(parameter, tensor) if name in PRODUCTS else ""
+                    geometry = geometry or _geometry(_distinct(tensor), shape, other)
+                    self.uses.setdefault(parameter, set()).add(Use(name, slot, partner, geometry, through))
         if live and not (name in LOOKUPS and name != "embedding" and arguments[0][2].parameters):
             return self._live_result(name, arguments, live)
         if not carriers:
@@ -164,6 +174,12 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for parameter, through in origin.parameters.items():
                 merged.setdefault(parameter, (through + step)[:_LONGEST_PATH])
         return _Origin(merged)
+
+    def _place(self, parameter: str, tensor: torch.Tensor) -> str:
+        """Whether a product takes a parameter whole as one matrix, or as a stack of them, or one out of a stack."""
+        own = _distinct(tensor)
+        is_stack = (len(own) > 2 and own[0] > 1) or tensor.numel() < self._sizes[parameter]
+        return "stack" if is_stack else "matrix"
 
     def _partner(self, slot: str, own: _Origin, arguments: list[tuple[str, torch.Tensor, _Origin]]) -> str:
         others = [origin for other, _, origin in arguments if other != slot or origin is not own]
@@ -179,21 +195,33 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> _Origin:
         """What an operation on live tensors yields: the trait tells a later partner what it met."""
         traits = {origin.trait for origin in live}
-        carriers = frozenset(name for _, _, origin in arguments for name in origin.parameters)
+        carriers = frozenset(name for _, _, origin in arguments if not origin.live for name in origin.parameters)
         if (name in _FORM or name in ("mul", "div")) and len(live) == 1 and not carriers:
             return live[0]
+        modulated = _modulated(arguments) if name in _FORM or name in ("mul", "div", "add") else {}
         if (name == "mul" and "inverse-spread" in traits) or (name == "div" and live[-1].trait == "spread"):
             for parameter in live[0].scaled_by:
                 self._settle(parameter)
-            return _Origin(live=True, trait="normalised")
+            return _Origin(modulated, live=True, trait="normalised")
         if name == "mul" and carriers:
-            return _Origin(live=True, trait="activation", scaled_by=live[0].scaled_by | carriers)
-        return _Origin(live=True, trait=_trait(name, traits, arguments))
+            return _Origin(modulated, live=True, trait="activation", scaled_by=live[0].scaled_by | carriers)
+        return _Origin(modulated, live=True, trait=_trait(name, traits, arguments))
 
     def _settle(self, parameter: str) -> None:
         """`w * x * rsqrt(…)` multiplies by the gain first: what it met is known only now."""
         uses = self.uses[parameter]
         self.uses[parameter] = {use._replace(partner="normalised") if use.operation == "mul" else use for use in uses}
+
+
+def _modulated(arguments: list[tuple[str, torch.Tensor, _Origin]]) -> dict[str, tuple[str, ...]]:
+    """The parameters that are no smaller than what they met: the input modulates them, and not they the input."""
+    met = max((tensor.numel() for _, tensor, origin in arguments if not origin.parameters), default=0)
+    return {
+        parameter: (*through, "modulation")[:_LONGEST_PATH] if not origin.live else through
+        for _, tensor, origin in arguments
+        for parameter, through in origin.parameters.items()
+        if tensor.numel() >= met
+    }
 
 
 def _trait(name: str, traits: set[str], arguments: list[tuple[str, torch.Tensor, _Origin]]) -> str:

@@ -11,14 +11,14 @@ from rich.text import Text
 
 from weightdecay.errors import printable
 from weightdecay.optim.timescale import NEGLIGIBLE_TOTAL, POWER_LAW_RANGE, optimal_timescale, optimal_weight_decay
-from weightdecay.planning.render import table
+from weightdecay.planning.render import PlanTable
 from weightdecay.training.assembly import Assembly
 
 
 def briefing(assembly: Assembly) -> Group:
     """The plan, the corpus, the model, and the decay in words."""
     lines = (_plan_and_corpus, _model, _decay, _directory)
-    return Group(table(assembly.plan), *(Text(printable(line)) for of in lines for line in of(assembly)))
+    return Group(PlanTable(assembly.plan), *(Text(printable(line)) for of in lines for line in of(assembly)))
 
 
 def document(assembly: Assembly) -> dict[str, Any]:

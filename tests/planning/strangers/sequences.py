@@ -302,6 +302,33 @@ class DiagonalStateSpace(Net):
         return self.out((y + u * self.skip[:, None]).transpose(1, 2))
 
 
+class HyperNetwork(Net):
+    """The input scales and shifts the weights of another layer, all of them or by rows, before they are used."""
+
+    def __init__(self, d: int = 16) -> None:
+        super().__init__()
+        self.maker, self.first, self.second = nn.Linear(d, d * d), nn.Linear(d, d), free(d, d)
+        self.rows, self.gain = nn.Linear(d, d), free(d)
+
+    def forward(self, x: Tensor) -> Any:
+        made = self.maker(x.mean((0, 1))).view_as(self.second)
+        x = F.linear(x, self.first.weight * made.sigmoid(), self.first.bias)
+        x = x @ ((self.second + made) * self.rows(x.mean((0, 1)))[:, None])
+        return x * self.gain
+
+
+class MergedLowRank(Net):
+    """Adapters that are multiplied with each other before the input is."""
+
+    def __init__(self, d: int = 16, rank: int = 4) -> None:
+        super().__init__()
+        self.base, self.up, self.down, self.strength = free(d, d), free(d, rank), free(rank, d), free(d, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        weight = self.base + self.up @ self.down
+        return F.linear(x, self.strength * weight / weight.norm(dim=1, keepdim=True))
+
+
 class MatrixMixer(Net):
     def __init__(self, d: int = 16, n: int = 9) -> None:
         super().__init__()
@@ -336,5 +363,7 @@ STRANGE_SEQUENCES: dict[str, Stranger] = {
     "Frequencies": Stranger(Frequencies, r"p3|p4"),
     "HyperConnections": Stranger(HyperConnections, r"bias|static|scale|norm|vector"),
     "DiagonalStateSpace": Stranger(DiagonalStateSpace, r"bias|log_|imaginary|skip", r"readout"),
+    "HyperNetwork": Stranger(HyperNetwork, r"bias|gain"),
+    "MergedLowRank": Stranger(MergedLowRank, r"strength"),
     "MatrixMixer": Stranger(MatrixMixer, r"bias|^b$|one|two|slopes"),
 }
