@@ -11,6 +11,7 @@ from weightdecay.planning.roles import DECAYING, Role, Strength, Verdict
 from weightdecay.planning.structure import by_name, by_shape, by_torch_type, kind_of_matrix, kind_of_table
 from weightdecay.planning.tensors import Site, TensorFacts
 
+_ADDED = frozenset({Role.BIAS, Role.POSITION_EMBEDDING, Role.RELATIVE_POSITION})  # sums look alike
 _TABLES = frozenset({Role.POSITION_EMBEDDING, Role.RELATIVE_POSITION, Role.LEARNED_TOKEN})
 _PARTS_OF_RECURRENCES = frozenset({Role.STATE_SPACE, Role.SCALE, Role.BIAS})
 
@@ -64,7 +65,7 @@ def _together(used: Verdict | None, typed: Verdict | None) -> Verdict | None:
     if typed.role is Role.EMBEDDING and used.role in _TABLES:
         return used
     traced = used.evidence.partition("; ")[2]
-    if (used.role in DECAYING) == (typed.role in DECAYING):
+    if (used.role in DECAYING) == (typed.role in DECAYING) or {used.role, typed.role} <= _ADDED:
         return replace(typed, evidence=f"{typed.evidence}; {traced}", strength=used.strength)
     evidence = f"{typed.evidence} and so {typed.role}, but {traced}"
     return replace(used, evidence=evidence, contested=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from torch import nn
 
 BATCH, LENGTH = 2, 9  # unlike each other and unlike the usual widths, so that axes can be told apart
 
+_LARGEST_GAIN = 65_536  # elements of a tensor with several axes that may still be a gain of as many features
 _OPTIONAL = re.compile(r"mask|past|cache|bias|kwargs|pos|residual|output|return|state$|states?_out|layer_idx|head")
 _IDS = re.compile(r"(^|_)(ids?|tokens?|idx|indices|inputs_ids)$|^input$")
 _IMAGE = re.compile(r"pixel|image|img|video")
@@ -102,7 +104,8 @@ def _own_widths(module: nn.Module) -> Iterator[torch.Tensor]:
     owner = next((m for m in module.modules() if any(p is not None for p in m._parameters.values())), None)
     if owner is None:
         return
-    yield from (_floats(BATCH, LENGTH, *own.shape) for own in owner._parameters.values() if own is not None)
+    shapes = [tuple(own.shape) for own in owner._parameters.values() if own is not None and own.dim() > 1]
+    yield from (_floats(BATCH, LENGTH, *shape) for shape in shapes if math.prod(shape) <= _LARGEST_GAIN)
     sizes = {size for own in owner._parameters.values() if own is not None for size in own.shape if size > 1}
     for size in sorted(sizes, reverse=True)[:3]:
         yield _floats(BATCH, LENGTH, size)

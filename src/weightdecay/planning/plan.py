@@ -67,8 +67,8 @@ class PlanSummary:
 
     def __str__(self) -> str:
         return (
-            f"{self.decayed_tensors} of {self.decayed_tensors + self.exempt_tensors} tensors decay "
-            f"({self.decayed_elements:,} of {self.decayed_elements + self.exempt_elements:,} elements)"
+            f"{self.decayed_tensors} tensor{'' if self.decayed_tensors == 1 else 's'} "
+            f"({self.decayed_elements:,} elements) decay, {self.exempt_tensors} ({self.exempt_elements:,}) do not"
         )
 
 

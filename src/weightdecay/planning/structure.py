@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 
 from weightdecay.planning.roles import Role, Strength, Verdict
 from weightdecay.planning.tensors import Site, TensorFacts
@@ -27,7 +28,7 @@ _TABLES = frozenset({"Embedding", "EmbeddingBag"})
 _ATTRIBUTE_HABITS: tuple[tuple[re.Pattern[str], Role], ...] = tuple(
     (re.compile(pattern), role)
     for pattern, role in (
-        (r"relative|rel_pos|rel_h$|rel_w$|rel_emb|emb_rel|rel_attn|distance_emb", Role.RELATIVE_POSITION),
+        (r"relative|(^|_)rel(_|$)|distance_emb", Role.RELATIVE_POSITION),
         (r"bias|beta$|^b\d?$|_b\d?$", Role.BIAS),
         (r"a_log|dt_bias|^d$|^a$|ssm|dt_proj_scale", Role.STATE_SPACE),
         (r"time_(mix|maa|decay|first|faaaa)|^mix_|^x_[rwkvag]$|miu", Role.TIME_MIX),
@@ -120,7 +121,7 @@ def kind_of_table(verdict: Verdict, site: Site, facts: TensorFacts) -> Verdict:
         named = Role.SINUSOIDAL_TABLE
     if named is None or named is verdict.role or named not in may_be:
         return verdict
-    return Verdict(named, f"{verdict.evidence}, and so named", verdict.strength)
+    return replace(verdict, role=named, evidence=f"{verdict.evidence}, named `{name}`")
 
 
 def _is_looked_up(facts: TensorFacts) -> bool:
@@ -132,16 +133,17 @@ def _is_looked_up(facts: TensorFacts) -> bool:
 def kind_of_matrix(verdict: Verdict, site: Site, facts: TensorFacts, vocabularies: AbstractSet[int]) -> Verdict:
     """Which matrix it is: adapters, routers and output heads are called so, or are tied to an embedding."""
     path = site.name.split(".")
-    tied = any("Embedding" in other.bases for other in facts.sites)
-    if adapter := next((role for part, role in _ADAPTERS.items() if part in site.name.lower().split(".")), None):
-        return Verdict(adapter, f"{verdict.evidence}, under the name of an adapter", verdict.strength)
-    if tied:
-        return Verdict(Role.OUTPUT_HEAD, f"{verdict.evidence}, tied to the embedding", verdict.strength)
-    if len(path) < 4 and facts.shape[0] in vocabularies and _HEAD.search(site.name):
-        return Verdict(Role.OUTPUT_HEAD, f"{verdict.evidence}: one row per token, and named so", verdict.strength)
-    if _ROUTER.search(f"{_parent(site.name)} {site.owner}") and facts.shape[0] < facts.shape[-1]:
-        return Verdict(Role.ROUTER, f"{verdict.evidence}, named a router", verdict.strength)
-    return verdict
+    adapter = next((role for part, role in _ADAPTERS.items() if part in site.name.lower().split(".")), None)
+    role, why = verdict.role, ""
+    if adapter:
+        role, why = adapter, ", under the name of an adapter"
+    elif any("Embedding" in other.bases for other in facts.sites):
+        role, why = Role.OUTPUT_HEAD, ", tied to the embedding"
+    elif len(path) < 4 and facts.shape[0] in vocabularies and _HEAD.search(site.name):
+        role, why = Role.OUTPUT_HEAD, ": one row per token, and named so"
+    elif _ROUTER.search(f"{_parent(site.name)} {site.owner}") and facts.shape[0] < facts.shape[-1]:
+        role, why = Role.ROUTER, ", named a router"
+    return replace(verdict, role=role, evidence=f"{verdict.evidence}{why}")
 
 
 def _parametrized(site: Site, facts: TensorFacts) -> Role:
