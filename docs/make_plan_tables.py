@@ -105,8 +105,8 @@ def renaming() -> Iterator[str]:
         "With every class that is not torch's, every module and every attribute of such classes renamed to nonsense, "
         f"{shares[0]:.2f} % of the verdicts stay; without the trace as well, {shares[1]:.2f} %. Mostly disputed tables "
         f"change. Unknown: none. On {len(STRANGERS)} models that are not transformers' "
-        "([`tests/planning/strangers/`](../tests/planning/strangers/oddities.py)) every undisputed tensor is right, as on "
-        "65 of timm's architectures, whose unusual tensors were looked through by hand. Labels and classifier were "
+        "([`tests/planning/strangers/`](../tests/planning/strangers/oddities.py)) every undisputed tensor is right, as "
+        "on 65 of timm's architectures, whose unusual tensors were looked through by hand. Labels and classifier were "
         "written by the same hands, so take the first row as an upper bound."
     )
 
