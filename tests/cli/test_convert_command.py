@@ -30,7 +30,9 @@ def test_every_fault_is_told_at_once(weightdecay: Command) -> None:
     done = weightdecay("convert", "much", "--schedule", "cosine", "--warmup-steps", "few")
     assert done.returncode == 2
     assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 4
-    done = weightdecay("convert", "0.1", "--from", "troch", "--to", "compsoer", "--lr", "6e-4")
+    done = weightdecay("convert", "much", "--from", "troch", "--to", "compsoer", "--lr", "low", "--schedule", "cosin")
     assert done.returncode == 2
+    assert "X much: must be a number" in done.stderr
+    assert "did you mean 'cosine'" in done.stderr
     assert "did you mean 'torch'" in done.stderr
     assert "did you mean 'composer'" in done.stderr

@@ -37,8 +37,9 @@ class Convert:
     def run(self) -> int:
         from rich.text import Text
 
-        from weightdecay.optim.convert import CONVENTIONS, convert
-        from weightdecay.optim.schedules import schedule
+        from weightdecay.errors import ConfigError
+        from weightdecay.optim.convert import CONVENTIONS, convention_faults, convert
+        from weightdecay.optim.schedules import Schedule, schedule
 
         faults: list[str] = []
         weight_decay = _number("X", self.weight_decay, faults)
@@ -46,14 +47,20 @@ class Convert:
         final_fraction = _number("--final-fraction", self.final_fraction, faults)
         warmup_steps = whole_number("--warmup-steps", self.warmup_steps, faults)
         steps = whole_number("--steps", self.steps, faults, least=1) if self.steps else None
-        if steps is None and self.schedule != "constant":
-            faults.append(f"--schedule {self.schedule} needs the length of the run: give --steps")
-        raise_together(faults)
-        rates = None
-        if steps is not None:
+        rates: Schedule | None = None
+        try:
             rates = schedule(
-                self.schedule, peak=lr, steps=steps, warmup_steps=warmup_steps, final_fraction=final_fraction
-            )
+                self.schedule, peak=max(lr, 0.0), steps=steps or warmup_steps + 1, warmup_steps=warmup_steps,
+                final_fraction=final_fraction,
+            )  # fmt: skip
+        except ConfigError as error:
+            faults += error.faults
+        if steps is None:
+            if rates is not None and self.schedule != "constant":
+                faults.append(f"--schedule {self.schedule} needs the length of the run: give --steps")
+            rates = None
+        faults += [fault for name in (self.source, self.target) for fault in convention_faults(name, steps)]
+        raise_together(faults)
         found = convert(weight_decay, source=self.source, target=self.target, lr=lr, schedule=rates, steps=steps)
         if self.json:
             print_json(

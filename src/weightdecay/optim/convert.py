@@ -18,6 +18,10 @@ from weightdecay.optim.schedules import Schedule
 
 # Adam's coupled λ acts through √v: what it removes depends on the gradients, so no λ of another convention equals it.
 _NO_NUMBER = "torch_adam"
+_GRADIENTS_DECIDE = (
+    "torch.optim.Adam puts λ·w into the gradient and divides it by √v: what it removes depends on the gradients, so no "
+    "number maps (for gradients of standard deviation σ, AdamW with λ/σ keeps the same norms at equilibrium)"
+)
 
 
 @dataclass(frozen=True)
@@ -185,19 +189,19 @@ def _matching(unit: Sequence[float], log_shrink: float, name: str) -> float:
     return value
 
 
+def convention_faults(name: str, steps: int | None) -> list[str]:
+    """What is wrong with a convention's name, for a run of this length."""
+    if name == _NO_NUMBER:
+        return [_GRADIENTS_DECIDE]
+    if name not in CONVENTIONS:
+        return [f"unknown convention '{name}': {did_you_mean(str(name), [*CONVENTIONS, _NO_NUMBER])}"]
+    if CONVENTIONS[name].needs_steps and not steps:
+        return [f"'{name}' depends on the length of the run: give steps"]
+    return []
+
+
 def _faults(weight_decay: float, source: str, target: str, lr: float, steps: int | None) -> list[str]:
-    faults = []
-    for name in (source, target):
-        if name == _NO_NUMBER:
-            faults.append(
-                "torch.optim.Adam puts λ·w into the gradient and divides it by √v: what it removes depends on the "
-                "gradients, so no number maps (for gradients of standard deviation σ, AdamW with λ/σ keeps the same "
-                "norms at equilibrium)"
-            )
-        elif name not in CONVENTIONS:
-            faults.append(f"unknown convention '{name}': {did_you_mean(str(name), [*CONVENTIONS, _NO_NUMBER])}")
-        elif CONVENTIONS[name].needs_steps and not steps:
-            faults.append(f"'{name}' depends on the length of the run: give steps")
+    faults = [fault for name in (source, target) for fault in convention_faults(name, steps)]
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
         faults.append(f"weight_decay must be a finite number of at least 0, got {weight_decay}")
     if not (math.isfinite(lr) and lr > 0):
