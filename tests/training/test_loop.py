@@ -166,6 +166,24 @@ def test_steps_without_a_finite_gradient_stop_the_run_or_are_counted(small_text:
     assert {int(value) for name, value in state.items() if name.endswith("/step")} == {1}
 
 
+def test_rows_are_on_the_disk_before_the_checkpoint_of_their_step(
+    small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+
+    def sync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        real_sync(descriptor)
+
+    real_sync = os.fsync
+    monkeypatch.setattr(os, "fsync", sync)
+    run_of(config(small_text, tmp_path / "run", run__checkpoint_every=6))
+    assert [name for name in synced if name in ("metrics.jsonl", "manifest.json")] == 2 * [
+        "metrics.jsonl",
+        "manifest.json",
+    ]
+
+
 class Interrupting(SilentReporter):
     """Sends SIGTERM while step 5 is evaluated."""
 
