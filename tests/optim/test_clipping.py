@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 
+import weightdecay
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.clipping import NonfiniteGradientError, clipped_step, tensor_norm, total_norm
@@ -123,6 +124,36 @@ def test_a_grad_scaler_that_found_infinities_leaves_everything_unchanged(rule: s
     optimizer.step()
     del optimizer.found_inf
     assert same(before, snapshot(optimizer))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("AdamW", {"fused": True}),
+        ("AdamW", {"fused": True, "rule": "cautious"}),
+        ("AdamL2", {}),
+        ("SGDW", {"fused": True, "momentum": 0.9}),
+        ("Lion", {}),
+        ("Adafactor", {"beta1": 0.9}),
+        ("Muon", {"fused": True}),
+    ],
+)
+def test_a_grad_scaler_steps_every_optimizer_as_if_it_were_not_there(name: str, settings: dict[str, Any]) -> None:
+    """Its scale is a power of 2, so the steps are the same bit for bit; the one with an infinite loss is left out."""
+    scaled, plain = parameters(), parameters()
+    mine, reference = (getattr(weightdecay, name)(p, lr=0.01, weight_decay=0.1, **settings) for p in (scaled, plain))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(4):
+        loss = torch.stack([(p * (step + 1)).sin().sum() for p in scaled]).sum()
+        mine.zero_grad()
+        scaler.scale(loss * math.inf if step == 2 else loss).backward()  # type: ignore[no-untyped-call]
+        scaler.step(mine)
+        scaler.update()
+        if step != 2:
+            reference.zero_grad()
+            torch.stack([(p * (step + 1)).sin().sum() for p in plain]).sum().backward()  # type: ignore[no-untyped-call]
+            reference.step()
+        assert all(torch.equal(p, q) for p, q in zip(scaled, plain, strict=True))
 
 
 @pytest.mark.parametrize("settings", [{"max_norm": 0.0}, {"max_norm": math.nan}, {"on_nonfinite": "ignore"}])
