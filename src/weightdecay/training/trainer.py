@@ -35,7 +35,8 @@ def train(
         config: what to train; `run.out` empty picks a new directory under runs/.
         resume: `auto` goes on where `run.out` holds a run, `must` insists on it, `never` refuses it.
         on_change: settings that differ from the run being resumed: `refuse`, `keep` the run's, or `override` them.
-        reporter: told of the progress; by default lines on stderr.
+        reporter: told of the progress; by default lines on stderr. With `run.nproc` above 1 the first of the new
+            processes writes there by itself.
 
     Raises:
         ConfigError: all faults of the configuration at once, then all of the data.
