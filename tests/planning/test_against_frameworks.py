@@ -170,8 +170,11 @@ def test_bert_olmo2_levanter_torch_and_composer_on_one_model() -> None:
             return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True))
 
     model = nn.ModuleDict(
-        {"embed": nn.Embedding(9, 8), "mlp": nn.Linear(8, 8), "LayerNorm": nn.LayerNorm(8), "norm": LlamaRMSNorm()}
-    )
+        {
+            "embed": nn.Embedding(9, 8), "mlp": nn.Linear(8, 8), "LayerNorm": nn.LayerNorm(8), "norm": LlamaRMSNorm(),
+            "last_layer_norm": nn.LayerNorm(8),
+        }
+    )  # fmt: skip
     assert decaying(model, "torch") == decaying(model, "composer") == set(dict(model.named_parameters()))
     assert decaying(model, "bert") == {"embed.weight", "mlp.weight", "norm.weight"}
     assert decaying(model, "levanter") == {"mlp.weight"}

@@ -197,3 +197,37 @@ def test_use_goes_before_type_and_where_they_differ_the_plan_says_so() -> None:
     assert "and so linear weight, but traced: multiplies" in kept.evidence
     assert not plan["mix.weight"].contested
     assert weightdecay.plan(Borrowed(), trace=False)["kept.weight"].decays
+
+
+@pytest.mark.transformers
+@pytest.mark.parametrize("family", ["Mamba2", "DeepseekV3", "Qwen3Next", "Llama"])
+def test_a_model_of_published_size_is_told_by_a_shrunk_copy_that_runs(family: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    with torch.device("meta"):
+        model = getattr(transformers, f"{family}ForCausalLM")(getattr(transformers, f"{family}Config")())
+    plan = weightdecay.plan(model)
+    assert sum(tensor.numel for tensor in plan) > 1e9
+    assert [tensor.name for tensor in plan if "traced" not in tensor.evidence] == []
+
+
+class DataSet:
+    """Too large to be copied, say."""
+
+    copies = 0
+
+    def __deepcopy__(self, memo: object) -> DataSet:
+        type(self).copies += 1
+        return self
+
+
+def test_what_only_holds_the_model_is_not_copied() -> None:
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.data = nn.Sequential(nn.Linear(8, 8), RootMeanSquare(8)), DataSet()
+
+        def forward(self, *arguments: Any, **keywords: Any) -> Any:
+            raise NotImplementedError
+
+    assert "traced" in weightdecay.plan(Holder())["model.1.weight"].evidence
+    assert DataSet.copies == 0

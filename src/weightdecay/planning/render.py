@@ -94,8 +94,9 @@ def table_text(plan: DecayPlan, width: int = 140) -> str:
 def story(tensor: PlannedTensor) -> str:
     """One tensor's "why", a few lines."""
     reason = tensor.reason
-    if reason == f"{tensor.role}: {tensor.evidence}":  # what stands above already
-        reason = f"a {tensor.role} {'decays' if tensor.decays else 'does not'}"
+    role, _, rest = reason.partition(": ")
+    if role in tensor.roles and rest in tensor.evidence:  # what stands above already
+        reason = f"{role}, which {'decays' if tensor.decays else 'does not decay'}"
     lines = [
         f"{tensor.name}  {'×'.join(map(str, tensor.shape)) or 'a single number'}",
         f"  role:      {' + '.join(tensor.roles)}{' (contested)' if tensor.contested else ''}",
@@ -140,8 +141,11 @@ _WITHOUT_DECAY = "without decay its norm grows and its effective learning rate f
 def comparison(ours: DecayPlan, theirs: DecayPlan) -> Group:
     """Where two plans differ, a row per pattern, and below what it means, once per role."""
     differing = _differing(ours, theirs)
-    title = f"where {theirs.policy} differs from {ours.policy}" + ("" if differing else ": nowhere")
-    grid = _grid(title, "tensor", "n", "shape", "role", ours.policy, theirs.policy)
+    if not differing:
+        return Group(Text(f"{theirs.policy} does with every tensor what {ours.policy} does"))
+    grid = _grid(
+        f"where {theirs.policy} differs from {ours.policy}", "tensor", "n", "shape", "role", ours.policy, theirs.policy
+    )
     consequences: dict[str, str] = {}
     for row in differing:
         first, other = row.tensors[0], theirs.get(row.tensors[0].name)

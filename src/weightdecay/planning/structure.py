@@ -56,7 +56,9 @@ _NAMED_TABLES: dict[Role, frozenset[Role]] = {
     Role.BIAS: frozenset({Role.POSITION_EMBEDDING, Role.RELATIVE_POSITION, Role.SCALE, Role.LEARNED_TOKEN}),
     Role.LINEAR: frozenset({Role.RELATIVE_POSITION}),
 }
-_QUERIES = re.compile(r"quer(y|ies)|latent|^(?!.*emb).*_tokens?$")
+_QUERIES = re.compile(r"quer(y|ies)|latent")
+_TOKENS = re.compile(r"^(?!.*emb).*_tokens?$")
+_FEW_TOKENS = 64  # rows: a vocabulary has more
 _OWNER_NORM = re.compile(r"norm|(^|_)ln(_|\d|$)", re.IGNORECASE)
 _ADAPTERS = {"lora_a": Role.LORA_A, "lora_b": Role.LORA_B}
 _GAINS = re.compile(r"(^|_)(scales?|gains?|gamma|temperature|sinks?)$")  # names that matrices do not have
@@ -115,7 +117,8 @@ def kind_of_table(verdict: Verdict, site: Site, facts: TensorFacts) -> Verdict:
     is_module = site.attribute == "weight" and "Embedding" in site.bases
     name = _parent(site.name).lower() if is_module else site.attribute.lower()
     named = _habit(name)
-    if is_module and _QUERIES.search(name) and not _is_looked_up(facts):
+    are_tokens = _QUERIES.search(name) or (_TOKENS.search(name) and facts.shape[0] <= _FEW_TOKENS)
+    if is_module and are_tokens and not _is_looked_up(facts):
         named, may_be = Role.LEARNED_TOKEN, may_be | {Role.LEARNED_TOKEN}
     if re.search("sinus", site.owner, re.IGNORECASE):
         named = Role.SINUSOIDAL_TABLE
