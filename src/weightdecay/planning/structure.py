@@ -36,11 +36,12 @@ _ATTRIBUTE_HABITS: tuple[tuple[re.Pattern[str], Role], ...] = tuple(
         (r"scale|alpha|temperature|tau$|logit|gate_?(attn|mlp|ffn|ffd)?$|sinks?$|lambda", Role.SCALE),
         (r"gammas$|residual|multiplier|slope", Role.SCALE),
         (r"pos(ition)?(al)?_?emb|^wpe|^pos|position", Role.POSITION_EMBEDDING),
-        (r"tokens?$|quer(y|ies)$|cls|latents?$|prototype|mask_emb|no_obj|registers?$|probe$", Role.LEARNED_TOKEN),
+        (r"tokens?$|quer(y|ies)$|cls|latents?(_\d+d)?$|prompts?$|probe$|registers?$", Role.LEARNED_TOKEN),
+        (r"prototype|mask_emb|no_obj", Role.LEARNED_TOKEN),
         (r"newline|separator|_(begin|end|sep)$", Role.LEARNED_TOKEN),
         (r"lora_a", Role.LORA_A),
         (r"lora_b", Role.LORA_B),
-        (r"router|gate", Role.ROUTER),
+        (r"router|^gate$|gate_weight|topk", Role.ROUTER),
         (r"emb|codebook|lookup", Role.EMBEDDING),
         (r"expert|gate_up|gate_proj|up_proj|down_proj|^w[123]$", Role.EXPERT_STACK),
         (r"weight|kernel|matrix|proj|^w", Role.LINEAR),
@@ -200,7 +201,9 @@ def _fits(role: Role, shape: tuple[int, ...]) -> bool:
     effective = len(rows_and_columns(shape))
     if role in (Role.NORM_GAIN, Role.SCALE):
         return effective < 2
-    if role in (Role.EMBEDDING, Role.POSITION_EMBEDDING, Role.EXPERT_STACK, Role.ROUTER, Role.LINEAR):
+    if role is Role.EXPERT_STACK:
+        return effective > 2
+    if role in (Role.EMBEDDING, Role.POSITION_EMBEDDING, Role.ROUTER, Role.LINEAR):
         return effective >= 2
     return True
 
