@@ -44,38 +44,35 @@ class ClippedStep:
     skipped: bool
 
 
-def tensor_norm(tensor: Tensor) -> Tensor:
-    """‖x‖₂ of this rank's part as a float64 scalar: the norm of the norms of rows of 1,024 elements.
-
-    Args:
-        tensor: any shape and floating dtype.
-    """
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor)
-    flat = tensor.detach().reshape(-1)
-    wide = torch.promote_types(flat.dtype, torch.float32)
-    whole = flat.numel() // _ROW * _ROW
-    rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1, dtype=wide)
-    rest = torch.linalg.vector_norm(flat[whole:], dtype=wide)
-    return torch.hypot(torch.linalg.vector_norm(rows, dtype=torch.float64), rest.double())
-
-
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     """‖x‖₂ over all tensors as a float64 scalar; distributed tensors count with all their shards.
 
     Raises:
         OptimizerError: a distributed tensor is a partial sum, whose norm is not the sum of its parts'.
     """
-    squares: dict[Any, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+    rows: dict[Any, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
         placements = getattr(tensor, "placements", None)
         sharding = None if placements is None else (getattr(tensor, "device_mesh", None), tuple(placements))
-        norm = tensor_norm(local(tensor))
-        squares[sharding] = squares[sharding].to(norm.device) + norm.square()
-    for sharding, square in squares.items():
+        rows[sharding, tensor.device].extend(_row_norms(local(tensor)))
+    squares = []
+    for (sharding, _), norms in rows.items():
+        square = torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64).square()
         if sharding is not None:
             _sum_over_shards(square, *sharding)
-    return torch.stack([square.cpu() for square in squares.values()] or [torch.zeros(())]).sum().sqrt()
+        squares.append(square.cpu())
+    return torch.stack(squares or [torch.zeros((), dtype=torch.float64)]).sum().sqrt()
+
+
+def _row_norms(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Norms of rows of 1,024 elements of a tensor of any shape and, as one element more, of what is left over."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    flat = tensor.detach().reshape(-1)
+    wide = torch.promote_types(flat.dtype, torch.float32)
+    whole = flat.numel() // _ROW * _ROW
+    rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1, dtype=wide)
+    return rows, torch.linalg.vector_norm(flat[whole:], dim=0, keepdim=True, dtype=wide)
 
 
 def _sum_over_shards(square: Tensor, mesh: Any, placements: tuple[Any, ...]) -> None:

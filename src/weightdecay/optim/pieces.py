@@ -17,7 +17,7 @@ from weightdecay.optim.rounding import Dither, round_stochastically_
 
 # Small enough that scratch stays small, large enough that a call's fork and join cost little beside it; chosen by
 # benchmarks/optimizer_step.py on two threads, see docs/log.md.
-PIECE = 1 << 20
+PIECE = 1 << 19
 
 COUNTS = ("step", "rounded_steps")  # state that is not one number for each weight
 

@@ -54,7 +54,6 @@ class Recipe:
         values: `section.key` to value, source and status.
         scaling: how a size that was never published was derived; empty for published ones.
         parameters: the published count, 0 if there is none.
-        absent: parameters of the published system's parts that `differs` names.
         published: values of the published form where it differs, taken by `as_published`.
         differs: what of the published system is not built here.
         brief: the system's row in the table that people copy, if it has one.
@@ -67,7 +66,6 @@ class Recipe:
     values: Mapping[str, Sourced]
     scaling: str = ""
     parameters: float = 0.0
-    absent: float = 0.0
     published: Mapping[str, Sourced] = field(default_factory=dict)
     differs: str = ""
     brief: Brief | None = None
@@ -200,7 +198,7 @@ def _read(path: Path) -> tuple[Recipe, Mapping[str, Recipe]]:
         below = base_sizes.get(size, replace(base, size=size))
         own = replace(
             shared,
-            **{name: getattr(below, name) for name in ("size", "scaling", "parameters", "absent")},
+            **{name: getattr(below, name) for name in ("size", "scaling", "parameters")},
             values={**below.values, **common},
             published={**below.published, **published},
         )
@@ -226,7 +224,7 @@ def _with_size(shared: Recipe, entry: Mapping[str, Any], faults: Faults) -> Reci
         shared,
         values={**shared.values, **own},
         published={**shared.published, **published},
-        **{name: entry[name] for name in ("scaling", "parameters", "absent") if name in entry},
+        **{name: entry[name] for name in ("scaling", "parameters") if name in entry},
     )
 
 
@@ -236,7 +234,7 @@ _FILE: dict[str, type[Any]] = {
     "sizes": dict,
 }  # fmt: skip
 _SIZE: dict[str, type[Any]] = {
-    "scaling": str, "parameters": float, "absent": float, "as_published": dict, **dict.fromkeys(SECTIONS, dict)
+    "scaling": str, "parameters": float, "as_published": dict, **dict.fromkeys(SECTIONS, dict)
 }  # fmt: skip
 _WORDS = {str: "a text", float: "a number", dict: "a table"}
 
