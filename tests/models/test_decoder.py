@@ -11,8 +11,8 @@ from weightdecay.errors import ConfigError
 from weightdecay.models.attention import causal_attention
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.decoder import GPT
-from weightdecay.models.generate import generate
-from weightdecay.models.layers import Rotary, StochasticDepth
+from weightdecay.models.generate import _draw, generate
+from weightdecay.models.layers import Linear, Rotary, StochasticDepth
 
 GPT2_LIKE = ModelConfig(vocab_size=50, context=16, n_layers=2, d_model=24, n_heads=4)
 LLAMA_LIKE = GPT2_LIKE.replace(
@@ -186,3 +186,24 @@ def test_sampling_ends_at_the_stop_token_and_leaves_the_model_in_its_mode() -> N
     assert model.training
     with pytest.raises(ConfigError, match="empty prompt"):
         list(generate(model, [], max_tokens=1))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("outputs", [512, 510])  # as many rows in each part, or not
+def test_a_single_sampled_row_is_multiplied_as_any_other(outputs: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = Linear(384, outputs, bias=bias)
+    x = torch.randn(1, 1, 384)
+    expected = torch.nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
+    with torch.inference_mode():
+        seen = layer(x)
+    assert seen.shape == (1, 1, outputs)
+    torch.testing.assert_close(seen.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_tokens_are_drawn_as_often_as_the_softmax_says() -> None:
+    logits, generator = torch.tensor([0.0, -math.inf, 2.0, 1.0, -math.inf]), torch.Generator().manual_seed(0)
+    drawn = torch.tensor([_draw(logits, 0.5, 0, generator) for _ in range(4_000)])
+    shares = drawn.bincount(minlength=5) / len(drawn)
+    assert shares[1] == shares[4] == 0
+    assert (shares - (logits / 0.5).softmax(0)).abs().max() < 4 * math.sqrt(0.25 / len(drawn))

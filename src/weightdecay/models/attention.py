@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from weightdecay.models.cache import LayerCache
 from weightdecay.models.config import ModelConfig
-from weightdecay.models.layers import Rotary, alibi_slopes, make_norm, soft_capped
+from weightdecay.models.layers import Linear, Rotary, alibi_slopes, make_norm, soft_capped
 from weightdecay.models.relative import RelativePositions
 
 # Longest context at which materialised bf16 attention beats scaled_dot_product_attention on a processor; measured
@@ -43,8 +43,8 @@ class Attention(nn.Module):
         self.window = config.window_of(layer)
         self.slopes = tuple(alibi_slopes(config.n_heads)) if config.positions == "alibi" else ()
         inner, inner_kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-        self.qkv = nn.Linear(config.d_model, inner + 2 * inner_kv, bias=config.bias)
-        self.out = nn.Linear(inner, config.d_model, bias=config.bias)
+        self.qkv = Linear(config.d_model, inner + 2 * inner_kv, bias=config.bias)
+        self.out = Linear(inner, config.d_model, bias=config.bias)
         self.qk_norm = config.qk_norm
         if config.qk_norm != "none":
             together = config.qk_norm == "all_heads"
@@ -52,7 +52,7 @@ class Attention(nn.Module):
             self.key_norm = make_norm(config, inner_kv if together else config.head_dim)
         self.value_gate, self.value_gate_max = None, config.value_gate_max
         if config.has_value_embedding(layer):
-            self.value_gate = nn.Linear(config.value_gate_inputs, config.n_kv_heads, bias=False)
+            self.value_gate = Linear(config.value_gate_inputs, config.n_kv_heads, bias=False)
         self.relative = RelativePositions(config) if config.positions == "relative" else None
         self.rotary = (
             Rotary(config.head_dim, config.context, config.rotary_base, config.rotary_fraction)

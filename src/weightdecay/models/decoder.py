@@ -17,9 +17,9 @@ from weightdecay.models.config import ModelConfig
 from weightdecay.models.experts import Experts
 from weightdecay.models.feedforward import FeedForward
 from weightdecay.models.latent import LatentAttention
-from weightdecay.models.layers import StochasticDepth, make_norm, soft_capped
+from weightdecay.models.layers import Linear, StochasticDepth, make_norm, soft_capped
 from weightdecay.models.mixing import ResidualScales, Smear
-from weightdecay.models.routing import Router, Spread
+from weightdecay.models.routing import Router, Routing, Spread
 
 
 class Block(nn.Module):
@@ -49,36 +49,36 @@ class Block(nn.Module):
 
     def forward(
         self, x_BTD: Tensor, cache: LayerCache | None = None, more_values_BTX: Tensor | None = None
-    ) -> tuple[Tensor, Spread | None]:
-        """The stream after this block, and how the tokens fell on its experts if it has any."""
+    ) -> tuple[Tensor, Routing | None]:
+        """The stream after this block, and which of its experts the tokens went to if it has any."""
         seen = (cache, more_values_BTX) if self.takes_more_values else (cache,)
         if self.parallel:
             normed_BTD = self.attention_norm(x_BTD)
             attended_BTD = self._dropped(self.attention(normed_BTD, *seen))
             second_BTD = normed_BTD if self.feedforward_norm is None else self.feedforward_norm(x_BTD)
-            y_BTD, spread = self._feedforward(second_BTD)
-            return x_BTD + attended_BTD + self._dropped(y_BTD), spread
+            y_BTD, routing = self._feedforward(second_BTD)
+            return x_BTD + attended_BTD + self._dropped(y_BTD), routing
         assert self.feedforward_norm is not None
         first, second = self.attention_norm, self.feedforward_norm
         match self.placement:
             case "pre":
                 x_BTD = x_BTD + self._dropped(self.attention(first(x_BTD), *seen))
-                y_BTD, spread = self._feedforward(second(x_BTD))
-                return x_BTD + self._dropped(y_BTD), spread
+                y_BTD, routing = self._feedforward(second(x_BTD))
+                return x_BTD + self._dropped(y_BTD), routing
             case "post":
                 x_BTD = first(x_BTD + self._dropped(self.attention(x_BTD, *seen)))
-                y_BTD, spread = self._feedforward(x_BTD)
-                return second(x_BTD + self._dropped(y_BTD)), spread
+                y_BTD, routing = self._feedforward(x_BTD)
+                return second(x_BTD + self._dropped(y_BTD)), routing
             case "output":
                 x_BTD = x_BTD + self._dropped(first(self.attention(x_BTD, *seen)))
-                y_BTD, spread = self._feedforward(x_BTD)
-                return x_BTD + self._dropped(second(y_BTD)), spread
+                y_BTD, routing = self._feedforward(x_BTD)
+                return x_BTD + self._dropped(second(y_BTD)), routing
             case _:
                 x_BTD = x_BTD + self._dropped(self.attention_output_norm(self.attention(first(x_BTD), *seen)))
-                y_BTD, spread = self._feedforward(second(x_BTD))
-                return x_BTD + self._dropped(self.feedforward_output_norm(y_BTD)), spread
+                y_BTD, routing = self._feedforward(second(x_BTD))
+                return x_BTD + self._dropped(self.feedforward_output_norm(y_BTD)), routing
 
-    def _feedforward(self, x_BTD: Tensor) -> tuple[Tensor, Spread | None]:
+    def _feedforward(self, x_BTD: Tensor) -> tuple[Tensor, Routing | None]:
         output = self.feedforward(x_BTD)
         return output if isinstance(output, tuple) else (output, None)
 
@@ -102,7 +102,7 @@ class GPT(nn.Module):
         self.config = config
         width, narrow = config.embedding_width, config.embedding_width != config.d_model
         self.embedding = nn.Embedding(config.vocab_size, width)
-        self.project_in = nn.Linear(width, config.d_model, bias=False) if narrow else None
+        self.project_in = Linear(width, config.d_model, bias=False) if narrow else None
         self.positions = nn.Embedding(config.context, config.d_model) if config.positions == "learned" else None
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
         self.smear = Smear(config.smear_inputs) if config.smear_inputs else None
@@ -118,8 +118,8 @@ class GPT(nn.Module):
         self.backout_scale = nn.Parameter(torch.full((1,), config.backout_scale)) if config.backout_scale else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = make_norm(config) if config.norm_placement != "post" else None
-        self.project_out = nn.Linear(config.d_model, width, bias=False) if narrow else None
-        self.head = nn.Linear(width, config.vocab_size, bias=False)
+        self.project_out = Linear(config.d_model, width, bias=False) if narrow else None
+        self.head = Linear(width, config.vocab_size, bias=False)
         if config.tied_head:
             self.head.weight = self.embedding.weight
         self._draw_weights()
@@ -133,15 +133,25 @@ class GPT(nn.Module):
         Raises:
             ConfigError: the sequence is longer than the model's context.
         """
-        return self.logits_and_spread(tokens_BT, cache)[0]
+        return self._logits_and_routings(tokens_BT, cache)[0]
 
-    def logits_and_spread(self, tokens_BT: Tensor, cache: Cache | None = None) -> tuple[Tensor, Spread | None]:
+    def logits_and_spread(self, tokens_BT: Tensor) -> tuple[Tensor, Spread | None]:
         """`forward`, and how the tokens fell on the experts: their layers' mean imbalance, each layer's load."""
+        logits_BTV, routings = self._logits_and_routings(tokens_BT, None)
+        with_experts = [block.feedforward for block in self.blocks if isinstance(block.feedforward, Experts)]
+        if not with_experts:
+            return logits_BTV, None
+        spreads = [e.spread(routing, len(tokens_BT)) for e, routing in zip(with_experts, routings, strict=True)]
+        imbalances, loads = zip(*spreads, strict=True)
+        return logits_BTV, Spread(torch.stack(imbalances).mean(), torch.stack(loads))
+
+    def _logits_and_routings(self, tokens_BT: Tensor, cache: Cache | None) -> tuple[Tensor, list[Routing]]:
+        """Logits, and where the tokens went in each layer with experts."""
         start = cache.length if cache is not None else 0
         end = start + tokens_BT.shape[1]
         if end > self.config.context:
             raise ConfigError(f"{end} tokens do not fit the model's context of {self.config.context}: cut the input")
-        x_BTD, spread = self._through_blocks(tokens_BT, self._embedded(tokens_BT, start, end, cache), cache)
+        x_BTD, routings = self._through_blocks(tokens_BT, self._embedded(tokens_BT, start, end, cache), cache)
         if self.norm is not None:
             x_BTD = self.norm(x_BTD)
         if self.project_out is not None:
@@ -151,7 +161,7 @@ class GPT(nn.Module):
             logits_BTV = logits_BTV * self.config.logit_multiplier
         if self.config.logit_softcap:
             logits_BTV = soft_capped(logits_BTV.float(), self.config.logit_softcap)
-        return logits_BTV, spread
+        return logits_BTV, routings
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file of this model holds, by name: parameters, a tied one once, and selection biases of routers."""
@@ -170,25 +180,22 @@ class GPT(nn.Module):
         for router, load_X in zip(routers, load_LX, strict=True):
             router.shift_bias(load_X, speed)
 
-    def _through_blocks(self, tokens_BT: Tensor, x_BTD: Tensor, cache: Cache | None) -> tuple[Tensor, Spread | None]:
-        """The stream after the last block, and how the tokens fell on the experts."""
+    def _through_blocks(self, tokens_BT: Tensor, x_BTD: Tensor, cache: Cache | None) -> tuple[Tensor, list[Routing]]:
+        """The stream after the last block, and where the tokens went in each layer with experts."""
         first_BTD = middle_BTD = x_BTD
-        spreads: list[Spread] = []
+        routings: list[Routing] = []
         for layer, block in enumerate(self.blocks):
             if self.residual_scales is not None:
                 x_BTD = self.residual_scales(x_BTD, first_BTD, layer)
             more_values_BTX = self.value_embeddings[str(layer)](tokens_BT) if block.takes_more_values else None
-            x_BTD, spread = block(x_BTD, cache.layers[layer] if cache is not None else None, more_values_BTX)
-            if spread is not None:
-                spreads.append(spread)
+            x_BTD, routing = block(x_BTD, cache.layers[layer] if cache is not None else None, more_values_BTX)
+            if routing is not None:
+                routings.append(routing)
             if layer == self.config.n_layers // 2:
                 middle_BTD = x_BTD
         if self.backout_scale is not None:
             x_BTD = x_BTD - (self.backout_scale * middle_BTD).to(x_BTD.dtype)
-        if not spreads:
-            return x_BTD, None
-        imbalances, loads = zip(*spreads, strict=True)
-        return x_BTD, Spread(torch.stack(imbalances).mean(), torch.stack(loads))
+        return x_BTD, routings
 
     def _embedded(self, tokens_BT: Tensor, start: int, end: int, cache: Cache | None) -> Tensor:
         x_BTD: Tensor = self.embedding(tokens_BT)

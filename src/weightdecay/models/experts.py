@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.feedforward import FeedForward, activated
+from weightdecay.models.layers import linear
 from weightdecay.models.routing import Router, Routing, Spread, counted, load_imbalance
 
 
@@ -33,36 +34,46 @@ class Experts(nn.Module):
         self.expert_down = nn.Parameter(torch.empty(config.n_experts, config.d_model, config.d_ff))
         self.shared = FeedForward(config, config.n_shared_experts * config.d_ff) if config.n_shared_experts else None
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Spread]:
-        """The output [B, T, D], and how the tokens fell on the experts."""
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
+        """The output [B, T, D], and which experts its tokens went to."""
         x_ND = x_BTD.flatten(0, 1)
         routing: Routing = self.router(x_ND)
-        load_X = counted(routing.chosen.view(1, -1), self.router.out_features)[0]
-        y_NCD = self._expert_outputs(x_ND, routing.chosen, load_X)
+        outputs = self._outputs_of_one_token if len(x_ND) == 1 else self._expert_outputs
+        y_NCD = outputs(x_ND, routing.chosen)
         y_ND = (y_NCD * routing.weights.unsqueeze(-1).to(y_NCD.dtype)).sum(dim=1)
         y_BTD = y_ND.view(x_BTD.shape)
         if self.shared is not None:
             y_BTD = y_BTD + self.shared(x_BTD)
-        return y_BTD, Spread(self._imbalance(routing, x_BTD.shape[0]), load_X)
+        return y_BTD, routing
 
-    def _imbalance(self, routing: Routing, sequences: int) -> Tensor:
+    def spread(self, routing: Routing, sequences: int) -> Spread:
+        """How the tokens of so many sequences fell on the experts."""
+        load_X = counted(routing.chosen.view(1, -1), self.router.out_features)[0]
         groups = sequences if self.balance_over == "sequence" else 1
         logits_NX, chosen_NC = routing.logits, routing.chosen
         if self.router.selection_bias is not None:
             chosen_NC = logits_NX.topk(chosen_NC.shape[1], dim=-1).indices
-        return load_imbalance(
+        imbalance = load_imbalance(
             logits_NX.view(groups, -1, logits_NX.shape[1]),
             chosen_NC.view(groups, -1, chosen_NC.shape[1]),
             self.router.kind,
         )
+        return Spread(imbalance, load_X)
 
-    def _expert_outputs(self, x_ND: Tensor, chosen_NC: Tensor, load_X: Tensor) -> Tensor:
+    def _outputs_of_one_token(self, x_1D: Tensor, chosen_1C: Tensor) -> Tensor:
+        """`_expert_outputs` of a token after a cache, [1, C, D]: there is nothing to sort."""
+        ups, downs = self.expert_up.unbind(), self.expert_down.unbind()
+        outputs = [linear(activated(linear(x_1D, ups[e]), self.kind), downs[e]) for e in chosen_1C[0].tolist()]
+        return torch.stack(outputs, dim=1)
+
+    def _expert_outputs(self, x_ND: Tensor, chosen_NC: Tensor) -> Tensor:
         """Each chosen expert's output, [N, C, D].
 
         Rows go to their expert and come back by permutations, whose gradients add nothing up in an order that could
         vary; a token's C copies are added by the gradient of `expand`.
         """
         tokens, per_token = chosen_NC.shape
+        load_X = counted(chosen_NC.view(1, -1), self.router.out_features)[0]
         copies = x_ND.unsqueeze(1).expand(tokens, per_token, x_ND.shape[1]).reshape(-1, x_ND.shape[1])
         order = chosen_NC.flatten().argsort(stable=True)
         blocks = zip(

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weightdecay.models.config import ModelConfig
+from weightdecay.models.layers import Linear
 
 
 class FeedForward(nn.Module):
@@ -23,8 +24,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
         self.kind = config.feedforward
-        self.up = nn.Linear(config.d_model, 2 * width if config.gated else width, bias=config.bias)
-        self.down = nn.Linear(width, config.d_model, bias=config.bias)
+        self.up = Linear(config.d_model, 2 * width if config.gated else width, bias=config.bias)
+        self.down = Linear(width, config.d_model, bias=config.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         y_BTD: Tensor = self.down(activated(self.up(x_BTD), self.kind))

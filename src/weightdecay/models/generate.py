@@ -75,5 +75,7 @@ def _draw(logits_V: Tensor, temperature: float, top_k: int, generator: torch.Gen
     if 0 < top_k < logits_V.numel():
         threshold = logits_V.topk(top_k).values[-1]
         logits_V = logits_V.masked_fill(logits_V < threshold, float("-inf"))
-    probabilities_V = (logits_V / temperature).softmax(dim=-1)
-    return int(torch.multinomial(probabilities_V, 1, generator=generator))
+    # One number between 0 and the sum of all: `multinomial` draws one for each token of the vocabulary.
+    cumulative_V = (logits_V.double() / temperature).softmax(dim=-1).cumsum(dim=-1)
+    point = cumulative_V[-1] * torch.rand((), dtype=torch.float64, device=logits_V.device, generator=generator)
+    return int(torch.searchsorted(cumulative_V, point, right=True).clamp_(max=logits_V.numel() - 1))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from weightdecay.models.attention import causal_attention
 from weightdecay.models.cache import LayerCache
 from weightdecay.models.config import ModelConfig
-from weightdecay.models.layers import Rotary, make_norm
+from weightdecay.models.layers import Linear, Rotary, make_norm
 
 
 class LatentAttention(nn.Module):
@@ -42,15 +42,15 @@ class LatentAttention(nn.Module):
         self.window = config.window_of(layer)
         inner = config.n_heads * (self.plain + self.turning)
         if config.q_rank:
-            self.query_down = nn.Linear(config.d_model, config.q_rank, bias=False)
+            self.query_down = Linear(config.d_model, config.q_rank, bias=False)
             self.query_norm = make_norm(config, config.q_rank, config.latent_norm_eps)
-            self.query_up = nn.Linear(config.q_rank, inner, bias=False)
+            self.query_up = Linear(config.q_rank, inner, bias=False)
         else:
-            self.query = nn.Linear(config.d_model, inner, bias=False)
-        self.kv_down = nn.Linear(config.d_model, config.kv_rank + self.turning, bias=False)
+            self.query = Linear(config.d_model, inner, bias=False)
+        self.kv_down = Linear(config.d_model, config.kv_rank + self.turning, bias=False)
         self.kv_norm = make_norm(config, config.kv_rank, config.latent_norm_eps)
-        self.kv_up = nn.Linear(config.kv_rank, config.n_heads * (self.plain + self.value_width), bias=False)
-        self.out = nn.Linear(config.n_heads * self.value_width, config.d_model, bias=False)
+        self.kv_up = Linear(config.kv_rank, config.n_heads * (self.plain + self.value_width), bias=False)
+        self.out = Linear(config.n_heads * self.value_width, config.d_model, bias=False)
         self.rotary = Rotary(self.turning, config.context, config.rotary_base)
 
     def forward(self, x_BTD: Tensor, cache: LayerCache | None = None) -> Tensor:
@@ -83,10 +83,10 @@ class LatentAttention(nn.Module):
         """Attention over the latents themselves, whose values every head then makes its own."""
         up_HXL = self.kv_up.weight.view(self.n_heads, self.plain + self.value_width, -1)
         keys_HNL, values_HVL = up_HXL[:, : self.plain], up_HXL[:, self.plain :]
-        q_BHTL = torch.einsum("bhtn,hnl->bhtl", q_BHTN, keys_HNL)
+        q_BHTL = q_BHTN @ keys_HNL
         k_BHSX = torch.cat((c_B1SL, r_B1SR), -1).expand(-1, self.n_heads, -1, -1)
         y_BHTL = self._attended(torch.cat((q_BHTL, p_BHTR), -1), k_BHSX, c_B1SL.expand(-1, self.n_heads, -1, -1))
-        return torch.einsum("bhtl,hvl->bhtv", y_BHTL, values_HVL)
+        return y_BHTL @ values_HVL.transpose(1, 2)
 
     def _attended(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0

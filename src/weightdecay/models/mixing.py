@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from weightdecay.models.config import ModelConfig
+from weightdecay.models.layers import Linear
 
 
 class Smear(nn.Module):
@@ -23,7 +24,7 @@ class Smear(nn.Module):
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
-        self.amount = nn.Linear(inputs, 1, bias=False)
+        self.amount = Linear(inputs, 1, bias=False)
         self.scale = nn.Parameter(torch.zeros(1))
 
     def forward(self, x_BTD: Tensor, before_B1D: Tensor | None = None) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weightdecay.models.config import ModelConfig
+from weightdecay.models.layers import Linear
 
 
 class RelativePositions(nn.Module):
@@ -25,7 +26,7 @@ class RelativePositions(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         inner = config.n_heads * config.head_dim
-        self.project = nn.Linear(config.d_model, inner, bias=False)
+        self.project = Linear(config.d_model, inner, bias=False)
         self.content_bias = nn.Parameter(torch.zeros(inner))
         self.position_bias = nn.Parameter(torch.zeros(inner))
 
