@@ -13,6 +13,7 @@ from weightdecay.models.config import ModelConfig
 from weightdecay.models.decoder import GPT
 from weightdecay.models.generate import _draw, generate
 from weightdecay.models.layers import Linear, Rotary, StochasticDepth
+from weightdecay.recipes.schema import recipe
 
 GPT2_LIKE = ModelConfig(vocab_size=50, context=16, n_layers=2, d_model=24, n_heads=4)
 LLAMA_LIKE = GPT2_LIKE.replace(
@@ -60,6 +61,27 @@ def test_layers_that_write_to_the_residual_stream_start_smaller_by_the_root_of_t
     for name in ("blocks.3.attention.out.weight", "blocks.3.feedforward.down.weight"):
         assert std_of(scaled, name) == pytest.approx(0.02 / math.sqrt(16), rel=0.02)
         assert std_of(plain, name) == pytest.approx(0.02, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("size", "inner", "output"),
+    [("410m", math.sqrt(2 / (5 * 128)), 2 / (8 * math.sqrt(128))), ("12b", 0.02, 0.02 / math.sqrt(2 * 8))],
+)
+def test_pythias_weights_start_as_its_files_say(size: str, inner: float, output: float) -> None:
+    """EleutherAI/gpt-neox@ea7aefd, init_functions.py: small_init and wang_init; 6.9b and 12b name neither."""
+    torch.manual_seed(0)
+    shape = {
+        "model.vocab_size": 300,
+        "model.context": 16,
+        "model.n_layers": 8,
+        "model.d_model": 128,
+        "model.n_heads": 4,
+    }
+    model = GPT(recipe(f"pythia:{size}").config(shape).model)
+    for name in ("embedding", "head", "blocks.7.attention.qkv", "blocks.7.feedforward.up"):
+        assert std_of(model, f"{name}.weight") == pytest.approx(inner, rel=0.02), name
+    for name in ("blocks.7.attention.out", "blocks.7.feedforward.down"):
+        assert std_of(model, f"{name}.weight") == pytest.approx(output, rel=0.02), name
 
 
 def std_of(model: GPT, name: str) -> float:

@@ -18,8 +18,8 @@ CHOICES = {
     "router": ("softmax_of_chosen", "softmax_of_all", "sigmoid"),
     "router_bias_update": ("sign", "centred_sign"),
     "balance_over": ("batch", "sequence"),
-    "init": ("normal", "fan_in"),
-    "residual_init": ("plain", "scaled", "zero"),
+    "init": ("normal", "fan_in", "small"),
+    "residual_init": ("plain", "scaled", "zero", "wang"),
 }
 # Values that training sees and the function from tokens to logits does not.
 TRAINING_ONLY = (
@@ -105,12 +105,13 @@ class ModelConfig:
         embedding_dropout: whether it also acts on the embedding's output.
         stochastic_depth: probability of skipping the last block's branches; earlier blocks less, linearly.
         z_loss: factor of mean (log Σ exp logits)², added to the loss.
-        init: `normal`, N(0, init_std²), or `fan_in`, N(0, 1/inputs), for weight matrices.
+        init: `normal`, N(0, init_std²); `fan_in`, N(0, 1/inputs), for weight matrices; or `small`, N(0, 2/(5·d_model))
+            (Nguyen & Salazar 2019, arXiv:1910.05895).
         init_std: standard deviation of every weight matrix at the start, under `normal`.
-        embedding_init_std: of the embedding's and the learned positions'; 0 means `init_std`.
+        embedding_init_std: of the embedding's and the learned positions'; 0 means `init_std`, or what `small` gives.
         head_init_std: of an untied head's; 0 means that of the other matrices.
         residual_init: `scaled` divides it by √(2·n_layers) in the layers that write to the residual stream, `zero`
-            starts them at 0.
+            starts them at 0, `wang` at a deviation of 2/(n_layers·√d_model) (GPT-NeoX).
 
     Raises:
         ConfigError: every value out of range, at once.

@@ -92,7 +92,7 @@ class GPT(nn.Module):
 
         model = GPT(ModelConfig(vocab_size=50257, context=1024, n_layers=12, d_model=768, n_heads=12))
 
-    The weights are drawn from torch's global generator: N(0, init_std²) for matrices (or N(0, 1/inputs)), biases 0,
+    The weights are drawn from torch's global generator: N(0, init_std²) for matrices (or another `init`), biases 0,
     gains 1, and, with `residual_init="scaled"`, layers that write to the residual stream divided by √(2·n_layers)
     (Radford et al. 2019, §2.3: 1/√N for N residual layers). A tied head is one tensor under two names.
     """
@@ -218,10 +218,9 @@ class GPT(nn.Module):
     @torch.no_grad()
     def _draw_weights(self) -> None:
         config = self.config
-        shrink = {"plain": 1.0, "scaled": 1.0 / math.sqrt(2 * config.n_layers), "zero": 0.0}[config.residual_init]
         for module in self.modules():
             if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=config.embedding_init_std or config.init_std)
+                nn.init.normal_(module.weight, std=config.embedding_init_std or self._std())
             elif isinstance(module, nn.Linear) and not (module is self.head and config.tied_head):
                 own = config.head_init_std if module is self.head else 0.0
                 nn.init.normal_(module.weight, std=own or self._std(module.in_features))
@@ -231,17 +230,37 @@ class GPT(nn.Module):
             nn.init.normal_(table, std=self._std(config.d_model))
         for block in self.blocks:
             assert isinstance(block, Block)
-            nn.init.normal_(block.attention.out.weight, std=shrink * self._std(block.attention.out.in_features))
+            nn.init.normal_(block.attention.out.weight, std=self._residual_std(block.attention.out.in_features))
             feedforward = block.feedforward
             if isinstance(feedforward, Experts):
                 nn.init.normal_(feedforward.expert_up, std=self._std(config.d_model))
-                nn.init.normal_(feedforward.expert_down, std=shrink * self._std(config.d_ff))
+                nn.init.normal_(feedforward.expert_down, std=self._residual_std(config.d_ff))
             dense = feedforward.shared if isinstance(feedforward, Experts) else feedforward
             if isinstance(dense, FeedForward):
-                nn.init.normal_(dense.down.weight, std=shrink * self._std(dense.down.in_features))
+                nn.init.normal_(dense.down.weight, std=self._residual_std(dense.down.in_features))
 
-    def _std(self, inputs: int) -> float:
-        return self.config.init_std if self.config.init == "normal" else 1.0 / math.sqrt(inputs)
+    def _std(self, inputs: int | None = None) -> float:
+        """Of a matrix with so many inputs; a table has none."""
+        match self.config.init:
+            case "small":
+                return math.sqrt(2 / (5 * self.config.d_model))
+            case "fan_in" if inputs:
+                return 1 / math.sqrt(inputs)
+            case _:
+                return self.config.init_std
+
+    def _residual_std(self, inputs: int) -> float:
+        """Of a matrix that writes to the residual stream."""
+        config = self.config
+        match config.residual_init:
+            case "zero":
+                return 0.0
+            case "wang":
+                return 2 / (config.n_layers * math.sqrt(config.d_model))
+            case "scaled":
+                return self._std(inputs) * (1 / math.sqrt(2 * config.n_layers))
+            case _:
+                return self._std(inputs)
 
 
 def _dense_width(config: ModelConfig, layer: int) -> int:
