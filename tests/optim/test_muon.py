@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 import weightdecay
 from tests.references import directions, rules
+from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.clipping import clipped_step
-from weightdecay.optim.muon import Muon, orthogonalised
+from weightdecay.optim.muon import Muon
+from weightdecay.optim.orthogonal import orthogonalised
 from weightdecay.optim.rules import RULES
+from weightdecay.optim.settings import settings_by_name
+from weightdecay.optim.state import load_state_by_name, state_by_name
 
 SHAPES = ((5, 8), (9, 4), (6, 6))
 
@@ -47,15 +51,32 @@ def test_on_matrices_muon_equals_torchs_bit_for_bit(dtype: torch.dtype, settings
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+NANOCHAT: dict[str, Any] = {
+    "adjust_lr_fn": "original",
+    "orthogonalisation": "polar_express",
+    "equal_rows": True,
+    "neuron_beta2": 0.9,
+}
+# name -> settings of ours, of its twin
+FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {}),
+    "original": ({"nesterov": False, "adjust_lr_fn": "original"}, {"nesterov": False, "match_adamw": False}),
+    "nanochat": (NANOCHAT, {"match_adamw": False, "polar_express": True, "equal_rows": True, "beta2": 0.9}),
+    "evened": ({"neuron_beta2": 0.8, "ns_steps": 3}, {"beta2": 0.8, "steps": 3}),
+    "longer": ({"orthogonalisation": "polar_express", "ns_steps": 7}, {"polar_express": True, "steps": 7}),
+}
+
+
 @pytest.mark.parametrize("rule", [name for name in RULES if name != "l2"])
-@pytest.mark.parametrize("settings", [{}, {"nesterov": False, "adjust_lr_fn": "original"}])
-def test_muon_follows_every_rule_as_its_twin_does(rule: str, settings: dict[str, Any]) -> None:
-    shapes = ((5, 8), (9, 4), (3, 7, 4))
+@pytest.mark.parametrize("stacked", [1, 3])
+@pytest.mark.parametrize("form", FORMS)
+def test_muon_follows_every_rule_as_its_twin_does(rule: str, stacked: int, form: str) -> None:
+    shapes = ((6, 8), (9, 4), (9, 3), (3, 6, 4))
     params = parameters(shapes)
-    optimizer = Muon(params, lr=0.03, weight_decay=0.2, rule=rule, ns_dtype=torch.float64, **settings)
-    twins = [
-        directions.Muon(nesterov=settings.get("nesterov", True), match_adamw=not settings) for _ in shapes
-    ]  # fmt: skip
+    groups = [{"params": params, "stacked": stacked}]
+    ours, its = FORMS[form]
+    optimizer = Muon(groups, lr=0.03, weight_decay=0.2, rule=rule, ns_dtype=torch.float64, **ours)
+    twins = [directions.Muon(stacked=stacked, **its) for _ in shapes]
     expected = [p.detach().clone() for p in params]
     initial = [w.clone() for w in expected]
     for number in range(12):
@@ -82,6 +103,66 @@ def test_singular_values_come_near_one_and_the_singular_vectors_stay(
     assert float(values.max()) < 1.3
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
     assert float((u.mT @ result @ v.mT).diagonal(dim1=-2, dim2=-1)[big].min()) > 0.6
+
+
+@pytest.mark.parametrize("smallest", [0.3, 0.05, 0.002])
+def test_polar_express_ends_nearer_to_orthogonal_than_newton_schulz(smallest: float) -> None:
+    """Singular values of a matrix from `smallest` to 1."""
+    u, _ = torch.linalg.qr(torch.randn(24, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    matrix = u @ torch.diag(torch.logspace(math.log10(smallest), 0, 24, dtype=torch.float64))
+    found = {
+        method: torch.linalg.svdvals(orthogonalised(matrix, dtype=torch.float64, method=method))
+        for method in ("polar_express", "newton_schulz")
+    }
+    worst = {method: float((values - 1).abs().max()) for method, values in found.items()}
+    assert worst["polar_express"] < worst["newton_schulz"]
+    assert worst["polar_express"] < 0.2
+
+
+def test_neurons_come_to_one_size_and_the_whole_keeps_an_orthogonal_matrixs() -> None:
+    """A neuron whose gradient is a hundredth of the others' is moved as far as they are."""
+    for shape, axis in (((40, 10), -1), ((10, 40), -2)):
+        p = nn.Parameter(torch.zeros(shape))
+        optimizer = Muon([p], lr=1.0, weight_decay=0.0, adjust_lr_fn="original", neuron_beta2=0.9)
+        small = torch.ones(40).where(torch.arange(40) > 3, 0.01).reshape((-1, 1) if axis == -1 else (1, -1))
+        for number in range(30):
+            before = p.detach().clone()
+            p.grad = small * torch.randn(shape, generator=torch.Generator().manual_seed(number))
+            optimizer.step()
+        moved = p.detach() - before
+        sizes = torch.linalg.vector_norm(moved, dim=axis)
+        assert float(sizes.min() / sizes.max()) > 0.2
+        assert float(moved.norm()) == pytest.approx(math.sqrt(10 * max(1.0, shape[0] / shape[1])), rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("stacked", [1, 3])
+def test_state_of_every_shape_is_saved_by_name_and_goes_on_bit_for_bit(stacked: int, dtype: torch.dtype) -> None:
+    shapes = ((6, 9), (9, 6), (6, 6), (2, 6, 9), (1, 9, 2), (3, 1))
+
+    def made() -> tuple[list[nn.Parameter], Muon]:
+        params = parameters(shapes, dtype)
+        group = {"params": [(f"w{i}", p) for i, p in enumerate(params)], "stacked": stacked}
+        return params, Muon([group], lr=0.02, weight_decay=0.0, **NANOCHAT)
+
+    through, optimizer = made()
+    for number in range(3):
+        step(optimizer, number)
+    saved, settings = state_by_name(optimizer), settings_by_name(optimizer)
+    assert saved["w0/second_momentum_buffer"].shape == ((1, 9) if stacked == 1 else (3, 1, 9))
+    resumed, again = made()
+    load_state_by_name(again, copy.deepcopy(saved), settings)
+    with torch.no_grad():
+        for p, q in zip(resumed, through, strict=True):
+            p.copy_(q)
+    for number in range(3, 6):
+        step(optimizer, number)
+        step(again, number)
+    assert all(torch.equal(p, q) for p, q in zip(through, resumed, strict=True))
+    for name in ("w1", "w4"):
+        key = f"{name}/second_momentum_buffer"
+        with pytest.raises(OptimizerError, match=f"{key}: saved with shape"):
+            load_state_by_name(made()[1], saved | {key: saved[key][..., :1, :1]}, settings)
 
 
 def test_each_expert_of_a_stack_is_a_matrix_of_its_own() -> None:

@@ -71,6 +71,8 @@ def test_betas_outside_zero_to_one_are_refused(cls: Any, betas: tuple[float, flo
         (Muon, {"momentum": -0.1}, r"Invalid momentum value: -0\.1"),
         (Muon, {"ns_steps": 0}, "whole number from 1 to 99"),
         (Muon, {"ns_steps": 100}, "whole number from 1 to 99"),
+        (Muon, {"neuron_beta2": 1.0}, r"Invalid beta parameter at index 1: 1\.0"),
+        (Muon, {"orthogonalisation": "polar_expres"}, "unknown orthogonalisation.*did you mean 'polar_express'"),
         (AdamW, {"rule": None}, "unknown rule 'None'"),
         (AdamW, {"rounding": None}, "unknown rounding 'None'"),
         (AdamW, {"peak_lr": -3.0}, r"Invalid peak_lr: -3\.0"),
@@ -84,6 +86,14 @@ def test_settings_of_no_meaning_say_what_they_should_be(cls: Any, settings: dict
 def test_a_group_for_an_algorithm_that_is_none_is_refused() -> None:
     with pytest.raises(OptimizerError, match=r"unknown algorithm 'moun'.*did you mean 'muon'"):
         Muon([{"params": [matrix()], "algorithm": "moun"}])
+
+
+@pytest.mark.parametrize(
+    ("stacked", "words"), [(0, "at least 1"), ("3", "Invalid stacked"), (3, "4 rows .* are not 3")]
+)
+def test_stacked_matrices_that_are_none_are_refused(stacked: Any, words: str) -> None:
+    with pytest.raises(OptimizerError, match=words):
+        Muon([{"params": [nn.Parameter(torch.ones(4, 3))], "stacked": stacked}])
 
 
 @each

@@ -15,9 +15,13 @@ from torch.multiprocessing.spawn import spawn
 import weightdecay
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.clipping import clipped_step
+from weightdecay.optim.muon import Muon
 from weightdecay.optim.settings import settings_by_name
 from weightdecay.optim.state import load_state_by_name, state_by_name
 
+NANOCHAT: dict[str, Any] = {
+    "adjust_lr_fn": "original", "orthogonalisation": "polar_express", "equal_rows": True, "neuron_beta2": 0.9,
+}  # fmt: skip
 PALM: dict[str, Any] = {"beta1": 0.9, "factored": False, "relative_step": False, "rule": "lr_squared"}
 CASES: list[tuple[str, dict[str, Any]]] = [
     *(("AdamW", {"rule": rule}) for rule in ("decoupled", "fixed", "cautious", "towards_initial")),
@@ -26,6 +30,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("SGDW", {"rule": "towards_one", "momentum": 0.9}),
     ("Muon", {}),
     ("Muon", {"rule": "cautious", "nesterov": False, "fused": True}),
+    ("Muon", NANOCHAT),
     ("Adafactor", {}),
     ("Adafactor", {"beta1": 0.9, "rule": "cautious"}),
     ("Adafactor", PALM),
@@ -42,6 +47,7 @@ RESUMED: list[tuple[str, dict[str, Any]]] = [
     ("SGDW", {"momentum": 0.9}),
     ("Muon", {"rule": "fixed", "weight_decay": 0.01}),
     ("Muon", {"rounding": "master"}),
+    ("Muon", NANOCHAT),
     ("Adafactor", {}),
     ("Adafactor", PALM | {"rounding": "master"}),
 ]
@@ -150,6 +156,23 @@ def _noise_of_parts(mesh: Any, rank: int) -> None:
         assert torch.equal(others[1 - rank], local) == alike
 
 
+def _stacked_matrices(mesh: Any) -> None:
+    """Two matrices one above the other, and three experts of them, cut between ranks wherever they may be."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    for shape, axis in (((6, 5), 0), ((6, 5), 1), ((3, 4, 5), 0), ((3, 4, 5), 1)):
+        torch.manual_seed(0)
+        whole = nn.Parameter(torch.randn(shape))
+        sharded = nn.Parameter(distribute_tensor(whole.detach().clone(), mesh, [Shard(axis)]))
+        optimizers = [Muon([{"params": [p], "stacked": 2}], lr=0.02, **NANOCHAT) for p in (whole, sharded)]
+        for _ in range(3):
+            whole.grad = torch.randn(shape)
+            sharded.grad = distribute_tensor(whole.grad.clone(), mesh, [Shard(axis)])
+            for optimizer in optimizers:
+                optimizer.step()
+        torch.testing.assert_close(sharded.full_tensor().detach(), whole.detach())  # type: ignore[attr-defined]
+
+
 def _one_rank(rank: int, folder: str, resuming: bool) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
@@ -164,6 +187,7 @@ def _one_rank(rank: int, folder: str, resuming: bool) -> None:
         for name, settings in CASES:
             _compare(name, settings, mesh)
         _noise_of_parts(mesh, rank)
+        _stacked_matrices(mesh)
     Path(folder, f"done-{rank}").touch()
     os._exit(0)  # gloo threads can abort a process that tears them down
 

@@ -7,7 +7,7 @@ here is fast, shares code with the package, or knows of foreach and fused paths.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -123,22 +123,46 @@ class Adafactor:
 
 @dataclass
 class Muon:
-    """Jordan 2024, with Moonlight's update scale 0.2·√max(rows, columns): Liu et al. 2025, arXiv:2502.16982."""
+    """Jordan 2024, with Moonlight's update scale 0.2·√max(rows, columns): Liu et al. 2025, arXiv:2502.16982.
+
+    `polar_express`, `equal_rows` and `beta2` as nanochat has them, for each of `stacked` matrices in a tensor:
+    karpathy/nanochat@92d63d4, nanochat/optim.py.
+    """
 
     momentum: float = 0.95
     nesterov: bool = True
     steps: int = 5
     match_adamw: bool = True
+    polar_express: bool = False
+    equal_rows: bool = False
+    beta2: float = 0.0
+    stacked: int = 1
     b: Tensor | float = 0.0
+    v: dict[int, Tensor] = field(default_factory=dict)
 
     def update(self, g: Tensor, w: Tensor, lr: float) -> Tensor:
         self.b = self.momentum * self.b + (1 - self.momentum) * g
         x = (1 - self.momentum) * g + self.momentum * self.b if self.nesterov else torch.as_tensor(self.b)
-        matrices = x.reshape(-1, *x.shape[-2:])
-        orthogonal = torch.stack([newton_schulz(matrix, self.steps) for matrix in matrices]).view_as(x)
-        rows, columns = x.shape[-2:]
+        matrices = x.reshape(-1, x.shape[-2] // self.stacked, x.shape[-1])
+        rows, columns = matrices.shape[-2:]
+        orthogonal = torch.stack([self.of_one(matrix, number) for number, matrix in enumerate(matrices)]).view_as(x)
         scale = 0.2 * math.sqrt(max(rows, columns)) if self.match_adamw else math.sqrt(max(1.0, rows / columns))
         return lr * scale * orthogonal
+
+    def of_one(self, x: Tensor, number: int) -> Tensor:
+        if self.equal_rows:
+            x = torch.stack([row / row.norm() * x.norm() / math.sqrt(len(x)) for row in x])
+        o = polar_express(x, self.steps) if self.polar_express else newton_schulz(x, self.steps)
+        return self.evened(o, number) if self.beta2 else o
+
+    def evened(self, o: Tensor, number: int) -> Tensor:
+        if o.shape[0] < o.shape[1]:  # neurons are columns
+            return self.evened(o.T, number).T
+        o = o * math.sqrt(o.shape[1]) / o.norm()
+        mean = torch.stack([(row**2).mean() for row in o])
+        self.v[number] = self.beta2 * self.v.get(number, 0.0) + (1 - self.beta2) * mean
+        even: Tensor = torch.diag(self.v[number] ** -0.5) @ o
+        return even * (float(o.norm()) / float(even.norm()))
 
 
 def newton_schulz(x: Tensor, steps: int) -> Tensor:
@@ -155,3 +179,19 @@ def newton_schulz(x: Tensor, steps: int) -> Tensor:
 
 def rms(x: Tensor) -> float:
     return float(x.square().mean().sqrt())
+
+
+def polar_express(x: Tensor, steps: int) -> Tensor:
+    """Amsel et al. 2025, arXiv:2505.16932: on the singular values, each step's odd polynomial."""
+    coefficients = [
+        (8.156554524902461, -22.48329292557795, 15.878769915207462),
+        (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+        (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+        (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+        (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+    ]
+    u, s, vt = torch.linalg.svd(x / (1.01 * x.norm()), full_matrices=False)
+    for a, b, c in coefficients[:steps] + [coefficients[-1]] * (steps - len(coefficients)):
+        s = a * s + b * s**3 + c * s**5
+    result: Tensor = u @ torch.diag(s) @ vt
+    return result

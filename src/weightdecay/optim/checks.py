@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError, did_you_mean
+from weightdecay.optim.orthogonal import METHODS
 from weightdecay.optim.rounding import ROUNDINGS
 from weightdecay.optim.rules import RULES, group_decay_per_step
 
@@ -21,7 +22,7 @@ _AT_LEAST_ZERO = {
     "eps": "epsilon value",
     "ns_eps": "epsilon value",
 }
-_CHOICES = {"algorithm": ("adamw", "muon"), "rounding": ROUNDINGS}
+_CHOICES = {"algorithm": ("adamw", "muon"), "rounding": ROUNDINGS, "orthogonalisation": METHODS}
 
 
 def group_title(group: Mapping[str, Any], index: int) -> str:
@@ -72,8 +73,8 @@ def _beta_faults(group: Mapping[str, Any], title: str) -> list[str]:
     betas = group.get("betas", (0.0, 0.0))
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         return [f"Invalid betas: {betas} ({title}): give two numbers in [0, 1)"]
-    one = group.get("beta1")  # Adafactor's
-    named = [*enumerate(betas), *([] if one is None else [(0, one)])]
+    singles = [(0, group.get("beta1")), (1, group.get("neuron_beta2"))]  # Adafactor's and Muon's
+    named = [*enumerate(betas), *((index, one) for index, one in singles if one is not None)]
     values = [(index, beta, number(beta)) for index, beta in named]
     return [
         f"Invalid beta parameter at index {index}: {beta} ({title}): give a number in [0, 1)"

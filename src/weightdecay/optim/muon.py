@@ -1,19 +1,28 @@
 """Muon: momentum made orthogonal, for matrices and stacks of matrices; AdamW for everything else.
 
     b ← μ·b + (1 − μ)·g          u ← (1 − μ)·g + μ·b  (Nesterov)
-    O ← NewtonSchulz(u) ≈ U·Vᵀ of u's singular value decomposition
+    O ← orthogonal(u) ≈ U·Vᵀ of u's singular value decomposition
     w ← (decay of w, with η_t itself) − η_t·s·O
 
 s is 0.2·√max(rows, columns), which gives the update AdamW's usual RMS so that both share η and λ (Moonlight), or
 √max(1, rows/columns) ("original").
 
-Reference: Jordan et al. 2024, kellerjordan.github.io/posts/muon; Liu et al. 2025 (Moonlight), arXiv:2502.16982, §2.
+With `equal_rows` the rows of u are first divided by their norms (MuonEq), and with `neuron_beta2` = β₂ (NorMuon) the
+neurons of O, its rows, or its columns if these are more, come to one size over time, while the whole keeps the norm of
+an orthogonal matrix:
+
+    O ← √r·O/‖O‖,  r = min(rows, columns)          v ← β₂·v + (1 − β₂)·mean(O²) of each neuron
+    Ô ← O/√v                                       O ← √r·Ô/‖Ô‖
+
+Reference: Jordan et al. 2024, kellerjordan.github.io/posts/muon; Liu et al. 2025 (Moonlight), arXiv:2502.16982, §2;
+NorMuon, arXiv:2510.05491, whose neurons are always rows, and MuonEq, arXiv:2603.28254, both as in
+karpathy/nanochat@92d63d4, nanochat/optim.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -34,16 +43,20 @@ from weightdecay.optim.grouping import (
     with_rules,
 )
 from weightdecay.optim.lion import NO_COUPLED_FORM
+from weightdecay.optim.orthogonal import NEWTON_SCHULZ, Coefficients, on_whole_matrices, orthogonalised
 from weightdecay.optim.rounding import LOW_PRECISION, Rounding
 
 ADJUSTMENTS = ("match_rms_adamw", "original")
+_FLOOR = 1e-10  # of norms and mean squares: what has no gradient stays where it is
 
 
 class Muon(AdamW):
     """Muon for hidden matrices (2-D) and expert stacks (3-D, each expert a matrix), AdamW for the rest.
 
     A group goes where its `algorithm`, "muon" or "adamw", says. Without it, a plan sends its embeddings, positions
-    and output heads to AdamW; plain parameters are told apart by their number of axes alone.
+    and output heads to AdamW; plain parameters are told apart by their number of axes alone. A group of tensors in
+    which several matrices of one size lie one above the other, such as a fused projection of queries, keys and
+    values, says how many with `stacked`: each is then made orthogonal for itself.
 
     Args:
         params: a decay plan, parameters, (name, parameter) pairs, or groups.
@@ -52,6 +65,9 @@ class Muon(AdamW):
         momentum, nesterov, ns_coefficients, eps, ns_steps: of Muon, as in torch.
         adjust_lr_fn: "match_rms_adamw" or "original", the update's scale s.
         ns_dtype: dtype of the iteration.
+        orthogonalisation: "newton_schulz" or "polar_express", which has coefficients of its own and gets nearer.
+        equal_rows: whether rows are brought to one norm before it.
+        neuron_beta2: β₂ of the mean squares by which neurons are brought to one size after it; 0 leaves them.
         adamw_betas, adamw_eps, fused, foreach: of the tensors that AdamW updates.
         rule, peak_lr, rounding: as in `weightdecay.AdamW`.
         maximize: ascend instead of descending.
@@ -69,12 +85,15 @@ class Muon(AdamW):
         weight_decay: float = 0.1,
         momentum: float = 0.95,
         nesterov: bool = True,
-        ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+        ns_coefficients: Coefficients = NEWTON_SCHULZ,
         eps: float = 1e-7,
         ns_steps: int = 5,
         adjust_lr_fn: str | None = "match_rms_adamw",
         *,
         ns_dtype: torch.dtype = torch.bfloat16,
+        orthogonalisation: str = "newton_schulz",
+        equal_rows: bool = False,
+        neuron_beta2: float = 0.0,
         adamw_betas: tuple[float, float] = (0.9, 0.95),
         adamw_eps: float = 1e-8,
         rule: Rules = "decoupled",
@@ -97,6 +116,10 @@ class Muon(AdamW):
             "ns_steps": ns_steps,
             "ns_dtype": str(ns_dtype).removeprefix("torch."),  # a state_dict is to hold plain values
             "adjust_lr_fn": adjust_lr_fn,
+            "orthogonalisation": orthogonalisation,
+            "equal_rows": equal_rows,
+            "neuron_beta2": neuron_beta2,
+            "stacked": 1,
         }
         super().__init__(
             _split(params, lr, rule, self._own), lr, adamw_betas, adamw_eps, weight_decay,
@@ -114,9 +137,9 @@ class Muon(AdamW):
             hidden = all(t.ndim in (2, 3) for t in tensors)
             param_group.setdefault("algorithm", "muon" if hidden else "adamw")
             if param_group["algorithm"] == "muon":
-                _raise_unless_matrices(tensors)
                 for key, value in self._own.items():
                     param_group.setdefault(key, value)
+                _raise_unless_matrices(tensors, param_group["stacked"])
         return super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -140,7 +163,7 @@ class Muon(AdamW):
             for position, p in enumerate(group["params"]):
                 if p.grad is None:
                     continue
-                rows, columns = p.shape[-2:]
+                rows, columns = p.shape[-2] // group["stacked"], p.shape[-1]
                 original = math.sqrt(max(1.0, rows / columns))
                 match = group["adjust_lr_fn"] == "match_rms_adamw"  # torch writes None for the original
                 scale = 0.2 * math.sqrt(max(rows, columns)) if match else original
@@ -162,56 +185,45 @@ class Muon(AdamW):
         momentum, buffer = group["momentum"], state["momentum_buffer"]
         buffer.lerp_(gradient, 1 - momentum)
         update = gradient.lerp(buffer, momentum) if group["nesterov"] else buffer
-        dtype = getattr(torch, group["ns_dtype"])
-        return on_whole_matrices(
-            lambda x: orthogonalised(x, group["ns_coefficients"], group["ns_steps"], group["ns_eps"], dtype), update
-        )
+        orthogonal = on_whole_matrices(lambda x: _orthogonal(x, group), update)
+        return self._evened(orthogonal, group, state) if group["neuron_beta2"] else orthogonal
+
+    def _evened(self, update: Tensor, group: Group, state: dict[str, Any]) -> Tensor:
+        """The update with neurons that are of one size over time, and the norm of an orthogonal matrix."""
+        matrices = _apart(update.to(torch.promote_types(update.dtype, torch.float32)), group["stacked"])
+        rows, columns = matrices.shape[-2:]
+        norm = math.sqrt(min(rows, columns))
+        matrices = _with_norm(matrices, norm)
+        square = matrices.square().mean(-1 if rows >= columns else -2, keepdim=True)
+        if "second_momentum_buffer" not in state:
+            state["second_momentum_buffer"] = torch.zeros_like(square)
+        state["second_momentum_buffer"].lerp_(square, 1 - group["neuron_beta2"])
+        even = matrices * state["second_momentum_buffer"].clamp(min=_FLOOR).rsqrt()
+        return _with_norm(even, norm).reshape(update.shape)
 
 
-def orthogonalised(
-    matrices: Tensor, coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315), steps: int = 5,
-    eps: float = 1e-7, dtype: torch.dtype = torch.bfloat16,
-) -> Tensor:  # fmt: skip
-    """About U·Vᵀ of each matrix X = U·S·Vᵀ: all singular values near 1.
-
-        X ← X/‖X‖,   then `steps` times   A = XXᵀ,  X ← aX + (bA + cA²)X
-
-    Args:
-        matrices: [rows, columns] or [n, rows, columns].
-        coefficients: a, b, c; the default is steep at 0 and ends between about 0.7 and 1.2.
-        dtype: of the iteration; bfloat16 is enough, because the iteration corrects itself.
-
-    Reference: Jordan et al. 2024; Bernstein & Newhouse 2024, arXiv:2409.20325.
-    """
-    a, b, c = coefficients
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.to(dtype, copy=True)
-    x = x.mT if tall else x
-    x.div_(torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=eps))
-    add_product = torch.addmm if x.ndim == 2 else torch.baddbmm
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = add_product(x, add_product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+def _orthogonal(whole: Tensor, group: Group) -> Tensor:
+    """Each matrix made orthogonal as its group says."""
+    matrices = _apart(whole, group["stacked"])
+    matrices = matrices.flatten(0, -3) if matrices.ndim > 3 else matrices
+    if group["equal_rows"]:
+        matrices = matrices / torch.linalg.vector_norm(matrices, dim=-1, keepdim=True).clamp(min=group["ns_eps"])
+    result = orthogonalised(
+        matrices, group["ns_coefficients"], group["ns_steps"], group["ns_eps"], getattr(torch, group["ns_dtype"]),
+        method=group["orthogonalisation"],
+    )  # fmt: skip
+    return result.reshape(whole.shape)
 
 
-def on_whole_matrices(function: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
-    """The function of matrices whose rows or columns may lie on several ranks: those are gathered first.
+def _apart(tensor: Tensor, stacked: int) -> Tensor:
+    """The matrices that lie one above the other in a tensor: [.., stacked, rows, columns]."""
+    return tensor if stacked == 1 else tensor.reshape(*tensor.shape[:-2], stacked, -1, tensor.shape[-1])
 
-    Every rank then computes the same, so that the result is that of one process; a stack that is sharded by matrices
-    stays where it is.
-    """
-    if not hasattr(matrices, "to_local"):
-        return function(matrices)
-    from torch.distributed.tensor import DTensor, Replicate
 
-    sharded: Any = matrices
-    last = {sharded.ndim - 2, sharded.ndim - 1}
-    cut = [p.is_partial() or (p.is_shard() and p.dim in last) for p in sharded.placements]
-    placements = [Replicate() if here else p for here, p in zip(cut, sharded.placements, strict=True)]
-    whole = sharded.redistribute(placements=placements)
-    result = function(whole.to_local()).contiguous()
-    return DTensor.from_local(result, whole.device_mesh, placements, shape=whole.shape, stride=whole.stride())
+def _with_norm(matrices: Tensor, norm: float) -> Tensor:
+    """Each matrix at a Frobenius norm; 0 stays 0."""
+    present: Tensor = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
+    return matrices * (norm / present.clamp(min=_FLOOR))
 
 
 def _split(params: Params, lr: float | Tensor, rule: Rules, own: Group) -> Any:
@@ -235,12 +247,20 @@ def _split(params: Params, lr: float | Tensor, rule: Rules, own: Group) -> Any:
     return split
 
 
-def _raise_unless_matrices(tensors: list[Tensor]) -> None:
+def _raise_unless_matrices(tensors: list[Tensor], stacked: Any) -> None:
+    if not isinstance(stacked, int) or stacked < 1:
+        raise OptimizerError(f"Invalid stacked: {stacked!r}: give the number of matrices in each tensor, at least 1")
     faults = [
         f"Muon only supports 2D parameters and 3D stacks of them, whereas one has size {tuple(t.shape)}: put it into "
         "a group with algorithm='adamw'"
         for t in tensors
         if t.ndim not in (2, 3)
+    ]
+    faults += [
+        f"{t.shape[-2]} rows of a tensor of size {tuple(t.shape)} are not {stacked} matrices of one size: give their "
+        "number as stacked"
+        for t in tensors
+        if t.ndim in (2, 3) and t.shape[-2] % stacked
     ]
     if faults:
         raise OptimizerError(faults)

@@ -34,7 +34,7 @@ from weightdecay.optim.settings import (
 OnChange = Literal["keep", "override"]
 
 _PYTHON_NUMBERS = {"int": int, "float": float, "bool": bool}  # state that is no tensor is saved as "<key>:<type>"
-_PRIMES = (2, 3, 5, 7, 11)
+_PRIMES = (2, 3, 5, 7, 11, 13, 17)
 
 
 def state_by_name(optimizer: torch.optim.Optimizer, names: Names = None) -> dict[str, Tensor]:
@@ -117,8 +117,9 @@ def load_state_by_name(
     else:
         found = _tensor_changes(states, {name: bool(expected[p]) for p, name in named.items()})
     kind, faults = type(optimizer).__name__, []
-    for p, name in named.items():
-        faults += _state_faults(kind, p, name, states.get(name, {}), expected[p])
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            faults += _state_faults(kind, group, p, named[p], states.get(named[p], {}), expected[p])
     saved_by = settings["optimizer"] if settings else ""
     if faults and saved_by not in ("", kind):  # whose settings need not be compared, then
         raise OptimizerError([f"the state is of {saved_by}, and this optimizer is {kind}", *faults])
@@ -161,7 +162,12 @@ def _choice_faults(found: Sequence[Change], on_change: OnChange | None) -> list[
 
 
 def _state_faults(
-    kind: str, p: Tensor, name: str, state: Mapping[str, Any], expected: Mapping[str, Any] | None
+    kind: str,
+    group: Mapping[str, Any],
+    p: Tensor,
+    name: str,
+    state: Mapping[str, Any],
+    expected: Mapping[str, Any] | None,
 ) -> list[str]:
     if not state or expected is None:
         return []
@@ -169,14 +175,14 @@ def _state_faults(
     faults += [f"{name}/{key}: {kind} needs it and it is missing" for key in expected.keys() - state.keys()]
     for key in state.keys() & expected.keys():
         shape = tuple(getattr(state[key], "shape", ()))
-        wanted = _scaled_shape(expected[key], p)
+        wanted = _scaled_shape(expected[key], group, p)
         if wanted is not None and shape != wanted:
             faults.append(f"{name}/{key}: saved with shape {shape}, this model needs {wanted}")
     return sorted(faults)
 
 
 def _expected_states(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Any] | None]:
-    """For each parameter the state that the optimizer keeps for a tensor of its number of axes and dtype.
+    """For each parameter the state that the optimizer keeps for a tensor of its kind of shape and dtype.
 
     None for optimizers that are neither torch's nor ours: their state may depend on more than that.
     """
@@ -185,16 +191,27 @@ def _expected_states(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str,
     for group in optimizer.param_groups:
         known: dict[Any, dict[str, Any] | None] = {}
         for p in group["params"]:
-            key = (p.ndim, p.dtype)
+            key = (_twin_shape(group, p), p.dtype)
             if key not in known:
-                known[key] = _twin_state(optimizer, group, p) if ours and p.ndim <= len(_PRIMES) else None
+                known[key] = _twin_state(optimizer, group, p) if ours and len(key[0]) == p.ndim else None
             expected[p] = known[key]
     return expected
 
 
+def _twin_shape(group: Mapping[str, Any], p: Tensor) -> tuple[int, ...]:
+    """A small shape of p's kind, with a prime for each axis: as wide or tall as p, and of as many stacked matrices."""
+    stacked = group.get("stacked", 1)
+    shape = [prime for prime in _PRIMES if prime > stacked][: p.ndim]
+    if p.ndim > 1 and p.shape[-2] >= stacked * p.shape[-1]:
+        shape[-2:] = shape[:-3:-1]
+    if stacked > 1:
+        shape[-2] *= stacked
+    return tuple(shape)
+
+
 def _twin_state(optimizer: torch.optim.Optimizer, group: dict[str, Any], p: Tensor) -> dict[str, Any] | None:
     """What a step leaves behind, seen on a twin of the optimizer with a few numbers in a tensor like p."""
-    tiny = nn.Parameter(torch.zeros(_PRIMES[: p.ndim], dtype=p.dtype))
+    tiny = nn.Parameter(torch.zeros(_twin_shape(group, p), dtype=p.dtype))
     tiny.grad = torch.zeros_like(tiny)
     twin = object.__new__(type(optimizer))
     twin.__setstate__(
@@ -208,9 +225,12 @@ def _twin_state(optimizer: torch.optim.Optimizer, group: dict[str, Any], p: Tens
     return {key: value for key, value in twin.state[tiny].items() if value is not None}
 
 
-def _scaled_shape(expected: Any, p: Tensor) -> tuple[int, ...] | None:
+def _scaled_shape(expected: Any, group: Mapping[str, Any], p: Tensor) -> tuple[int, ...] | None:
     """The twin's shape with p's sizes for the twin's; None where an axis is neither p's nor 1."""
-    sizes = {1: 1, **dict(zip(_PRIMES, p.shape, strict=False))}
+    stacked, twin = group.get("stacked", 1), _twin_shape(group, p)
+    sizes = {1: 1, stacked: stacked, **dict(zip(twin, p.shape, strict=False))}
+    if stacked > 1:
+        sizes[twin[-2] // stacked] = p.shape[-2] // stacked
     shape = tuple(getattr(expected, "shape", ()))
     return tuple(sizes[n] for n in shape) if all(n in sizes for n in shape) else None
 
