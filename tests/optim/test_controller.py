@@ -245,6 +245,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a schedule's name": (lambda: control(adamw(), schedule="cosine"), "such as Linear"),  # type: ignore[arg-type]
     "a peak in words": (
         lambda: control(adamw(), rule="independent", peak_lr="0.1"), "got 0.1"),  # type: ignore[arg-type]
+    "a peak of nobody": (
+        lambda: control(two_lr(), rule="corrected", peak_lr={"a": 0.1, "b": 0.1, "c": 0.1}), "no group is named 'c'"),
+    "a negative λ": (lambda: control(adamw(), schedule=lambda _step: -0.1), "λ = -0.1 at step 0"),
+    "no λ": (lambda: control(adamw(), schedule=lambda _step: None), "λ = None at step 0"),  # type: ignore[arg-type]
     "over one": (lambda: control(adamw(), rule="fixed", schedule=Constant(1.5)), "sign of the weights"),
     "ω/t from the start": (
         lambda: control(adamw(), rule="independent", peak_lr=PEAK, schedule=OneOverT(4.0)), "sign of the weights"),

@@ -172,3 +172,16 @@ def test_fixed_decays_where_lr_is_zero_and_the_others_do_not() -> None:
         optimizer.param_groups[0]["lr"] = 0.0
         optimizer.step()
         assert float(p.detach()[0, 0]) == pytest.approx(0.99 if name == "fixed" else 1.0)
+
+
+@pytest.mark.parametrize("setting", ["lr", "weight_decay"])
+def test_weights_never_grow_by_their_decay(setting: str) -> None:
+    """torch checks lr and λ when an optimizer is made; a scheduler or a hand may change them afterwards."""
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = AdamW([p], lr=0.1, weight_decay=0.1)
+    optimizer.param_groups[0][setting] = -0.1
+    p.grad = torch.zeros_like(p)
+    with pytest.raises(OptimizerError, match="would make the weights grow"):
+        optimizer.step()
+    assert torch.equal(p, torch.ones(3))
+    assert group_decay_per_step({"lr": -1e-16, "weight_decay": 0.1}) == pytest.approx(0.0, abs=1e-15)

@@ -32,6 +32,8 @@ from weightdecay.errors import OptimizerError, did_you_mean
 # What a_t acts on: all of w, w where the update agrees with it, w − target, or the gradient instead of w.
 Reach = Literal["weights", "agreeing", "towards_one", "towards_initial", "gradient"]
 
+_ROUNDING = 1e-12  # a schedule that ends at 0 may end a hair below
+
 
 @dataclass(frozen=True)
 class Rule(ABC):
@@ -165,7 +167,8 @@ def group_decay_per_step(group: Mapping[str, Any]) -> float | None:
         group: one of `optimizer.param_groups`: `lr`, `weight_decay`, and where present `rule` and `peak_lr`.
 
     Raises:
-        OptimizerError: the peak is missing, lr is above it, or a_t > 1, which would turn the weights' sign.
+        OptimizerError: the peak is missing, lr is above it, or a_t is under 0, with which the weights would grow, or
+            over 1, which would turn their sign.
     """
     chosen = rule(group.get("rule", "decoupled"))
     weight_decay = _float(group["weight_decay"])
@@ -181,6 +184,11 @@ def group_decay_per_step(group: Mapping[str, Any]) -> float | None:
             "much: give the schedule's highest lr as peak_lr"
         )
     decay = chosen.decay_per_step(lr, weight_decay, None if peak_lr is None else float(peak_lr))
+    if decay < -_ROUNDING or weight_decay < 0.0:
+        raise OptimizerError(
+            f"{where}a decay per step of {decay:g} would make the weights grow (rule '{chosen.name}', lr {lr:g}, "
+            f"weight_decay {weight_decay:g}): lr and weight_decay must be at least 0"
+        )
     if not decay <= 1.0:
         raise OptimizerError(
             f"{where}a decay per step of {decay:g} would turn the sign of the weights (rule '{chosen.name}', "

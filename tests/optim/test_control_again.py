@@ -1,0 +1,91 @@
+"""Controls that fail, come twice, or meet groups and states that were not there when they began."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.optim.test_controller import PEAK, parameters, run
+from weightdecay.errors import OptimizerError
+from weightdecay.optim.adamw import AdamW
+from weightdecay.optim.controller import control
+from weightdecay.optim.schedules import Constant, Linear
+
+
+def test_what_is_refused_leaves_no_hook_and_no_setting_behind() -> None:
+    theirs, ours = parameters(), parameters()
+    optimizer = torch.optim.AdamW(theirs, lr=PEAK, weight_decay=0.05)
+    as_given = [set(group) for group in optimizer.param_groups]
+    with pytest.raises(OptimizerError, match="above the declared peak"):
+        control(optimizer, rule="independent", peak_lr=PEAK / 2, schedule=Constant(0.1))
+    assert [set(group) for group in optimizer.param_groups] == as_given
+    expected = run(torch.optim.AdamW(ours, lr=PEAK, weight_decay=0.05))
+    assert all(torch.equal(a, b) for a, b in zip(run(optimizer), expected, strict=True))
+
+
+def test_an_optimizer_is_controlled_once() -> None:
+    """Two controls would decay twice, and the second would put back the first one's 0 for λ."""
+    optimizer = torch.optim.SGD(parameters(), lr=PEAK, weight_decay=0.5)
+    first = control(optimizer, rule="fixed")
+    with pytest.raises(OptimizerError, match="under control already"):
+        control(optimizer, rule="decoupled")
+    first.remove()
+    assert control(optimizer, rule="decoupled").decay_per_step() == pytest.approx([PEAK * 0.5])
+
+
+def test_a_schedule_alone_leaves_our_optimizers_their_rule() -> None:
+    optimizer = AdamW(parameters(), lr=PEAK, weight_decay=0.05, rule="independent")
+    assert control(optimizer, schedule=Constant(0.3)).decay_per_step() == pytest.approx([0.3])
+
+
+def test_another_rule_than_the_one_that_was_loaded_is_not_passed_over_in_silence() -> None:
+    saved, resumed = (torch.optim.AdamW(parameters(), lr=PEAK, weight_decay=0.05) for _ in range(2))
+    control(saved, rule="fixed")
+    run(saved, last=2)
+    resumed.load_state_dict(saved.state_dict())
+    with pytest.raises(OptimizerError, match=r"'corrected' reaches no group: each has its own \(fixed\)"):
+        control(resumed, rule="corrected", peak_lr=PEAK)
+    assert control(resumed, rule="fixed").decay_per_step() == pytest.approx([0.05])
+
+
+def test_groups_that_come_later_follow_the_rule_too() -> None:
+    first, second = parameters()
+    optimizer = torch.optim.SGD([first], lr=PEAK, weight_decay=0.25)
+    control(optimizer, rule="fixed", schedule=Constant(0.25))
+    optimizer.add_param_group({"params": [second], "weight_decay": 0.1})
+    before = second.detach().clone()
+    run(optimizer, zero=True, last=1)
+    assert torch.equal(second, before * 0.75)
+    optimizer.load_state_dict(
+        torch.optim.SGD([{"params": [p]} for p in (first, second)], weight_decay=0.25).state_dict()
+    )
+    run(optimizer, zero=True, last=1)
+    assert torch.equal(second, before * 0.75 * 0.75)
+
+
+def test_a_later_group_without_a_peak_is_refused() -> None:
+    first, second = parameters()
+    optimizer = torch.optim.AdamW([first], lr=PEAK, weight_decay=0.25)
+    control(optimizer, rule="independent", peak_lr=PEAK)
+    optimizer.add_param_group({"params": [second]})
+    with pytest.raises(OptimizerError, match="needs the peak lr"):
+        run(optimizer, zero=True, last=1)
+
+
+def test_a_schedule_that_stood_at_zero_is_resumed() -> None:
+    """λ was 0 when the state was saved; whose share it is must not be lost with it."""
+    first, second = parameters()
+
+    def make() -> torch.optim.Optimizer:
+        groups: list[dict[str, Any]] = [{"params": [first]}, {"params": [second], "weight_decay": 0.25}]
+        return torch.optim.SGD(groups, lr=PEAK, weight_decay=0.5)
+
+    saved, resumed, rising = make(), make(), Linear(0.0, 1.0, 10)
+    control(saved, schedule=rising)
+    run(saved, zero=True, last=1)
+    assert [group["weight_decay"] for group in saved.param_groups] == [0, 0]
+    resumed.load_state_dict(saved.state_dict())
+    lr = resumed.param_groups[0]["lr"]
+    assert control(resumed, schedule=rising).decay_per_step() == pytest.approx([lr * 0.1, lr * 0.05])
