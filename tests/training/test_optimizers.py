@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -103,24 +105,50 @@ def test_nanochats_tensors_have_its_rates_and_decays(name: str, lr: float, weigh
     optimizer = make_optimizer(config.optimizer, decay_plan(model, config.optimizer))
     assert isinstance(optimizer, Muon)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    seen = {
-        names[id(parameter)]: (group["algorithm"], group["lr"], group["weight_decay"])
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
-    for tensor, algorithm, its_lr, decay in (
-        ("embedding.weight", "adamw", 0.3, 0.001),
-        ("head.weight", "adamw", 0.008, 0.01),
-        ("value_embeddings.1.weight", "adamw", 0.15, 0.01),
-        ("residual_scales.residual_scale", "adamw", 0.005 * rate, 0.05),
-        ("residual_scales.input_scale", "adamw", 0.5 * rate, 0.0),
-        ("smear.amount.weight", "adamw", 0.2, 0.0),
-        ("smear.scale", "adamw", 0.2, 0.0),
-        ("backout_scale", "adamw", 0.2, 0.0),
-        ("blocks.1.attention.value_gate.weight", "muon", lr, weight_decay),
-        ("blocks.0.feedforward.up.weight", "muon", lr, weight_decay),
+    seen = {names[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
+    for tensor, its_lr, decay, betas in (
+        ("embedding.weight", 0.3, 0.001, (0.8, 0.995)),
+        ("head.weight", 0.008, 0.01, (0.8, 0.96)),
+        ("value_embeddings.1.weight", 0.15, 0.01, (0.8, 0.995)),
+        ("residual_scales.residual_scale", 0.005 * rate, 0.05, (0.8, 0.95)),
+        ("residual_scales.input_scale", 0.5 * rate, 0.0, (0.96, 0.95)),
+        ("smear.amount.weight", 0.2, 0.0, (0.8, 0.95)),
+        ("smear.scale", 0.2, 0.0, (0.8, 0.95)),
+        ("backout_scale", 0.2, 0.0, (0.8, 0.95)),
     ):
-        assert seen[tensor] == (algorithm, pytest.approx(its_lr, rel=1e-3), pytest.approx(decay, rel=2e-3)), tensor
+        group = seen.pop(tensor)
+        assert (group["algorithm"], group["rule"], group["betas"], group["eps"]) == ("adamw", "decoupled", betas, 1e-10)
+        assert group["lr"] == pytest.approx(its_lr, rel=1e-3), tensor
+        assert group["weight_decay"] == pytest.approx(decay, rel=2e-3), tensor
+    kinds = [tensor.partition(".")[2].partition(".")[2] for tensor in seen]
+    assert sorted(kinds) == sorted([*2 * MATRICES, "attention.value_gate.weight"])
+    for tensor, group in seen.items():
+        assert (group["algorithm"], group["rule"], group["lr"]) == ("muon", "cautious", pytest.approx(lr, rel=1e-6))
+        assert (group["orthogonalisation"], group["ns_steps"], group["nesterov"]) == ("polar_express", 5, True)
+        assert (group["equal_rows"], group["neuron_beta2"], group["adjust_lr_fn"]) == (True, 0.9, "original")
+        assert group["stacked"] == (3 if "qkv" in tensor else 1), tensor
+        twice = 2 if "feedforward.up" in tensor else 1  # the scaled rate of a matrix four times as high as wide
+        assert group["weight_decay"] == pytest.approx(twice * weight_decay, rel=2e-3), tensor
+
+
+MATRICES = ["attention.qkv.weight", "attention.out.weight", "feedforward.up.weight", "feedforward.down.weight"]
+
+
+def test_nanochats_lambda_falls_for_its_matrices_alone_and_its_momentum_moves(small_text: Path, tmp_path: Path) -> None:
+    values = {"run.steps": 4, "schedule.momentum_rise_steps": 2, "schedule.decay_fraction": 0.5}
+    run = train(tiny("nanochat:nano", small_text, tmp_path, values), reporter=SilentReporter())
+    state = read_json(run.checkpoints / "step-00000004" / "state.json")
+    groups = {name: group for group in state["optimizer"]["groups"] for name in group["params"]}
+    left = 0.5 * (1 + math.cos(math.pi * 3 / 4))
+    assert groups["head.weight"]["weight_decay"] == pytest.approx(0.01, rel=1e-3)
+    assert groups["blocks.0.attention.qkv.weight"]["weight_decay"] == pytest.approx(0.28 * left)
+    assert groups["blocks.0.feedforward.up.weight"]["weight_decay"] == pytest.approx(0.56 * left)
+    assert groups["blocks.0.attention.qkv.weight"]["momentum"] == pytest.approx((0.97 + 0.9) / 2)
+    rows = list(run.rows("train"))
+    assert [row["weight_decay"] for row in rows] == [
+        pytest.approx(0.14 * (1 + math.cos(math.pi * step / 4))) for step in range(4)
+    ]
+    assert all(row["decay_per_step"] == pytest.approx(row["lr"] * row["weight_decay"]) for row in rows)
 
 
 def test_multipliers_that_cannot_be_read_or_match_nothing_are_refused() -> None:
@@ -137,15 +165,39 @@ def test_multipliers_that_cannot_be_read_or_match_nothing_are_refused() -> None:
         decay_plan(model, stray)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_by_name_trains_and_resumes_bit_for_bit(name: str, small_text: Path, tmp_path: Path) -> None:
-    values = {
-        "data.sources": (str(small_text),), "data.tokenizer": "byte", "model.n_layers": 1, "model.d_model": 32,
-        "model.n_heads": 2, "model.context": 16, "run.batch_tokens": 128, "run.checkpoint_every": 4,
-        "optimizer.name": name, "optimizer.lr": 1e-3, "run.batch_ramp": ("0:32", "100:128"),
-        "optimizer.rule": "l2" if name == "adam_l2" else "decoupled",
+def test_settings_of_muon_by_pattern_that_cannot_be_read_or_match_nothing_are_refused_together() -> None:
+    config = recipe("nanochat:nano").config(
+        {
+            "optimizer.muon_stacked": ("attention.kqv=3",),
+            "optimizer.beta1_overrides": ("(=0.9",),
+            "optimizer.beta2_overrides": ("embedding",),
+        }
+    )
+    with torch.device("meta"):
+        model = GPT(config.model)
+    with pytest.raises(ConfigError) as caught:
+        decay_plan(model, config.optimizer)
+    for words in ("'attention.kqv' matches no tensor", "is no regular expression", "must be PATTERN=FACTOR"):
+        assert sum(words in fault for fault in caught.value.faults) == 1, words
+
+
+def tiny(name: str, text: Path, folder: Path, values: Mapping[str, object]) -> TrainConfig:
+    shape = {
+        "data.sources": (str(text),), "data.tokenizer": "byte", "model.n_layers": 1, "model.d_model": 32,
+        "model.n_heads": 2, "model.context": 16, "run.batch_tokens": 128, "run.out": str(folder / "whole"),
     }  # fmt: skip
-    whole = recipe("gpt3:nano").config(values | {"run.steps": 8, "run.out": str(tmp_path / "whole")})
+    return recipe(name).config(shape | dict(values))
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "nanochat"])
+def test_every_optimizer_by_name_trains_and_resumes_bit_for_bit(name: str, small_text: Path, tmp_path: Path) -> None:
+    values: dict[str, object] = {"run.steps": 8, "run.checkpoint_every": 4, "run.batch_ramp": ("0:32", "100:128")}
+    if name == "nanochat":
+        values |= {"schedule.momentum_rise_steps": 3}
+    else:
+        rule = "l2" if name == "adam_l2" else "decoupled"
+        values |= {"optimizer.name": name, "optimizer.lr": 1e-3, "optimizer.rule": rule}
+    whole = tiny("nanochat:nano" if name == "nanochat" else "gpt3:nano", small_text, tmp_path, values)
     train(whole, reporter=SilentReporter())
     part = whole.replace(run__out=str(tmp_path / "parts"))
     train(part, reporter=SilentReporter())

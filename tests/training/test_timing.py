@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ from weightdecay.errors import ConfigError
 from weightdecay.recipes.schema import recipe
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.training.progress import SilentReporter
-from weightdecay.training.timing import batch_sizes, grad_clip_schedule, lr_schedule, weight_decay_schedule
+from weightdecay.training.timing import (
+    batch_sizes,
+    grad_clip_schedule,
+    lr_schedule,
+    momentum_schedule,
+    weight_decay_schedule,
+)
 from weightdecay.training.trainer import train
 
 
@@ -58,6 +65,32 @@ def test_blooms_batch_climbs_by_16_sequences_at_the_samples_where_megatrons_does
         seen = sizes.sequences_before(step)
         assert sizes.sequences_at(step) == 192 + 16 * (seen * 116 // 9_765_625)
     assert sizes.sequences_before(len(sizes.ramp) - 1) < 9_765_625 <= sizes.sequences_before(len(sizes.ramp))
+
+
+def test_nanochats_momentum_rises_and_falls_as_its_script_has_it() -> None:
+    """karpathy/nanochat@92d63d4, scripts/base_train.py, get_muon_momentum(), of 2,520 steps."""
+    config = config_of("nanochat:d12", run__steps=2520, run__tokens=0)
+    momentum, start, length = momentum_schedule(config), 2520 - 1638, 1638
+    for step in (0, 1, 200, 399):
+        assert momentum(step) == pytest.approx(0.85 + 0.12 * step / 400)
+    for step in (400, 700, start):
+        assert momentum(step) == pytest.approx(0.97)
+    for step in (start + 1, 2000, 2519):
+        assert momentum(step) == pytest.approx(0.97 - 0.07 * (step - start) / length)
+
+
+@pytest.mark.parametrize("steps", [1, 300, 400, 401, 500])
+def test_a_short_run_ends_before_the_momentum_falls_or_lets_it_fall_from_where_it_is(steps: int) -> None:
+    momentum = momentum_schedule(config_of("nanochat:nano", run__steps=steps))
+    values = [momentum(step) for step in range(steps)]
+    assert values[0] == 0.85
+    assert max(values) == values[min(steps - 1, 400)]
+    assert all(abs(late - early) < 0.002 for early, late in pairwise(values))
+
+
+def test_a_momentum_that_is_told_nothing_stays() -> None:
+    momentum = momentum_schedule(config_of("moonlight:nano"))
+    assert {momentum(step) for step in range(0, 1200, 7)} == {0.95}
 
 
 @pytest.mark.parametrize("nproc", [2, 3, 7])

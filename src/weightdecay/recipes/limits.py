@@ -16,7 +16,9 @@ _CHOICES = {
     "optimizer.name": OPTIMIZERS,
     "optimizer.muon_scale": ("match_rms_adamw", "original"),
     "schedule.shape": ("constant", "cosine", "inverse_sqrt", "linear", "stages", "warmup_stable_decay"),
+    "optimizer.muon_orthogonalisation": ("newton_schulz", "polar_express"),
     "schedule.weight_decay_shape": ("constant", "cosine", "linear"),
+    "schedule.weight_decay_moves": ("all", "muon"),
     "run.batch_ramp_shape": ("linear", "steps"),
     "run.dtype": ("bfloat16", "float32"),
     "run.on_nonfinite": ("skip", "stop"),
@@ -25,14 +27,15 @@ _CHOICES = {
 _RANGES: dict[tuple[float, float, str], dict[str, str]] = {
     (0.0, math.inf, "at least 0"): {
         "optimizer": "lr eps grad_clip",
-        "schedule": "final_fraction weight_decay_final_fraction warmup_steps warmup_tokens decay_tokens hold_steps",
+        "schedule": "final_fraction weight_decay_final_fraction warmup_steps warmup_tokens decay_tokens hold_steps "
+        "momentum_rise_steps",
         "run": "steps tokens batch_ramp_increment micro_batch_tokens seed log_every eval_every checkpoint_every",
     },
     (0.0, math.inf, "at least 0, or auto"): {"optimizer": "weight_decay"},
     (1.0, math.inf, "at least 1"): {"run": "batch_tokens eval_tokens keep nproc"},
     (0.0, 1.0, "from 0 to below 1"): {
-        "optimizer": "beta1 beta2 momentum",
-        "schedule": "warmup_fraction hold_fraction",
+        "optimizer": "beta1 beta2 momentum muon_beta2",
+        "schedule": "warmup_fraction hold_fraction momentum_start momentum_final",
     },
     (0.0, 1.0 + 1e-9, "from 0 to 1"): {"schedule": "decay_fraction"},
     (-math.inf, 0.0, "below 0"): {"optimizer": "beta2_decay"},

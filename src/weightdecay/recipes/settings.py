@@ -51,6 +51,12 @@ class OptimizerSettings:
         grad_clip: largest norm of the whole gradient; 0 does not clip.
         momentum: of `muon` and `sgdw`; `beta1` and `beta2` are then AdamW's beside Muon.
         muon_scale: of Muon's update: `match_rms_adamw` or `original`.
+        muon_orthogonalisation: `newton_schulz` or `polar_express`.
+        muon_equal_rows: whether rows are brought to one norm before it.
+        muon_beta2: β₂ of the mean squares by which neurons are brought to one size after it; 0 leaves them.
+        muon_stacked: `PATTERN=N` for tensors of N matrices, one above the other, that are each made orthogonal.
+        adamw_rule: of the tensors that AdamW updates beside Muon; empty means `rule`.
+        beta1_overrides, beta2_overrides: `PATTERN=BETA` for some of these tensors.
         beta2_decay: c in Adafactor's β2 = 1 − t^c.
         factored: whether Adafactor keeps row and column means of g² instead of g² itself.
         lr_multipliers, weight_decay_multipliers: `PATTERN=FACTOR` for the tensors whose name the pattern is found in.
@@ -67,6 +73,13 @@ class OptimizerSettings:
     grad_clip: float = 0.0
     momentum: float = 0.95
     muon_scale: str = "match_rms_adamw"
+    muon_orthogonalisation: str = "newton_schulz"
+    muon_equal_rows: bool = False
+    muon_beta2: float = 0.0
+    muon_stacked: tuple[str, ...] = ()
+    adamw_rule: str = ""
+    beta1_overrides: tuple[str, ...] = ()
+    beta2_overrides: tuple[str, ...] = ()
     beta2_decay: float = -0.8
     factored: bool = True
     lr_multipliers: tuple[str, ...] = ()
@@ -90,6 +103,10 @@ class ScheduleSettings:
             peak.
         weight_decay_shape: how λ moves: `constant`, `cosine` or `linear`.
         weight_decay_final_fraction: of λ, where it ends.
+        weight_decay_moves: whose λ moves: of `all` tensors, or of those alone that `muon` updates.
+        momentum_start, momentum_rise_steps: from where and how long Muon's momentum rises to `optimizer.momentum`.
+        momentum_final: where it ends, along a straight line over the last `decay_fraction` or what is left of it after
+            the rise; 0 means that it stays.
     """
 
     shape: str
@@ -105,6 +122,10 @@ class ScheduleSettings:
     grad_clip_changes: tuple[str, ...] = ()
     weight_decay_shape: str = "constant"
     weight_decay_final_fraction: float = 0.0
+    weight_decay_moves: str = "all"
+    momentum_start: float = 0.0
+    momentum_rise_steps: int = 0
+    momentum_final: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,13 @@ from weightdecay.recipes.settings import TrainConfig
 from weightdecay.training.optimizers import decay_plan, rule_faults
 from weightdecay.training.preflight import missing_names
 from weightdecay.training.pretrained import holds_a_model, with_pretrained_shape
-from weightdecay.training.timing import batch_sizes, grad_clip_schedule, lr_schedule, weight_decay_schedule
+from weightdecay.training.timing import (
+    batch_sizes,
+    grad_clip_schedule,
+    lr_schedule,
+    momentum_schedule,
+    weight_decay_schedule,
+)
 
 # Tokens in one forward pass when the configuration leaves it open: fits small models in a laptop's memory.
 _MICRO_BATCH_TOKENS = 16_384
@@ -36,7 +42,8 @@ class Assembly:
     Attributes:
         config: resolved: steps, λ, intervals and vocabulary are concrete numbers.
         plan: made on a model without weights, equal to the trained model's.
-        lr, weight_decay, grad_clip: η, λ and the largest norm of the gradient at every step, counted from 0.
+        lr, weight_decay, momentum, grad_clip: η, λ, Muon's momentum and the largest norm of the gradient at every step,
+            counted from 0.
         sizes: tokens of every step.
         decay: what the decay per step amounts to.
         tokens_per_parameter: of the whole run, without embeddings.
@@ -49,6 +56,7 @@ class Assembly:
     plan: DecayPlan
     lr: Schedule
     weight_decay: Schedule
+    momentum: Schedule
     grad_clip: Schedule
     sizes: BatchSizes
     decay: DecayOverRun | None  # none under `l2`, whose decay the gradients decide
@@ -96,6 +104,7 @@ def assemble(config: TrainConfig, progress: Progress | None = None) -> Assembly:
         plan=decay_plan(model, config.optimizer),
         lr=lr,
         weight_decay=weight_decay,
+        momentum=momentum_schedule(config),
         grad_clip=grad_clip_schedule(config, sizes),
         sizes=sizes,
         decay=_decay_over_run(config, lr, weight_decay),

@@ -124,7 +124,7 @@ class TrainingLoop:
     def _update(self) -> StepResult:
         """The next step's rates, gradient and update."""
         settings = self.assembly.config.run
-        self.set_rates(self.assembly.lr(self.done), self.assembly.weight_decay(self.done))
+        self.set_rates(self.done)
         result = take_step(
             self.objective,
             self.optimizer,
@@ -150,10 +150,16 @@ class TrainingLoop:
         if load_LX is not None and model.router_bias_speed and moving:
             self.model.shift_router_biases(load_LX, model.router_bias_speed)
 
-    def set_rates(self, lr: float, weight_decay: float) -> None:
-        """This step's η and λ, times each group's own share of them."""
+    def set_rates(self, step: int) -> None:
+        """A step's η and λ, times each group's own share of them, and Muon's momentum."""
+        config, lr, weight_decay = self.assembly.config, self.assembly.lr(step), self.assembly.weight_decay(step)
         for group, (lr_share, decay_share) in zip(self.optimizer.param_groups, self.shares, strict=True):
-            group["lr"], group["weight_decay"] = lr * lr_share, weight_decay * decay_share
+            of_muon = group.get("algorithm") == "muon"
+            moves = of_muon or config.schedule.weight_decay_moves == "all"
+            group["lr"] = lr * lr_share
+            group["weight_decay"] = (weight_decay if moves else config.optimizer.weight_decay) * decay_share
+            if of_muon:
+                group["momentum"] = self.assembly.momentum(step)
 
     def resume(self) -> None:
         """Weights, optimizer state and place of the newest good checkpoint."""
@@ -196,7 +202,7 @@ class TrainingLoop:
         ]
 
     def _step_row(self, result: StepResult, step_s: float) -> dict[str, Any]:
-        decaying = max(self.optimizer.param_groups, key=lambda group: group["weight_decay"])
+        decaying = self._decaying_group()
         batch_tokens = self.assembly.sizes.tokens_at(self.done - 1)
         return {
             "kind": "train",
@@ -214,6 +220,12 @@ class TrainingLoop:
             "tokens_per_s": batch_tokens / step_s,
             "elapsed_s": self.elapsed_s,
         }
+
+    def _decaying_group(self) -> dict[str, Any]:
+        """The group whose λ is the configuration's, or the largest share of it."""
+        shares = [(decay_share == 1.0, decay_share) for _, decay_share in self.shares]
+        group: dict[str, Any] = self.optimizer.param_groups[shares.index(max(shares))]
+        return group
 
     def _penalty(self) -> float:
         """½·Σ λ‖w‖², what the decay would be as a term of the loss."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from weightdecay.errors import ConfigError
+from weightdecay.errors import ConfigError, did_you_mean
 from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.adamw import AdamL2, AdamW
 from weightdecay.optim.lion import Lion
@@ -23,8 +25,10 @@ def decay_plan(model: nn.Module, settings: OptimizerSettings) -> DecayPlan:
     """Which tensors decay, and by how much: the policy, then the multipliers.
 
     Raises:
-        ConfigError: a multiplier that cannot be read, or whose pattern matches no tensor.
+        ConfigError: a setting by pattern that cannot be read, or whose pattern matches no tensor.
     """
+    if settings.name == "muon":
+        own_settings(settings, dict(model.named_parameters()))
     return plan(
         model, weight_decay=settings.weight_decay, policy=settings.policy, overrides=multiplier_overrides(settings)
     )
@@ -87,10 +91,13 @@ def _lion(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimi
 
 def _muon(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimizer:
     return Muon(
-        _head_beside(decided.param_groups(lr=settings.lr)),
+        _split_for_muon(settings, decided.param_groups(lr=settings.lr)),
         lr=settings.lr,
         momentum=settings.momentum,
         adjust_lr_fn=settings.muon_scale,
+        orthogonalisation=settings.muon_orthogonalisation,
+        equal_rows=settings.muon_equal_rows,
+        neuron_beta2=settings.muon_beta2,
         adamw_betas=(settings.beta1, settings.beta2),
         adamw_eps=settings.eps,
         rule=settings.rule,
@@ -98,24 +105,48 @@ def _muon(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimi
     )
 
 
-def _head_beside(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The plan's groups, matrices to Muon and, as in its papers, everything else to AdamW: tables, vectors and the
-    output head, which an untied decoder has as one more linear layer."""
-    split = []
+def own_settings(settings: OptimizerSettings, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """What each tensor's group says to Muon beside η and λ: matrices are made orthogonal and, as in Muon's papers,
+    everything else goes to AdamW: tables, vectors and the output head, which an untied decoder has as one more linear
+    layer.
+
+    Raises:
+        ConfigError: an entry `PATTERN=NUMBER` that cannot be read, or whose pattern matches no tensor.
+    """
+    faults: list[str] = []
+    keys = ("muon_stacked", "beta1_overrides", "beta2_overrides")
+    stacked, beta1, beta2 = (_by_pattern(key, getattr(settings, key), tensors, faults) for key in keys)
+    if faults:
+        raise ConfigError(faults)
+    own: dict[str, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        if _is_hidden_matrix(name, tensor):
+            number = stacked.get(name, 1.0)
+            own[name] = {"algorithm": "muon", "stacked": int(number) if number.is_integer() else number}
+        else:
+            betas = (beta1.get(name, settings.beta1), beta2.get(name, settings.beta2))
+            own[name] = {"algorithm": "adamw", "rule": settings.adamw_rule or settings.rule, "betas": betas}
+    return own
+
+
+def _split_for_muon(settings: OptimizerSettings, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The plan's groups, each as one for all tensors with the same settings of their own."""
+    tensors = {name: p for group in groups for name, p in zip(group["param_names"], group["params"], strict=True)}
+    own, split = own_settings(settings, tensors), []
     for group in groups:
-        members = list(zip(group["param_names"], group["params"], strict=True))
-        for algorithm in ("muon", "adamw"):
-            chosen = [(name, tensor) for name, tensor in members if _algorithm(name, tensor) == algorithm]
-            if chosen:
-                names, tensors = map(list, zip(*chosen, strict=True))
-                own = {"name": f"{group['name']} {algorithm}", "algorithm": algorithm}
-                split.append({**group, **own, "param_names": names, "params": tensors})
+        alike: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+        for name in group["param_names"]:
+            alike[tuple(own[name].items())].append(name)
+        for values, names in alike.items():
+            said = dict(values)
+            chosen = {"name": f"{group['name']} {said['algorithm']}", "param_names": names}
+            split.append({**group, **said, **chosen, "params": [tensors[name] for name in names]})
     return split
 
 
-def _algorithm(name: str, tensor: Tensor) -> str:
+def _is_hidden_matrix(name: str, tensor: Tensor) -> bool:
     table_or_head = name.startswith(("embedding.", "positions.", "value_embeddings.", "smear.", "head."))
-    return "adamw" if table_or_head or tensor.ndim < 2 else "muon"
+    return tensor.ndim >= 2 and not table_or_head
 
 
 def _sgdw(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimizer:
@@ -130,6 +161,21 @@ _BY_NAME: dict[str, Callable[[OptimizerSettings, DecayPlan], torch.optim.Optimiz
     "muon": _muon,
     "sgdw": _sgdw,
 }
+
+
+def _by_pattern(key: str, entries: tuple[str, ...], names: Iterable[str], faults: list[str]) -> dict[str, float]:
+    """The number of each name that one of the `PATTERN=NUMBER` is found in; of the first, where several are."""
+    numbers: dict[str, float] = {}
+    for pattern, number in _pairs(key, entries, faults):
+        try:
+            matching = [name for name in names if re.search(pattern, name)]
+        except re.error as error:
+            faults.append(f"optimizer.{key}: '{pattern}' is no regular expression: {error}")
+            continue
+        if not matching:
+            faults.append(f"optimizer.{key}: '{pattern}' matches no tensor: {did_you_mean(pattern, names)}")
+        numbers = dict.fromkeys(matching, number) | numbers
+    return numbers
 
 
 def _pairs(key: str, entries: tuple[str, ...], faults: list[str]) -> list[tuple[str, float]]:

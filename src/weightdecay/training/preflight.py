@@ -61,6 +61,7 @@ def _find_sources(sources: tuple[str, ...]) -> None:
 
 _FINDERS: dict[str, Callable[[Any], None]] = {
     "optimizer.rule": _find_rule,
+    "optimizer.adamw_rule": lambda name: _find_rule(name) if name else None,
     "optimizer.policy": _find_policy,
     "data.tokenizer": _find_tokenizer,
     "data.sources": _find_sources,

@@ -89,6 +89,17 @@ def weight_decay_schedule(config: TrainConfig) -> Schedule:
     )
 
 
+def momentum_schedule(config: TrainConfig) -> Schedule:
+    """Muon's momentum at every step: a rise, `optimizer.momentum`, and a straight way to where it ends."""
+    timing, steps, peak = config.schedule, config.run.steps, config.optimizer.momentum
+    rise = timing.momentum_rise_steps
+    pieces: dict[int, Schedule] = {0: Linear(timing.momentum_start, peak, rise) if rise else Constant(peak)}
+    first = max(rise, steps - round(timing.decay_fraction * steps))
+    if timing.momentum_final and first < steps:
+        pieces[first] = Linear(peak, timing.momentum_final, steps - first)
+    return Piecewise(tuple(pieces.items()))
+
+
 _SHAPES: dict[str, Callable[[float, float, int], Schedule]] = {
     "constant": lambda _start, end, _steps: Constant(end),
     "cosine": Cosine,
