@@ -97,4 +97,6 @@ def from_positional(
         }
         for group in state_dict["param_groups"]
     ]
-    return tensors, {"optimizer": "", "groups": groups}
+    present = {full.rpartition("/")[0] for full in tensors}
+    stateless = [name for name in names if name not in present]
+    return tensors, {"optimizer": "", "stateless": stateless, "groups": groups}

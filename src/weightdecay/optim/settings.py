@@ -17,7 +17,7 @@ from weightdecay.errors import OptimizerError
 Names: TypeAlias = nn.Module | Mapping[str, Tensor] | Sequence[str] | None
 Settings: TypeAlias = dict[str, Any]
 
-NOT_SETTINGS = {"params", "param_names", "foreach", "fused", "capturable", "differentiable", "decay_step"}
+NOT_SETTINGS = {"params", "param_names", "foreach", "fused", "capturable", "differentiable"}
 HARMLESS = {"order", "name"}
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)|^(module)(?=\.)")
 
@@ -44,10 +44,14 @@ class Change:
 
 
 def settings_by_name(optimizer: torch.optim.Optimizer, names: Names = None) -> Settings:
-    """The optimizer's class and groups as JSON: for each group its parameters' names and every plain setting."""
+    """The optimizer's class and groups as JSON: for each group its parameters' names and every plain setting.
+
+    `stateless` names the parameters that have no state yet, so that the loss of another's is seen.
+    """
     named = parameter_names(optimizer, names)
     return {
         "optimizer": type(optimizer).__name__,
+        "stateless": [name for p, name in named.items() if not has_state(optimizer, p)],
         "groups": [
             {
                 "params": [named[p] for p in group["params"]],
@@ -67,12 +71,13 @@ def changes(
         ignore: settings not to compare, such as `lr` where a schedule sets it anew at each step.
     """
     saved, asked = by_parameter(settings), by_parameter(settings_by_name(optimizer, names))
+    left_out = NOT_SETTINGS | progress_keys(optimizer) | set(ignore)
     found = [Change(name, "tensor", "present", "missing") for name in saved if name not in asked]
     for name, wanted in asked.items():
         if name not in saved:
             found.append(Change(name, "tensor", "missing", "present"))
             continue
-        keys = sorted((wanted.keys() | saved[name].keys()) - NOT_SETTINGS - set(ignore))
+        keys = sorted((wanted.keys() | saved[name].keys()) - left_out)
         pairs = [(key, saved[name].get(key), wanted.get(key)) for key in keys]
         found += [Change(name, key, old, new) for key, old, new in pairs if old != new]
     if not any(change.setting == "tensor" for change in found) and list(saved) != list(asked):
@@ -131,10 +136,28 @@ def parameter_names(optimizer: torch.optim.Optimizer, names: Names = None) -> di
     return named
 
 
+def has_state(optimizer: torch.optim.Optimizer, p: Tensor) -> bool:
+    return any(value is not None for value in optimizer.state.get(p, {}).values())
+
+
+def progress_keys(optimizer: torch.optim.Optimizer) -> frozenset[str]:
+    """What groups hold of how far the optimizer has come: no settings, so never a matter of choice."""
+    theirs = ("k", "weight_sum", "lr_max", "scheduled_lr", "train_mode")  # schedulefree@1.4
+    return frozenset({"decay_step", *(theirs if type(optimizer).__module__.startswith("schedulefree") else ())})
+
+
 def by_parameter(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Name -> its group's settings.
+
+    Raises:
+        OptimizerError: these are no settings that `settings_by_name` gave.
+    """
+    groups = settings.get("groups")
+    if not isinstance(groups, list) or not all(isinstance(g, Mapping) and "params" in g for g in groups):
+        raise OptimizerError("the settings hold no groups with params: give what settings_by_name gave when saving")
     return {
         name: {key: value for key, value in group.items() if key != "params"}
-        for group in settings["groups"]
+        for group in groups
         for name in group["params"]
     }
 

@@ -29,6 +29,7 @@ from weightdecay.optim.settings import (
     changes,
     describe,
     parameter_names,
+    progress_keys,
 )  # fmt: skip
 
 OnChange = Literal["keep", "override"]
@@ -116,7 +117,7 @@ def load_state_by_name(
         found = changes(optimizer, settings, names, ignore=ignore)
     else:
         found = _tensor_changes(states, {name: bool(expected[p]) for p, name in named.items()})
-    kind, faults = type(optimizer).__name__, []
+    kind, faults = type(optimizer).__name__, _entry_faults(tensors, settings, named)
     for group in optimizer.param_groups:
         for p in group["params"]:
             faults += _state_faults(kind, group, p, named[p], states.get(named[p], {}), expected[p])
@@ -146,6 +147,21 @@ def _tensor_changes(states: Mapping[str, Any], asked: Mapping[str, bool]) -> lis
     """Without settings only the state tells which parameters were there. `asked`: name -> whether it keeps state."""
     new = [Change(name, "tensor", "missing", "present") for name in asked if asked[name] and name not in states]
     return (new if states else []) + [Change(name, "tensor", "present", "missing") for name in states.keys() - asked]
+
+
+def _entry_faults(tensors: Mapping[str, Tensor], settings: Settings | None, named: Mapping[Tensor, str]) -> list[str]:
+    """Entries that are no state, and where the settings tell, state that was lost or is of nobody."""
+    faults = [f"'{full}' is no state: entries are named <parameter>/<key>" for full in tensors if "/" not in full]
+    if settings is None:
+        return faults
+    saved, present = by_parameter(settings), {full.rpartition("/")[0] for full in tensors if "/" in full}
+    if "stateless" in settings:
+        lost = saved.keys() & set(named.values()) - present - set(settings["stateless"])
+        faults += [f"{name}: it had state when the settings were saved, and none is here" for name in sorted(lost)]
+    strangers = present - saved.keys() - set(named.values())
+    return faults + [
+        f"{name}: state of a tensor that neither the model nor the settings have" for name in sorted(strangers)
+    ]
 
 
 def _choice_faults(found: Sequence[Change], on_change: OnChange | None) -> list[str]:
@@ -273,11 +289,12 @@ def _kept_settings(
 ) -> list[dict[str, Any]]:
     """For each group the saved values; a fault where its tensors were saved with different ones."""
     saved = by_parameter(settings)
+    left_out = NOT_SETTINGS | HARMLESS | progress_keys(optimizer) | set(ignore)
     kept = []
     for index, group in enumerate(optimizer.param_groups):
         members = [saved[named[p]] for p in group["params"] if named[p] in saved]
         values = {}
-        for key in sorted({key for member in members for key in member} - NOT_SETTINGS - HARMLESS - set(ignore)):
+        for key in sorted({key for member in members for key in member} - left_out):
             if any(member.get(key) != members[0].get(key) for member in members):
                 faults.append(f"group {index}: its tensors were saved with different {key}, so it cannot be kept")
             values[key] = members[0].get(key)
@@ -295,12 +312,13 @@ def _set_group(group: dict[str, Any], values: Mapping[str, Any]) -> None:
 
 
 def _restore_progress(optimizer: torch.optim.Optimizer, settings: Settings | None, named: Mapping[Tensor, str]) -> None:
-    """The number of steps that a λ schedule has seen: no setting, so never a matter of choice."""
+    """How far each group had come, such as the number of steps that a λ schedule has seen."""
     saved = by_parameter(settings) if settings else {}
     for group in optimizer.param_groups:
-        counts = [saved[named[p]]["decay_step"] for p in group["params"] if "decay_step" in saved.get(named[p], {})]
-        if counts:
-            group["decay_step"] = max(counts)
+        members = [saved[named[p]] for p in group["params"] if named[p] in saved]
+        for key in progress_keys(optimizer):
+            if found := [member[key] for member in members if key in member]:
+                group[key] = max(found)
 
 
 def _scalar_dtype(value: float) -> torch.dtype:

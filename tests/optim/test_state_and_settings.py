@@ -1,0 +1,86 @@
+"""What an optimizer's saved state and its saved settings tell of each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.optim.test_state import model, train
+from weightdecay.errors import OptimizerError
+from weightdecay.optim.adamw import AdamW
+from weightdecay.optim.migrate import from_positional
+from weightdecay.optim.settings import changes, settings_by_name
+from weightdecay.optim.state import load_state_by_name, state_by_name
+
+
+@pytest.mark.parametrize("on_change", [None, "keep", "override"])
+def test_lost_unknown_and_nameless_state_is_named_at_once_and_nothing_is_loaded(on_change: Any) -> None:
+    net = model()
+    optimizer = AdamW(net.named_parameters())
+    train(net, optimizer, 0, 2)
+    tensors, settings = state_by_name(optimizer), settings_by_name(optimizer)
+    damaged = {key: value for key, value in tensors.items() if not key.startswith(("0.bias/", "2.weight/"))}
+    damaged |= {"9.weight/exp_avg": torch.ones(2), "1.weight": torch.ones(2)}
+    fresh = AdamW(net.named_parameters())
+    with pytest.raises(OptimizerError) as caught:
+        load_state_by_name(fresh, damaged, settings, on_change=on_change)
+    assert [fault.split(":")[0] for fault in caught.value.faults] == [
+        "'1.weight' is no state", "0.bias", "2.weight", "9.weight",
+    ]  # fmt: skip
+    assert not fresh.state
+
+
+def test_a_tensor_that_never_had_a_gradient_has_no_state_to_lose() -> None:
+    net = model()
+    optimizer = AdamW(net.named_parameters())
+    train(net[1:], optimizer, 0, 2)
+    tensors, settings = state_by_name(optimizer), settings_by_name(optimizer)
+    assert settings["stateless"] == ["0.weight", "0.bias"]
+    fresh = AdamW(net.named_parameters())
+    load_state_by_name(fresh, tensors, settings)
+    assert state_by_name(fresh).keys() == tensors.keys()
+
+
+def test_a_positional_state_without_some_tensors_says_which() -> None:
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    train(net[1:], optimizer, 0, 1)
+    tensors, settings = from_positional(optimizer.state_dict(), net)
+    assert settings["stateless"] == ["0.weight", "0.bias"]
+    load_state_by_name(torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), tensors, settings, net)
+    del tensors["1.bias/momentum_buffer"]
+    with pytest.raises(OptimizerError, match=r"1\.bias: it had state"):
+        load_state_by_name(torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), tensors, settings, net)
+
+
+@pytest.mark.parametrize("settings", [{}, {"groups": [{"lr": 0.1}]}, {"groups": "decay"}])
+def test_settings_of_somebody_else_are_refused(settings: Any) -> None:
+    optimizer = AdamW(model().named_parameters())
+    with pytest.raises(OptimizerError, match="give what settings_by_name gave"):
+        load_state_by_name(optimizer, {}, settings)
+
+
+def test_how_far_schedule_free_had_come_is_no_matter_of_choice() -> None:
+    """Its groups hold the count of steps and the weight of the average: begun anew, the next step would undo it."""
+    schedulefree = pytest.importorskip("schedulefree")
+
+    def make(net: nn.Sequential, weight_decay: float) -> Any:
+        optimizer = schedulefree.AdamWScheduleFree(net.parameters(), lr=0.01, weight_decay=weight_decay)
+        optimizer.train()
+        return optimizer
+
+    through, resumed = model(), model()
+    first, second = make(through, 0.1), make(resumed, 0.4)
+    train(through, first, 0, 3)
+    resumed.load_state_dict(through.state_dict())
+    settings = settings_by_name(first, through)
+    assert {change.setting for change in changes(second, settings, resumed)} == {"weight_decay"}
+    load_state_by_name(second, state_by_name(first, through), settings, resumed, on_change="override")
+    for group in first.param_groups:
+        group["weight_decay"] = 0.4
+    train(through, first, 3, 3)
+    train(resumed, second, 3, 3)
+    assert all(torch.equal(a, b) for a, b in zip(through.parameters(), resumed.parameters(), strict=True))
