@@ -86,3 +86,10 @@ def test_faults_of_a_file_come_in_the_order_of_its_lines(tmp_path: Path, weightd
     assert wrong.returncode == 2
     lines = [int(line.removeprefix(f"error: {path}:").partition(":")[0]) for line in wrong.stderr.splitlines()]
     assert lines == sorted(lines) == [2, 3, 7, 16]
+
+
+def test_both_names_of_a_comparison_are_told_if_neither_is_known(weightdecay: Command) -> None:
+    wrong = weightdecay("recipes", "diff", "gtp2:124m", "llama2:7q")
+    assert wrong.returncode == 2
+    assert "no recipe 'gtp2'" in wrong.stderr
+    assert "no size '7q' of llama2" in wrong.stderr

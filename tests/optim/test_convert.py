@@ -118,3 +118,14 @@ def test_what_cannot_be_converted_says_why(arguments: dict[str, object], words: 
 
 def test_every_convention_says_where_it_comes_from() -> None:
     assert all(len(convention.where) > 10 for convention in CONVENTIONS.values())
+
+
+@pytest.mark.parametrize("lowest", [-1e-4, float("nan"), float("inf")])
+def test_a_schedule_below_zero_or_without_end_is_refused(lowest: float) -> None:
+    with pytest.raises(ConfigError, match="at step 3"):
+        convert(0.1, source="torch", target="palm", lr=1e-3, schedule=lambda t: lowest if t == 3 else 1e-3, steps=5)
+
+
+def test_a_run_at_lr_zero_decays_by_nothing_in_any_convention() -> None:
+    found = convert(0.1, source="torch", target="fixed", lr=1e-3, schedule=lambda _: 0.0, steps=5)
+    assert (float(found), found.exact, found.error, found.target_shrink) == (0.0, True, 0.0, 1.0)

@@ -111,3 +111,12 @@ def test_another_order_or_model_is_told_with_every_name() -> None:
         from_positional(old.state_dict(), Block(), "nanogpt")
     with pytest.raises(OptimizerError, match="did you mean 'nanogpt'"):
         positional_names(model, "nanogtp")  # type: ignore[arg-type]
+
+
+def test_a_whole_checkpoint_is_not_taken_for_the_optimizers_part() -> None:
+    model = nn.Linear(2, 2)
+    state = torch.optim.AdamW(model.parameters()).state_dict()
+    checkpoint = {"model": model.state_dict(), "optimizer": state}  # as nanoGPT writes it
+    with pytest.raises(OptimizerError, match=r"no 'param_groups' and no 'state'.*checkpoint\['optimizer'\]"):
+        from_positional(checkpoint, model, "nanogpt")
+    assert from_positional(checkpoint["optimizer"], model)[0] == {}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from weightdecay.cli.flags import Argument, Switch, Words
+from weightdecay.cli.flags import Argument, Switch, Words, raise_together
 from weightdecay.cli.output import console, print_json
 from weightdecay.errors import ConfigError
 
@@ -40,8 +40,8 @@ class Recipes:
                 one = recipe(name)
                 document, shown = _document(one), _values(one)
             case ("diff", first, second):
-                pair = recipe(first), recipe(second)
-                document, shown = _difference(*pair), _difference_table(*pair)
+                one, other = _both(first, second)
+                document, shown = _difference(one, other), _difference_table(one, other)
             case _:
                 raise ConfigError(
                     f"recipes {' '.join(self.words)}: must be `recipes`, `recipes show NAME` or `recipes diff A B`, "
@@ -52,6 +52,19 @@ class Recipes:
         else:
             console().print(shown)
         return 0
+
+
+def _both(*names: str) -> list[Recipe]:
+    from weightdecay.recipes.schema import recipe
+
+    found, faults = [], []
+    for name in names:
+        try:
+            found.append(recipe(name))
+        except ConfigError as error:
+            faults += error.faults
+    raise_together(faults)
+    return found
 
 
 def _row(one: Recipe) -> dict[str, Any]:

@@ -105,8 +105,8 @@ def convert(
 
     Raises:
         ConfigError: with every fault: unknown conventions, values out of range, a decay per step over 1, a schedule
-            above `lr`; no schedule or no steps where the conversion depends on them; torch's Adam, whose λ has no
-            counterpart.
+            above `lr` or below 0; no schedule or no steps where the conversion depends on them; torch's Adam, whose λ
+            has no counterpart.
     """
     faults = _faults(weight_decay, source, target, lr, steps)
     if faults:
@@ -125,13 +125,12 @@ def convert(
         return Conversion(value, exact=True, error=0.0, source_shrink=None, target_shrink=None, note=_EXACT)
 
     rates = [lr if schedule is None else schedule(step) for step in range(steps)]
-    if max(rates) > lr * (1 + 1e-9):
-        raise ConfigError(f"the schedule goes up to {max(rates):g}, above the peak lr {lr:g}: give the highest as lr")
+    _raise_if_unusable(rates, lr)
     before = [_shape(there.rule, rate, lr) * into * weight_decay for rate in rates]
     unit = [_shape(here.rule, rate, lr) * out_of for rate in rates]
     _raise_if_over_one(before, source)
-    if not proportional and any(before):
-        value = _matching(unit, _log_shrink(before), f"'{target}'")
+    if not proportional:
+        value = _matching(unit, _log_shrink(before), f"'{target}'") if any(before) else 0.0
     after = [value * shape for shape in unit]
     _raise_if_over_one(after, target)
     total = math.fsum(before)
@@ -209,6 +208,14 @@ def _faults(weight_decay: float, source: str, target: str, lr: float, steps: int
     if steps is not None and steps < 1:
         faults.append(f"steps must be at least 1, got {steps}")
     return faults
+
+
+def _raise_if_unusable(rates: Sequence[float], lr: float) -> None:
+    for step, rate in enumerate(rates):
+        if not (math.isfinite(rate) and rate >= 0):
+            raise ConfigError(f"the schedule gives lr {rate:g} at step {step}: a finite number of at least 0 is needed")
+    if max(rates) > lr * (1 + 1e-9):
+        raise ConfigError(f"the schedule goes up to {max(rates):g}, above the peak lr {lr:g}: give the highest as lr")
 
 
 def _raise_if_over_one(decays: Sequence[float], name: str) -> None:

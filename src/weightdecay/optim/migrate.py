@@ -66,9 +66,14 @@ def from_positional(
         layout: the order in which the writing program groups parameters.
 
     Raises:
-        OptimizerError: another number of parameters than the model has, or moments whose shape is not their
-            parameter's, each named: the order was another.
+        OptimizerError: no optimizer's state at all; another number of parameters than the model has, or moments whose
+            shape is not their parameter's, each named: the order was another.
     """
+    if missing := [f"'{key}'" for key in ("param_groups", "state") if key not in state_dict]:
+        raise OptimizerError(
+            f"this is no optimizer's state_dict, it has no {' and no '.join(missing)}: of a checkpoint that holds more "
+            "give the optimizer's part, such as checkpoint['optimizer']"
+        )
     ids = [saved for group in state_dict["param_groups"] for saved in group["params"]]
     own_names = [name for group in state_dict["param_groups"] for name in group.get("param_names", ())]
     names = own_names if len(own_names) == len(ids) else positional_names(model, layout)
