@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 
 from tests.commands import Command
 from weightdecay.cli import recipes as command
+from weightdecay.errors import RecipeError
 from weightdecay.recipes.schema import all_recipes, recipe
 
 OWN = """
@@ -93,3 +94,24 @@ def test_both_names_of_a_comparison_are_told_if_neither_is_known(weightdecay: Co
     assert wrong.returncode == 2
     assert "no recipe 'gtp2'" in wrong.stderr
     assert "no size '7q' of llama2" in wrong.stderr
+
+
+def test_a_value_out_of_range_is_told_once_and_with_its_line(tmp_path: Path) -> None:
+    """A file that extends another has all its sizes, and each of them has the fault."""
+    path = tmp_path / "mine.toml"
+    path.write_text(OWN.replace("0.05", "-0.05").replace("value = 2,", "value = 0,").replace("1e-3", "-1e-3"))
+    with pytest.raises(RecipeError) as caught:
+        recipe(f"{path}:tiny")
+    assert caught.value.faults == [
+        f"{path}:6: common: optimizer.weight_decay = -0.05: must be at least 0, or auto",
+        f"{path}:8: sizes.tiny: model.n_layers must be at least 1, got 0",
+        f"{path}:12: sizes.tiny: optimizer.lr = -0.001: must be at least 0",
+    ]
+
+
+def test_a_recipe_of_ones_own_is_read_anew_each_time(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(OWN)
+    assert recipe(f"{path}:tiny").values["optimizer.weight_decay"].value == 0.05
+    path.write_text(OWN.replace("0.05", "0.06"))
+    assert recipe(f"{path}:tiny").values["optimizer.weight_decay"].value == 0.06

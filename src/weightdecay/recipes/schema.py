@@ -172,10 +172,14 @@ def load(path: Path) -> dict[str, Recipe]:
     Raises:
         RecipeError: every fault of the file at once, with its line.
     """
-    return dict(_read(path)[1])
+    return dict(_shipped(path)[1] if path.parent == FOLDER else _read(path)[1])  # one's own may change while we run
 
 
 @cache
+def _shipped(path: Path) -> tuple[Recipe, Mapping[str, Recipe]]:
+    return _read(path)
+
+
 def _read(path: Path) -> tuple[Recipe, Mapping[str, Recipe]]:
     """What all sizes of a file share, as a recipe without a size, and the sizes."""
     document, lines = _document(path)
@@ -206,9 +210,10 @@ def _read(path: Path) -> tuple[Recipe, Mapping[str, Recipe]]:
     if not found:
         faults.append(("sizes", "no sizes: a recipe needs at least one table [sizes.NAME]"))
     for candidate in found.values() if not faults else ():
-        faults += [(f"sizes.{candidate.size}", f"{candidate.name}: {fault}") for fault in _config_faults(candidate)]
+        faults += [_placed(candidate, fault, lines) for fault in _config_faults(candidate)]
     if faults:
-        placed = sorted(((_line(lines, place), fault) for place, fault in faults), key=lambda pair: pair[0])
+        once = dict.fromkeys((_line(lines, place), fault) for place, fault in faults)  # not again for each size
+        placed = sorted(once, key=lambda pair: pair[0])
         raise RecipeError([f"{path}:{line}: {fault}" for line, fault in placed])
     return replace(shared, values={**base.values, **common}, published={**base.published, **published}), found
 
@@ -272,7 +277,7 @@ def _extended(document: Mapping[str, Any], path: Path, faults: Faults) -> tuple[
         faults.append(("extends", f"extends '{name}': {did_you_mean(str(name), systems())}"))
     if name not in systems():
         return nothing, {}
-    base, sizes = _read(FOLDER / f"{name}.toml")
+    base, sizes = _shipped(FOLDER / f"{name}.toml")
     return replace(base, system=path.stem), sizes
 
 
@@ -286,8 +291,20 @@ def _config_faults(candidate: Recipe) -> list[str]:
     return faults
 
 
+def _placed(candidate: Recipe, fault: str, lines: Mapping[str, int]) -> tuple[str, str]:
+    """A fault of a configuration at the entry that it begins with; at the size where the file has no such entry."""
+    key = fault.partition(" ")[0]
+    for table in (f"sizes.{candidate.size}", f"sizes.{candidate.size}.as_published", "common", "as_published"):
+        if f"{table}.{key}" in lines:
+            return f"{table}.{key}", f"{table}: {fault}"
+    return f"sizes.{candidate.size}", f"{candidate.name}: {fault}"
+
+
 def _line(lines: Mapping[str, int], place: str) -> int:
-    """Of a key, or of the nearest table around it."""
+    """Of a key, or of the nearest table around it or in it."""
     while place and place not in lines:
+        inside = [line for key, line in lines.items() if key.startswith(f"{place}.")]
+        if inside:
+            return min(inside)
         place = place.rpartition(".")[0]
     return lines.get(place, 1)
