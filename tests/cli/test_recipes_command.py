@@ -99,7 +99,11 @@ def test_both_names_of_a_comparison_are_told_if_neither_is_known(weightdecay: Co
 def test_a_value_out_of_range_is_told_once_and_with_its_line(tmp_path: Path) -> None:
     """A file that extends another has all its sizes, and each of them has the fault."""
     path = tmp_path / "mine.toml"
-    path.write_text(OWN.replace("0.05", "-0.05").replace("value = 2,", "value = 0,").replace("1e-3", "-1e-3"))
+    path.write_text(
+        OWN.replace("0.05", "-0.05")
+        .replace("n_layers = { value = 2", "n_layers = { value = 0")
+        .replace("1e-3", "-1e-3")
+    )
     with pytest.raises(RecipeError) as caught:
         recipe(f"{path}:tiny")
     assert caught.value.faults == [
