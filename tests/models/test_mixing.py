@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -13,6 +15,7 @@ from weightdecay.models.decoder import GPT
 from weightdecay.models.mixing import ResidualScales, Smear
 from weightdecay.planning.plan import plan
 from weightdecay.planning.roles import Role
+from weightdecay.recipes.schema import recipe
 
 CONFIG = KINDS["nanochat"].replace(n_layers=4)
 
@@ -74,6 +77,32 @@ def test_branches_can_begin_at_zero_and_the_head_narrower_than_the_rest() -> Non
     assert model.head.weight.std().item() == pytest.approx(0.001, rel=0.1)
     assert model.embedding.weight.std().item() == pytest.approx(0.8, rel=0.1)
     assert model.get_parameter("value_embeddings.1.weight").std().item() == pytest.approx(24**-0.5, rel=0.1)
+
+
+def test_nanochats_weights_start_as_its_code_draws_them() -> None:
+    """karpathy/nanochat@92d63d4, nanochat/gpt.py, init_weights()."""
+    torch.manual_seed(0)
+    shape = {"model.vocab_size": 300, "model.context": 16, "model.n_layers": 2, "model.d_model": 96, "model.n_heads": 6}
+    model = GPT(recipe("nanochat:d12").config(shape).model)
+    bound = math.sqrt(3 / 96)
+    for name, low, high in (
+        ("blocks.1.attention.qkv", -bound, bound),
+        ("blocks.1.feedforward.up", -0.4 * bound, 0.4 * bound),
+        ("value_embeddings.1", -bound, bound),
+        ("blocks.1.attention.value_gate", 0.0, 0.02),
+        ("smear.amount", 0.0, 0.02),
+    ):
+        weight = model.get_parameter(f"{name}.weight").detach()
+        assert low <= weight.min() < low + 0.15 * (high - low), name
+        assert high - 0.15 * (high - low) < weight.max() <= high, name
+        if weight.numel() > 100:
+            assert weight.std().item() == pytest.approx((high - low) / math.sqrt(12), rel=0.02), name
+    for name, std in (("embedding", 0.8), ("head", 0.001)):
+        weight = model.get_parameter(f"{name}.weight").detach()
+        assert weight.std().item() == pytest.approx(std, rel=0.02)
+        assert weight.abs().max() > 3 * std
+    for name in ("attention.out", "feedforward.down"):
+        assert model.get_parameter(f"blocks.1.{name}.weight").abs().max() == 0
 
 
 def test_its_tables_are_embeddings_and_its_scales_do_not_decay() -> None:

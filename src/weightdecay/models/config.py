@@ -18,14 +18,14 @@ CHOICES = {
     "router": ("softmax_of_chosen", "softmax_of_all", "sigmoid"),
     "router_bias_update": ("sign", "centred_sign"),
     "balance_over": ("batch", "sequence"),
-    "init": ("normal", "fan_in", "small"),
+    "init": ("normal", "fan_in", "fan_in_uniform", "small"),
     "residual_init": ("plain", "scaled", "zero", "wang"),
 }
 # Values that training sees and the function from tokens to logits does not.
 TRAINING_ONLY = (
     "dropout", "embedding_dropout", "stochastic_depth", "load_balancing", "balance_over", "router_bias_speed",
     "router_bias_update", "router_bias_tokens", "z_loss", "init", "init_std", "embedding_init_std", "head_init_std",
-    "residual_init",
+    "residual_init", "up_init_scale", "gate_init_max",
 )  # fmt: skip
 # Values without effect in a dense decoder.
 _OF_EXPERTS = (
@@ -105,13 +105,15 @@ class ModelConfig:
         embedding_dropout: whether it also acts on the embedding's output.
         stochastic_depth: probability of skipping the last block's branches; earlier blocks less, linearly.
         z_loss: factor of mean (log Σ exp logits)², added to the loss.
-        init: `normal`, N(0, init_std²); `fan_in`, N(0, 1/inputs), for weight matrices; or `small`, N(0, 2/(5·d_model))
-            (Nguyen & Salazar 2019, arXiv:1910.05895).
+        init: `normal`, N(0, init_std²); `fan_in`, N(0, 1/inputs), for weight matrices; `fan_in_uniform`, of the same
+            deviation between ±√(3/inputs); or `small`, N(0, 2/(5·d_model)) (Nguyen & Salazar 2019, arXiv:1910.05895).
         init_std: standard deviation of every weight matrix at the start, under `normal`.
         embedding_init_std: of the embedding's and the learned positions'; 0 means `init_std`, or what `small` gives.
         head_init_std: of an untied head's; 0 means that of the other matrices.
         residual_init: `scaled` divides it by √(2·n_layers) in the layers that write to the residual stream, `zero`
             starts them at 0, `wang` at a deviation of 2/(n_layers·√d_model) (GPT-NeoX).
+        up_init_scale: factor of the feed-forward part's first matrix at the start.
+        gate_init_max: gates of values and of the token before start between 0 and this; 0 means as other matrices.
 
     Raises:
         ConfigError: every value out of range, at once.
@@ -181,6 +183,8 @@ class ModelConfig:
     embedding_init_std: float = 0.0
     head_init_std: float = 0.0
     residual_init: str = "scaled"
+    up_init_scale: float = 1.0
+    gate_init_max: float = 0.0
 
     def __post_init__(self) -> None:
         for name, derived in (
@@ -279,6 +283,7 @@ class ModelConfig:
                 "n_dense_layers", "d_ff_dense", "d_embedding", "load_balancing", "z_loss", "embedding_init_std",
                 "kv_rank", "q_rank", "rotary_head_dim", "value_head_dim", "latent_norm_eps", "router_bias_speed",
                 "router_bias_tokens", "value_gate_inputs", "value_gate_max", "smear_inputs", "head_init_std",
+                "up_init_scale", "gate_init_max",
             )
             if not getattr(self, name) >= 0
         ]  # fmt: skip

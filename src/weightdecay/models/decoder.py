@@ -222,29 +222,47 @@ class GPT(nn.Module):
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=config.embedding_init_std or self._std())
             elif isinstance(module, nn.Linear) and not (module is self.head and config.tied_head):
-                own = config.head_init_std if module is self.head else 0.0
-                nn.init.normal_(module.weight, std=own or self._std(module.in_features))
+                if module is self.head and config.head_init_std:
+                    nn.init.normal_(module.weight, std=config.head_init_std)
+                else:
+                    self._draw(module.weight, self._std(module.in_features))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for table in self.value_embeddings.parameters():
-            nn.init.normal_(table, std=self._std(config.d_model))
+            self._draw(table, self._std(config.d_model))
         for block in self.blocks:
             assert isinstance(block, Block)
-            nn.init.normal_(block.attention.out.weight, std=self._residual_std(block.attention.out.in_features))
-            feedforward = block.feedforward
-            if isinstance(feedforward, Experts):
-                nn.init.normal_(feedforward.expert_up, std=self._std(config.d_model))
-                nn.init.normal_(feedforward.expert_down, std=self._residual_std(config.d_ff))
-            dense = feedforward.shared if isinstance(feedforward, Experts) else feedforward
-            if isinstance(dense, FeedForward):
-                nn.init.normal_(dense.down.weight, std=self._residual_std(dense.down.in_features))
+            self._draw_block(block)
+        if config.gate_init_max and self.smear is not None:
+            nn.init.uniform_(self.smear.amount.weight, 0.0, config.gate_init_max)
+
+    def _draw_block(self, block: Block) -> None:
+        """What in a block starts unlike other linear layers, or is none."""
+        config, attention, feedforward = self.config, block.attention, block.feedforward
+        self._draw(attention.out.weight, self._residual_std(attention.out.in_features))
+        if isinstance(feedforward, Experts):
+            self._draw(feedforward.expert_up, config.up_init_scale * self._std(config.d_model))
+            self._draw(feedforward.expert_down, self._residual_std(config.d_ff))
+        dense = feedforward.shared if isinstance(feedforward, Experts) else feedforward
+        if isinstance(dense, FeedForward):
+            dense.up.weight.mul_(config.up_init_scale)
+            self._draw(dense.down.weight, self._residual_std(dense.down.in_features))
+        gate = getattr(attention, "value_gate", None)
+        if config.gate_init_max and gate is not None:
+            nn.init.uniform_(gate.weight, 0.0, config.gate_init_max)
+
+    def _draw(self, weight: Tensor, std: float) -> None:
+        if self.config.init == "fan_in_uniform":
+            nn.init.uniform_(weight, -math.sqrt(3) * std, math.sqrt(3) * std)
+        else:
+            nn.init.normal_(weight, std=std)
 
     def _std(self, inputs: int | None = None) -> float:
         """Of a matrix with so many inputs; a table has none."""
         match self.config.init:
             case "small":
                 return math.sqrt(2 / (5 * self.config.d_model))
-            case "fan_in" if inputs:
+            case "fan_in" | "fan_in_uniform" if inputs:
                 return 1 / math.sqrt(inputs)
             case _:
                 return self.config.init_std
