@@ -131,6 +131,25 @@ def test_nanochats_tensors_have_its_rates_and_decays(name: str, lr: float, weigh
         assert group["weight_decay"] == pytest.approx(twice * weight_decay, rel=2e-3), tensor
 
 
+def test_moonlights_gates_and_values_are_matrices_of_their_own_in_every_expert() -> None:
+    config = recipe("moonlight:nano").config()
+    with torch.device("meta"):
+        model = GPT(config.model)
+    optimizer = make_optimizer(config.optimizer, decay_plan(model, config.optimizer))
+    stacked = {
+        name: group["stacked"]
+        for group in optimizer.param_groups
+        if group["algorithm"] == "muon"
+        for name in group["param_names"]
+    }
+    doubled = {name for name, number in stacked.items() if number == 2}
+    assert doubled == {
+        "blocks.0.feedforward.up.weight",
+        *(f"blocks.{layer}.feedforward.{kind}" for layer in (1, 2) for kind in ("expert_up", "shared.up.weight")),
+    }
+    assert set(stacked.values()) == {1, 2}
+
+
 MATRICES = ["attention.qkv.weight", "attention.out.weight", "feedforward.up.weight", "feedforward.down.weight"]
 
 
