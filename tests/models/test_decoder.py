@@ -84,6 +84,14 @@ def test_pythias_weights_start_as_its_files_say(size: str, inner: float, output:
         assert std_of(model, f"{name}.weight") == pytest.approx(output, rel=0.02), name
 
 
+def test_gpt2s_positions_start_half_as_wide_as_its_tokens() -> None:
+    """openai/gpt-2@9b63575, src/model.py: wpe and wte."""
+    torch.manual_seed(0)
+    model = GPT(recipe("gpt2:124m").config({"model.n_layers": 1, "model.vocab_size": 600, "model.n_heads": 8}).model)
+    assert std_of(model, "positions.weight") == pytest.approx(0.01, rel=0.02)
+    assert std_of(model, "embedding.weight") == pytest.approx(0.02, rel=0.02)
+
+
 def std_of(model: GPT, name: str) -> float:
     return model.get_parameter(name).std().item()
 

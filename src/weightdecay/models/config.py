@@ -24,8 +24,8 @@ CHOICES = {
 # Values that training sees and the function from tokens to logits does not.
 TRAINING_ONLY = (
     "dropout", "embedding_dropout", "stochastic_depth", "load_balancing", "balance_over", "router_bias_speed",
-    "router_bias_update", "router_bias_tokens", "z_loss", "init", "init_std", "embedding_init_std", "head_init_std",
-    "residual_init", "up_init_scale", "gate_init_max",
+    "router_bias_update", "router_bias_tokens", "z_loss", "init", "init_std", "embedding_init_std",
+    "position_init_std", "head_init_std", "residual_init", "up_init_scale", "gate_init_max",
 )  # fmt: skip
 # Values without effect in a dense decoder.
 _OF_EXPERTS = (
@@ -108,7 +108,8 @@ class ModelConfig:
         init: `normal`, N(0, init_std²); `fan_in`, N(0, 1/inputs), for weight matrices; `fan_in_uniform`, of the same
             deviation between ±√(3/inputs); or `small`, N(0, 2/(5·d_model)) (Nguyen & Salazar 2019, arXiv:1910.05895).
         init_std: standard deviation of every weight matrix at the start, under `normal`.
-        embedding_init_std: of the embedding's and the learned positions'; 0 means `init_std`, or what `small` gives.
+        embedding_init_std: of the embedding's; 0 means `init_std`, or what `small` gives.
+        position_init_std: of the learned positions'; 0 means the embedding's.
         head_init_std: of an untied head's; 0 means that of the other matrices.
         residual_init: `scaled` divides it by √(2·n_layers) in the layers that write to the residual stream, `zero`
             starts them at 0, `wang` at a deviation of 2/(n_layers·√d_model) (GPT-NeoX).
@@ -181,6 +182,7 @@ class ModelConfig:
     init: str = "normal"
     init_std: float = 0.02
     embedding_init_std: float = 0.0
+    position_init_std: float = 0.0
     head_init_std: float = 0.0
     residual_init: str = "scaled"
     up_init_scale: float = 1.0
@@ -280,7 +282,7 @@ class ModelConfig:
             f"model.{name} must be at least 0, got {getattr(self, name)}"
             for name in (
                 "window", "attention_scale", "attention_softcap", "logit_softcap", "n_experts", "n_shared_experts",
-                "n_dense_layers", "d_ff_dense", "d_embedding", "load_balancing", "z_loss", "embedding_init_std",
+                "n_dense_layers", "d_ff_dense", "d_embedding", "load_balancing", "z_loss", "embedding_init_std", "position_init_std",
                 "kv_rank", "q_rank", "rotary_head_dim", "value_head_dim", "latent_norm_eps", "router_bias_speed",
                 "router_bias_tokens", "value_gate_inputs", "value_gate_max", "smear_inputs", "head_init_std",
                 "up_init_scale", "gate_init_max",

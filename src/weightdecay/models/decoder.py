@@ -220,7 +220,7 @@ class GPT(nn.Module):
         config = self.config
         for module in self.modules():
             if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=config.embedding_init_std or self._std())
+                nn.init.normal_(module.weight, std=self._table_std(module))
             elif isinstance(module, nn.Linear) and not (module is self.head and config.tied_head):
                 if module is self.head and config.head_init_std:
                     nn.init.normal_(module.weight, std=config.head_init_std)
@@ -256,6 +256,10 @@ class GPT(nn.Module):
             nn.init.uniform_(weight, -math.sqrt(3) * std, math.sqrt(3) * std)
         else:
             nn.init.normal_(weight, std=std)
+
+    def _table_std(self, table: nn.Embedding) -> float:
+        of_positions = self.config.position_init_std if table is self.positions else 0.0
+        return of_positions or self.config.embedding_init_std or self._std()
 
     def _std(self, inputs: int | None = None) -> float:
         """Of a matrix with so many inputs; a table has none."""
