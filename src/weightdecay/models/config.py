@@ -282,10 +282,10 @@ class ModelConfig:
             f"model.{name} must be at least 0, got {getattr(self, name)}"
             for name in (
                 "window", "attention_scale", "attention_softcap", "logit_softcap", "n_experts", "n_shared_experts",
-                "n_dense_layers", "d_ff_dense", "d_embedding", "load_balancing", "z_loss", "embedding_init_std", "position_init_std",
+                "n_dense_layers", "d_ff_dense", "d_embedding", "load_balancing", "z_loss", "embedding_init_std",
                 "kv_rank", "q_rank", "rotary_head_dim", "value_head_dim", "latent_norm_eps", "router_bias_speed",
                 "router_bias_tokens", "value_gate_inputs", "value_gate_max", "smear_inputs", "head_init_std",
-                "up_init_scale", "gate_init_max",
+                "up_init_scale", "gate_init_max", "position_init_std",
             )
             if not getattr(self, name) >= 0
         ]  # fmt: skip
