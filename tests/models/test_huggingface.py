@@ -143,10 +143,11 @@ def test_an_architecture_that_is_not_known_is_refused_by_name(tmp_path: Path) ->
 def test_every_setting_of_a_known_architecture_that_is_not_known_is_told(tmp_path: Path) -> None:
     written(tmp_path)
     change(tmp_path, attention_bias=True, hidden_act="gelu", rope_parameters={"rope_type": "yarn", "rope_theta": 1e4})
+    change(tmp_path, rope_scaling={"type": "linear", "factor": 2.0})  # the older name counts beside the newer, too
     with pytest.raises(ConfigError) as caught:
         huggingface.read_config(tmp_path)
-    assert len(caught.value.faults) == 3
-    for expected in ("attention_bias = True", "hidden_act = 'gelu'", "rope_type = 'yarn'"):
+    assert len(caught.value.faults) == 4
+    for expected in ("attention_bias = True", "hidden_act = 'gelu'", "rope_type = 'yarn'", "rope_type = 'linear'"):
         assert expected in str(caught.value)
 
 

@@ -17,6 +17,7 @@ from weightdecay.recipes.schema import recipe
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import Run
 from weightdecay.training.exporting import export
+from weightdecay.training.pretrained import with_pretrained_shape
 from weightdecay.training.progress import SilentReporter
 from weightdecay.training.resuming import load_weights
 from weightdecay.training.sampling import load
@@ -184,3 +185,33 @@ def test_the_command_exports_and_refuses_a_directory_that_holds_something(
     assert "not an empty directory" in again.stderr
     assert weightdecay("export", tmp_path / "nowhere", tmp_path / "new").returncode == 2
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ("absent", "no such directory: give a run, a checkpoint or a Hugging Face directory"),
+        ("empty", r"neither a run \(run.toml\) nor a checkpoint"),
+        ("no weights", "no weights: neither model.safetensors"),
+    ],
+)
+def test_a_start_from_nothing_is_refused_before_any_work(
+    broken: str, words: str, exported: Path, small_text: Path, tmp_path: Path
+) -> None:
+    start = tmp_path / "start"
+    if broken != "absent":
+        start.mkdir()
+    if broken == "no weights":
+        (start / "config.json").write_text((exported / "config.json").read_text())
+    notes = Notes()
+    with pytest.raises(ConfigError, match=words):
+        train(small(small_text, tmp_path / "out", run__init_from=str(start)), reporter=notes)
+    assert not notes.notes  # not even the data was read
+    assert not (tmp_path / "out" / "run.toml").exists()
+
+
+def test_how_a_size_was_scaled_is_not_said_of_another_shape(run: Run, exported: Path, small_text: Path) -> None:
+    changed = small(small_text, run.path).scaling
+    assert changed.endswith("; given anew: model.context, model.d_model, model.n_heads, model.n_layers")
+    assert changed.startswith(recipe("llama2:nano").scaling)
+    assert with_pretrained_shape(small(small_text, run.path, run__init_from=str(exported))).scaling == ""

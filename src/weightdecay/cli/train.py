@@ -124,10 +124,13 @@ class Train:
         from weightdecay.training.assembly import assemble
         from weightdecay.training.briefing import briefing, document
         from weightdecay.training.progress import ConsoleReporter, told_now_and_then
+        from weightdecay.training.resuming import check_start
         from weightdecay.training.trainer import train
 
         out = console(stderr=self.json)
         if self.dry_run:
+            if config.run.init_from:
+                check_start(config.run.init_from)
             assembly = assemble(config, told_now_and_then(note))
             if self.json:
                 print_json(document(assembly))

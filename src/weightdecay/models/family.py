@@ -112,10 +112,14 @@ class Family:
             for key, wanted in self.required.items()
             if key in values and values[key] != wanted
         ]
-        rope = {**(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
-            faults.append(f"rope_type = {kind!r}: stretched rotary positions are not known here")
+        tables = [values.get(word) or {} for word in ("rope_scaling", "rope_parameters")]
+        kinds = dict.fromkeys(table.get("rope_type", table.get("type", "default")) for table in tables)
+        faults += [
+            f"rope_type = {kind!r}: stretched rotary positions are not known here"
+            for kind in kinds
+            if kind != "default"
+        ]
+        rope = {**tables[0], **tables[1]}
         values = {**values, **rope}
         fields = dict(self.fixed)
         for name, key in self.keys.items():

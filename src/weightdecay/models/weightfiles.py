@@ -67,7 +67,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         DamagedError: a file that is missing or cannot be read.
     """
     found: dict[str, Tensor] = {}
-    for file in _weight_files(path):
+    for file in weight_files(path):
         found |= _load(file)
     return found
 
@@ -87,7 +87,7 @@ def read_json(file: Path) -> dict[str, Any]:
     return document
 
 
-def _weight_files(path: Path) -> list[Path]:
+def weight_files(path: Path) -> list[Path]:
     if (path / INDEX).is_file():
         mapping = read_json(path / INDEX).get("weight_map")
         if not isinstance(mapping, dict):

@@ -122,7 +122,9 @@ class Recipe:
         for key, moves in _MOVES.items():
             if key in overrides:
                 values = {name: value for name, value in values.items() if name not in moves}
-        return TrainConfig.from_values(values | overrides, recipe=self.name, scaling=self.scaling)
+        anew = sorted(key for key in overrides if key.startswith("model."))
+        scaling = self.scaling + (f"; given anew: {', '.join(anew)}" if self.scaling and anew else "")
+        return TrainConfig.from_values(values | overrides, recipe=self.name, scaling=scaling)
 
 
 # What moves a value over the run: it goes when the value is given anew.

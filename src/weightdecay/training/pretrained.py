@@ -33,7 +33,8 @@ def with_pretrained_shape(config: TrainConfig) -> TrainConfig:
     theirs = huggingface.read_config(Path(config.run.init_from))
     context = theirs.context if theirs.positions == "learned" else min(theirs.context, config.model.context)
     shape = vars(theirs) | {name: getattr(config.model, name) for name in TRAINING_ONLY} | {"context": context}
-    return config.replace(**{f"model__{name}": value for name, value in shape.items()})
+    values = config.values() | {f"model.{name}": value for name, value in shape.items()}
+    return TrainConfig.from_values(values, recipe=config.recipe)  # whose scaled-down shape this is not
 
 
 def pretrained_weights(path: Path, tokenizer_sha256: str, report: Callable[[str], None]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from weightdecay.errors import ConfigError, DamagedError
 from weightdecay.models import huggingface
 from weightdecay.models.decoder import GPT
+from weightdecay.models.weightfiles import weight_files
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import Run, read_json
 from weightdecay.training import checkpoint
@@ -130,6 +131,28 @@ def load_weights(model: GPT, tensors: Mapping[str, Tensor], where: Path) -> None
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
+
+
+def check_start(source: str) -> None:
+    """Raise where `--init-from` names nothing that a training could start from, before any work.
+
+    Raises:
+        ConfigError: there is no such directory, or nothing in it that is known here, or no weights.
+        DamagedError: it cannot be read.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        raise ConfigError(
+            f"--init-from {path}: no such directory: give a run, a checkpoint or a Hugging Face directory"
+        )
+    if huggingface.holds_a_model(path):
+        huggingface.read_config(path)
+        weight_files(path)
+    elif not any((path / name).is_file() for name in ("run.toml", checkpoint.MANIFEST)):
+        raise ConfigError(
+            f"--init-from {path}: neither a run (run.toml) nor a checkpoint ({checkpoint.MANIFEST}) nor a Hugging Face "
+            "directory (config.json)"
+        )
 
 
 def initial_weights(

@@ -18,7 +18,7 @@ from weightdecay.training.distributed import Ranks
 from weightdecay.training.loop import TrainingLoop
 from weightdecay.training.preflight import unknown_choices
 from weightdecay.training.progress import ConsoleReporter, LastingConsole, Reporter, SilentReporter, told_now_and_then
-from weightdecay.training.resuming import agree_on_config, check_data, holds_a_run
+from weightdecay.training.resuming import agree_on_config, check_data, check_start, holds_a_run
 from weightdecay.training.signals import StopRequest
 
 
@@ -67,6 +67,8 @@ def train(
 
 def _train(config: TrainConfig, run: Run, ranks: Ranks, resume: str, on_change: str, reporter: Reporter) -> None:
     going_on = holds_a_run(run, resume)
+    if config.run.init_from and not going_on:
+        check_start(config.run.init_from)
     reporter.note(f"reading {' '.join(config.data.sources) or 'the standard library'}")
     assembly = assemble(config, told_now_and_then(reporter.note))
     identity = {"corpus_sha256": assembly.data.corpus_sha256, "tokenizer_sha256": assembly.data.tokenizer.sha256}
