@@ -16,7 +16,7 @@ from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.base import PrecisionWarning
 from weightdecay.optim.pieces import PIECE
-from weightdecay.optim.rounding import Dither, realised_decay, round_stochastically_
+from weightdecay.optim.rounding import noise_, noise_keys, realised_decay, round_stochastically_
 
 ELEMENTS = 20_000
 KEEPING = ["stochastic", "kahan", "master"]
@@ -131,36 +131,28 @@ def test_stochastic_rounding_keeps_infinities_and_nan() -> None:
     assert low[2].isnan()
 
 
-CPU = torch.device("cpu")
+def noise(*place: int) -> Tensor:
+    return noise_(torch.arange(ELEMENTS, dtype=torch.int32), noise_keys(*place))
 
 
-def test_the_noise_is_a_function_of_seed_step_tensor_and_piece() -> None:
-    places = list(itertools.product((0, 1), (0, 3), (0, 1)))
-    seen = {place: Dither(seed=1)(5_000, CPU, *place) for place in places}
-    for a, b in itertools.combinations(seen.values(), 2):
-        correlation = float(torch.corrcoef(torch.stack([a.float(), b.float()]))[0, 1])
-        assert not torch.equal(a, b)
-        assert abs(correlation) < 1.0  # one tile under two exclusive-ors: not equal, pairwise independent over seeds
-    assert not torch.equal(Dither(seed=2)(5_000, CPU, 0, 0, 0), seen[0, 0, 0])
-    flat = torch.cat(list(seen.values())).float()
-    assert float(flat.mean()) == pytest.approx(32_767.5, rel=0.02)
-    assert float(flat.var()) == pytest.approx((2**32 - 1) / 12, rel=0.02)
+def test_the_noise_is_a_function_of_seed_step_tensor_part_and_element() -> None:
+    seen = [noise(*place).double() for place in itertools.product((0, 1), (0, 1), (0, 1 << 32), (0, 3))]
+    seen += [noise(0, 0, 0, 0, begin).double() for begin in (ELEMENTS, 1 << 31)] + [seen[0].roll(1)]
+    correlations = torch.corrcoef(torch.stack(seen)).fill_diagonal_(0.0)
+    assert float(correlations.abs().max()) < 5 / ELEMENTS**0.5
+    assert torch.equal(noise(0, 1, 2, 3), noise(0, 1, 2, 3))
 
 
-@given(st.lists(st.tuples(st.integers(1, 64), st.integers(0, 1), st.integers(0, 3), st.integers(0, 2)), max_size=12))
-def test_what_the_noise_was_used_for_before_does_not_change_it(pieces: list[tuple[int, int, int, int]]) -> None:
-    dither = Dither(seed=1, size=64)
-    for size, *place in pieces:
-        assert torch.equal(dither(size, CPU, *place), Dither(seed=1, size=64)(size, CPU, *place))
-
-
-def test_pairs_of_pieces_are_independent_over_steps() -> None:
-    """Within a step all pairs of two pieces share one exclusive-or, so it is the steps that count."""
-    dither = Dither()
-    drawn = [(dither(4, CPU, step, 0, 0).clone(), dither(4, CPU, step, 0, 1).clone()) for step in range(1_500)]
-    first, second = (torch.stack(noise).float() for noise in zip(*drawn, strict=True))
-    correlation = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]
-    assert abs(float(correlation)) < 0.1
+def test_the_noise_is_uniform_in_every_bit() -> None:
+    drawn = torch.stack([noise(0, step, tensor) for step in range(30) for tensor in range(5)])
+    assert 0 <= int(drawn.min()) <= 10
+    assert 65_525 <= int(drawn.max()) <= 65_535
+    bits = drawn.flatten()[:, None] >> torch.arange(16) & 1
+    deviations = (bits.double().mean(0) - 0.5) * 2 * len(bits) ** 0.5  # standard deviations
+    assert float(deviations.abs().max()) < 4.5
+    squared = (torch.bincount(drawn.flatten() >> 4, minlength=4_096) - len(bits) / 4_096).square()
+    chi_squared = float(squared.sum() / (len(bits) / 4_096))
+    assert abs(chi_squared - 4_095) < 4.5 * (2 * 4_095) ** 0.5
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,14 @@ Reference: Kingma & Ba 2015, arXiv:1412.6980; Loshchilov & Hutter 2019, arXiv:17
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from weightdecay.optim.compiled import Direction
 from weightdecay.optim.elementwise import ElementwiseOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules
 from weightdecay.optim.rounding import Rounding
@@ -25,10 +27,24 @@ from weightdecay.optim.rules import RULES
 Betas = tuple[float | Tensor, float | Tensor]
 
 
+def _adam(gradient: Tensor, state: Mapping[str, Tensor], numbers: Sequence[Tensor]) -> Tensor:
+    """m/(√v̂ + ε), both moments moved: what is left of the update but for η/(1 − β1^t)."""
+    fresh1, kept2, fresh2, correction2, eps = numbers
+    first = state["exp_avg"] + (gradient - state["exp_avg"]) * fresh1
+    second = state["exp_avg_sq"] * kept2 + fresh2 * gradient * gradient
+    state["exp_avg"].copy_(first)
+    state["exp_avg_sq"].copy_(second)
+    if "max_exp_avg_sq" in state:
+        second = torch.maximum(state["max_exp_avg_sq"], second)
+        state["max_exp_avg_sq"].copy_(second)
+    return first / (second.sqrt() * correction2 + eps)
+
+
 class _Adam(ElementwiseOptimizer):
     """What both say of their direction."""
 
     pieces_equal_fused = True
+    direction = Direction("adam", _adam, numbers=5)
 
     def _next_direction(self, group: Group) -> tuple[str, tuple[float, float]]:
         beta1 = float(group["betas"][0])
@@ -44,6 +60,14 @@ class _Adam(ElementwiseOptimizer):
                 state[key] = torch.zeros_like(p, dtype=dtype, memory_format=torch.contiguous_format)
             state[key] = state[key].to(dtype)
         state["step"] += 1
+
+    def _state_in_loop(self, group: Group) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
+
+    def _numbers_in_loop(self, group: Group, state: Mapping[str, Any]) -> tuple[float, Sequence[float]]:
+        beta1, beta2, step = *map(float, group["betas"]), float(state["step"])
+        rate = float(group["lr"]) / (1 - beta1**step)
+        return rate, (1 - beta1, beta2, 1 - beta2, 1 / math.sqrt(1 - beta2**step), float(group["eps"]))
 
     def _update_piece(
         self, weights: Tensor, gradient: Tensor, state: Mapping[str, Tensor], group: Group, weight_decay: float
@@ -80,6 +104,9 @@ class AdamW(_Adam, torch.optim.AdamW):
             leaves `decoupled` to embeddings and output heads by itself.
         peak_lr: the highest η of the schedule, for `independent` and `corrected`.
         rounding: how bfloat16 weights are rounded: `nearest`, `stochastic`, `kahan` or `master`.
+        compiled: whether steps that torch's kernels cannot make alone (masks, targets, roundings)
+            go through one loop of `torch.compile`; None decides by the number of weights and stays on the processor,
+            True wants it anywhere. It needs a C++ compiler; the results are the same up to float32's rounding.
         foreach, fused, maximize, capturable, differentiable, amsgrad, betas, eps: as in torch.
 
     Raises:
@@ -108,11 +135,12 @@ class AdamW(_Adam, torch.optim.AdamW):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        compiled: bool | None = None,
     ) -> None:
         self._construct(
             params, {"rule": rule, "peak_lr": peak_lr, "rounding": rounding}, lr=lr, betas=betas, eps=eps,
             weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize, foreach=foreach, capturable=capturable,
-            differentiable=differentiable, fused=fused,
+            differentiable=differentiable, fused=fused, compiled=compiled,
         )  # fmt: skip
 
 
@@ -143,9 +171,10 @@ class AdamL2(_Adam, torch.optim.Adam):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        compiled: bool | None = None,
     ) -> None:
         self._construct(
             params, {"rule": rule, "peak_lr": None, "rounding": rounding}, lr=lr, betas=betas, eps=eps,
             weight_decay=weight_decay, amsgrad=amsgrad, foreach=foreach, maximize=maximize, capturable=capturable,
-            differentiable=differentiable, fused=fused,
+            differentiable=differentiable, fused=fused, compiled=compiled,
         )  # fmt: skip

@@ -54,16 +54,19 @@ class DecayingOptimizer(torch.optim.Optimizer):
 
     # --- construction
 
-    def _construct(self, params: Params, decay: Mapping[str, Any], **settings: Any) -> None:
+    def _construct(
+        self, params: Params, decay: Mapping[str, Any], *, compiled: bool | None = None, **settings: Any
+    ) -> None:
         """Check everything, let torch construct itself, and make `decay` the defaults of later groups.
 
         Args:
             decay: the constructor's `rule`, `peak_lr` and `rounding`.
+            compiled: whether steps beside torch's kernels go through compiled loops.
             settings: what torch's constructor takes, by name.
         """
         groups = self._groups(params, **settings, **decay)
         super().__init__(groups, **settings)
-        self._finish(**decay)
+        self._finish(compiled=compiled, **decay)
 
     def _groups(self, params: Params, **settings: Any) -> Any:
         """Groups with their rule and rounding, checked together before torch sees them: all faults come at once."""
@@ -81,11 +84,11 @@ class DecayingOptimizer(torch.optim.Optimizer):
             raise OptimizerError(faults)
         return params if groups is None else ruled
 
-    def _finish(self, **settings: Any) -> None:
+    def _finish(self, *, compiled: bool | None = None, **settings: Any) -> None:
         """Make `rule`, `peak_lr` and `rounding` the defaults of later groups; warn of weights that would not decay."""
         settings["rule"] = rule_for_the_rest(settings["rule"])
         self.defaults.update({key: value for key, value in settings.items() if (key, value) != ("peak_lr", None)})
-        self._workspace = Workspace()
+        self._workspace = Workspace(compiled=compiled)
         for index, group in enumerate(self.param_groups):
             warn_of_rounding(group, index)
 

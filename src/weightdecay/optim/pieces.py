@@ -12,8 +12,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from weightdecay.optim.compiled import Loop, LoopKind
 from weightdecay.optim.decay import local
-from weightdecay.optim.rounding import Dither, round_stochastically_
+from weightdecay.optim.rounding import noise_, noise_keys, round_stochastically_
 
 # Small enough that scratch stays small, large enough that a call's fork and join cost little beside it; chosen by
 # benchmarks/optimizer_step.py on two threads, see docs/log.md.
@@ -30,6 +31,11 @@ def pieces(tensor: Tensor) -> Sequence[Tensor]:
     return torch.split(tensor.view(-1), PIECE)
 
 
+def _flat(tensor: Tensor) -> Tensor:
+    """All elements of this rank's part, in a tensor that knows of no other: compiled code asks what a view is of."""
+    return local(tensor).contiguous().view(-1).data
+
+
 def _shard(tensor: Any) -> int:
     """The number of a distributed tensor's part that lies here; 0 of one that is whole, or the same on every rank."""
     number = 0
@@ -40,15 +46,19 @@ def _shard(tensor: Any) -> int:
 
 
 class Workspace:
-    """What an optimizer needs for such steps: scratch of a piece's size, and noise for stochastic rounding."""
+    """What an optimizer needs for such steps: scratch of a piece's size, and noise for stochastic rounding.
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-        self._dither = Dither(seed, PIECE)
+    Args:
+        seed: of the noise.
+        compiled: whether to step in compiled loops; None leaves it to the number of weights.
+    """
+
+    def __init__(self, seed: int = 0, compiled: bool | None = None) -> None:
+        self.seed, self.compiled = seed, compiled
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
-    def __reduce__(self) -> tuple[type[Workspace], tuple[int]]:
-        return Workspace, (self.seed,)
+    def __reduce__(self) -> tuple[type[Workspace], tuple[int, bool | None]]:
+        return Workspace, (self.seed, self.compiled)
 
     def buffer(self, name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
         """Uninitialised scratch of `like`'s size, the same memory whenever the same name asks."""
@@ -74,7 +84,7 @@ class Workspace:
         counts = {key: value for key, value in state.items() if key in COUNTS}
         whole_state = {key: value for key, value in state.items() if key not in COUNTS and value.shape == weights.shape}
         kept = {key: pieces(local(value)) for key, value in whole_state.items()}
-        step, first_piece = int(state.get("rounded_steps", 0)), _shard(weights) << 32
+        step = int(state.get("rounded_steps", 0))
         for piece, (low, slope) in enumerate(zip(pieces(whole), slopes, strict=True)):
             here = {**counts, **{key: views[piece] for key, views in kept.items()}}
             if rounding == "nearest":
@@ -86,9 +96,9 @@ class Workspace:
                 wide.add_(spare.copy_(here["compensation"]))
             update(wide, spare.copy_(slope), here)
             if rounding == "stochastic":
-                round_stochastically_(
-                    low, wide, self._dither(low.numel(), low.device, step, number, first_piece + piece)
-                )
+                keys = noise_keys(self.seed, step, number, _shard(weights), piece * PIECE).to(low.device)
+                places = torch.arange(low.numel(), out=spare.view(torch.int32))
+                round_stochastically_(low, wide, noise_(places, keys))
                 continue
             low.copy_(wide)
             if rounding == "kahan":
@@ -97,6 +107,19 @@ class Workspace:
             state["rounded_steps"] += 1
         if whole is not local(weights):
             local(weights).copy_(whole)
+
+    def run(
+        self, kind: LoopKind, loop: Loop, weights: Tensor, gradient: Tensor, state: dict[str, Any], numbers: Tensor,
+        number: int,
+    ) -> None:  # fmt: skip
+        """`step`, in a compiled loop."""
+        flat = {"weights": _flat(weights), "gradient": _flat(gradient)}
+        flat |= {name: _flat(state[name]) for name, _ in kind.state}
+        keys = None
+        if kind.rounding == "stochastic":
+            keys = noise_keys(self.seed, int(state["rounded_steps"]), number, _shard(weights)).to(weights.device)
+            state["rounded_steps"] += 1
+        loop(flat, numbers, keys)
 
     def _widened(self, low: Tensor, here: Mapping[str, Tensor], rounding: str) -> Tensor:
         """The float32 weights that a low-precision piece stands for."""

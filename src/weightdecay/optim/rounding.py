@@ -25,43 +25,37 @@ Rounding = Literal["nearest", "stochastic", "kahan", "master"]
 ROUNDINGS: tuple[str, ...] = get_args(Rounding)
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
-_LOW_BITS = 0xFFFF  # what bfloat16 cuts off a float32
+LOW_BITS = 0xFFFF  # what bfloat16 cuts off a float32
 _MIX = 0x9E3779B97F4A7C15
 
 
-class Dither:
-    """Uniform 16-bit noise that is a function of (seed, step, tensor, piece): a resumed run rounds as it would have.
+def noise_keys(seed: int, step: int, tensor: int, shard: int = 0, begin: int = 0) -> Tensor:
+    """What decides the noise of a tensor's elements from `begin` on, int32 [3]: a resumed run rounds as it would have.
 
-    One tile of noise is drawn for each step; each piece of each tensor uses it under another exclusive-or. Every
-    single value is exactly uniform and any two are independent, which is all that an unbiased mean and its variance
-    need, at the price of one tile a step.
+    Args:
+        shard: the rank's part of a distributed tensor.
     """
+    mixed = _mixed(seed, step, tensor, shard, begin >> 31)
+    numbers = [mixed & 0xFFFFFFFF, mixed >> 31 & 0xFFFFFFFF, begin & 0x7FFFFFFF]
+    return torch.tensor(numbers, dtype=torch.int64).to(torch.int32)  # wraps
 
-    def __init__(self, seed: int = 0, size: int = 1 << 18) -> None:
-        self.seed, self.size = seed, size
-        self._drawn: tuple[int, torch.device] | None = None  # for this step, on this device
-        self._tile = torch.empty(0, dtype=torch.int32)
-        # The exclusive-or is done in place, which spares a buffer's way through the cache. A short piece leaves the
-        # rest of the tile as it was, so a stack keeps (end, mask): its top holds for the tile's first elements.
-        self._masks: list[tuple[int, int]] = []
 
-    def __call__(self, size: int, device: torch.device, step: int, tensor: int, piece: int) -> Tensor:
-        """int32 of `size` elements in [0, 65536), the noise of a piece; valid until the next call."""
-        if self._drawn != (step, device):
-            generator = torch.Generator(device=device).manual_seed(_mixed(self.seed, step))
-            self._tile = torch.randint(
-                0, _LOW_BITS + 1, (self.size,), dtype=torch.int32, device=device, generator=generator
-            )
-            self._drawn, self._masks = (step, device), [(self.size, 0)]
-        wanted, begin = _mixed(self.seed, step, tensor, piece) & _LOW_BITS, 0
-        while begin < size:
-            end, present = self._masks[-1]
-            self._tile[begin : min(end, size)].bitwise_xor_(present ^ wanted)
-            if end <= size:
-                self._masks.pop()
-            begin = end
-        self._masks.append((size, wanted))
-        return self._tile[:size]
+def noise_(places: Tensor, keys: Tensor) -> Tensor:
+    """Make of int32 places 0, 1, 2 … their noise, uniform in [0, 65536), in place.
+
+    A finaliser of multiplications and shifts, which differs between tensors and steps by a key before it and one
+    within it. Reference: Wellons 2018, https://nullprogram.com/blog/2018/07/31/ (lowbias32).
+    """
+    places += keys[2]
+    places ^= keys[0]
+    places ^= places >> 16 & 0xFFFF  # shifts of int32 bring the sign in
+    places *= 0x7FEB352D
+    places ^= keys[1]
+    places ^= places >> 15 & 0x1FFFF
+    places *= 0x846CA68B - (1 << 32)
+    places >>= 16
+    places &= LOW_BITS
+    return places
 
 
 def _mixed(*numbers: int) -> int:
@@ -82,7 +76,7 @@ def round_stochastically_(into: Tensor, wide: Tensor, noise: Tensor) -> None:
     weight. `wide` is overwritten. Infinities and the canonical NaN have no low bits and stay what they are.
     """
     bits = wide.view(torch.int32)
-    bits.add_(noise).bitwise_and_(~_LOW_BITS)
+    bits.add_(noise).bitwise_and_(~LOW_BITS)
     into.copy_(wide)
 
 

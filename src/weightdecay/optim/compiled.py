@@ -1,0 +1,162 @@
+"""A whole elementwise step in one compiled loop: decay, direction and rounding, each weight met once.
+
+torch's operations go through memory one by one; `torch.compile` makes one loop of them. What it computes is what the
+pieces of `elementwise` compute, up to rounding: a compiler orders float32 operations as written here, torch's fused
+kernels as written there.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from weightdecay.errors import OptimizerError
+from weightdecay.optim.rounding import LOW_BITS, noise_, noise_keys
+from weightdecay.optim.rules import Reach
+
+# From so many weights on a processor, compiling (some ten seconds, about three when torch has it on disk) is worth it
+# unasked.
+ENOUGH = 1 << 26
+
+# (weights, gradient and state by name, all flat; numbers; keys of noise): changes weights and state in place
+Loop: TypeAlias = Callable[[Mapping[str, Tensor], Tensor, Tensor | None], None]
+
+
+class CompileWarning(UserWarning):
+    """A step could not be compiled and goes operation by operation."""
+
+
+@dataclass(frozen=True)
+class Direction:
+    """u of w ← (decay of w) − rate·u, in terms that compile.
+
+    Attributes:
+        function: (gradient, state by name, own numbers) → u; moves the state, in place.
+        numbers: how many it has of its own.
+    """
+
+    name: str
+    function: Callable[[Tensor, Mapping[str, Tensor], Sequence[Tensor]], Tensor]
+    numbers: int
+
+
+@dataclass(frozen=True)
+class LoopKind:
+    """What one compiled loop is for.
+
+    Attributes:
+        state: name and dtype of each tensor of the state that the loop meets.
+    """
+
+    direction: Direction
+    reach: Reach
+    rounding: str
+    weights: torch.dtype
+    gradient: torch.dtype
+    state: tuple[tuple[str, torch.dtype], ...]
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.direction.name}_{self.reach}_{self.weights}_{self.rounding}".replace("torch.", "")
+
+
+def loop_numbers(sign: float, decay: float, rate: float, own: Sequence[float], device: torch.device) -> Tensor:
+    """The numbers of a step, formed in float64 and rounded once, as torch's kernels do.
+
+    Args:
+        sign: of the gradient; −1 ascends.
+        decay: a, the decay per step; λ for a rule that reaches the gradient.
+        rate: of the direction.
+        own: the direction's.
+    """
+    return torch.tensor([sign, decay, 1 - decay, rate, *own], dtype=torch.float32, device=device)
+
+
+@functools.cache
+def compiled_loop(kind: LoopKind) -> Loop | str:
+    """The loop, compiled by this call; or why it cannot be."""
+    step = _loop_of(kind)
+    # torch counts and looks up compilations by code object, so each kind has its own.
+    code = step.__code__.replace(co_name=str(kind))
+    own = types.FunctionType(code, step.__globals__, str(kind), step.__defaults__, step.__closure__)
+
+    def zeros(dtype: torch.dtype) -> Tensor:
+        return torch.zeros(1 << 21, dtype=dtype, device=kind.device)  # large: the loop is to be shared out to threads
+
+    dtypes = {"weights": kind.weights, "gradient": kind.gradient, **dict(kind.state)}
+    here = {name: zeros(dtype) for name, dtype in dtypes.items()}
+    numbers = loop_numbers(1.0, 0.0, 0.0, [1.0] * kind.direction.numbers, torch.device(kind.device))
+    keys = noise_keys(0, 0, 0).to(kind.device) if kind.rounding == "stochastic" else None
+    try:
+        # Else the compiler takes float32 → bfloat16 → float32 for nothing, and the remainder of Kahan's sum for zero.
+        loop: Loop = torch.compile(own, dynamic=True, fullgraph=True, options={"emulate_precision_casts": True})
+        with torch.no_grad():  # as a step is
+            loop(here, numbers, keys)
+    except Exception as error:  # a compiler fails in its own ways: none installed, no room on disk …
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return loop
+
+
+@functools.cache
+def usable_loop(kind: LoopKind, asked: bool) -> Loop | None:
+    """The compiled loop; None, said once, where it cannot be had and nobody asked for it.
+
+    Raises:
+        OptimizerError: it was asked for and cannot be had.
+    """
+    loop = compiled_loop(kind)
+    if not isinstance(loop, str):
+        return loop
+    if asked:
+        raise OptimizerError(
+            f"compiled=True: torch.compile failed ({loop}): install a C++ compiler and Python's headers, or leave "
+            "`compiled` out"
+        )
+    warnings.warn(
+        f"torch.compile failed ({loop}): steps go operation by operation, about half as fast; install a C++ compiler "
+        "and Python's headers, or give compiled=False",
+        CompileWarning,
+        stacklevel=2,
+    )
+    return None
+
+
+def _loop_of(kind: LoopKind) -> Loop:
+    def step(here: Mapping[str, Tensor], numbers: Tensor, keys: Tensor | None) -> None:
+        sign, decay, kept, rate, *own = numbers.unbind()
+        wide = here["master" if kind.rounding == "master" else "weights"].float()
+        if kind.rounding == "kahan":
+            wide = wide + here["compensation"]
+        slope = here["gradient"].float() * sign
+        if kind.reach == "gradient":
+            slope = slope + decay * wide
+        direction = kind.direction.function(slope, here, own)
+        match kind.reach:
+            case "weights":
+                wide = wide * kept
+            case "agreeing":
+                wide = torch.where(direction * wide >= 0, wide * kept, wide)
+            case "towards_one":
+                wide = wide * kept + decay
+            case "towards_initial":
+                wide = wide * kept + decay * here["initial"].float()
+        wide = wide - rate * direction
+        if kind.rounding == "stochastic":
+            assert keys is not None
+            noise = noise_(torch.arange(wide.numel(), dtype=torch.int32, device=wide.device), keys)
+            wide = ((wide.view(torch.int32) + noise) & ~LOW_BITS).view(torch.float32)
+        low = wide.to(kind.weights)
+        if kind.rounding == "kahan":
+            here["compensation"].copy_(wide - low)
+        if kind.rounding == "master":
+            here["master"].copy_(wide)
+        here["weights"].copy_(low)
+
+    return step
