@@ -16,9 +16,10 @@ from weightdecay.optim.compiled import Loop, LoopKind
 from weightdecay.optim.decay import local
 from weightdecay.optim.rounding import noise_, noise_keys, round_stochastically_
 
-# Small enough that scratch stays small, large enough that a call's fork and join cost little beside it; chosen by
-# benchmarks/optimizer_step.py on two threads, see docs/log.md.
+# On a processor small enough that scratch stays in the cache, large enough that a call's fork and join cost little
+# beside it; chosen by benchmarks/optimizer_step.py on two threads, see docs/log.md. Elsewhere a call is what costs.
 PIECE = 1 << 19
+_PIECE_ELSEWHERE = 1 << 24
 
 COUNTS = ("step", "rounded_steps")  # state that is not one number for each weight
 
@@ -28,7 +29,12 @@ Update: TypeAlias = Callable[[Tensor, Tensor, Mapping[str, Tensor]], None]
 
 def pieces(tensor: Tensor) -> Sequence[Tensor]:
     """Flat views of a contiguous tensor."""
-    return torch.split(tensor.view(-1), PIECE)
+    return torch.split(tensor.view(-1), piece_size(tensor.device))
+
+
+def piece_size(device: torch.device) -> int:
+    """Elements of a piece there."""
+    return PIECE if device.type == "cpu" else _PIECE_ELSEWHERE
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -64,7 +70,7 @@ class Workspace:
         """Uninitialised scratch of `like`'s size, the same memory whenever the same name asks."""
         key = (name, dtype, like.device)
         if key not in self._buffers or self._buffers[key].numel() < like.numel():
-            self._buffers[key] = torch.empty(max(like.numel(), PIECE), dtype=dtype, device=like.device)
+            self._buffers[key] = torch.empty(max(like.numel(), piece_size(like.device)), dtype=dtype, device=like.device)
         return self._buffers[key][: like.numel()]
 
     def step(
@@ -96,7 +102,7 @@ class Workspace:
                 wide.add_(spare.copy_(here["compensation"]))
             update(wide, spare.copy_(slope), here)
             if rounding == "stochastic":
-                keys = noise_keys(self.seed, step, number, _shard(weights), piece * PIECE).to(low.device)
+                keys = noise_keys(self.seed, step, number, _shard(weights), piece * piece_size(low.device)).to(low.device)
                 places = torch.arange(low.numel(), out=spare.view(torch.int32))
                 round_stochastically_(low, wide, noise_(places, keys))
                 continue
