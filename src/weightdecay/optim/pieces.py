@@ -70,7 +70,9 @@ class Workspace:
         """Uninitialised scratch of `like`'s size, the same memory whenever the same name asks."""
         key = (name, dtype, like.device)
         if key not in self._buffers or self._buffers[key].numel() < like.numel():
-            self._buffers[key] = torch.empty(max(like.numel(), piece_size(like.device)), dtype=dtype, device=like.device)
+            self._buffers[key] = torch.empty(
+                max(like.numel(), piece_size(like.device)), dtype=dtype, device=like.device
+            )
         return self._buffers[key][: like.numel()]
 
     def step(
@@ -102,7 +104,9 @@ class Workspace:
                 wide.add_(spare.copy_(here["compensation"]))
             update(wide, spare.copy_(slope), here)
             if rounding == "stochastic":
-                keys = noise_keys(self.seed, step, number, _shard(weights), piece * piece_size(low.device)).to(low.device)
+                keys = noise_keys(self.seed, step, number, _shard(weights), piece * piece_size(low.device)).to(
+                    low.device
+                )
                 places = torch.arange(low.numel(), out=spare.view(torch.int32))
                 round_stochastically_(low, wide, noise_(places, keys))
                 continue
