@@ -262,9 +262,11 @@ def test_a_run_is_verified_and_told_what_a_resume_would_change(weightdecay: Comm
     assert document["resumes_from"] == 12
     assert any(line.startswith("embedding.weight: multiplier 1 → 0") for line in document["tensors"])
     assert any(line.endswith("qkv.weight: λ 0.1 → 0.5") for line in document["tensors"])
-    wrong = weightdecay("verify", run_directory, "--lr", "fast", "--set", "optimizer.lrr=1")
+    unknown = ["--rule", "decuopled", "--policy", "defualt"]
+    wrong = weightdecay("verify", run_directory, "--lr", "fast", "--set", "optimizer.lrr=1", *unknown)
     assert wrong.returncode == 2
-    assert len(wrong.stderr.splitlines()) == 2
+    assert len(wrong.stderr.splitlines()) == 4
+    assert weightdecay("verify", run_directory, "--rule", "decuopled").returncode == 2
 
 
 def test_a_damaged_checkpoint_is_found(weightdecay: Command, run_directory: Path, tmp_path: Path) -> None:

@@ -52,6 +52,16 @@ def test_the_cache_changes_no_token_also_past_the_end_of_the_context(kind: str) 
 
 
 @every_kind
+def test_a_model_in_bfloat16_runs_forwards_backwards_and_from_the_cache(kind: str) -> None:
+    model = model_of(kind).to(torch.bfloat16)
+    assert all(0 <= token < 50 for token in generate(model, [1, 2, 3], max_tokens=30, temperature=0.0))
+    logits = model(torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(0)))
+    exact = model_of(kind)(torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(0)))
+    assert (logits.float() - exact).norm() <= 0.1 * exact.norm()
+    logits.float().sum().backward()
+
+
+@every_kind
 def test_training_moves_every_tensor_the_same_way_twice(kind: str) -> None:
     def gradients() -> dict[str, torch.Tensor]:
         model = model_of(kind, dropout=0.1, stochastic_depth=0.1).train()

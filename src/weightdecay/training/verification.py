@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
+from weightdecay.errors import ConfigError
 from weightdecay.models.decoder import GPT
 from weightdecay.planning.lockfile import read_lock
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import Run
 from weightdecay.training import checkpoint
 from weightdecay.training.optimizers import decay_plan
+from weightdecay.training.preflight import missing_names
 from weightdecay.training.resuming import can_change, config_changes
 
 
@@ -54,12 +56,12 @@ def verify(run: Run, asked: Mapping[str, Any]) -> Verification:
         asked: `section.key` pairs that a resume would be given; none compares nothing.
 
     Raises:
-        ConfigError: a setting that is none, or no value for it; all at once.
+        ConfigError: a setting that is none, no value for it, or a name that nothing has; all at once.
         DamagedError: run.toml or plan.json cannot be read.
     """
     faults = {one.step: one.faults() for one in checkpoint.checkpoints(run.checkpoints)}
     old = run.config()
-    new = TrainConfig.from_values(old.values() | dict(asked), recipe=old.recipe, scaling=old.scaling)
+    new = _asked_for(old, asked)
     changes = [(words, can_change(key)) for key, words in config_changes(old, new).items()]
     tensors: list[str] = []
     if changes and old.model == new.model:
@@ -69,3 +71,14 @@ def verify(run: Run, asked: Mapping[str, Any]) -> Verification:
         tensors = [str(difference) for difference in saved.diff(decay_plan(model, new.optimizer))]
     good = [step for step, found in faults.items() if not found]
     return Verification(faults, max(good, default=0), changes, tensors)
+
+
+def _asked_for(old: TrainConfig, asked: Mapping[str, Any]) -> TrainConfig:
+    unknown = missing_names(asked)
+    try:
+        new = TrainConfig.from_values(old.values() | dict(asked), recipe=old.recipe, scaling=old.scaling)
+    except ConfigError as error:
+        raise ConfigError([*error.faults, *unknown]) from error
+    if unknown:
+        raise ConfigError(unknown)
+    return new
