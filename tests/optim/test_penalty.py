@@ -92,3 +92,8 @@ def test_a_plan_without_tensors_is_refused() -> None:
 
     with pytest.raises(OptimizerError, match="no tensors"):
         penalty(Empty())
+
+
+def test_a_model_is_no_plan() -> None:
+    with pytest.raises(OptimizerError, match=r"got Sequential: give weightdecay\.plan\(model\)"):
+        penalty(model())  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weightdecay.optim.base import DecayingOptimizer, UnsupportedTensorError, Work, with_gradient
+from weightdecay.optim.base import DecayingOptimizer, Work, with_gradient
 from weightdecay.optim.clipping import total_norm
 from weightdecay.optim.grouping import Group, Params, Rules
 from weightdecay.optim.lion import NO_COUPLED_FORM
@@ -87,6 +87,9 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
             for key in ("factored", "beta1", "relative_step", "scale_parameter"):
                 group.setdefault(key, self.defaults[key])
 
+    def _takes_complex(self, group: Group) -> bool:  # noqa: ARG002
+        return False
+
     def _step_groups(self, work: Work) -> None:
         """Groups that torch's Adafactor knows go through it, the others tensor by tensor."""
         plain = [(group, decay) for group, decay in work if _is_torchs(group)]
@@ -102,8 +105,7 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
 
     def _update_and_scale(self, p: Tensor, group: Group) -> tuple[Tensor, float]:
         """g/√v and the scale with which it is subtracted, in the order of torch's for-loop; with momentum, m and 1."""
-        if p.is_complex() or p.grad is None:
-            raise UnsupportedTensorError("Adafactor does not support complex parameters")
+        assert p.grad is not None
         wide = torch.float32 if p.dtype in LOW_PRECISION and group["rounding"] != "nearest" else p.dtype
         gradient = (-p.grad if group["maximize"] else p.grad).to(wide)
         state = self._state_of(p, group, wide)

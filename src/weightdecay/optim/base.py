@@ -267,7 +267,9 @@ class DecayingOptimizer(torch.optim.Optimizer):
                     f"{title}: {kind} does not support sparse gradients, whose step would leave most rows out of the "
                     "decay: make the embedding dense (sparse=False)"
                 )
-            if group["rule"] == "cautious" and any(p.is_complex() for p in weights):
+            if not self._takes_complex(group) and any(p.is_complex() for p in weights):
+                faults.append(f"{title}: {kind} does not support complex parameters")
+            elif group["rule"] == "cautious" and any(p.is_complex() for p in weights):
                 faults.append(f"{title}: rule 'cautious' compares signs, which complex weights do not have")
             if group["rounding"] == "stochastic" and any(p.dtype == torch.float16 for p in weights):
                 faults.append(
@@ -284,6 +286,10 @@ class DecayingOptimizer(torch.optim.Optimizer):
     def _is_kernels_own(self, group: Group) -> bool:
         """Whether the direction's kernel means by λ what the group's rule means."""
         return group["rule"] == "l2" or (group["rule"] == "decoupled" and self.kernel_decays)
+
+    def _takes_complex(self, group: Group) -> bool:  # noqa: ARG002
+        """Whether the group's direction has a meaning for complex weights."""
+        return True
 
     def _works_beside_kernel(self, group: Group) -> bool:
         """Whether more than the fused kernel acts in this group's step, and must know what the kernel is told."""

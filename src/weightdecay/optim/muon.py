@@ -30,7 +30,7 @@ from torch import Tensor
 
 from weightdecay.errors import OptimizerError, did_you_mean
 from weightdecay.optim.adamw import AdamW
-from weightdecay.optim.base import UnsupportedTensorError, Work
+from weightdecay.optim.base import Work
 from weightdecay.optim.grouping import (
     Group,
     Params,
@@ -153,6 +153,9 @@ class Muon(AdamW):
             if "algorithm" not in group:  # torch's Muon wrote it
                 group.update({**self.defaults, **self._own, **group, "algorithm": "muon", "ns_eps": group["eps"]})
 
+    def _takes_complex(self, group: Group) -> bool:
+        return bool(group["algorithm"] != "muon")
+
     def _works_beside_kernel(self, group: Group) -> bool:
         return group["algorithm"] == "muon" or super()._works_beside_kernel(group)
 
@@ -173,8 +176,7 @@ class Muon(AdamW):
             super()._step_groups(rest)
 
     def _orthogonal_update(self, p: Tensor, group: Group) -> Tensor:
-        if p.is_complex() or p.grad is None:
-            raise UnsupportedTensorError("Muon does not support complex parameters")
+        assert p.grad is not None
         wide = torch.float32 if group["rounding"] != "nearest" and p.dtype in LOW_PRECISION else p.dtype
         gradient = (-p.grad if group["maximize"] else p.grad).to(wide)
         state = self.state[p]

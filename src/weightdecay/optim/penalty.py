@@ -21,10 +21,14 @@ def penalty(plan: HasParamGroups | torch.optim.Optimizer) -> Tensor:
         A scalar; 0 where nothing decays.
 
     Raises:
-        OptimizerError: there is no tensor at all.
+        OptimizerError: this is neither a plan nor an optimizer, or there is no tensor at all.
 
     Reference: Loshchilov & Hutter 2019, arXiv:1711.05101, propositions 1 and 2.
     """
+    if not isinstance(plan, torch.optim.Optimizer | HasParamGroups):
+        raise OptimizerError(
+            f"penalty takes a decay plan or an optimizer, got {type(plan).__name__}: give weightdecay.plan(model)"
+        )
     groups = plan.param_groups if isinstance(plan, torch.optim.Optimizer) else plan.param_groups(lr=1.0)
     params = [(p, float(group["weight_decay"])) for group in groups for p in group["params"]]
     if not params:
