@@ -159,7 +159,7 @@ def test_sgdw_takes_sparse_gradients_where_nothing_decays() -> None:
 def test_complex_weights_are_refused_where_the_direction_has_no_meaning_for_them(cls: Any) -> None:
     first, second = matrix(), matrix(torch.complex64)
     before = first.detach().clone()
-    with pytest.raises(OptimizerError, match="group 1: .* does not support complex"):
+    with pytest.raises(OptimizerError, match=r"group 1: .* does not support complex"):
         cls([{"params": [first]}, {"params": [second]}], weight_decay=0.1).step()
     assert torch.equal(first, before)  # refused before anything moved
 
