@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-from tests.optim.test_controller import PEAK, parameters, run
+from tests.optim.test_controller import OTHERS, PEAK, parameters, run
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.controller import control
@@ -89,3 +91,18 @@ def test_a_schedule_that_stood_at_zero_is_resumed() -> None:
     resumed.load_state_dict(saved.state_dict())
     lr = resumed.param_groups[0]["lr"]
     assert control(resumed, schedule=rising).decay_per_step() == pytest.approx([lr * 0.1, lr * 0.05])
+
+
+@pytest.mark.parametrize("name", ["torch AdamW", "torch SGD", "somebody's own", "ours"])
+def test_saving_a_fresh_optimizer_under_control_is_no_step(name: str) -> None:
+    """torch's checkpointing steps it at lr 0 to see its state; `fixed` decays at lr 0."""
+    net = nn.Linear(3, 3)
+    before = [p.detach().clone() for p in net.parameters()]
+    optimizer = {**OTHERS, "ours": AdamW}[name](net.parameters(), lr=PEAK, weight_decay=0.25)
+    control(optimizer, rule="fixed", schedule=Linear(0.25, 0.0, 4))
+    get_optimizer_state_dict(net, optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert all(torch.equal(0.75 * a, b) for a, b in zip(before, net.parameters(), strict=True))

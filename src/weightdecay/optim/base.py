@@ -154,7 +154,7 @@ class DecayingOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        saving = self._is_only_saved()
+        saving = is_only_saved(self)
         work = [(group, 0.0 if saving else group_decay_per_step(group)) for group in self.param_groups]
         self._refuse_unusable(work)
         if any(self._works_beside_kernel(group) for group in self.param_groups) and self._unscale_or_skip():
@@ -241,21 +241,6 @@ class DecayingOptimizer(torch.optim.Optimizer):
 
     # --- meeting torch's tools
 
-    def _is_only_saved(self) -> bool:
-        """Whether torch's checkpointing steps a fresh optimizer at lr 0, only to see what state it has.
-
-        A rule that decays at lr 0 would change the weights, and the count of steps would start at 1. Nothing but the
-        caller tells that step from a real one.
-        """
-        if any(number(group["lr"]) != 0.0 for group in self.param_groups):
-            return False
-        frame: FrameType = sys._getframe()
-        while frame.f_back is not None:
-            frame = frame.f_back
-            if frame.f_code.co_name == "_init_optim_state":
-                return True
-        return False
-
     def _refuse_unusable(self, work: Work) -> None:
         """Raise for gradients that the direction or a rule cannot take, before anything has changed."""
         kind, faults = type(self).__name__, []
@@ -307,6 +292,22 @@ class DecayingOptimizer(torch.optim.Optimizer):
             torch._foreach_div_([local(p.grad) for group in self.param_groups for p in with_gradient(group)], scale)
             told.grad_scale = None
         return False
+
+
+def is_only_saved(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether torch's checkpointing steps a fresh optimizer at lr 0, only to see what state it has.
+
+    A rule that decays at lr 0 would change the weights, and the count of steps would start at 1. Nothing but the
+    caller tells that step from a real one.
+    """
+    if any(number(group["lr"]) != 0.0 for group in optimizer.param_groups):
+        return False
+    frame: FrameType = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name == "_init_optim_state":
+            return True
+    return False
 
 
 def with_gradient(group: Group) -> list[Any]:

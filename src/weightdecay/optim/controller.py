@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from weightdecay.errors import OptimizerError, did_you_mean
-from weightdecay.optim.base import DecayingOptimizer, warn_of_rounding, with_gradient
+from weightdecay.optim.base import DecayingOptimizer, is_only_saved, warn_of_rounding, with_gradient
 from weightdecay.optim.checks import group_title, number
 from weightdecay.optim.decay import pull_, shrink_
 from weightdecay.optim.grouping import Group
@@ -100,6 +100,12 @@ class Control:
     def _before(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._given is not None:  # the step before did not finish: its closure raised
             self._restore()
+        if is_only_saved(optimizer):
+            self._given = [group["weight_decay"] for group in optimizer.param_groups]
+            for group in optimizer.param_groups:
+                group["decay_step"] = steps_taken(optimizer, group)  # which torch's own state counts as one
+                group["weight_decay"] = 0.0
+            return
         self._adopt_new_groups()
         self._set_scheduled()
         if self._native or bool(getattr(optimizer, "found_inf", None)):
@@ -134,8 +140,8 @@ class Control:
 
     def _after(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
         self._restore()
-        if bool(getattr(optimizer, "found_inf", None)):  # a GradScaler's skipped step is no step
-            return
+        if bool(getattr(optimizer, "found_inf", None)) or is_only_saved(optimizer):
+            return  # a GradScaler's skipped step is no step, nor is one that only shows what state there is
         for group in optimizer.param_groups:
             group["decay_step"] = steps_taken(optimizer, group, before=True) + 1
 
