@@ -20,7 +20,7 @@ from weightdecay.optim import elementwise
 from weightdecay.optim.adamw import AdamL2, AdamW
 from weightdecay.optim.compiled import compiled_loop, usable_loop
 
-SHAPES = ((300, 70), (5,), (1,), (40, 3, 11))
+SHAPES = ((300, 70), (5,), (1,), (40, 3, 11), (400, 300))  # the last is large enough to go in parts
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 COMBINATIONS: list[tuple[str, torch.dtype, str, dict[str, Any]]] = [
     ("cautious", F32, "nearest", {}),
@@ -44,9 +44,11 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def made(rule: str, dtype: torch.dtype, rounding: str, *, compiled: bool | None, **settings: Any) -> Any:
+def made(
+    rule: str, dtype: torch.dtype, rounding: str, *, compiled: bool | None, shapes: Any = SHAPES, **settings: Any
+) -> Any:
     torch.manual_seed(0)
-    params = [nn.Parameter((0.3 * torch.randn(shape)).to(dtype)) for shape in SHAPES]
+    params = [nn.Parameter((0.3 * torch.randn(shape)).to(dtype)) for shape in shapes]
     cls: Any = AdamL2 if rule == "l2" else AdamW
     weight_decay = 1e-3 if rule == "fixed" else 0.1
     settings |= {} if rule == "l2" else {"rule": rule}
@@ -81,26 +83,28 @@ def test_a_loop_computes_what_the_pieces_do_up_to_rounding(
     for one, other in zip(expected, seen, strict=True):
         torch.testing.assert_close(other.float(), one.float(), rtol=last_digit, atol=2e-7)
         assert float((one != other).float().mean()) < (1.0 if dtype == F32 else 0.01)
+    tolerance = 1e-4 if rule == "l2" else 1e-6  # rounded weights come back in the gradient
     for p, q in zip(pieces.state, loops.state, strict=True):
         assert set(pieces.state[p]) == set(loops.state[q])
         for key, value in pieces.state[p].items():
             assert loops.state[q][key].dtype == value.dtype
             if key != "compensation":
-                torch.testing.assert_close(loops.state[q][key].float(), value.float(), rtol=1e-5, atol=1e-6)
+                torch.testing.assert_close(loops.state[q][key].float(), value.float(), rtol=tolerance, atol=tolerance)
     if rounding == "kahan":  # the compiler may take what bfloat16 loses for nothing
         assert float(next(iter(loops.state.values()))["compensation"].abs().max()) > 0
 
 
 @needs_compiler
-def test_one_loop_serves_all_shapes_steps_and_numbers() -> None:
+@pytest.mark.parametrize(("dtype", "rounding", "loops"), [(F32, "nearest", 1), (BF16, "kahan", 2)])
+def test_one_loop_serves_all_shapes_steps_and_numbers(dtype: torch.dtype, rounding: str, loops: int) -> None:
+    """Two do where large tensors go in parts."""
     torch._dynamo.reset()
     compiled_loop.cache_clear()
     usable_loop.cache_clear()
     counters.clear()
-    optimizer = made("cautious", F32, "nearest", compiled=True)
-    stepped(optimizer)
-    stepped(AdamW([nn.Parameter(torch.randn(7, 3, 2, 2))], rule="cautious", betas=(0.8, 0.9), compiled=True))
-    assert counters["stats"]["unique_graphs"] == 1
+    stepped(made("cautious", dtype, rounding, compiled=True))
+    stepped(made("cautious", dtype, rounding, compiled=True, betas=(0.8, 0.9), shapes=((7, 3, 2, 2), (1 << 17,))))
+    assert counters["stats"]["unique_graphs"] == loops
 
 
 @needs_compiler

@@ -25,8 +25,13 @@ from weightdecay.optim.rules import Reach
 # unasked.
 ENOUGH = 1 << 26
 
-# (weights, gradient and state by name, all flat; numbers; keys of noise): changes weights and state in place
-Loop: TypeAlias = Callable[[Mapping[str, Tensor], Tensor, Tensor | None], None]
+# Where half a vector of bfloat16 is read and written in one place, each read waits for the store before it: a large
+# tensor then goes in two parts at once, each working while the other waits. See docs/log.md.
+_LARGE = 1 << 16
+_IN_PARTS = ("stochastic", "kahan")
+
+# (for each part weights, gradient and state by name, flat; numbers; keys of each part's noise): changes them in place
+Loop: TypeAlias = Callable[[Sequence[Mapping[str, Tensor]], Tensor, Tensor | None], None]
 
 
 class CompileWarning(UserWarning):
@@ -62,9 +67,11 @@ class LoopKind:
     gradient: torch.dtype
     state: tuple[tuple[str, torch.dtype], ...]
     device: str
+    parts: int
 
     def __str__(self) -> str:
-        return f"{self.direction.name}_{self.reach}_{self.weights}_{self.rounding}".replace("torch.", "")
+        name = f"{self.direction.name}_{self.reach}_{self.weights}_{self.rounding}_{self.parts}"
+        return name.replace("torch.", "")
 
 
 def loop_numbers(sign: float, decay: float, rate: float, own: Sequence[float], device: torch.device) -> Tensor:
@@ -79,6 +86,11 @@ def loop_numbers(sign: float, decay: float, rate: float, own: Sequence[float], d
     return torch.tensor([sign, decay, 1 - decay, rate, *own], dtype=torch.float32, device=device)
 
 
+def parts_of(size: int, rounding: str) -> int:
+    """In how many parts a tensor of so many elements goes through a loop."""
+    return 2 if rounding in _IN_PARTS and size >= _LARGE and size % 2 == 0 else 1
+
+
 @functools.cache
 def compiled_loop(kind: LoopKind) -> Loop | str:
     """The loop, compiled by this call; or why it cannot be."""
@@ -88,17 +100,18 @@ def compiled_loop(kind: LoopKind) -> Loop | str:
     own = types.FunctionType(code, step.__globals__, str(kind), step.__defaults__, step.__closure__)
 
     def zeros(dtype: torch.dtype) -> Tensor:
-        return torch.zeros(1 << 21, dtype=dtype, device=kind.device)  # large: the loop is to be shared out to threads
+        return torch.zeros(1 << 20, dtype=dtype, device=kind.device)  # large: the loop is to be shared out to threads
 
     dtypes = {"weights": kind.weights, "gradient": kind.gradient, **dict(kind.state)}
-    here = {name: zeros(dtype) for name, dtype in dtypes.items()}
+    parts = [{name: zeros(dtype) for name, dtype in dtypes.items()} for _ in range(kind.parts)]
     numbers = loop_numbers(1.0, 0.0, 0.0, [1.0] * kind.direction.numbers, torch.device(kind.device))
-    keys = noise_keys(0, 0, 0).to(kind.device) if kind.rounding == "stochastic" else None
+    stochastic = kind.rounding == "stochastic"
+    keys = torch.stack([noise_keys(0, 0, 0)] * kind.parts).to(kind.device) if stochastic else None
     try:
         # Else the compiler takes float32 → bfloat16 → float32 for nothing, and the remainder of Kahan's sum for zero.
         loop: Loop = torch.compile(own, dynamic=True, fullgraph=True, options={"emulate_precision_casts": True})
         with torch.no_grad():  # as a step is
-            loop(here, numbers, keys)
+            loop(parts, numbers, keys)
     except Exception as error:  # a compiler fails in its own ways: none installed, no room on disk …
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     return loop
@@ -129,34 +142,52 @@ def usable_loop(kind: LoopKind, asked: bool) -> Loop | None:
 
 
 def _loop_of(kind: LoopKind) -> Loop:
-    def step(here: Mapping[str, Tensor], numbers: Tensor, keys: Tensor | None) -> None:
-        sign, decay, kept, rate, *own = numbers.unbind()
-        wide = here["master" if kind.rounding == "master" else "weights"].float()
-        if kind.rounding == "kahan":
-            wide = wide + here["compensation"]
-        slope = here["gradient"].float() * sign
-        if kind.reach == "gradient":
-            slope = slope + decay * wide
-        direction = kind.direction.function(slope, here, own)
-        match kind.reach:
-            case "weights":
-                wide = wide * kept
-            case "agreeing":
-                wide = torch.where(direction * wide >= 0, wide * kept, wide)
-            case "towards_one":
-                wide = wide * kept + decay
-            case "towards_initial":
-                wide = wide * kept + decay * here["initial"].float()
-        wide = wide - rate * direction
-        if kind.rounding == "stochastic":
-            assert keys is not None
-            noise = noise_(torch.arange(wide.numel(), dtype=torch.int32, device=wide.device), keys)
-            wide = ((wide.view(torch.int32) + noise) & ~LOW_BITS).view(torch.float32)
-        low = wide.to(kind.weights)
-        if kind.rounding == "kahan":
-            here["compensation"].copy_(wide - low)
-        if kind.rounding == "master":
-            here["master"].copy_(wide)
-        here["weights"].copy_(low)
+    def step(parts: Sequence[Mapping[str, Tensor]], numbers: Tensor, keys: Tensor | None) -> None:
+        for number, part in enumerate(parts):
+            wide = _wide(part, kind.rounding)
+            sign, decay, kept, rate, *own = numbers.unbind()
+            slope = part["gradient"].float() * sign
+            if kind.reach == "gradient":
+                slope = slope + decay * wide
+            direction = kind.direction.function(slope, part, own)
+            stepped = _decayed(wide, direction, part, kind.reach, decay, kept) - rate * direction
+            _write(stepped, part, kind, None if keys is None else keys[number])
 
     return step
+
+
+def _wide(part: Mapping[str, Tensor], rounding: str) -> Tensor:
+    """The float32 weights that a part stands for."""
+    if rounding == "master":
+        return part["master"]
+    wide = part["weights"].float()
+    return wide + part["compensation"] if rounding == "kahan" else wide
+
+
+def _decayed(
+    wide: Tensor, direction: Tensor, part: Mapping[str, Tensor], reach: Reach, decay: Tensor, kept: Tensor
+) -> Tensor:
+    match reach:
+        case "gradient":
+            return wide
+        case "weights":
+            return wide * kept
+        case "agreeing":
+            return torch.where(direction * wide >= 0, wide * kept, wide)
+        case "towards_one":
+            return wide * kept + decay
+        case "towards_initial":
+            return wide * kept + decay * part["initial"].float()
+
+
+def _write(wide: Tensor, part: Mapping[str, Tensor], kind: LoopKind, keys: Tensor | None) -> None:
+    """Round into the weights, and keep what the rounding remembers."""
+    if keys is not None:
+        noise = noise_(torch.arange(wide.numel(), dtype=torch.int32, device=wide.device), keys)
+        wide = ((wide.view(torch.int32) + noise) & ~LOW_BITS).view(torch.float32)
+    low = wide.to(kind.weights)
+    if kind.rounding == "kahan":
+        part["compensation"].copy_(wide - low)
+    if kind.rounding == "master":
+        part["master"].copy_(wide)
+    part["weights"].copy_(low)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.optim.base import DecayingOptimizer, Work, with_gradient
-from weightdecay.optim.compiled import ENOUGH, Direction, Loop, LoopKind, loop_numbers, usable_loop
+from weightdecay.optim.compiled import ENOUGH, Direction, Loop, LoopKind, loop_numbers, parts_of, usable_loop
 from weightdecay.optim.decay import decay_, local, mixed, shrink_where_agreeing_
 from weightdecay.optim.grouping import Group
 from weightdecay.optim.pieces import Update
@@ -143,7 +143,16 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
         state = [(name, torch.float32) for name in self._state_in_loop(group)]
         state += [("initial", p.dtype)] * (reach == "towards_initial")
         state += {"kahan": [("compensation", p.dtype)], "master": [("master", torch.float32)]}.get(rounding, [])
-        kind = LoopKind(self.direction, reach, rounding, p.dtype, p.grad.dtype, tuple(state), p.device.type)
+        kind = LoopKind(
+            self.direction,
+            reach,
+            rounding,
+            p.dtype,
+            p.grad.dtype,
+            tuple(state),
+            p.device.type,
+            parts_of(here.numel(), rounding),
+        )
         loop = usable_loop(kind, asked)
         return None if loop is None else (kind, loop)
 

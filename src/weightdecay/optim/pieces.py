@@ -37,9 +37,10 @@ def piece_size(device: torch.device) -> int:
     return PIECE if device.type == "cpu" else _PIECE_ELSEWHERE
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    """All elements of this rank's part, in a tensor that knows of no other: compiled code asks what a view is of."""
-    return local(tensor).contiguous().view(-1).data
+def _parts(tensor: Tensor, count: int) -> list[Tensor]:
+    """Equal parts of this rank's part, flat, in tensors that know of no other: compiled code asks what a view is of."""
+    flat = local(tensor).contiguous().view(-1)
+    return [part.data for part in torch.split(flat, flat.numel() // count)]
 
 
 def _shard(tensor: Any) -> int:
@@ -123,13 +124,14 @@ class Workspace:
         number: int,
     ) -> None:  # fmt: skip
         """`step`, in a compiled loop."""
-        flat = {"weights": _flat(weights), "gradient": _flat(gradient)}
-        flat |= {name: _flat(state[name]) for name, _ in kind.state}
+        tensors = {"weights": weights, "gradient": gradient, **{name: state[name] for name, _ in kind.state}}
+        parts = [_parts(tensor, kind.parts) for tensor in tensors.values()]
         keys = None
         if kind.rounding == "stochastic":
-            keys = noise_keys(self.seed, int(state["rounded_steps"]), number, _shard(weights)).to(weights.device)
+            place, size = (self.seed, int(state["rounded_steps"]), number, _shard(weights)), parts[0][0].numel()
+            keys = torch.stack([noise_keys(*place, part * size) for part in range(kind.parts)]).to(weights.device)
             state["rounded_steps"] += 1
-        loop(flat, numbers, keys)
+        loop([dict(zip(tensors, part, strict=True)) for part in zip(*parts, strict=True)], numbers, keys)
 
     def _widened(self, low: Tensor, here: Mapping[str, Tensor], rounding: str) -> Tensor:
         """The float32 weights that a low-precision piece stands for."""
