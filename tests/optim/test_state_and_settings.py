@@ -84,3 +84,18 @@ def test_how_far_schedule_free_had_come_is_no_matter_of_choice() -> None:
     train(through, first, 3, 3)
     train(resumed, second, 3, 3)
     assert all(torch.equal(a, b) for a, b in zip(through.parameters(), resumed.parameters(), strict=True))
+
+
+def test_keep_leaves_alone_what_json_cannot_hold() -> None:
+    """A group may hold a function or a dtype: its type's name is compared and never put in its place."""
+
+    def make(**extra: Any) -> AdamW:
+        return AdamW([{"params": list(model().named_parameters()), **extra}], lr=0.01)
+
+    saved = settings_by_name(make(dtype=torch.bfloat16, weight_decay=0.3))
+    assert saved["groups"][0]["dtype"] == "<dtype>"
+    same = make(dtype=torch.bfloat16)
+    load_state_by_name(same, {}, saved, on_change="keep")
+    assert (same.param_groups[0]["dtype"], same.param_groups[0]["weight_decay"]) == (torch.bfloat16, 0.3)
+    with pytest.raises(OptimizerError, match="group 0: dtype was saved by the name of its type, <dtype>, and cannot"):
+        load_state_by_name(make(dtype="bfloat16"), {}, saved, on_change="keep")

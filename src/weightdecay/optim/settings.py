@@ -163,9 +163,14 @@ def by_parameter(settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 def plain_setting(value: Any) -> Any:
-    """A setting as JSON has it; what JSON cannot hold is named by its type."""
+    """A setting as JSON has it; what JSON cannot hold is named by its type, like `<function>`."""
     if isinstance(value, Tensor):
         return value.item() if value.numel() == 1 else value.tolist()
     if isinstance(value, list | tuple):
         return [plain_setting(item) for item in value]
-    return value if value is None or isinstance(value, str | int | float | bool) else type(value).__name__
+    return value if value is None or isinstance(value, str | int | float | bool) else f"<{type(value).__name__}>"
+
+
+def names_a_type(value: Any) -> bool:
+    """Whether a plain setting is only the name of what it was."""
+    return isinstance(value, str) and value.startswith("<") and value.endswith(">")

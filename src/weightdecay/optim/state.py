@@ -28,7 +28,9 @@ from weightdecay.optim.settings import (
     by_parameter,
     changes,
     describe,
+    names_a_type,
     parameter_names,
+    plain_setting,
     progress_keys,
 )  # fmt: skip
 
@@ -287,7 +289,7 @@ def _kept_settings(
     ignore: Collection[str],
     faults: list[str],
 ) -> list[dict[str, Any]]:
-    """For each group the saved values; a fault where its tensors were saved with different ones."""
+    """For each group the saved values that differ from its own; a fault where they cannot be had again."""
     saved = by_parameter(settings)
     left_out = NOT_SETTINGS | HARMLESS | progress_keys(optimizer) | set(ignore)
     kept = []
@@ -297,7 +299,12 @@ def _kept_settings(
         for key in sorted({key for member in members for key in member} - left_out):
             if any(member.get(key) != members[0].get(key) for member in members):
                 faults.append(f"group {index}: its tensors were saved with different {key}, so it cannot be kept")
-            values[key] = members[0].get(key)
+            value = members[0].get(key)
+            if plain_setting(group.get(key)) == value:
+                continue
+            if names_a_type(value):
+                faults.append(f"group {index}: {key} was saved by the name of its type, {value}, and cannot be kept")
+            values[key] = value
         kept.append(values)
     return kept
 
