@@ -23,6 +23,7 @@ from weightdecay.optim.decay import local
 
 OnNonfinite = Literal["stop", "skip"]
 _ROW = 1024  # elements that are summed in float32; their norms are then summed in float64
+_SMALL = 4 * _ROW  # a tensor of no more is one row
 
 
 class NonfiniteGradientError(TrainingError):
@@ -50,29 +51,37 @@ def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     Raises:
         OptimizerError: a distributed tensor is a partial sum, whose norm is not the sum of its parts'.
     """
-    rows: dict[Any, list[Tensor]] = defaultdict(list)
+    parts: dict[Any, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
         placements = getattr(tensor, "placements", None)
         sharding = None if placements is None else (getattr(tensor, "device_mesh", None), tuple(placements))
-        rows[sharding, tensor.device].extend(_row_norms(local(tensor)))
+        parts[sharding, tensor.device].append(_real(local(tensor).detach()))
     squares = []
-    for (sharding, _), norms in rows.items():
-        square = torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64).square()
+    for (sharding, _), together in parts.items():
+        square = torch.linalg.vector_norm(torch.cat(_norms(together)), dtype=torch.float64).square()
         if sharding is not None:
             _sum_over_shards(square, *sharding)
         squares.append(square.cpu())
     return torch.stack(squares or [torch.zeros((), dtype=torch.float64)]).sum().sqrt()
 
 
-def _row_norms(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """Norms of rows of 1,024 elements of a tensor of any shape and, as one element more, of what is left over."""
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor)
-    flat = tensor.detach().reshape(-1)
-    wide = torch.promote_types(flat.dtype, torch.float32)
-    whole = flat.numel() // _ROW * _ROW
-    rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1, dtype=wide)
-    return rows, torch.linalg.vector_norm(flat[whole:], dim=0, keepdim=True, dtype=wide)
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _norms(tensors: list[Tensor]) -> list[Tensor]:
+    """Norms, [n] each, of parts small enough for sums in float32: whole tensors, or rows and what is left of them."""
+    small = [tensor for tensor in tensors if tensor.numel() <= _SMALL and tensor.dtype != torch.float64]
+    norms = [torch.stack(torch._foreach_norm(small, dtype=torch.float32))] if small else []
+    for tensor in tensors:
+        if tensor.numel() <= _SMALL and tensor.dtype != torch.float64:
+            continue
+        flat, wide = tensor.reshape(-1), torch.promote_types(tensor.dtype, torch.float32)
+        whole = flat.numel() // _ROW * _ROW
+        norms.append(torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1, dtype=wide))
+        if whole < flat.numel():
+            norms.append(torch.linalg.vector_norm(flat[whole:], dim=0, keepdim=True, dtype=wide))
+    return norms
 
 
 def _sum_over_shards(square: Tensor, mesh: Any, placements: tuple[Any, ...]) -> None:
