@@ -13,10 +13,14 @@ from torch import Tensor, nn
 
 import weightdecay
 from weightdecay.errors import OptimizerError
+from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.base import PrecisionWarning
+from weightdecay.optim.lion import Lion
+from weightdecay.optim.muon import Muon
 from weightdecay.optim.pieces import PIECE
 from weightdecay.optim.rounding import noise_, noise_keys, realised_decay, round_stochastically_
+from weightdecay.optim.sgdw import SGDW
 
 ELEMENTS = 20_000
 KEEPING = ["stochastic", "kahan", "master"]
@@ -107,6 +111,37 @@ def test_a_tensor_of_several_pieces_and_a_strided_one_step_whole(rounding: str) 
     for result in (strided.detach().T.double(), plain.detach().double()):
         assert float((result - exact).abs().max()) <= float(exact.abs().max()) * 2**-7
         assert not torch.equal(result, weights.double())
+
+
+@pytest.mark.parametrize("rounding", KEEPING)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p, **kw: AdamW(p, fused=True, **kw),
+        lambda p, **kw: SGDW(p, momentum=0.9, **kw),
+        Lion,
+        Muon,
+        Adafactor,
+        lambda p, **kw: Adafactor(p, factored=False, beta1=0.9, **kw),
+    ],
+    ids=["AdamW", "SGDW", "Lion", "Muon", "Adafactor", "Adafactor as PaLM's"],
+)
+def test_a_transposed_tensor_and_its_state_step_like_a_plain_one(make: Any, rounding: str) -> None:
+    weights = torch.randn(9, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
+    strided, plain = (
+        nn.Parameter(weights.clone().T),
+        nn.Parameter(weights.T.clone(memory_format=torch.contiguous_format)),
+    )
+    for p in (strided, plain):
+        optimizer = make([p], lr=0.01, weight_decay=0.1, rounding=rounding)
+        for step in range(4):
+            gradient = torch.randn(6, 9, generator=torch.Generator().manual_seed(step))
+            p.grad = torch.empty_like(p).copy_(gradient)
+            optimizer.step()
+            for key, value in optimizer.state[p].items():  # as a checkpoint of a transposed tensor holds it
+                if step == 1 and p is strided and value.ndim == 2:
+                    optimizer.state[p][key] = value.T.contiguous().T
+    assert torch.equal(strided, plain)
 
 
 @settings(max_examples=30)

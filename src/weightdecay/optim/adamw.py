@@ -58,7 +58,7 @@ class _Adam(ElementwiseOptimizer):
         for key in ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ())):
             if key not in state:
                 state[key] = torch.zeros_like(p, dtype=dtype, memory_format=torch.contiguous_format)
-            state[key] = state[key].to(dtype)
+            state[key] = state[key].to(dtype).contiguous()
         state["step"] += 1
 
     def _state_in_loop(self, group: Group) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ class Lion(ElementwiseOptimizer):
         state = self.state[p]
         if "exp_avg" not in state:
             state["exp_avg"] = torch.zeros_like(p, dtype=dtype, memory_format=torch.contiguous_format)
-        state["exp_avg"] = state["exp_avg"].to(dtype)
+        state["exp_avg"] = state["exp_avg"].to(dtype).contiguous()
 
     def _update_piece(
         self, weights: Tensor, gradient: Tensor, state: Mapping[str, Tensor], group: Group, weight_decay: float

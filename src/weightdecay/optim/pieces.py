@@ -91,8 +91,9 @@ class Workspace:
         whole = local(weights).contiguous()  # a copy only where the tensor is strided
         slopes = pieces(local(gradient).contiguous())
         counts = {key: value for key, value in state.items() if key in COUNTS}
-        whole_state = {key: value for key, value in state.items() if key not in COUNTS and value.shape == weights.shape}
-        kept = {key: pieces(local(value)) for key, value in whole_state.items()}
+        own = {key: value for key, value in state.items() if key not in COUNTS and value.shape == weights.shape}
+        whole_state = {key: local(value).contiguous() for key, value in own.items()}
+        kept = {key: pieces(value) for key, value in whole_state.items()}
         step = int(state.get("rounded_steps", 0))
         for piece, (low, slope) in enumerate(zip(pieces(whole), slopes, strict=True)):
             here = {**counts, **{key: views[piece] for key, views in kept.items()}}
@@ -116,8 +117,9 @@ class Workspace:
                 here["compensation"].copy_(wide.sub_(spare.copy_(low)))
         if rounding == "stochastic":
             state["rounded_steps"] += 1
-        if whole is not local(weights):
-            local(weights).copy_(whole)
+        for strided, copy in ((weights, whole), *((own[key], whole_state[key]) for key in own)):
+            if copy is not local(strided):
+                local(strided).copy_(copy)
 
     def run(
         self, kind: LoopKind, loop: Loop, weights: Tensor, gradient: Tensor, state: dict[str, Any], numbers: Tensor,

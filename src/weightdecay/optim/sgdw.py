@@ -75,7 +75,7 @@ class SGDW(ElementwiseOptimizer, torch.optim.SGD):
                 group["dampening"] / momentum
             )
         elif momentum:
-            state["momentum_buffer"] = state["momentum_buffer"].to(dtype)
+            state["momentum_buffer"] = state["momentum_buffer"].to(dtype).contiguous()
 
     def _update_piece(
         self, weights: Tensor, gradient: Tensor, state: Mapping[str, Tensor], group: Group, weight_decay: float
