@@ -119,3 +119,10 @@ def test_a_recipe_of_ones_own_is_read_anew_each_time(tmp_path: Path) -> None:
     assert recipe(f"{path}:tiny").values["optimizer.weight_decay"].value == 0.05
     path.write_text(OWN.replace("0.05", "0.06"))
     assert recipe(f"{path}:tiny").values["optimizer.weight_decay"].value == 0.06
+
+
+def test_nan_is_no_weight_decay(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(OWN.replace("0.05", "nan"))
+    with pytest.raises(RecipeError, match=r"mine\.toml:6: common\.optimizer\.weight_decay: .*nan: must be a number"):
+        recipe(f"{path}:tiny")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -322,3 +323,19 @@ def test_float32_tensors_among_low_ones_step_as_usual() -> None:
     assert torch.equal(full, reference)
     assert torch.equal(low, full.bfloat16())
     assert "master" not in mine.state[full]
+
+
+def test_the_warning_shows_the_users_line() -> None:
+    net = nn.Linear(64, 64).bfloat16()
+    settings: dict[str, Any] = {"lr": 3e-4, "weight_decay": 0.1}
+    later = AdamW([nn.Parameter(torch.ones(2))], **settings)
+    each: list[Callable[[], Any]] = [
+        lambda: AdamW(net.parameters(), **settings),
+        lambda: Muon(weightdecay.plan(net, weight_decay=0.1), lr=3e-4),
+        lambda: weightdecay.control(torch.optim.AdamW(net.parameters(), **settings)),
+        lambda: later.add_param_group({"params": net.parameters()}),
+    ]
+    for make in each:
+        with pytest.warns(PrecisionWarning) as caught:
+            make()
+        assert [warning.filename for warning in caught] == [__file__]

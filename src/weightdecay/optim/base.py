@@ -350,5 +350,13 @@ def warn_of_rounding(group: Group, index: int) -> None:
             f"{realised:.1%} of the decay per step of {decay:.3g} that was asked for, because rounding to nearest "
             "undoes it: give rounding='stochastic', 'kahan' or 'master', or keep the weights in float32",
             PrecisionWarning,
-            stacklevel=4,
+            stacklevel=_frames_to_the_user(),
         )
+
+
+def _frames_to_the_user() -> int:
+    """How far up the caller stands who made the optimizer, for a warning that shows that line."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("weightdecay", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -122,6 +122,8 @@ def _value_faults(key: str, entry: Any) -> list[str]:
     if not isinstance(entry, dict) or not {"value", "status", "source"} <= entry.keys():
         return ["must be { value = …, status = …, source = … }"]
     faults = read_values({key: entry["value"]})[1]
+    if entry["value"] != entry["value"]:  # TOML's nan, which inside means a λ that is still open
+        faults.append(f"{key} = nan: must be a number")
     if entry["status"] not in STATUSES:
         faults.append(f"status '{entry['status']}': {did_you_mean(str(entry['status']), STATUSES)}")
     fields = ("value", "status", "source", "note")
