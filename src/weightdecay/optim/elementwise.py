@@ -143,16 +143,10 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
         state = [(name, torch.float32) for name in self._state_in_loop(group)]
         state += [("initial", p.dtype)] * (reach == "towards_initial")
         state += {"kahan": [("compensation", p.dtype)], "master": [("master", torch.float32)]}.get(rounding, [])
+        parts = parts_of(here.numel(), rounding)
         kind = LoopKind(
-            self.direction,
-            reach,
-            rounding,
-            p.dtype,
-            p.grad.dtype,
-            tuple(state),
-            p.device.type,
-            parts_of(here.numel(), rounding),
-        )
+            self.direction, reach, rounding, p.dtype, p.grad.dtype, tuple(state), p.device.type, parts
+        )  # fmt: skip
         loop = usable_loop(kind, asked)
         return None if loop is None else (kind, loop)
 

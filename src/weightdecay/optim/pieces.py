@@ -39,7 +39,7 @@ def piece_size(device: torch.device) -> int:
 
 def _parts(tensor: Tensor, count: int) -> list[Tensor]:
     """Equal parts of this rank's part, flat, in tensors that know of no other: compiled code asks what a view is of."""
-    flat = local(tensor).contiguous().view(-1)
+    flat = local(tensor).view(-1)
     return [part.data for part in torch.split(flat, flat.numel() // count)]
 
 
@@ -126,7 +126,8 @@ class Workspace:
         number: int,
     ) -> None:  # fmt: skip
         """`step`, in a compiled loop."""
-        tensors = {"weights": weights, "gradient": gradient, **{name: state[name] for name, _ in kind.state}}
+        tensors = {"weights": weights, "gradient": local(gradient).contiguous()}
+        tensors |= {name: state[name] for name, _ in kind.state}
         parts = [_parts(tensor, kind.parts) for tensor in tensors.values()]
         keys = None
         if kind.rounding == "stochastic":
