@@ -98,9 +98,14 @@ def test_stacked_matrices_that_are_none_are_refused(stacked: Any, words: str) ->
 
 @each
 def test_a_tensor_in_two_groups_is_refused(cls: Any) -> None:
-    p = matrix()
-    with pytest.raises(ValueError, match="more than one parameter group"):
-        cls([{"params": [p]}, {"params": [p]}])
+    p, q = matrix(), matrix()
+    with pytest.raises(OptimizerError, match=r"group 1: 'w' is in group 0 as well") as refused:
+        cls([{"params": [p, q]}, {"params": [("w", p), ("v", q)]}])
+    assert len(refused.value.faults) == 2
+    optimizer = cls([p])
+    with pytest.raises(OptimizerError, match=r"group 1: tensor 0 of shape .* more than one parameter group: leave"):
+        optimizer.add_param_group({"params": iter([p])})
+    assert len(optimizer.param_groups) == 1
 
 
 @each

@@ -20,7 +20,15 @@ from torch._compile import _disable_dynamo
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.checks import group_faults, group_title, number
 from weightdecay.optim.decay import decay_, local, placed_like, pull_, shrink_
-from weightdecay.optim.grouping import Group, Params, listed_groups, rule_for_the_rest, tables_and_heads, with_rules
+from weightdecay.optim.grouping import (
+    Group,
+    Params,
+    listed_groups,
+    rule_for_the_rest,
+    shared_tensors,
+    tables_and_heads,
+    with_rules,
+)
 from weightdecay.optim.pieces import Workspace
 from weightdecay.optim.rounding import LOW_PRECISION, realised_decay, start_rounding
 from weightdecay.optim.rules import RULES, group_decay_per_step, rule
@@ -79,7 +87,7 @@ class DecayingOptimizer(torch.optim.Optimizer):
             fault
             for index, group in enumerate(ruled)
             for fault in group_faults({**settings, **group}, group_title(group, index), self.refused)
-        ]
+        ] + shared_tensors(ruled)
         if faults:
             raise OptimizerError(faults)
         return params if groups is None else ruled
@@ -98,7 +106,8 @@ class DecayingOptimizer(torch.optim.Optimizer):
         if finished and isinstance(param_group, dict):
             param_group.update(_with_rule(param_group, self.defaults))
             title = group_title(param_group, len(self.param_groups))
-            if faults := group_faults({**self.defaults, **param_group}, title, self.refused):
+            faults = group_faults({**self.defaults, **param_group}, title, self.refused)
+            if faults := faults + shared_tensors([*self.param_groups, param_group]):
                 raise OptimizerError(faults)
         super().add_param_group(param_group)
         if finished:

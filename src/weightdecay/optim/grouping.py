@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError
+from weightdecay.optim.checks import group_title
 from weightdecay.planning.plan import DecayPlan
 from weightdecay.planning.roles import Role
 
@@ -66,6 +67,24 @@ def named_tensors(group: Group) -> list[tuple[str, Tensor]] | None:
     names = group.get("param_names") or [entry[0] if isinstance(entry, tuple) else "" for entry in entries]
     group["params"] = entries  # an iterator can be read once only
     return list(zip(names, tensors, strict=True))
+
+
+def shared_tensors(groups: Sequence[Group]) -> list[str]:
+    """Faults: tensors that are in more than one group, each named."""
+    first: dict[int, str] = {}
+    faults = []
+    for index, group in enumerate(groups):
+        title = group_title(group, index)
+        for position, (name, tensor) in enumerate(named_tensors(group) or [] if "params" in group else []):
+            seen = first.setdefault(id(tensor), title)
+            if seen != title:
+                label = f"'{name}'" if name else f"tensor {position} of shape {tuple(tensor.shape)}"
+                faults.append(
+                    # torch's words within, which its users' tests look for
+                    f"{title}: {label} is in {seen} as well and would decay twice; some parameters appear in more than "
+                    "one parameter group: leave each in one"
+                )
+    return faults
 
 
 def split_group(group: Group, labels: Sequence[str]) -> list[tuple[str, Group]]:
