@@ -61,6 +61,18 @@ def test_the_total_norm_is_that_of_all_numbers_together(shapes: list[list[int]],
     assert float(total_norm(tensors)) == pytest.approx(exact, rel=1e-6)
 
 
+@pytest.mark.parametrize("size", [7, 5_000])
+def test_large_gradients_have_a_norm_though_their_squares_have_no_float32(size: int) -> None:
+    p = nn.Parameter(torch.zeros(size))
+    p.grad = torch.full((size,), 1e25)
+    assert float(total_norm([p.grad])) == pytest.approx(1e25 * size**0.5, rel=1e-6)
+    done = clipped_step(torch.optim.SGD([p], lr=1.0, fused=True), 1.0)
+    assert not done.skipped
+    assert float(p.detach().norm()) == pytest.approx(1.0, rel=1e-5)
+    p.grad = torch.full((size,), torch.inf)
+    assert clipped_step(torch.optim.SGD([p]), 1.0, on_nonfinite="skip").skipped
+
+
 def test_strided_low_precision_and_complex_tensors_have_a_norm() -> None:
     tensor = torch.randn(30, 40)
     assert float(total_norm([tensor.T])) == pytest.approx(float(total_norm([tensor])), rel=1e-6)

@@ -58,11 +58,17 @@ def total_norm(tensors: Iterable[Tensor]) -> Tensor:
         parts[sharding, tensor.device].append(_real(local(tensor).detach()))
     squares = []
     for (sharding, _), together in parts.items():
-        square = torch.linalg.vector_norm(torch.cat(_norms(together)), dtype=torch.float64).square()
+        square = _square(_norms(together))
+        if not square.isfinite():  # a square of float32 may be over its range where the norm is not
+            square = _square([torch.linalg.vector_norm(x, dtype=torch.float64).view(1) for x in together])
         if sharding is not None:
             _sum_over_shards(square, *sharding)
         squares.append(square.cpu())
     return torch.stack(squares or [torch.zeros((), dtype=torch.float64)]).sum().sqrt()
+
+
+def _square(norms: list[Tensor]) -> Tensor:
+    return torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64).square()
 
 
 def _real(tensor: Tensor) -> Tensor:
