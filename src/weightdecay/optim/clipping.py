@@ -68,7 +68,8 @@ def total_norm(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def _square(norms: list[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64).square()
+    square: Tensor = torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64).square()
+    return square
 
 
 def _real(tensor: Tensor) -> Tensor:
