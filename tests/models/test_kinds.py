@@ -301,6 +301,19 @@ def test_initial_weights_have_the_spread_that_was_asked_for() -> None:
         assert weight.std().item() == pytest.approx(inputs**-0.5, rel=0.05)
 
 
+def test_truncated_initial_weights_end_at_three_deviations() -> None:
+    model = model_of("gpt2", init="truncated", init_std=0.02, residual_init="plain", d_model=128, d_ff=512)
+    for table in (True, False):
+        weights = [
+            parameter.detach().flatten()
+            for name, parameter in model.named_parameters()
+            if parameter.ndim == 2 and ("embedding" in name) == table
+        ]
+        assert 0.055 < float(torch.cat(weights).abs().max()) <= 0.06
+    zero = model_of("gpt2", init="truncated", residual_init="zero")
+    assert float(zero.get_parameter("blocks.0.attention.out.weight").detach().abs().max()) == 0.0
+
+
 def test_embedding_dropout_can_be_off_while_the_rest_drops() -> None:
     assert model_of("opt", dropout=0.1, embedding_dropout=False).dropout.p == 0.0
     assert model_of("opt", dropout=0.1).dropout.p == 0.1

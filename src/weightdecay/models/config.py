@@ -18,7 +18,7 @@ CHOICES = {
     "router": ("softmax_of_chosen", "softmax_of_all", "sigmoid"),
     "router_bias_update": ("sign", "centred_sign"),
     "balance_over": ("batch", "sequence"),
-    "init": ("normal", "fan_in", "fan_in_uniform", "small"),
+    "init": ("normal", "truncated", "fan_in", "fan_in_uniform", "small"),
     "residual_init": ("plain", "scaled", "zero", "wang"),
 }
 # Values that training sees and the function from tokens to logits does not.
@@ -105,9 +105,10 @@ class ModelConfig:
         embedding_dropout: whether it also acts on the embedding's output.
         stochastic_depth: probability of skipping the last block's branches; earlier blocks less, linearly.
         z_loss: factor of mean (log Σ exp logits)², added to the loss.
-        init: `normal`, N(0, init_std²); `fan_in`, N(0, 1/inputs), for weight matrices; `fan_in_uniform`, of the same
-            deviation between ±√(3/inputs); or `small`, N(0, 2/(5·d_model)) (Nguyen & Salazar 2019, arXiv:1910.05895).
-        init_std: standard deviation of every weight matrix at the start, under `normal`.
+        init: `normal`, N(0, init_std²); `truncated`, the same without what lies beyond three deviations; `fan_in`,
+            N(0, 1/inputs), for weight matrices; `fan_in_uniform`, of the same deviation between ±√(3/inputs); or
+            `small`, N(0, 2/(5·d_model)) (Nguyen & Salazar 2019, arXiv:1910.05895).
+        init_std: standard deviation of every weight matrix at the start, under `normal` and `truncated`.
         embedding_init_std: of the embedding's; 0 means `init_std`, or what `small` gives.
         position_init_std: of the learned positions'; 0 means the embedding's.
         head_init_std: of an untied head's; 0 means that of the other matrices.

@@ -220,10 +220,10 @@ class GPT(nn.Module):
         config = self.config
         for module in self.modules():
             if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=self._table_std(module))
+                self._draw_normal(module.weight, self._table_std(module))
             elif isinstance(module, nn.Linear) and not (module is self.head and config.tied_head):
                 if module is self.head and config.head_init_std:
-                    nn.init.normal_(module.weight, std=config.head_init_std)
+                    self._draw_normal(module.weight, config.head_init_std)
                 else:
                     self._draw(module.weight, self._std(module.in_features))
                 if module.bias is not None:
@@ -254,6 +254,12 @@ class GPT(nn.Module):
     def _draw(self, weight: Tensor, std: float) -> None:
         if self.config.init == "fan_in_uniform":
             nn.init.uniform_(weight, -math.sqrt(3) * std, math.sqrt(3) * std)
+        else:
+            self._draw_normal(weight, std)
+
+    def _draw_normal(self, weight: Tensor, std: float) -> None:
+        if self.config.init == "truncated" and std > 0.0:
+            nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
         else:
             nn.init.normal_(weight, std=std)
 
