@@ -177,6 +177,11 @@ def test_the_noise_is_a_function_of_seed_step_tensor_part_and_element() -> None:
     correlations = torch.corrcoef(torch.stack(seen)).fill_diagonal_(0.0)
     assert float(correlations.abs().max()) < 5 / ELEMENTS**0.5
     assert torch.equal(noise(0, 1, 2, 3), noise(0, 1, 2, 3))
+    places = torch.arange(ELEMENTS, dtype=torch.int32)
+    for key in range(3):
+        changed = noise_keys(0, 0, 0)
+        changed[key] += 1
+        assert not torch.equal(noise_(places.clone(), changed), seen[0].int())
 
 
 def test_the_noise_is_uniform_in_every_bit() -> None:
