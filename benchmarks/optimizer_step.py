@@ -21,9 +21,9 @@ import torch
 from torch import nn
 
 from weightdecay.optim.adamw import AdamW
-from weightdecay.optim.base import PrecisionWarning
+from weightdecay.optim.precision import PrecisionWarning
 from weightdecay.optim.clipping import clipped_step
-from weightdecay.optim.rounding import Rounding
+from weightdecay.optim.roundings import RoundingName as Rounding
 
 # GPT-2 124M: token and position embeddings; 12 layers of 4 matrices with their biases and two norms
 LAYER: list[tuple[int, ...]] = [(2_304, 768), (768, 768), (3_072, 768), (768, 3_072), (2_304,), (3_072,)]

@@ -11,7 +11,7 @@ from figures import line_chart, table, write_block
 from torch import nn
 
 from weightdecay.optim.adamw import AdamW
-from weightdecay.optim.base import PrecisionWarning
+from weightdecay.optim.precision import PrecisionWarning
 from weightdecay.optim.rounding import realised_decay
 
 LR, STEPS, ELEMENTS = 3e-4, 2_000, 65_536

@@ -16,7 +16,7 @@ import weightdecay
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.adamw import AdamW
-from weightdecay.optim.base import PrecisionWarning
+from weightdecay.optim.precision import PrecisionWarning
 from weightdecay.optim.lion import Lion
 from weightdecay.optim.muon import Muon
 from weightdecay.optim.pieces import PIECE

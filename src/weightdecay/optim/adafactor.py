@@ -13,17 +13,17 @@ moments; Chowdhery et al. 2022, arXiv:2204.02311, §5 for PaLM's use.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from weightdecay.optim.base import DecayingOptimizer, Work, with_gradient
+from weightdecay.optim.base import DecayingOptimizer, Work
+from weightdecay.optim.checks import with_plain_numbers
 from weightdecay.optim.clipping import total_norm
 from weightdecay.optim.grouping import Group, Params, Rules
-from weightdecay.optim.lion import NO_COUPLED_FORM
-from weightdecay.optim.rounding import LOW_PRECISION, Rounding
+from weightdecay.optim.roundings import NEAREST, RoundingLike, fresh, group_rounding
+from weightdecay.optim.rules import DECOUPLED
 
 
 class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
@@ -46,8 +46,6 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
         OptimizerError: with every fault of every group.
     """
 
-    refused: ClassVar[Mapping[str, str]] = {"l2": NO_COUPLED_FORM}
-
     def __init__(
         self,
         params: Params,
@@ -61,9 +59,9 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
         beta1: float | None = None,
         relative_step: bool = True,
         scale_parameter: bool = True,
-        rule: Rules = "decoupled",
+        rule: Rules = DECOUPLED,
         peak_lr: float | None = None,
-        rounding: Rounding = "nearest",
+        rounding: RoundingLike = NEAREST,
         foreach: bool | None = None,
         maximize: bool = False,
     ) -> None:
@@ -74,8 +72,12 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
             "relative_step": relative_step,
             "scale_parameter": scale_parameter,
         }
-        groups = self._groups(params, lr=lr, weight_decay=weight_decay, beta1=beta1, **decay)
-        super().__init__(groups, lr, beta2_decay, eps, d, weight_decay, foreach=foreach, maximize=maximize)
+        own = with_plain_numbers({
+            "lr": lr, "beta2_decay": beta2_decay, "eps": eps, "d": d, "weight_decay": weight_decay,
+            "foreach": foreach, "maximize": maximize,
+        })  # fmt: skip
+        groups = self._groups(params, **own, **form, **decay)
+        super().__init__(groups, **own)
         self._finish(**decay, **form)
         for group in self.param_groups:
             for key, value in form.items():
@@ -90,32 +92,32 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
     def _takes_complex(self, group: Group) -> bool:  # noqa: ARG002
         return False
 
-    def _step_groups(self, work: Work) -> None:
+    def _step_groups(self, work: list[Work]) -> None:
         """Groups that torch's Adafactor knows go through it, the others tensor by tensor."""
-        plain = [(group, decay) for group, decay in work if _is_torchs(group)]
+        plain = [one for one in work if _is_torchs(one)]
         if plain:
             super()._step_groups(plain)
-        for index, (group, decay) in enumerate(work):
-            if _is_torchs(group):
+        for one in work:
+            if one in plain:
                 continue
-            for position, p in enumerate(group["params"]):
-                if p.grad is not None:
-                    update, scale = self._update_and_scale(p, group)
-                    self._descend(p, update, scale, group, decay, (index << 32) + position)
+            for position, p in enumerate(one.group["params"]):
+                if p.grad is not None and p.numel():
+                    update, scale = self._update_and_scale(p, one.group)
+                    self._descend(p, update, scale, one, position)
 
     def _update_and_scale(self, p: Tensor, group: Group) -> tuple[Tensor, float]:
         """g/√v and the scale with which it is subtracted, in the order of torch's for-loop; with momentum, m and 1."""
         assert p.grad is not None
-        wide = torch.float32 if p.dtype in LOW_PRECISION and group["rounding"] != "nearest" else p.dtype
-        gradient = (-p.grad if group["maximize"] else p.grad).to(wide)
-        state = self._state_of(p, group, wide)
+        weights = self._weights_meant(p, group)
+        gradient = (-p.grad if group["maximize"] else p.grad).to(weights.dtype)
+        state = self._state_of(p, group, weights.dtype)
         state["step"] += 1
         step, lr, eps1 = float(state["step"]), float(group["lr"]), group["eps"][0]
-        eps1 = torch.finfo(p.dtype).eps if eps1 is None else eps1
+        eps1 = torch.finfo(weights.dtype).eps if eps1 is None else eps1
 
         rate = min(lr, 1 / step**0.5) if group["relative_step"] else lr
         if group["scale_parameter"]:
-            rate *= max(group["eps"][1], _rms(state.get("master", p)))
+            rate *= max(group["eps"][1], _rms(weights))
         update = _second_moment(gradient, state, step ** group["beta2_decay"], eps1)
         update.clamp_(min=eps1 * eps1).rsqrt_().mul_(gradient)
         scale = rate / max(1.0, _rms(update) / group["d"])
@@ -123,6 +125,15 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
             return update, scale
         momentum: Tensor = state["exp_avg"]
         return momentum.lerp_(update.mul_(scale), 1 - group["beta1"]), 1.0
+
+    def _weights_meant(self, p: Tensor, group: Group) -> Tensor:
+        """The weights that the step works on: what low-precision ones stand for under their rounding, or `p`."""
+        rounding = group_rounding(group)
+        if not rounding.acts_on(p.dtype):
+            return p
+        self._begin_rounding(p, rounding)
+        self._workspace.renew(rounding, p, self.state[p])
+        return rounding.widen(p, self.state[p], fresh)
 
     def _state_of(self, p: Tensor, group: Group, dtype: torch.dtype) -> dict[str, Any]:
         """The tensor's state, begun at zero where it is not there; named as torch names it."""
@@ -139,14 +150,15 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
         return state
 
 
-def _is_torchs(group: Group) -> bool:
+def _is_torchs(one: Work) -> bool:
     """Whether torch's own step does all that the group asks for."""
+    group, weights = one.group, one.weights
     forms = group["factored"] and group["relative_step"] and group["scale_parameter"] and group["beta1"] is None
-    weights = with_gradient(group)
-    low = group["rounding"] != "nearest" and any(p.dtype in LOW_PRECISION for p in weights)
+    low = any(one.rounding.acts_on(p.dtype) for p in weights)
     sharded = any(hasattr(p, "to_local") for p in weights)  # torch's takes norms in place, which shards do not have
-    # masked weights would be shrunk before torch takes their RMS, and the update would be smaller for it
-    return bool(forms and not low and not sharded and group["rule"] != "cautious")
+    empty = any(not p.numel() for p in weights)  # of which torch's takes a mean
+    # Masked weights would be shrunk before torch takes their RMS, and the update would be smaller for it.
+    return bool(forms and not (low or sharded or empty or one.rule.is_masked))
 
 
 def _second_moment(gradient: Tensor, state: dict[str, Any], fresh: float, eps1: float) -> Tensor:

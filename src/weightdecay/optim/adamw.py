@@ -21,8 +21,8 @@ from torch import Tensor
 from weightdecay.optim.compiled import Direction
 from weightdecay.optim.elementwise import ElementwiseOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules
-from weightdecay.optim.rounding import Rounding
-from weightdecay.optim.rules import RULES
+from weightdecay.optim.roundings import NEAREST, RoundingLike
+from weightdecay.optim.rules import DECOUPLED, L2, RuleLike, group_rule
 
 Betas = tuple[float | Tensor, float | Tensor]
 
@@ -58,10 +58,11 @@ class _Adam(ElementwiseOptimizer):
         for key in ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ())):
             if key not in state:
                 state[key] = torch.zeros_like(p, dtype=dtype, memory_format=torch.contiguous_format)
-            state[key] = state[key].to(dtype).contiguous()
+            elif state[key].dtype != dtype or not state[key].is_contiguous():
+                state[key] = state[key].to(dtype).contiguous()
         state["step"] += 1
 
-    def _state_in_loop(self, group: Group) -> tuple[str, ...]:
+    def _state_names(self, group: Group) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
 
     def _numbers_in_loop(self, group: Group, state: Mapping[str, Any]) -> tuple[float, Sequence[float]]:
@@ -69,18 +70,22 @@ class _Adam(ElementwiseOptimizer):
         rate = float(group["lr"]) / (1 - beta1**step)
         return rate, (1 - beta1, beta2, 1 - beta2, 1 / math.sqrt(1 - beta2**step), float(group["eps"]))
 
-    def _update_piece(
-        self, weights: Tensor, gradient: Tensor, state: Mapping[str, Tensor], group: Group, weight_decay: float
+    def _update_pieces(
+        self,
+        weights: list[Tensor],
+        gradients: list[Tensor],
+        states: list[Mapping[str, Tensor]],
+        group: Group,
+        weight_decay: float,
     ) -> None:
-        kernel = torch._fused_adam_ if group["rule"] == "l2" else torch._fused_adamw_
-        maxima = [state["max_exp_avg_sq"]] if group["amsgrad"] else []
+        kernel = torch._fused_adam_ if group_rule(group).coupled else torch._fused_adamw_
         kernel(
-            [weights],
-            [gradient],
-            [state["exp_avg"]],
-            [state["exp_avg_sq"]],
-            maxima,
-            [state["step"]],
+            weights,
+            gradients,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else [],
+            [state["step"] for state in states],
             lr=float(group["lr"]),
             beta1=float(group["betas"][0]),
             beta2=float(group["betas"][1]),
@@ -99,11 +104,11 @@ class AdamW(_Adam, torch.optim.AdamW):
             `peak_lr` and `rounding`.
         lr: η. The lr a group begins with is its peak unless `peak_lr` is given.
         weight_decay: λ of groups that do not bring their own, as a plan's do; default 1e-2.
-        rule: how a step decays, one of `weightdecay.optim.rules.RULES`; or rules by pattern of the tensors' names, of
-            which the first that matches holds: `{"lm_head.*": "decoupled", "*": "corrected"}`. With a plan, `corrected`
-            leaves `decoupled` to embeddings and output heads by itself.
+        rule: how a step decays: a name of `weightdecay.rules.RULES` or a `Rule` of one's own; or rules by pattern of
+            the tensors' names, of which the first that matches holds: `{"lm_head.*": DECOUPLED, "*": CORRECTED}`. With
+            a plan, `CORRECTED` leaves `DECOUPLED` to embeddings and output heads by itself.
         peak_lr: the highest η of the schedule, for `independent` and `corrected`.
-        rounding: how bfloat16 weights are rounded: `nearest`, `stochastic`, `kahan` or `master`.
+        rounding: how bfloat16 weights are rounded: `nearest`, `stochastic`, `kahan` or `master`, or a `Rounding`.
         compiled: whether steps that torch's kernels cannot make alone (masks, targets, roundings)
             go through one loop of `torch.compile`; None decides by the number of weights and stays on the processor,
             True wants it anywhere. It needs a C++ compiler; the results are the same up to float32's rounding.
@@ -113,10 +118,10 @@ class AdamW(_Adam, torch.optim.AdamW):
         OptimizerError: with every fault of every group.
     """
 
-    refused: ClassVar[Mapping[str, str]] = {
-        "l2": "Adam divides the gradient by √v, and with it λ·w, so weights with large gradients would hardly decay "
+    no_coupled_form: ClassVar[str] = (
+        "Adam divides the gradient by √v, and with it λ·w, so weights with large gradients would hardly decay "
         "and no λ gives the decoupled step: use AdamL2, whose rule it is"
-    }
+    )
 
     def __init__(
         self,
@@ -127,9 +132,9 @@ class AdamW(_Adam, torch.optim.AdamW):
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
         *,
-        rule: Rules = "decoupled",
+        rule: Rules = DECOUPLED,
         peak_lr: float | None = None,
-        rounding: Rounding = "nearest",
+        rounding: RoundingLike = NEAREST,
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
@@ -151,9 +156,8 @@ class AdamL2(_Adam, torch.optim.Adam):
     """
 
     kernel_decays = False
-    refused: ClassVar[Mapping[str, str]] = {
-        name: "AdamL2 is the coupled one, with l2 as its only rule: use AdamW" for name in RULES if name != "l2"
-    }
+    no_coupled_form: ClassVar[str] = ""
+    only_coupled: ClassVar[str] = "AdamL2 is the coupled one, with l2 as its only rule: use AdamW"
 
     def __init__(
         self,
@@ -164,8 +168,8 @@ class AdamL2(_Adam, torch.optim.Adam):
         weight_decay: float = 0.0,
         amsgrad: bool = False,
         *,
-        rule: str = "l2",
-        rounding: Rounding = "nearest",
+        rule: RuleLike = L2,
+        rounding: RoundingLike = NEAREST,
         foreach: bool | None = None,
         maximize: bool = False,
         capturable: bool = False,

@@ -1,25 +1,22 @@
 """What our optimizers share: groups from a plan, a decay rule for each group, and a step that keeps to it.
 
-An optimizer is a direction and a decay rule. The direction is torch's own wherever torch has the optimizer: a scalar
-rule hands torch's kernel the `weight_decay` that makes it shrink the weights by exactly the rule's decay per step, so
-nothing is computed twice and the fused kernels stay fused. Masks, targets and low precision are applied here.
+An optimizer is a direction, a decay rule and a rounding. The direction is torch's own wherever torch has the optimizer:
+a scalar rule hands torch's kernel the `weight_decay` that makes it shrink the weights by exactly the rule's decay per
+step, so nothing is computed twice and the fused kernels stay fused. Masks, targets and low precision are applied here.
 """
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable, Mapping
-from types import FrameType
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from weightdecay.errors import OptimizerError
-from weightdecay.optim.checks import group_faults, group_title, number
-from weightdecay.optim.decay import decay_, local, placed_like, pull_, shrink_
+from weightdecay.optim.checks import group_faults, group_title, misspelt_keys, number, with_plain_numbers
+from weightdecay.optim.decay import decay_, decay_all_, kernel_weight_decay, local, placed_like
 from weightdecay.optim.grouping import (
     Group,
     Params,
@@ -27,21 +24,46 @@ from weightdecay.optim.grouping import (
     rule_for_the_rest,
     shared_tensors,
     tables_and_heads,
+    with_names_like,
+    with_rule,
     with_rules,
 )
-from weightdecay.optim.pieces import Workspace
-from weightdecay.optim.rounding import LOW_PRECISION, realised_decay, start_rounding
-from weightdecay.optim.rules import RULES, group_decay_per_step, rule
+from weightdecay.optim.pieces import COUNTS, ROUNDED, StepKind, Workspace, flat_of, put_back
+from weightdecay.optim.precision import warn_of_rounding
+from weightdecay.optim.roundings import LOW_PRECISION, ROUNDINGS, Rounding, as_rounding, group_rounding, spelt_rounding
+from weightdecay.optim.rules import Rule, as_rule, group_decay_per_step, group_rule, plain_rule, spelt
 
-Work: TypeAlias = list[tuple[Group, float | None]]  # groups, each with its decay per step
+
+def _no_closure() -> None:
+    """What `step` was called without, to be told from a closure that is given as None."""
 
 
 class UnsupportedTensorError(OptimizerError, RuntimeError):
     """A tensor or gradient that a direction has no meaning for; a RuntimeError too, as torch's own is."""
 
 
-class PrecisionWarning(UserWarning):
-    """Weights whose dtype rounds the decay away."""
+class Work(NamedTuple):
+    """A group in one step.
+
+    Attributes:
+        decay: a_t; None under a coupled rule.
+        place: of the group in the optimizer.
+    """
+
+    group: Group
+    rule: Rule
+    rounding: Rounding
+    decay: float | None
+    place: int
+
+    @property
+    def weights(self) -> list[Any]:
+        """The parameters that the step changes."""
+        return with_gradient(self.group)
+
+    def number(self, position: int) -> int:
+        """The number of one of the group's tensors in the whole optimizer, by which it has its own noise."""
+        return (self.place << 32) + position
 
 
 class DecayingOptimizer(torch.optim.Optimizer):
@@ -53,12 +75,19 @@ class DecayingOptimizer(torch.optim.Optimizer):
 
     kernel_decays: ClassVar[bool] = True
     """The direction's own `weight_decay` shrinks by 1 − lr·weight_decay; False where it adds to the gradient."""
-    refused: ClassVar[Mapping[str, str]] = {}
-    """Rules that this direction cannot follow, and why."""
+    no_coupled_form: ClassVar[str] = "this direction has no coupled form; that belongs to AdamL2 and SGDW"
+    """Why coupled rules are refused; empty where they are not."""
+    only_coupled: ClassVar[str] = ""
+    """Why all other rules are refused; empty where they are not."""
     takes_sparse: ClassVar[bool] = False
     """Whether the direction takes sparse gradients, where nothing is to decay."""
 
     param_groups: list[Group]
+
+    @classmethod
+    def refusal(cls, rule: Rule) -> str:
+        """Why this optimizer cannot follow a rule; empty if it can."""
+        return cls.no_coupled_form if rule.coupled else cls.only_coupled
 
     # --- construction
 
@@ -72,43 +101,59 @@ class DecayingOptimizer(torch.optim.Optimizer):
             compiled: whether steps beside torch's kernels go through compiled loops.
             settings: what torch's constructor takes, by name.
         """
-        groups = self._groups(params, **settings, **decay)
+        settings = with_plain_numbers(settings)
+        groups = self._groups(params, **settings, **decay, compiled=compiled)
         super().__init__(groups, **settings)
         self._finish(compiled=compiled, **decay)
 
     def _groups(self, params: Params, **settings: Any) -> Any:
         """Groups with their rule and rounding, checked together before torch sees them: all faults come at once."""
-        groups = listed_groups(params, settings["lr"])
+        groups = listed_groups(params, settings["lr"]) if number(settings["lr"]) is not None else None
         if groups is not None:
             groups = with_rules(groups, settings["rule"], tables_and_heads(params))
         settings["rule"] = rule_for_the_rest(settings["rule"])
-        ruled = [_with_rule(group, settings) for group in groups or [{}]]
-        faults = [
-            fault
-            for index, group in enumerate(ruled)
-            for fault in group_faults({**settings, **group}, group_title(group, index), self.refused)
-        ] + shared_tensors(ruled)
-        if faults:
-            raise OptimizerError(faults)
+
+        ruled = [with_plain_numbers(with_rule(group, settings)) for group in groups or [{}]]
+        faults = [fault for index, group in enumerate(ruled) for fault in self._faults(group, index, settings)]
+        if faults := faults + shared_tensors(ruled):
+            raise OptimizerError(list(dict.fromkeys(faults)))
         return params if groups is None else ruled
+
+    def _faults(self, group: Group, index: int, defaults: Mapping[str, Any]) -> list[str]:
+        title = group_title(group, index)
+        return [
+            *misspelt_keys(group, self._known_keys(defaults), title),
+            *group_faults({**defaults, **group}, title, self.refusal),
+        ]
+
+    def _known_keys(self, defaults: Mapping[str, Any]) -> set[str]:
+        """The settings that a group may have."""
+        return set(defaults)
 
     def _finish(self, *, compiled: bool | None = None, **settings: Any) -> None:
         """Make `rule`, `peak_lr` and `rounding` the defaults of later groups; warn of weights that would not decay."""
-        settings["rule"] = rule_for_the_rest(settings["rule"])
+        settings["rule"] = spelt(as_rule(rule_for_the_rest(settings["rule"])))
+        settings["rounding"] = spelt_rounding(as_rounding(settings["rounding"]))
         self.defaults.update({key: value for key, value in settings.items() if (key, value) != ("peak_lr", None)})
         self._workspace = Workspace(compiled=compiled)
         for index, group in enumerate(self.param_groups):
             warn_of_rounding(group, index)
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add a group as torch does; its rule and rounding are the optimizer's unless it brings its own."""
+        """Add a group as torch does; its rule and rounding are the optimizer's unless it brings its own.
+
+        Named and nameless groups stand beside each other: a tensor without a name is called by its place.
+        """
         finished = "rule" in self.defaults
         if finished and isinstance(param_group, dict):
-            param_group.update(_with_rule(param_group, self.defaults))
-            title = group_title(param_group, len(self.param_groups))
-            faults = group_faults({**self.defaults, **param_group}, title, self.refused)
-            if faults := faults + shared_tensors([*self.param_groups, param_group]):
+            index = len(self.param_groups)
+            ruled = with_plain_numbers(with_rule(param_group, self.defaults))
+            ruled = with_names_like(ruled, self.param_groups)
+            faults = self._faults(ruled, index, self.defaults)
+            if faults := faults + shared_tensors([*self.param_groups, ruled]):
                 raise OptimizerError(faults)
+            param_group.clear()
+            param_group.update(ruled)
         super().add_param_group(param_group)
         if finished:
             warn_of_rounding(self.param_groups[-1], len(self.param_groups) - 1)
@@ -119,38 +164,58 @@ class DecayingOptimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), "_workspace": self._workspace}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state; what its groups do not say, as those of torch's optimizers, stays as constructed."""
+        constructed = self.__dict__.get("param_groups", [])
+        if len(constructed) == len(state["param_groups"]):
+            for own, loaded in zip(constructed, state["param_groups"], strict=True):
+                loaded.update({key: value for key, value in own.items() if key not in loaded})
+                if loaded["rounding"] == getattr(own["rounding"], "name", None):
+                    loaded["rounding"] = own["rounding"]  # of the user's own, saved by its name
         super().__setstate__(state)
-        for group in self.param_groups:  # of a checkpoint that torch's optimizer wrote
-            group.update(_with_rule(group, self.defaults))
+        for group in self.param_groups:
+            group.update(with_rule(group, self.defaults))
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, with a rule of one's own by its fields, so that the state stays one of plain values."""
+        plain: dict[str, Any] = super().state_dict()
+        for group in plain["param_groups"]:
+            group["rule"] = plain_rule(group["rule"])
+            if isinstance(group["rounding"], Rounding):
+                group["rounding"] = group["rounding"].name
+        return plain
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load as torch does, by position, but leave the float32 state of low-precision weights in float32.
+        """Load as torch does, by position, but leave every state in the dtype in which it was saved.
 
-        `weightdecay.optim.state` loads by name.
+        torch makes all of it the weights' dtype but `step`: moments and masters of low-precision weights would lose
+        what they are there for, and a counter in bfloat16 stops at 256. `weightdecay.load_state_by_name` loads by name.
         """
         loaded: dict[str, Any] = {}  # what the last of the user's hooks made of it
         before = self.register_load_state_dict_pre_hook(lambda _, given: loaded.update(given))
-        after = self.register_load_state_dict_post_hook(lambda _: self._restore_float32(loaded), prepend=True)
+        after = self.register_load_state_dict_post_hook(lambda _: self._restore_dtypes(loaded), prepend=True)
         try:
             super().load_state_dict(state_dict)
         finally:
             before.remove()
             after.remove()
 
-    def _restore_float32(self, loaded: Mapping[str, Any]) -> None:
-        """Float32 state of low-precision weights once more: torch has rounded it to the weights' dtype."""
+    def _restore_dtypes(self, loaded: Mapping[str, Any]) -> None:
         saved_ids = [saved_id for group in loaded["param_groups"] for saved_id in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         for saved_id, p in zip(saved_ids, params, strict=True):
             for key, value in loaded["state"].get(saved_id, {}).items():
-                if p.dtype in LOW_PRECISION and isinstance(value, Tensor) and value.dtype == torch.float32:
+                if not isinstance(value, Tensor) or self.state[p][key].dtype == value.dtype:
+                    continue
+                if value.ndim == 0 or not value.is_floating_point():
+                    self.state[p][key] = value.clone()  # a counter, where it was
+                elif p.dtype in LOW_PRECISION:
                     self.state[p][key] = value.to(device=p.device, copy=True)
 
     # --- the step
 
     # Compiled code holds an optimizer's state for constant: one tensor would be stepped with another's.
     @_disable_dynamo
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = _no_closure) -> Any:
         """One step: every tensor with a gradient decays by its group's rule and follows the direction.
 
         Args:
@@ -160,46 +225,45 @@ class DecayingOptimizer(torch.optim.Optimizer):
             OptimizerError: a group's decay per step cannot be known or is over 1; nothing has changed then.
         """
         loss = None
-        if closure is not None:
+        if closure is not None and closure is not _no_closure:
             with torch.enable_grad():
                 loss = closure()
-        saving = is_only_saved(self)
-        work = [(group, 0.0 if saving else group_decay_per_step(group)) for group in self.param_groups]
+
+        saving = closure is None and is_only_saved(self)
+        work = [
+            Work(group, group_rule(group), group_rounding(group), 0.0 if saving else group_decay_per_step(group), index)
+            for index, group in enumerate(self.param_groups)
+        ]
         self._refuse_unusable(work)
-        if any(self._works_beside_kernel(group) for group in self.param_groups) and self._unscale_or_skip():
+        if any(self._works_beside_kernel(one) for one in work) and self._unscale_or_skip():
             return loss
+
         with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
             self._step_groups(work)
-            if saving:
-                for state in self.state.values():
-                    if "step" in state:
-                        state["step"] = torch.zeros_like(state["step"])
+        if saving:
+            for state in self.state.values():
+                state.update({key: torch.zeros_like(state[key]) for key in COUNTS if key in state})
         return loss
 
-    def _step_groups(self, work: Work) -> None:
-        """Decay what torch's kernel cannot, hand it the rest, and leave the groups as they were."""
-        as_given = [(group, group["weight_decay"], group["params"]) for group, _ in work]
-        every, self.param_groups = self.param_groups, [group for group, _ in work]
-        try:
-            for index, (group, decay) in enumerate(work):
-                group["params"] = self._step_beside(group, decay, index)
-            initial = self._initial_values()
-            for group, decay in work:
-                group["weight_decay"] = self._decay_before(group, decay)
-            self._direction_step()
-            for p, value in initial.items():
-                self.state[p]["initial"] = value  # not earlier: torch starts its own state only where there is none
-            for group, decay in work:
-                self._pull_to_target(group, decay)
-        finally:
-            self.param_groups = every
-            for group, weight_decay, params in as_given:
-                group["weight_decay"], group["params"] = weight_decay, params
+    def _step_groups(self, work: list[Work]) -> None:
+        """Step what torch's kernel cannot, and let it step the rest with the λ that makes its decay the rule's."""
+        shown = []
+        initial = self._initial_values(work)
+        for one in work:
+            weight_decay, params = self._step_beside(one)
+            shown.append({**one.group, "weight_decay": weight_decay, "params": params})
 
-    def _step_beside(self, group: Group, decay: float | None, index: int) -> list[Tensor]:  # noqa: ARG002
-        """Step the tensors that torch's step cannot serve; return the others."""
-        params: list[Tensor] = group["params"]
-        return params
+        own, self.param_groups = self.param_groups, shown
+        try:
+            self._direction_step()
+        finally:
+            self.param_groups = own
+        for p, value in initial.items():
+            self.state[p]["initial"] = value  # not earlier: torch starts its own state only where there is none
+
+    def _step_beside(self, one: Work) -> tuple[float | Tensor, list[Tensor]]:
+        """Step what torch's step cannot; the λ and the tensors with which it does the rest."""
+        return self._decay_before(one), one.group["params"]
 
     def _direction_step(self) -> None:
         """torch's own step, without the profiler and the hooks that already ran around ours."""
@@ -207,89 +271,129 @@ class DecayingOptimizer(torch.optim.Optimizer):
         plain = function.__wrapped__ if getattr(function, "hooked", False) else function
         plain(self)
 
-    def _decay_before(self, group: Group, decay: float | None) -> float | Tensor:
+    def _decay_before(self, one: Work) -> float | Tensor:
         """Apply what the kernel cannot; return the `weight_decay` with which it does the rest."""
-        if self._is_kernels_own(group):
-            weight_decay: float | Tensor = group["weight_decay"]
+        if self._is_kernels_own(one.rule):
+            weight_decay: float | Tensor = one.group["weight_decay"]
             return weight_decay  # so that it computes bit for bit what torch's optimizer does
-        if not decay:
-            return 0.0
-        if not self.kernel_decays or float(group["lr"]) == 0.0:
-            shrink_(with_gradient(group), decay)
-            return 0.0
-        return decay / float(group["lr"])
+        handed_over = self._handed_over(one)
+        if handed_over is None and one.decay:
+            self._decay_outside(one)
+        return handed_over or 0.0
 
-    def _pull_to_target(self, group: Group, decay: float | None) -> None:
-        reach, weights = rule(group["rule"]).reach, with_gradient(group)
-        if reach == "towards_one":
-            pull_(weights, 1.0, decay or 0.0)
-        elif reach == "towards_initial":
-            pull_(weights, [self.state[p]["initial"] for p in weights], decay or 0.0)
+    def _handed_over(self, one: Work) -> float | None:
+        """The λ that makes the kernel's decay the rule's; None where there is none."""
+        if not self.kernel_decays:
+            return None
+        return kernel_weight_decay(one.rule, one.decay or 0.0, float(one.group["lr"]))
 
-    def _initial_values(self) -> dict[Tensor, Tensor]:
+    def _decay_outside(self, one: Work) -> None:
+        weights, initial = one.weights, None
+        if one.rule.target == "initial":  # before a tensor's first step it is there
+            weights = [p for p in weights if "initial" in self.state[p]]
+            initial = [self.state[p]["initial"] for p in weights]
+        decay_all_(weights, one.rule, one.decay, initial=initial)
+
+    def _initial_values(self, work: list[Work]) -> dict[Tensor, Tensor]:
         """Copies of the weights that decay towards their initial value and have not been seen before."""
-        groups = [group for group in self.param_groups if group["rule"] == "towards_initial"]
-        return {p: p.clone() for group in groups for p in with_gradient(group) if "initial" not in self.state[p]}
+        return {
+            p: p.clone(memory_format=torch.contiguous_format)
+            for one in work
+            if one.rule.target == "initial"
+            for p in one.weights
+            if "initial" not in self.state[p]
+        }
 
-    def _descend(self, p: Tensor, update: Tensor, scale: float, group: Group, decay: float | None, number: int) -> None:
+    def _descend(self, p: Tensor, update: Tensor, scale: float, one: Work, position: int) -> None:
         """Decay and update one whole tensor, for directions that no kernel of torch's does: w ← (decay of w) − s·u."""
-        reach, state, update = rule(group["rule"]).reach, self.state[p], placed_like(update, p)
-        if reach == "towards_initial" and "initial" not in state:
+        state, update = self.state[p], placed_like(update, p)
+        if one.rule.target == "initial" and "initial" not in state:
             state["initial"] = p.clone(memory_format=torch.contiguous_format)
-        if p.dtype not in LOW_PRECISION or group["rounding"] == "nearest":
-            decay_(p, reach, decay, update.clone() if reach == "agreeing" else None, state.get("initial"))
-            p.add_(update, alpha=-scale)
+        if not one.rounding.acts_on(p.dtype):
+            weights, step = local(p), local(update)
+            if one.decay:
+                agreeing = step.clone() if one.rule.is_masked else None
+                initial = local(state["initial"]) if one.rule.target == "initial" else None
+                decay_(weights, one.rule, one.decay, 1 - one.decay, agreeing, initial)
+            weights.add_(step, alpha=-scale)
             return
-        start_rounding(p, group["rounding"], state)
 
-        def descend(weights: Tensor, piece: Tensor, here: Mapping[str, Tensor]) -> None:
-            decay_(weights, reach, decay, piece.clone() if reach == "agreeing" else None, here.get("initial"))
-            weights.add_(piece, alpha=-scale)
+        def descend(weights: list[Tensor], steps: list[Tensor], _: list[Mapping[str, Tensor]]) -> None:
+            weights[0].add_(steps[0], alpha=-scale)
 
-        self._workspace.step(p, update, state, group["rounding"], descend, number)
+        self._begin_rounding(p, one.rounding)
+        kind = StepKind(one.rule, one.decay or 0.0, one.rounding, "", (0.0, 1.0), descend)
+        copies: list[tuple[Tensor, Tensor]] = []
+        flat = flat_of(p, update, state, self._kept_beside(one), one.number(position), copies)
+        self._workspace.step([flat], kind)
+        put_back(copies)
+        self._count_roundings([p], one.rounding)
+
+    def _kept_beside(self, one: Work) -> tuple[str, ...]:
+        """Names of the state that has a number for each weight, for the rule and the rounding."""
+        initial = ("initial",) if one.rule.target == "initial" else ()
+        return (*one.rounding.memory(torch.bfloat16), *initial)
+
+    def _begin_rounding(self, p: Tensor, rounding: Rounding) -> None:
+        """Put what a rounding remembers between steps into a tensor's state, where it is not there yet."""
+        state = self.state[p]
+        if any(key not in state for key in rounding.keeps):
+            state.update(rounding.begin(p))
+
+    def _count_roundings(self, params: list[Any], rounding: Rounding) -> None:
+        if rounding.needs_noise:
+            torch._foreach_add_([self.state[p][ROUNDED] for p in params], 1)
 
     # --- meeting torch's tools
 
-    def _refuse_unusable(self, work: Work) -> None:
+    def _refuse_unusable(self, work: list[Work]) -> None:
         """Raise for gradients that the direction or a rule cannot take, before anything has changed."""
         kind, faults = type(self).__name__, []
-        for index, (group, decay) in enumerate(work):
-            weights, title = with_gradient(group), group_title(group, index)
-            decays = bool(group["weight_decay"]) if decay is None else decay > 0
+        for one in work:
+            group, weights, title = one.group, one.weights, group_title(one.group, one.place)
+            decays = bool(group["weight_decay"]) if one.decay is None else one.decay > 0
             if any(p.grad.is_sparse for p in weights) and (decays or not self.takes_sparse):
                 faults.append(
                     f"{title}: {kind} does not support sparse gradients, whose step would leave most rows out of the "
                     "decay: make the embedding dense (sparse=False)"
                 )
-            if not self._takes_complex(group) and any(p.is_complex() for p in weights):
-                faults.append(f"{title}: {kind} does not support complex parameters")
-            elif group["rule"] == "cautious" and any(p.is_complex() for p in weights):
-                faults.append(f"{title}: rule 'cautious' compares signs, which complex weights do not have")
-            if group["rounding"] == "stochastic" and any(p.dtype == torch.float16 for p in weights):
+            if any(p.is_complex() for p in weights):
+                if not self._takes_complex(group):
+                    faults.append(f"{title}: {kind} does not support complex parameters")
+                elif one.rule.is_masked:
+                    faults.append(f"{title}: rule '{one.rule.name}' compares signs, which complex weights do not have")
+            if one.rounding.acts_on(torch.bfloat16) and (unfit := self._unfit(weights, one.rounding)):
                 faults.append(
-                    f"{title}: rounding='stochastic' is made for bfloat16: give 'kahan' or 'master' in float16"
+                    f"{title}: rounding='{one.rounding.name}' is made for bfloat16, not for {unfit}: give one that "
+                    f"remembers what is lost ({', '.join(r.name for r in ROUNDINGS.values() if r.keeps_weights)})"
                 )
-            if group.get("differentiable") and not self._is_kernels_own(group) and _asks_for_hypergradients(group):
+            if group.get("differentiable") and not self._is_kernels_own(one.rule) and _asks_for_hypergradients(group):
                 faults.append(
-                    f"{title}: rule '{group['rule']}' of {kind} passes no gradient on to lr and weight_decay, only a "
+                    f"{title}: rule '{one.rule.name}' of {kind} passes no gradient on to lr and weight_decay, only a "
                     "rule that torch's own step follows does: detach them"
                 )
         if faults:
             raise UnsupportedTensorError(faults)
 
-    def _is_kernels_own(self, group: Group) -> bool:
-        """Whether the direction's kernel means by λ what the group's rule means."""
-        return group["rule"] == "l2" or (group["rule"] == "decoupled" and self.kernel_decays)
+    def _unfit(self, weights: list[Any], rounding: Rounding) -> str:
+        found = {str(p.dtype) for p in weights if p.dtype in LOW_PRECISION and p.dtype not in rounding.dtypes}
+        return ", ".join(sorted(name.removeprefix("torch.") for name in found))
+
+    def _is_kernels_own(self, rule: Rule) -> bool:
+        """Whether the direction's kernel means by λ what the rule means."""
+        if rule.coupled:
+            return True
+        return self.kernel_decays and rule.is_scalar and rule.lr_power == 1 and not rule.peak_power
 
     def _takes_complex(self, group: Group) -> bool:  # noqa: ARG002
         """Whether the group's direction has a meaning for complex weights."""
         return True
 
-    def _works_beside_kernel(self, group: Group) -> bool:
+    def _works_beside_kernel(self, one: Work) -> bool:
         """Whether more than the fused kernel acts in this group's step, and must know what the kernel is told."""
-        reach = rule(group["rule"]).reach
-        scalar = reach == "weights" and self.kernel_decays and group["lr"] != 0.0
-        return not (scalar or self._is_kernels_own(group)) or group["rounding"] != "nearest"
+        if one.rounding.acts_on(torch.bfloat16):
+            return True
+        return not self._is_kernels_own(one.rule) and self._handed_over(one) is None
 
     def _unscale_or_skip(self) -> bool:
         """Do what the fused kernel would do with a GradScaler's `grad_scale` and `found_inf`; True to skip the step."""
@@ -304,19 +408,16 @@ class DecayingOptimizer(torch.optim.Optimizer):
 
 
 def is_only_saved(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether torch's checkpointing steps a fresh optimizer at lr 0, only to see what state it has.
+    """Whether a step with `closure=None` is torch's checkpointing, which looks what state a fresh optimizer has.
 
-    A rule that decays at lr 0 would change the weights, and the count of steps would start at 1. Nothing but the
-    caller tells that step from a real one.
+    A rule that decays at lr 0 would change the weights, and the count of steps would start at 1. torch's
+    `_init_optim_state` says nothing of itself, but leaves marks that no training leaves together: no state yet, every
+    lr 0, every gradient exactly 0, and the default closure given by name. The caller sees to the last.
     """
-    if any(number(group["lr"]) != 0.0 for group in optimizer.param_groups):
+    groups = optimizer.param_groups
+    if optimizer.state or any(number(group["lr"]) != 0.0 for group in groups):
         return False
-    frame: FrameType = sys._getframe()
-    while frame.f_back is not None:
-        frame = frame.f_back
-        if frame.f_code.co_name == "_init_optim_state":
-            return True
-    return False
+    return not any(bool(local(p.grad).any()) for group in groups for p in with_gradient(group))
 
 
 def with_gradient(group: Group) -> list[Any]:
@@ -326,46 +427,3 @@ def with_gradient(group: Group) -> list[Any]:
 
 def _asks_for_hypergradients(group: Group) -> bool:
     return any(getattr(group[key], "requires_grad", False) for key in ("lr", "weight_decay"))
-
-
-def _with_rule(group: Group, settings: Group) -> Group:
-    """The group with its rule, rounding and peak lr.
-
-    The lr that a group begins with is its peak unless one is given; a schedule may only go below it. A peak given for
-    all is scaled for a group with its own lr: at ten times the lr it has ten times the peak.
-    """
-    chosen = {"rule": settings["rule"], "rounding": settings["rounding"], **group}
-    if chosen["rule"] not in RULES or not RULES[chosen["rule"]].needs_peak or chosen.get("peak_lr") is not None:
-        return chosen
-    lr, base_lr, base_peak = number(group.get("lr", settings["lr"])), number(settings["lr"]), settings.get("peak_lr")
-    if base_peak is None or lr is None or not base_lr:
-        chosen["peak_lr"] = lr if base_peak is None else base_peak
-    else:
-        chosen["peak_lr"] = base_peak * (lr / base_lr)
-    return chosen
-
-
-def warn_of_rounding(group: Group, index: int) -> None:
-    """Say which part of its decay a low-precision group will really get, where it is not all."""
-    low = [p for p in group["params"] if p.dtype in LOW_PRECISION and not p.is_meta]
-    decay = group_decay_per_step(group)
-    if not low or not decay or group.get("rounding", "nearest") != "nearest":
-        return
-    shares = [realised_decay(local(p), decay) for p in low]
-    realised = sum(shares) / len(shares)
-    if abs(realised - 1) > 0.1:
-        warnings.warn(
-            f"{group_title(group, index)}: {len(low)} tensors in {str(low[0].dtype).removeprefix('torch.')} will get "
-            f"{realised:.1%} of the decay per step of {decay:.3g} that was asked for, because rounding to nearest "
-            "undoes it: give rounding='stochastic', 'kahan' or 'master', or keep the weights in float32",
-            PrecisionWarning,
-            stacklevel=_frames_to_the_user(),
-        )
-
-
-def _frames_to_the_user() -> int:
-    """How far up the caller stands who made the optimizer, for a warning that shows that line."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("weightdecay", "torch"):
-        level, frame = level + 1, frame.f_back
-    return level

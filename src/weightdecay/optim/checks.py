@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from numbers import Real
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError, did_you_mean
 from weightdecay.optim.orthogonal import METHODS
-from weightdecay.optim.rounding import ROUNDINGS
-from weightdecay.optim.rules import RULES, group_decay_per_step
+from weightdecay.optim.roundings import as_rounding
+from weightdecay.optim.rules import as_rule, group_decay_per_step
 
 # setting -> torch's name for it in "Invalid …"
 _AT_LEAST_ZERO = {
     "lr": "learning rate",
     "weight_decay": "weight_decay value",
     "momentum": "momentum value",
+    "dampening": "dampening value",
     "eps": "epsilon value",
     "ns_eps": "epsilon value",
+    "d": "clipping threshold",
+    "lr_multiplier": "lr_multiplier",
+    "decay_multiplier": "decay_multiplier",
 }
-_CHOICES = {"algorithm": ("adamw", "muon"), "rounding": ROUNDINGS, "orthogonalisation": METHODS}
+_NUMBERS = (*_AT_LEAST_ZERO, "beta2_decay", "beta1", "neuron_beta2", "peak_lr")
+_CHOICES = {"algorithm": ("adamw", "muon"), "orthogonalisation": METHODS}
+
+_SWITCHES = (
+    "amsgrad", "maximize", "nesterov", "capturable", "differentiable",
+    "factored", "relative_step", "scale_parameter", "equal_rows",
+)  # fmt: skip
+_SWITCHES_OR_NONE = ("foreach", "fused", "compiled")
+
+# What a group may hold beside the settings of its optimizer: ours, and those that torch's schedulers write.
+_BESIDE = frozenset({
+    "params", "param_names", "name", "rule", "rounding", "peak_lr", "lr_multiplier", "decay_multiplier", "decay_step",
+    "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr",
+})  # fmt: skip
+_NEAR = 0.8  # of difflib's ratio: `weigth_decay` is 0.92, `lr_scale` is no misspelt setting
 
 
 def group_title(group: Mapping[str, Any], index: int) -> str:
@@ -32,41 +53,82 @@ def group_title(group: Mapping[str, Any], index: int) -> str:
 def number(value: Any) -> float | None:
     """A setting as a float; None where it is no single number."""
     if isinstance(value, Tensor):
-        return float(value.detach()) if value.numel() == 1 else None
-    return float(value) if isinstance(value, Real) else None
+        return float(value.detach()) if value.numel() == 1 and not value.dtype.is_complex else None
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
 
 
-def group_faults(group: Mapping[str, Any], title: str, refused: Mapping[str, str]) -> list[str]:
+def with_plain_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings whose numbers are of a kind that arithmetic takes: no Decimal, no array without axes."""
+
+    def plain(key: str, value: Any) -> Any:
+        single = isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "fiu"
+        return float(value) if key in _NUMBERS and (single or isinstance(value, Decimal)) else value
+
+    return {key: plain(key, value) for key, value in settings.items()}
+
+
+def misspelt_keys(group: Mapping[str, Any], known: Iterable[str], title: str) -> list[str]:
+    """Faults: keys that no setting has and that look like one."""
+    settings = {*known, *_BESIDE}
+    near = {key: difflib.get_close_matches(str(key), settings, n=1, cutoff=_NEAR) for key in group.keys() - settings}
+    return [
+        f"{title} has '{key}', which nothing reads: did you mean '{found[0]}'?"
+        for key, found in sorted(near.items())
+        if found
+    ]
+
+
+def group_faults(group: Mapping[str, Any], title: str, refusal: Any) -> list[str]:
     """Everything that is wrong with one group's settings.
 
     Args:
         group: with the optimizer's defaults filled in.
-        refused: rules that the optimizer cannot follow, and why.
+        refusal: why the optimizer cannot follow a rule, or None.
     """
     faults = []
     if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
         faults.append(f"Tensor lr must be 1-element ({title}): it has {group['lr'].numel()}")
+
     for key, words in _AT_LEAST_ZERO.items():
         given = group.get(key, 0.0)
-        if (key == "eps" and isinstance(given, tuple)) or (isinstance(given, Tensor) and given.numel() != 1):
-            continue  # Adafactor's two, which torch checks; what is said above
+        if (key == "eps" and "beta2_decay" in group) or (isinstance(given, Tensor) and given.numel() != 1):
+            continue  # Adafactor's two, below; what is said above
         value = number(given)
         if value is None or not (math.isfinite(value) and value >= 0):
-            shown = repr(given) if isinstance(given, str) else given
-            faults.append(f"Invalid {words}: {shown} ({title}): give a finite number of at least 0")
+            faults.append(f"Invalid {words}: {_shown(given)} ({title}): give a finite number of at least 0")
+
     for key, known in _CHOICES.items():
         if key in group and group[key] not in known:
             faults.append(f"unknown {key} '{group[key]}' ({title}): {did_you_mean(str(group[key]), known)}")
     steps = group.get("ns_steps", 1)
-    if not (isinstance(steps, int) and 1 <= steps < 100):
+    if isinstance(steps, bool) or not (isinstance(steps, int) and 1 <= steps < 100):
         faults.append(f"Invalid ns_steps: {steps} ({title}): give a whole number from 1 to 99, usually 5")
-    faults += _beta_faults(group, title) + _rule_faults(group, title, refused)
+
+    faults += _switch_faults(group, title) + _beta_faults(group, title) + _adafactor_faults(group, title)
+    faults += _rule_faults(group, title, refusal)
     if not faults:
         try:
             group_decay_per_step(group)
         except OptimizerError as error:
             faults += [f"{title}: {fault}" for fault in error.faults]
     return faults
+
+
+def _shown(given: Any) -> str:
+    return str(given) if isinstance(given, Real) and not isinstance(given, bool) else repr(given)
+
+
+def _switch_faults(group: Mapping[str, Any], title: str) -> list[str]:
+    faults = [
+        f"Invalid {key}: {group[key]!r} ({title}): give True or False"
+        for key in _SWITCHES
+        if key in group and not isinstance(group[key], bool)
+    ]
+    return faults + [
+        f"Invalid {key}: {group[key]!r} ({title}): give True, False or None"
+        for key in _SWITCHES_OR_NONE
+        if key in group and not (group[key] is None or isinstance(group[key], bool))
+    ]
 
 
 def _beta_faults(group: Mapping[str, Any], title: str) -> list[str]:
@@ -83,16 +145,43 @@ def _beta_faults(group: Mapping[str, Any], title: str) -> list[str]:
     ]
 
 
-def _rule_faults(group: Mapping[str, Any], title: str, refused: Mapping[str, str]) -> list[str]:
-    name = group["rule"]
-    if not isinstance(name, str) or name not in RULES:
-        return [f"unknown rule '{name}' ({title}): {did_you_mean(str(name), RULES)}"]
-    if name in refused:
-        return [f"rule '{name}' ({title}): {refused[name]}"]
+def _adafactor_faults(group: Mapping[str, Any], title: str) -> list[str]:
+    if "beta2_decay" not in group:
+        return []
+    faults = []
+    power = number(group["beta2_decay"])
+    if power is None or not (math.isfinite(power) and power <= 0):
+        faults.append(f"Invalid beta2_decay: {group['beta2_decay']!r} ({title}): give a finite number of at most 0")
+
+    eps = group.get("eps")
+    if not isinstance(eps, tuple | list) or len(eps) != 2:
+        return [*faults, f"Invalid eps: {eps!r} ({title}): give two numbers of at least 0, the first may be None"]
+    for index, one in enumerate(eps):
+        value = number(one)
+        if not (index == 0 and one is None) and (value is None or not (math.isfinite(value) and value >= 0)):
+            faults.append(f"Invalid epsilon{index + 1} value: {_shown(one)} ({title}): give a number of at least 0")
+    return faults
+
+
+def _rule_faults(group: Mapping[str, Any], title: str, refusal: Any) -> list[str]:
+    faults = []
+    try:
+        as_rounding(group["rounding"])
+    except OptimizerError as error:
+        faults += [f"{fault} ({title})" for fault in error.faults]
+    try:
+        rule = as_rule(group["rule"])
+    except OptimizerError as error:
+        return faults + [f"{fault} ({title})" for fault in error.faults]
+
+    if reason := refusal(rule):
+        return [*faults, f"rule '{rule.name}' ({title}): {reason}"]
     given = group.get("peak_lr")
     peak = number(given)
     if peak is not None and math.isfinite(peak) and peak > 0:
-        return []
-    if RULES[name].needs_peak:
-        return [f"rule '{name}' ({title}) needs the peak lr, got {given}: give peak_lr, the schedule's highest lr"]
-    return [] if given is None else [f"Invalid peak_lr: {given!r} ({title}): give a finite number over 0, or None"]
+        return faults
+    if given is not None:
+        return [*faults, f"Invalid peak_lr: {given!r} ({title}): give a finite number over 0, or None"]
+    if rule.needs_peak:
+        faults.append(f"rule '{rule.name}' ({title}) needs the peak lr: give peak_lr, the schedule's highest lr")
+    return faults

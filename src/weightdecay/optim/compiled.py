@@ -1,13 +1,14 @@
 """A whole elementwise step in one compiled loop: decay, direction and rounding, each weight met once.
 
 torch's operations go through memory one by one; `torch.compile` makes one loop of them. What it computes is what the
-pieces of `elementwise` compute, up to rounding: a compiler orders float32 operations as written here, torch's fused
+pieces of `pieces` compute, up to rounding: a compiler orders float32 operations as written here, torch's fused
 kernels as written there.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +19,10 @@ import torch
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError
-from weightdecay.optim.rounding import LOW_BITS, noise_, noise_keys
-from weightdecay.optim.rules import Reach
+from weightdecay.optim.decay import decay_
+from weightdecay.optim.noise import noise_, noise_keys
+from weightdecay.optim.roundings import Rounding, fresh
+from weightdecay.optim.rules import Rule
 
 # From so many weights on a processor, compiling (some ten seconds, about three when torch has it on disk) is worth it
 # unasked.
@@ -28,7 +31,6 @@ ENOUGH = 1 << 26
 # Where half a vector of bfloat16 is read and written in one place, each read waits for the store before it: a large
 # tensor then goes in two parts at once, each working while the other waits. See docs/log.md.
 _LARGE = 1 << 16
-_IN_PARTS = ("stochastic", "kahan")
 
 # (for each part weights, gradient and state by name, flat; numbers; keys of each part's noise): changes them in place
 Loop: TypeAlias = Callable[[Sequence[Mapping[str, Tensor]], Tensor, Tensor | None], None]
@@ -61,8 +63,8 @@ class LoopKind:
     """
 
     direction: Direction
-    reach: Reach
-    rounding: str
+    rule: Rule
+    rounding: Rounding
     weights: torch.dtype
     gradient: torch.dtype
     state: tuple[tuple[str, torch.dtype], ...]
@@ -70,8 +72,8 @@ class LoopKind:
     parts: int
 
     def __str__(self) -> str:
-        name = f"{self.direction.name}_{self.reach}_{self.weights}_{self.rounding}_{self.parts}"
-        return name.replace("torch.", "")
+        name = f"{self.direction.name}_{self.rule.name}_{self.weights}_{self.rounding.name}_{self.parts}"
+        return re.sub(r"\W", "_", name.replace("torch.", ""))
 
 
 def loop_numbers(sign: float, decay: float, rate: float, own: Sequence[float], device: torch.device) -> Tensor:
@@ -79,16 +81,17 @@ def loop_numbers(sign: float, decay: float, rate: float, own: Sequence[float], d
 
     Args:
         sign: of the gradient; −1 ascends.
-        decay: a, the decay per step; λ for a rule that reaches the gradient.
+        decay: a, the decay per step; λ for a coupled rule.
         rate: of the direction.
         own: the direction's.
     """
     return torch.tensor([sign, decay, 1 - decay, rate, *own], dtype=torch.float32, device=device)
 
 
-def parts_of(size: int, rounding: str) -> int:
+def parts_of(size: int, rounding: Rounding, dtype: torch.dtype) -> int:
     """In how many parts a tensor of so many elements goes through a loop."""
-    return 2 if rounding in _IN_PARTS and size >= _LARGE and size % 2 == 0 else 1
+    in_low_precision_alone = rounding.acts_on(dtype) and torch.float32 not in rounding.memory(dtype).values()
+    return 2 if in_low_precision_alone and size >= _LARGE and size % 2 == 0 else 1
 
 
 @functools.cache
@@ -105,8 +108,7 @@ def compiled_loop(kind: LoopKind) -> Loop | str:
     dtypes = {"weights": kind.weights, "gradient": kind.gradient, **dict(kind.state)}
     parts = [{name: zeros(dtype) for name, dtype in dtypes.items()} for _ in range(kind.parts)]
     numbers = loop_numbers(1.0, 0.0, 0.0, [1.0] * kind.direction.numbers, torch.device(kind.device))
-    stochastic = kind.rounding == "stochastic"
-    keys = torch.stack([noise_keys(0, 0, 0)] * kind.parts).to(kind.device) if stochastic else None
+    keys = noise_keys(0, [0] * kind.parts, [0] * kind.parts).to(kind.device) if kind.rounding.needs_noise else None
     try:
         # Else the compiler takes float32 → bfloat16 → float32 for nothing, and the remainder of Kahan's sum for zero.
         loop: Loop = torch.compile(own, dynamic=True, fullgraph=True, options={"emulate_precision_casts": True})
@@ -142,52 +144,31 @@ def usable_loop(kind: LoopKind, asked: bool) -> Loop | None:
 
 
 def _loop_of(kind: LoopKind) -> Loop:
+    rule, rounding = kind.rule, kind.rounding
+    widened = rounding.acts_on(kind.weights)
+
     def step(parts: Sequence[Mapping[str, Tensor]], numbers: Tensor, keys: Tensor | None) -> None:
         for number, part in enumerate(parts):
-            wide = _wide(part, kind.rounding)
             sign, decay, kept, rate, *own = numbers.unbind()
+            weights = part["weights"]
+            wide = weights
+            if widened:
+                rounding.renew_(weights, part)
+                wide = rounding.widen(weights, part, fresh)
+
             slope = part["gradient"].float() * sign
-            if kind.reach == "gradient":
+            if rule.coupled:
                 slope = slope + decay * wide
-            direction = kind.direction.function(slope, part, own)
-            stepped = _decayed(wide, direction, part, kind.reach, decay, kept) - rate * direction
-            _write(stepped, part, kind, None if keys is None else keys[number])
+            update = kind.direction.function(slope, part, own)
+            if not rule.coupled:
+                decay_(wide, rule, decay, kept, update.clone() if rule.is_masked else None, part.get("initial"))
+            wide.sub_(rate * update)
+
+            if widened:
+                noise = None
+                if keys is not None:
+                    places = torch.arange(wide.numel(), dtype=torch.int32, device=wide.device)
+                    noise = noise_(places, keys[number].unbind())
+                rounding.write(wide, weights, part, fresh, noise)
 
     return step
-
-
-def _wide(part: Mapping[str, Tensor], rounding: str) -> Tensor:
-    """The float32 weights that a part stands for."""
-    if rounding == "master":
-        return part["master"]
-    wide = part["weights"].float()
-    return wide + part["compensation"] if rounding == "kahan" else wide
-
-
-def _decayed(
-    wide: Tensor, direction: Tensor, part: Mapping[str, Tensor], reach: Reach, decay: Tensor, kept: Tensor
-) -> Tensor:
-    match reach:
-        case "gradient":
-            return wide
-        case "weights":
-            return wide * kept
-        case "agreeing":
-            return torch.where(direction * wide >= 0, wide * kept, wide)
-        case "towards_one":
-            return wide * kept + decay
-        case "towards_initial":
-            return wide * kept + decay * part["initial"].float()
-
-
-def _write(wide: Tensor, part: Mapping[str, Tensor], kind: LoopKind, keys: Tensor | None) -> None:
-    """Round into the weights, and keep what the rounding remembers."""
-    if keys is not None:
-        noise = noise_(torch.arange(wide.numel(), dtype=torch.int32, device=wide.device), keys)
-        wide = ((wide.view(torch.int32) + noise) & ~LOW_BITS).view(torch.float32)
-    low = wide.to(kind.weights)
-    if kind.rounding == "kahan":
-        part["compensation"].copy_(wide - low)
-    if kind.rounding == "master":
-        part["master"].copy_(wide)
-    part["weights"].copy_(low)

@@ -1,4 +1,10 @@
-"""What a decay does to tensors, where it does not go through an optimizer's own kernel. All in place."""
+"""What a decay does to tensors: the one place where a rule's arithmetic stands.
+
+    w ← w − a · mask · (w − target)
+
+Kernels that shrink by themselves are handed the λ that makes them do it (`kernel_weight_decay`); everything else, eager
+or compiled, piece by piece or whole, calls `decay_`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from weightdecay.optim.rules import Reach
+from weightdecay.optim.rules import Rule
+
+# Below this lr, λ = a/lr leaves the range of the float32 in which a kernel may hold it.
+_SMALLEST_LR = 1e-30
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -23,53 +32,54 @@ def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
     return moved
 
 
-def shrink_(tensors: Sequence[Tensor], decay: float) -> None:
-    """w ← (1 − a)·w, with the factor formed as torch's AdamW forms it."""
-    if decay and tensors and all(tensor.is_cuda for tensor in tensors):
-        torch._foreach_mul_(list(tensors), 1 - decay)
-    elif decay:  # on a processor foreach is a loop, too, and rounds the factor itself to bfloat16
-        for tensor in tensors:
-            tensor.mul_(1 - decay)
+def kernel_weight_decay(rule: Rule, decay: float, lr: float) -> float | None:
+    """The λ with which a kernel that shrinks by 1 − lr·λ decays by `decay`; None where none can make it."""
+    if not decay:
+        return 0.0 if rule.is_scalar else None
+    return decay / lr if rule.is_scalar and lr >= _SMALLEST_LR else None
 
 
 def decay_(
-    weights: Tensor, reach: Reach, decay: float | None, direction: Tensor | None = None, initial: Tensor | None = None
+    weights: Tensor,
+    rule: Rule,
+    decay: float | Tensor,
+    kept: float | Tensor,
+    update: Tensor | None = None,
+    initial: Tensor | None = None,
 ) -> None:
-    """The whole decay of one tensor before its update, whatever a rule reaches.
+    """One tensor's whole decay, in place, before its update.
 
     Args:
-        direction: the update that is going to be subtracted, or anything of its sign, for `agreeing`; overwritten.
-        initial: w_0, for `towards_initial`.
+        weights: local, of any shape.
+        decay, kept: a_t and 1 − a_t, as floats or as scalars of the weights' device.
+        update: what is going to be subtracted, or anything of its sign; for masked rules, overwritten.
+        initial: w_0, for rules with that target.
     """
-    if not decay or reach == "gradient":
-        return
-    if reach == "agreeing":
-        assert direction is not None
-        shrink_where_agreeing_(weights, direction, decay)
-        return
-    weights.mul_(1 - decay)
-    if reach == "towards_one":
-        weights.add_(decay)
-    elif reach == "towards_initial":
+    mask = _mask(weights, rule, update) if rule.is_masked else None
+    if mask is None:
+        weights.mul_(kept)
+    else:
+        # 1 + mask·(kept − 1), which is exactly 1 or, for decays up to ½, `kept` as a plain product rounds it.
+        # (`torch.where` would say it better and takes forty times as long.)
+        rounded = kept if isinstance(kept, Tensor) else float(torch.tensor(kept, dtype=mask.dtype))
+        factor = mask if rule.target == "zero" else mask.clone()
+        weights.mul_(factor.mul_(rounded - 1).add_(1))
+
+    if rule.target == "one":
+        weights.add_(decay if mask is None else mask * decay)
+    elif rule.target == "initial":
         assert initial is not None
-        weights.add_(initial, alpha=decay)
+        pulled = initial.to(weights.dtype) * decay
+        weights.add_(pulled if mask is None else mask * pulled)
 
 
-def shrink_where_agreeing_(weights: Tensor, direction: Tensor, decay: float) -> None:
-    """w ← (1 − a)·w where the update that is subtracted has the sign of w or either is zero, as it is elsewhere.
-
-    Everywhere agreeing it equals `shrink_` bit for bit: the factor is 1 + mask·(kept − 1), which is exact for decays up
-    to ½. (`torch.where` would say it better and takes forty times as long.)
-
-    Args:
-        direction: overwritten where it has the weights' dtype.
-    """
-    kept = float(torch.tensor(1 - decay, dtype=weights.dtype))
-    same = direction.dtype == weights.dtype
-    factor = direction.mul_(weights) if same else direction * weights
-    whole = torch.ones((), dtype=factor.dtype, device=factor.device)
-    spare = None if torch.is_grad_enabled() else factor  # a differentiable step keeps what it needs for its gradient
-    weights.mul_(torch.add(whole, factor.ge_(0), alpha=kept - 1, out=spare))
+def _mask(weights: Tensor, rule: Rule, update: Tensor | None) -> Tensor:
+    """1 where a weight decays, 0 where not; at least in float32, whose product with 1 − a keeps its digits."""
+    assert update is not None
+    wide = update.to(torch.promote_types(update.dtype, torch.float32))
+    # The sign alone, because a product of two small numbers may be 0, which agrees with everything.
+    products = wide.sign_().mul_(weights)
+    return products.ge_(0) if rule.mask == "agreeing" else products.gt_(0)
 
 
 def mixed(momentum: Tensor | None, gradient: Tensor, mix: tuple[float, float], out: Tensor | None = None) -> Tensor:
@@ -80,11 +90,23 @@ def mixed(momentum: Tensor | None, gradient: Tensor, mix: tuple[float, float], o
     return torch.add(momentum, gradient, alpha=of_gradient / of_momentum, out=out)
 
 
-def pull_(tensors: Sequence[Tensor], targets: Sequence[Tensor] | float, decay: float) -> None:
-    """Complete (1 − a)·w to w − a·(w − target): w ← w + a·target. Linear, so it may come after the update."""
-    if not tensors or not decay:
+def decay_all_(
+    weights: Sequence[Tensor],
+    rule: Rule,
+    decay: float | None,
+    *,
+    updates: Sequence[Tensor] | None = None,
+    initial: Sequence[Tensor] | None = None,
+) -> None:
+    """`decay_` of many tensors, local or distributed."""
+    if not decay or not weights:
         return
-    if isinstance(targets, float):
-        torch._foreach_add_(list(tensors), decay * targets)
-    else:
-        torch._foreach_add_(list(tensors), list(targets), alpha=decay)
+    parts = [local(w) for w in weights]
+
+    # On a processor foreach is a loop, too, and rounds the factor itself to bfloat16.
+    if rule.is_scalar and all(part.is_cuda for part in parts):
+        torch._foreach_mul_(parts, 1 - decay)
+        return
+    for index, part in enumerate(parts):
+        update = None if updates is None else local(updates[index])
+        decay_(part, rule, decay, 1 - decay, update, None if initial is None else local(initial[index]))

@@ -9,7 +9,9 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError
-from weightdecay.optim.checks import group_title
+from weightdecay.optim.checks import group_title, number
+from weightdecay.optim.roundings import as_rounding, spelt_rounding
+from weightdecay.optim.rules import CORRECTED, DECOUPLED, Rule, RuleLike, as_rule, spelt
 from weightdecay.planning.plan import DecayPlan
 from weightdecay.planning.roles import Role
 
@@ -26,11 +28,18 @@ class HasParamGroups(Protocol):
 # A plan, or what torch takes: parameters, (name, parameter) pairs, groups.
 Params: TypeAlias = HasParamGroups | Iterable[Any]
 # One rule, or rules by pattern of the tensors' names, of which the first that matches holds.
-Rules: TypeAlias = str | Mapping[str, str]
+Rules: TypeAlias = RuleLike | Mapping[str, RuleLike]
 
 # Tables that are looked up, and matrices that end in a softmax: nothing normalises what comes out of a head, and the
 # rows of a table are no inputs of a common map.
 TABLES_AND_HEADS = frozenset({Role.EMBEDDING, Role.POSITION_EMBEDDING, Role.RELATIVE_POSITION, Role.OUTPUT_HEAD})
+
+# Maps from vectors to vectors, of which orthogonal ones are the neutral update. A router chooses, a convolution is a
+# stack of small ones with its own geometry, a table is no map: those are for AdamW.
+HIDDEN_MATRICES = frozenset({
+    Role.LINEAR, Role.EXPERT_STACK, Role.ATTENTION_IN_PROJECTION, Role.RECURRENT, Role.LORA_A, Role.LORA_B,
+    Role.WEIGHT_NORM_DIRECTION,
+})  # fmt: skip
 
 
 def listed_groups(params: Any, lr: float | Tensor) -> list[Group] | None:
@@ -57,6 +66,24 @@ def tables_and_heads(params: Any) -> frozenset[str]:
     return frozenset(tensor.name for tensor in params.tensors if TABLES_AND_HEADS.intersection(tensor.roles))
 
 
+def muon_tensors(plan: DecayPlan) -> frozenset[str]:
+    """The names of the tensors that Muon takes, by their roles; all others are AdamW's.
+
+    A tensor with several roles is Muon's only if it is a hidden matrix in each of them, and if it has the axes of a
+    matrix or a stack of matrices: an axis of length 1 makes a vector of it.
+    """
+    return frozenset(
+        tensor.name
+        for tensor in plan.tensors
+        if not tensor.frozen and HIDDEN_MATRICES.issuperset(tensor.roles) and is_matrix(tensor.shape)
+    )
+
+
+def is_matrix(shape: Sequence[int]) -> bool:
+    """Whether this is the shape of a matrix, or of a stack of them, that is more than a vector."""
+    return len(shape) in (2, 3) and min(shape[-2:]) > 1
+
+
 def named_tensors(group: Group) -> list[tuple[str, Tensor]] | None:
     """A group's tensors with their names, "" where they have none; None where torch is to explain the faults."""
     params = group["params"]
@@ -69,21 +96,37 @@ def named_tensors(group: Group) -> list[tuple[str, Tensor]] | None:
     return list(zip(names, tensors, strict=True))
 
 
+def with_names_like(group: Group, others: Sequence[Group]) -> Group:
+    """A group that is to stand beside others, nameless or not as they are: torch refuses a mixture.
+
+    A tensor that joins named ones without a name is called by its place.
+    """
+    named = named_tensors(group)
+    if named is None or not others:
+        return group
+    tensors = [tensor for _, tensor in named]
+    if not all("param_names" in other for other in others):
+        return {key: value for key, value in group.items() if key != "param_names"} | {"params": tensors}
+    index = len(others)
+    names = [name or f"group{index}.{position}" for position, (name, _) in enumerate(named)]
+    return {**group, "params": tensors, "param_names": names}
+
+
 def shared_tensors(groups: Sequence[Group]) -> list[str]:
-    """Faults: tensors that are in more than one group, each named."""
+    """Faults: tensors that are given more than once, each named."""
     first: dict[int, str] = {}
     faults = []
     for index, group in enumerate(groups):
         title = group_title(group, index)
         for position, (name, tensor) in enumerate(named_tensors(group) or [] if "params" in group else []):
-            seen = first.setdefault(id(tensor), title)
-            if seen != title:
+            if id(tensor) in first:
                 label = f"'{name}'" if name else f"tensor {position} of shape {tuple(tensor.shape)}"
                 faults.append(
                     # torch's words within, which its users' tests look for
-                    f"{title}: {label} is in {seen} as well and would decay twice; some parameters appear in more than "
-                    "one parameter group: leave each in one"
+                    f"{title}: {label} is in {first[id(tensor)]} as well and would decay twice; some parameters appear "
+                    "in more than one parameter group: leave each in one, once"
                 )
+            first.setdefault(id(tensor), title)
     return faults
 
 
@@ -106,28 +149,33 @@ def with_rules(groups: list[Group], rule: Rules, apart: frozenset[str]) -> list[
     """Groups in which each tensor follows its rule; a group with its own `rule` stays as it is.
 
     Args:
-        rule: one rule or patterns; under `corrected` the tensors in `apart` keep `decoupled`.
+        rule: one rule or patterns; under `CORRECTED` the tensors in `apart` keep `DECOUPLED`.
 
     Raises:
-        OptimizerError: tensors that no pattern matches, patterns that match no tensor, tensors without a name.
+        OptimizerError: tensors that no pattern matches, patterns that match no tensor, tensors without a name, unknown
+            rules.
     """
-    if not isinstance(rule, Mapping) and not (rule == "corrected" and apart):
+    patterns = _patterns(rule, apart)
+    if patterns is None:
         return groups
-    patterns = dict(rule) if isinstance(rule, Mapping) else dict.fromkeys(apart, "decoupled") | {"*": rule}
     unused, faults, ruled = set(patterns) - apart - {"*"}, [], []
     for group in groups:
         named = named_tensors(group)
         if named is None or "rule" in group:
             ruled.append(group)
             continue
+
         labels = []
         for name, _ in named:
             found = next((pattern for pattern in patterns if pattern in (name, "*") or fnmatchcase(name, pattern)), "")
             unused.discard(found)
-            labels.append(patterns.get(found, ""))
+            labels.append(patterns[found].name if found else "")
             if not found:
                 faults.append(f"no pattern of `rule` matches '{name}': end with '*' for the rest")
-        ruled += [{**part, "rule": label} for label, part in split_group(group, labels)]
+        by_name = {rule.name: rule for rule in patterns.values()}
+        ruled += [
+            {**part, "rule": spelt(by_name[label])} for label, part in split_group(group, labels) if label in by_name
+        ]
     faults += [
         f"the pattern '{pattern}' of `rule` matches no tensor: correct or remove it" for pattern in sorted(unused)
     ]
@@ -136,6 +184,39 @@ def with_rules(groups: list[Group], rule: Rules, apart: frozenset[str]) -> list[
     return ruled
 
 
-def rule_for_the_rest(rule: Rules) -> str:
+def _patterns(rule: Rules, apart: frozenset[str]) -> dict[str, Rule] | None:
+    """The rule of each pattern; None where all tensors follow one."""
+    if isinstance(rule, Mapping) and "name" not in rule:
+        return {pattern: as_rule(one) for pattern, one in rule.items()}
+    if rule in (CORRECTED, CORRECTED.name) and apart:
+        return dict.fromkeys(apart, DECOUPLED) | {"*": CORRECTED}
+    return None
+
+
+def rule_for_the_rest(rule: Rules) -> Any:
     """The rule of a tensor that nothing else is known of, such as one that is added later."""
-    return rule.get("*", "decoupled") if isinstance(rule, Mapping) else rule
+    return rule.get("*", DECOUPLED) if isinstance(rule, Mapping) and "name" not in rule else rule
+
+
+def with_rule(group: Group, settings: Mapping[str, Any]) -> Group:
+    """The group with its rule, rounding and peak lr.
+
+    The lr that a group begins with is its peak unless one is given; a schedule may only go below it. A peak given for
+    all is scaled for a group with its own lr: at ten times the lr it has ten times the peak.
+    """
+    chosen = {"rule": settings["rule"], "rounding": settings["rounding"], **group}
+    try:
+        rule, rounding = as_rule(chosen["rule"]), as_rounding(chosen["rounding"])
+    except OptimizerError:
+        return chosen  # whose faults are told with all others
+    chosen |= {"rule": spelt(rule), "rounding": spelt_rounding(rounding)}
+    if not rule.needs_peak or chosen.get("peak_lr") is not None:
+        return chosen
+
+    lr, base_lr = number(group.get("lr", settings["lr"])), number(settings["lr"])
+    base_peak = number(settings.get("peak_lr"))
+    if base_peak is None or lr is None or not base_lr:
+        chosen["peak_lr"] = lr if settings.get("peak_lr") is None else settings["peak_lr"]
+    else:
+        chosen["peak_lr"] = base_peak * (lr / base_lr)
+    return chosen

@@ -10,17 +10,17 @@ Reference: Chen et al. 2023, arXiv:2302.06675, program 1 and §5 for η and λ.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from weightdecay.optim.base import with_gradient
+from weightdecay.optim.checks import with_plain_numbers
 from weightdecay.optim.elementwise import ElementwiseOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules
-from weightdecay.optim.rounding import Rounding
-
-NO_COUPLED_FORM = "this direction has no coupled form; rule l2 belongs to AdamL2 and SGDW"
+from weightdecay.optim.roundings import NEAREST, RoundingLike
+from weightdecay.optim.rules import DECOUPLED
 
 
 class Lion(ElementwiseOptimizer):
@@ -39,8 +39,6 @@ class Lion(ElementwiseOptimizer):
         OptimizerError: with every fault of every group; at a step for sparse gradients.
     """
 
-    refused: ClassVar[Mapping[str, str]] = {"l2": NO_COUPLED_FORM}
-
     def __init__(
         self,
         params: Params,
@@ -48,16 +46,18 @@ class Lion(ElementwiseOptimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
         *,
-        rule: Rules = "decoupled",
+        rule: Rules = DECOUPLED,
         peak_lr: float | None = None,
-        rounding: Rounding = "nearest",
+        rounding: RoundingLike = NEAREST,
         maximize: bool = False,
         foreach: bool | None = None,
     ) -> None:
         decay: dict[str, Any] = {"rule": rule, "peak_lr": peak_lr, "rounding": rounding}
-        own: dict[str, Any] = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+        own = with_plain_numbers(
+            {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize, "foreach": foreach}
+        )
         groups = self._groups(params, **own, **decay)
-        super().__init__(groups, {**own, "maximize": maximize, "foreach": foreach})
+        super().__init__(groups, own)
         self._finish(**decay)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -83,16 +83,26 @@ class Lion(ElementwiseOptimizer):
         beta1 = group["betas"][0]
         return "exp_avg", (beta1, (1 - beta1) * (-1.0 if group["maximize"] else 1.0))
 
+    def _state_names(self, group: Group) -> tuple[str, ...]:  # noqa: ARG002
+        return ("exp_avg",)
+
     def _begin_pieces(self, p: Tensor, group: Group, dtype: torch.dtype) -> None:  # noqa: ARG002
         state = self.state[p]
         if "exp_avg" not in state:
             state["exp_avg"] = torch.zeros_like(p, dtype=dtype, memory_format=torch.contiguous_format)
-        state["exp_avg"] = state["exp_avg"].to(dtype).contiguous()
+        elif state["exp_avg"].dtype != dtype or not state["exp_avg"].is_contiguous():
+            state["exp_avg"] = state["exp_avg"].to(dtype).contiguous()
 
-    def _update_piece(
-        self, weights: Tensor, gradient: Tensor, state: Mapping[str, Tensor], group: Group, weight_decay: float
+    def _update_pieces(
+        self,
+        weights: list[Tensor],
+        gradients: list[Tensor],
+        states: list[Mapping[str, Tensor]],
+        group: Group,
+        weight_decay: float,
     ) -> None:
-        _step([weights], [gradient], [state["exp_avg"]], {**group, "weight_decay": weight_decay, "foreach": False})
+        momenta = [state["exp_avg"] for state in states]
+        _step(weights, gradients, momenta, {**group, "weight_decay": weight_decay, "foreach": False})
 
 
 def _step(weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], group: Group) -> None:

@@ -30,21 +30,24 @@ from torch import Tensor
 
 from weightdecay.errors import OptimizerError, did_you_mean
 from weightdecay.optim.adamw import AdamW
-from weightdecay.optim.base import Work
+from weightdecay.optim.base import DecayingOptimizer, Work
 from weightdecay.optim.grouping import (
     Group,
     Params,
     Rules,
+    is_matrix,
     listed_groups,
+    muon_tensors,
     named_tensors,
     rule_for_the_rest,
     split_group,
     tables_and_heads,
     with_rules,
 )
-from weightdecay.optim.lion import NO_COUPLED_FORM
 from weightdecay.optim.orthogonal import NEWTON_SCHULZ, Coefficients, on_whole_matrices, orthogonalised
-from weightdecay.optim.rounding import LOW_PRECISION, Rounding
+from weightdecay.optim.roundings import NEAREST, RoundingLike, group_rounding
+from weightdecay.optim.rules import DECOUPLED
+from weightdecay.planning.plan import DecayPlan
 
 ADJUSTMENTS = ("match_rms_adamw", "original")
 _FLOOR = 1e-10  # of norms and mean squares: what has no gradient stays where it is
@@ -53,10 +56,13 @@ _FLOOR = 1e-10  # of norms and mean squares: what has no gradient stays where it
 class Muon(AdamW):
     """Muon for hidden matrices (2-D) and expert stacks (3-D, each expert a matrix), AdamW for the rest.
 
-    A group goes where its `algorithm`, "muon" or "adamw", says. Without it, a plan sends its embeddings, positions
-    and output heads to AdamW; plain parameters are told apart by their number of axes alone. A group of tensors in
-    which several matrices of one size lie one above the other, such as a fused projection of queries, keys and
-    values, says how many with `stacked`: each is then made orthogonal for itself.
+    A group goes where its `algorithm`, "muon" or "adamw", says. Without it a plan's roles decide (`muon_tensors`):
+    linear weights, expert stacks, in-projections, recurrent matrices, LoRA and weight-norm directions are Muon's, and
+    embeddings, heads, routers, convolutions and everything else AdamW's. Of plain parameters only the shape tells: two
+    or three axes, the last two longer than 1, make a matrix.
+
+    A group of tensors in which several matrices of one size lie one above the other, such as a fused projection of
+    queries, keys and values, says how many with `stacked`: each is then made orthogonal for itself.
 
     Args:
         params: a decay plan, parameters, (name, parameter) pairs, or groups.
@@ -76,7 +82,7 @@ class Muon(AdamW):
         OptimizerError: with every fault of every group; a "muon" group with tensors that are no matrices.
     """
 
-    refused: ClassVar[Mapping[str, str]] = {"l2": NO_COUPLED_FORM}
+    no_coupled_form: ClassVar[str] = DecayingOptimizer.no_coupled_form
 
     def __init__(
         self,
@@ -96,9 +102,9 @@ class Muon(AdamW):
         neuron_beta2: float = 0.0,
         adamw_betas: tuple[float, float] = (0.9, 0.95),
         adamw_eps: float = 1e-8,
-        rule: Rules = "decoupled",
+        rule: Rules = DECOUPLED,
         peak_lr: float | None = None,
-        rounding: Rounding = "nearest",
+        rounding: RoundingLike = NEAREST,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -134,7 +140,7 @@ class Muon(AdamW):
             if named is None:
                 return super().add_param_group(param_group)  # torch explains what is wrong
             tensors = [tensor for _, tensor in named]
-            hidden = all(t.ndim in (2, 3) for t in tensors)
+            hidden = all(is_matrix(tensor.shape) for tensor in tensors)
             param_group.setdefault("algorithm", "muon" if hidden else "adamw")
             if param_group["algorithm"] == "muon":
                 for key, value in self._own.items():
@@ -148,36 +154,41 @@ class Muon(AdamW):
     def __setstate__(self, state: dict[str, Any]) -> None:
         for kept in state["state"].values():  # torch's Muon counts no steps, and torch's Adam looks for the count
             kept.setdefault("step", torch.tensor(0.0))
+        for group in state["param_groups"]:
+            if "ns_coefficients" in group and "algorithm" not in group:  # torch's Muon wrote it
+                group["ns_eps"] = group.pop("eps")
         super().__setstate__(state)
-        for group in self.param_groups:
-            if "algorithm" not in group:  # torch's Muon wrote it
-                group.update({**self.defaults, **self._own, **group, "algorithm": "muon", "ns_eps": group["eps"]})
 
     def _takes_complex(self, group: Group) -> bool:
         return bool(group["algorithm"] != "muon")
 
-    def _works_beside_kernel(self, group: Group) -> bool:
-        return group["algorithm"] == "muon" or super()._works_beside_kernel(group)
+    def _known_keys(self, defaults: Mapping[str, Any]) -> set[str]:
+        return {*defaults, *self._own, "algorithm"}
 
-    def _step_groups(self, work: Work) -> None:
-        hidden = [(group, decay) for group, decay in work if group["algorithm"] == "muon"]
-        rest = [(group, decay) for group, decay in work if group["algorithm"] != "muon"]
-        for index, (group, decay) in enumerate(hidden):
+    def _works_beside_kernel(self, one: Work) -> bool:
+        return one.group["algorithm"] == "muon" or super()._works_beside_kernel(one)
+
+    def _step_groups(self, work: list[Work]) -> None:
+        rest = [one for one in work if one.group["algorithm"] != "muon"]
+        for one in work:
+            group = one.group
+            if group["algorithm"] != "muon":
+                continue
             for position, p in enumerate(group["params"]):
-                if p.grad is None:
+                if p.grad is None or not p.numel():
                     continue
                 rows, columns = p.shape[-2] // group["stacked"], p.shape[-1]
                 original = math.sqrt(max(1.0, rows / columns))
                 match = group["adjust_lr_fn"] == "match_rms_adamw"  # torch writes None for the original
                 scale = 0.2 * math.sqrt(max(rows, columns)) if match else original
                 update = self._orthogonal_update(p, group)
-                self._descend(p, update, float(group["lr"]) * scale, group, decay, (index << 32) + position)
+                self._descend(p, update, float(group["lr"]) * scale, one, position)
         if rest:
             super()._step_groups(rest)
 
     def _orthogonal_update(self, p: Tensor, group: Group) -> Tensor:
         assert p.grad is not None
-        wide = torch.float32 if group["rounding"] != "nearest" and p.dtype in LOW_PRECISION else p.dtype
+        wide = torch.float32 if group_rounding(group).acts_on(p.dtype) else p.dtype
         gradient = (-p.grad if group["maximize"] else p.grad).to(wide)
         state = self.state[p]
         if "momentum_buffer" not in state:
@@ -234,16 +245,20 @@ def _split(params: Params, lr: float | Tensor, rule: Rules, own: Group) -> Any:
     Args:
         own: what a group for Muon has besides, where it does not bring its own.
     """
-    groups, elsewhere = listed_groups(params, lr), tables_and_heads(params)
+    groups = listed_groups(params, lr)
     if groups is None:
         return params
+    hidden = muon_tensors(params) if isinstance(params, DecayPlan) else None
     split: list[Group] = []
-    for group in with_rules(groups, rule, elsewhere):
+    for group in with_rules(groups, rule, tables_and_heads(params)):
         named = named_tensors(group)
         if named is None or "algorithm" in group:
             split.append({**own, **group} if group.get("algorithm") == "muon" else group)
             continue
-        labels = ["muon" if t.ndim in (2, 3) and name not in elsewhere else "adamw" for name, t in named]
+        labels = [
+            "muon" if (is_matrix(tensor.shape) if hidden is None else name in hidden) else "adamw"
+            for name, tensor in named
+        ]
         for label, part in split_group(group, labels):
             split.append({**(own if label == "muon" else {}), **part, "algorithm": label})
     return split

@@ -1,9 +1,12 @@
-"""What one step's decay is: seven meanings of one λ, and decay towards a target.
+"""What one step's decay is: a rule as a value.
 
-A rule turns η_t, λ and the peak η into the **decay per step** a_t, the fraction of a weight that step t removes. It is
-the neutral quantity by which rules are logged, compared and converted.
+Every rule that the field uses is one point in a small space: how the decay per step grows with the learning rate, how
+it is scaled by the rate's peak, what it pulls towards, and which weights it spares:
 
-    name                a_t                 who means this by λ
+    a_t = λ · η_t^lr_power / η_peak^peak_power            the decay per step, the fraction of a weight that it removes
+    w  ← w − a_t · mask · (w − target)
+
+    rule                a_t                 who means this by λ
     decoupled           η_t·λ               torch.optim.AdamW and most frameworks
     independent         (η_t/η)·λ           Loshchilov & Hutter 2019, arXiv:1711.05101; Composer's DecoupledAdamW
     fixed               λ                   pytorch_optimizer's `fixed_decay`
@@ -14,197 +17,257 @@ the neutral quantity by which rules are logged, compared and converted.
     towards_initial     η_t·λ of w − w_0    pre-trained weights
     l2                  through the gradient: torch.optim.Adam and SGD
 
+A rule of one's own is one more value, and works wherever a name does. As modded-nanogpt decays its matrices:
+
+    AdamW(plan, lr=0.02, rule=Rule("mine", lr_power=2, mask="agreeing"))
+
 The peak η is each group's own: with one peak for all, a group at ten times the lr would decay ten times too much.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import asdict, dataclass, fields
+from numbers import Real
+from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError, did_you_mean
 
-# What a_t acts on: all of w, w where the update agrees with it, w − target, or the gradient instead of w.
-Reach = Literal["weights", "agreeing", "towards_one", "towards_initial", "gradient"]
+RuleName = Literal[
+    "decoupled",
+    "independent",
+    "fixed",
+    "lr_squared",
+    "corrected",
+    "cautious",
+    "towards_one",
+    "towards_initial",
+    "l2",
+]
+Target = Literal["zero", "one", "initial"]
+Mask = Literal["none", "agreeing", "strictly_agreeing"]
 
 _ROUNDING = 1e-12  # a schedule that ends at 0 may end a hair below
 
 
 @dataclass(frozen=True)
-class Rule(ABC):
-    """How much of a weight a step removes, and of which weights."""
+class Rule:
+    """What one step's decay is.
 
-    name: ClassVar[str]
-    needs_peak: ClassVar[bool] = False
-    reach: ClassVar[Reach] = "weights"
+    Attributes:
+        name: as it is shown beside every λ, because a λ means nothing without its rule.
+        lr_power: p in η_t^p; 0 decays in the warm-up and at the end of an anneal, too.
+        peak_power: q in η_peak^q; a rule with q > 0 needs to be told the peak, for schedulers hide it.
+        target: what weights are pulled towards; `initial` is the value before the first step.
+        mask: which weights decay, u the update that is subtracted: all, those with u·w ≥ 0, those with u·w > 0.
+        coupled: λ·w goes into the gradient instead, and no fraction of w can be named.
 
-    @abstractmethod
-    def decay_per_step(self, lr: float, weight_decay: float, peak_lr: float | None = None) -> float:
-        """a_t: the fraction of a weight that a step at `lr` removes."""
-
-
-@dataclass(frozen=True)
-class Decoupled(Rule):
-    """w ← (1 − η_t·λ)·w"""
-
-    name = "decoupled"
-
-    def decay_per_step(self, lr: float, weight_decay: float, peak_lr: float | None = None) -> float:  # noqa: ARG002
-        return lr * weight_decay
-
-
-@dataclass(frozen=True)
-class Independent(Rule):
-    """w ← (1 − (η_t/η)·λ)·w: λ is what a step at the peak removes, whatever the peak is."""
-
-    name = "independent"
-    needs_peak = True
-
-    def decay_per_step(self, lr: float, weight_decay: float, peak_lr: float | None = None) -> float:
-        return lr / _peak(self, peak_lr) * weight_decay
-
-
-@dataclass(frozen=True)
-class Fixed(Rule):
-    """w ← (1 − λ)·w at every step, whatever η_t: also in the warm-up and at the end of an anneal to zero."""
-
-    name = "fixed"
-
-    def decay_per_step(self, lr: float, weight_decay: float, peak_lr: float | None = None) -> float:  # noqa: ARG002
-        return weight_decay
-
-
-@dataclass(frozen=True)
-class LrSquared(Rule):
-    """w ← (1 − η_t²·λ)·w; PaLM's "dynamic weight decay of lr^2.0" is λ = 1."""
-
-    name = "lr_squared"
-
-    def decay_per_step(self, lr: float, weight_decay: float, peak_lr: float | None = None) -> float:  # noqa: ARG002
-        return lr * lr * weight_decay
-
-
-@dataclass(frozen=True)
-class Corrected(Rule):
-    """w ← (1 − η_t·λ·(η_t/η))·w, which holds the norm still while η_t falls.
-
-    Meant for weights whose output is normalised; the output head and the embeddings keep `decoupled`.
+    Raises:
+        OptimizerError: with every fault of the values.
     """
 
-    name = "corrected"
-    needs_peak = True
+    name: str
+    lr_power: float = 1
+    peak_power: float = 0
+    target: Target = "zero"
+    mask: Mask = "none"
+    coupled: bool = False
+
+    def __post_init__(self) -> None:
+        values: dict[str, Any] = dict(vars(self))  # whatever the caller gave, be its type what it may
+        name = values["name"]
+        faults = [] if isinstance(name, str) and name else [f"name: a rule needs one, got {name!r}"]
+        for key in ("lr_power", "peak_power"):
+            power = values[key]
+            if isinstance(power, bool) or not isinstance(power, Real) or not 0 <= float(power) < math.inf:
+                faults.append(f"{key}: give a finite number of at least 0, got {power!r}")
+        for key, known in (("target", get_args(Target)), ("mask", get_args(Mask))):
+            value = values[key]
+            if value not in known:
+                faults.append(f"{key}: unknown '{value}': {did_you_mean(str(value), known)}")
+        if not isinstance(values["coupled"], bool):
+            faults.append(f"coupled: give True or False, got {values['coupled']!r}")
+        elif self.coupled and (self.target, self.mask) != ("zero", "none"):
+            faults.append("coupled: what goes through the gradient has neither mask nor target")
+        if faults:
+            raise OptimizerError([f"rule '{self.name}': {fault}" for fault in faults])
+
+    @property
+    def needs_peak(self) -> bool:
+        """Whether a_t depends on the highest η of the schedule."""
+        return self.peak_power > 0
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether the decay is (1 − a_t)·w for every weight, which a kernel's own `weight_decay` can do."""
+        return not self.coupled and self.mask == "none" and self.target == "zero"
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether the update decides which weights decay."""
+        return self.mask != "none"
 
     def decay_per_step(self, lr: float, weight_decay: float, peak_lr: float | None = None) -> float:
-        return lr * weight_decay * (lr / _peak(self, peak_lr))
+        """a_t: the fraction of a weight that a step at `lr` removes.
+
+        Raises:
+            OptimizerError: the rule is coupled, or needs a peak and got none.
+        """
+        if self.coupled:
+            raise OptimizerError(
+                f"rule '{self.name}' has no decay per step: it adds λ·w to the gradient, and what that removes depends "
+                "on the gradient's size; ask for a decoupled rule to have one"
+            )
+
+        decay = float(weight_decay * lr**self.lr_power)
+        if not self.peak_power:
+            return decay
+
+        # A scheduler that warms up shows lr = 0 when one attaches, so a peak is never guessed from it.
+        if peak_lr is None or not (math.isfinite(peak_lr) and peak_lr > 0):
+            raise OptimizerError(
+                f"rule '{self.name}' needs the peak lr, got {peak_lr}: give peak_lr, the highest lr of the schedule, "
+                "for each group"
+            )
+        return decay / float(peak_lr**self.peak_power)
 
 
-@dataclass(frozen=True)
-class Cautious(Decoupled):
-    """w ← w − η_t·λ·1[u⊙w ≥ 0]·w, u the update that is subtracted: only where both shrink the weight."""
+DECOUPLED = Rule("decoupled")
+"""w ← (1 − η_t·λ)·w"""
 
-    name = "cautious"
-    reach = "agreeing"
+INDEPENDENT = Rule("independent", peak_power=1)
+"""w ← (1 − (η_t/η)·λ)·w: λ is what a step at the peak removes, whatever the peak is."""
 
+FIXED = Rule("fixed", lr_power=0)
+"""w ← (1 − λ)·w at every step, whatever η_t: also in the warm-up and at the end of an anneal to zero."""
 
-@dataclass(frozen=True)
-class TowardsOne(Decoupled):
-    """w ← w − η_t·λ·(w − 1): a gain at rest is 1, not 0."""
+LR_SQUARED = Rule("lr_squared", lr_power=2)
+"""w ← (1 − η_t²·λ)·w; PaLM's "dynamic weight decay of lr^2.0" is λ = 1."""
 
-    name = "towards_one"
-    reach = "towards_one"
+CORRECTED = Rule("corrected", lr_power=2, peak_power=1)
+"""w ← (1 − η_t·λ·(η_t/η))·w, which holds the norm still while η_t falls.
 
+Meant for weights whose output is normalised; the output head and the embeddings keep `DECOUPLED`.
+"""
 
-@dataclass(frozen=True)
-class TowardsInitial(Decoupled):
-    """w ← w − η_t·λ·(w − w_0), w_0 the value before the first step: initial or pre-trained."""
+CAUTIOUS = Rule("cautious", mask="agreeing")
+"""w ← w − η_t·λ·1[u⊙w ≥ 0]·w, u the update that is subtracted: only where both shrink the weight."""
 
-    name = "towards_initial"
-    reach = "towards_initial"
+TOWARDS_ONE = Rule("towards_one", target="one")
+"""w ← w − η_t·λ·(w − 1): a gain at rest is 1, not 0."""
 
+TOWARDS_INITIAL = Rule("towards_initial", target="initial")
+"""w ← w − η_t·λ·(w − w_0), w_0 the value before the first step: initial or pre-trained."""
 
-@dataclass(frozen=True)
-class L2(Rule):
-    """g ← g + λ·w before the moments: the gradient of ½·λ·‖w‖². No fraction of w that λ alone would decide."""
-
-    name = "l2"
-    reach = "gradient"
-
-    def decay_per_step(self, lr: float, weight_decay: float, peak_lr: float | None = None) -> float:  # noqa: ARG002
-        raise OptimizerError(
-            "rule 'l2' has no decay per step: it adds λ·w to the gradient, and what that removes depends on the "
-            "gradient's size; ask for a decoupled rule to have one"
-        )
-
+L2 = Rule("l2", coupled=True)
+"""g ← g + λ·w before the moments: the gradient of ½·λ·‖w‖². No fraction of w that λ alone would decide."""
 
 RULES: Mapping[str, Rule] = {
     rule.name: rule
     for rule in (
-        Decoupled(), Independent(), Fixed(), LrSquared(), Corrected(), Cautious(), TowardsOne(), TowardsInitial(), L2(),
+        DECOUPLED,
+        INDEPENDENT,
+        FIXED,
+        LR_SQUARED,
+        CORRECTED,
+        CAUTIOUS,
+        TOWARDS_ONE,
+        TOWARDS_INITIAL,
+        L2,
     )
-}  # fmt: skip
+}
+
+# What a user gives as `rule`.
+RuleLike: TypeAlias = RuleName | Rule
 
 
-def rule(name: str) -> Rule:
-    """The rule of that name.
+def as_rule(value: Any) -> Rule:
+    """The rule of a name, of the fields that a saved state holds, or the value itself.
 
     Raises:
-        OptimizerError: there is none; the message names the nearest.
+        OptimizerError: there is no such rule; the message names the nearest.
     """
-    if name not in RULES:
-        raise OptimizerError(f"unknown rule '{name}': {did_you_mean(str(name), RULES)}")
-    return RULES[name]
+    if isinstance(value, Rule):
+        return value
+    if isinstance(value, str) and value in RULES:
+        return RULES[value]
+    if isinstance(value, Mapping) and "name" in value:
+        known = [field.name for field in fields(Rule)]
+        if unknown := [key for key in value if key not in known]:
+            raise OptimizerError(f"a rule has no '{unknown[0]}': {did_you_mean(str(unknown[0]), known)}")
+        return Rule(**value)
+    raise OptimizerError(f"unknown rule '{value}': {did_you_mean(str(value), RULES)}, or give a Rule of your own")
+
+
+def spelt(rule: Rule) -> str | Rule:
+    """A rule as a group holds it: by its name where the name says it all, so that states stay plain."""
+    return rule.name if RULES.get(rule.name) == rule else rule
+
+
+def plain_rule(value: Any) -> Any:
+    """What a group holds of its rule as a saved state does: a name, or the fields."""
+    return asdict(value) if isinstance(value, Rule) else value
+
+
+def group_rule(group: Mapping[str, Any]) -> Rule:
+    """The rule of an optimizer's group; `DECOUPLED` where it says none, as torch means λ."""
+    held = group.get("rule", DECOUPLED)
+    return RULES[held] if held.__class__ is str and held in RULES else as_rule(held)
 
 
 def group_decay_per_step(group: Mapping[str, Any]) -> float | None:
-    """a_t of an optimizer's group at its present lr and λ; None under `l2`, which has no such fraction.
+    """a_t of an optimizer's group at its present lr and λ; None under a coupled rule, which has no such fraction.
 
     Args:
         group: one of `optimizer.param_groups`: `lr`, `weight_decay`, and where present `rule` and `peak_lr`.
 
     Raises:
-        OptimizerError: the peak is missing, lr is above it, or a_t is under 0, with which the weights would grow, or
-            over 1, which would turn their sign.
+        OptimizerError: the peak is missing, lr is above it, lr or λ is no number, or a_t is under 0, with which the
+            weights would grow, or over 1, which would turn their sign.
     """
-    chosen = rule(group.get("rule", "decoupled"))
-    weight_decay = _float(group["weight_decay"])
-    if chosen.reach == "gradient":
+    rule, lr, weight_decay = group_rule(group), _number(group, "lr"), _number(group, "weight_decay")
+    if rule.coupled:
         return None
     if weight_decay == 0.0:
         return 0.0
-    lr, peak_lr = _float(group["lr"]), group.get("peak_lr")
-    where = f"group '{group['name']}': " if "name" in group else ""
-    if chosen.needs_peak and peak_lr is not None and lr > float(peak_lr) * (1 + 1e-6):
+
+    peak_lr = None if group.get("peak_lr") is None else _number(group, "peak_lr")
+    if rule.needs_peak and peak_lr is not None and lr > peak_lr * (1 + 1e-6):
         raise OptimizerError(
-            f"{where}lr {lr:g} is above the declared peak {float(peak_lr):g}, so rule '{chosen.name}' would decay too "
+            f"{_where(group)}lr {lr:g} is above the declared peak {peak_lr:g}, so rule '{rule.name}' would decay too "
             "much: give the schedule's highest lr as peak_lr"
         )
-    decay = chosen.decay_per_step(lr, weight_decay, None if peak_lr is None else float(peak_lr))
+
+    try:
+        decay = rule.decay_per_step(lr, weight_decay, peak_lr)
+    except OptimizerError as error:
+        raise OptimizerError([f"{_where(group)}{fault}" for fault in error.faults]) from error
     if decay < -_ROUNDING or weight_decay < 0.0:
         raise OptimizerError(
-            f"{where}a decay per step of {decay:g} would make the weights grow (rule '{chosen.name}', lr {lr:g}, "
+            f"{_where(group)}a decay per step of {decay:g} would make the weights grow (rule '{rule.name}', lr {lr:g}, "
             f"weight_decay {weight_decay:g}): lr and weight_decay must be at least 0"
         )
     if not decay <= 1.0:
         raise OptimizerError(
-            f"{where}a decay per step of {decay:g} would turn the sign of the weights (rule '{chosen.name}', "
+            f"{_where(group)}a decay per step of {decay:g} would turn the sign of the weights (rule '{rule.name}', "
             f"lr {lr:g}, weight_decay {weight_decay:g}): it must stay at or below 1; lower weight_decay"
         )
     return decay
 
 
-def _float(value: float | Tensor) -> float:
-    return float(value.detach() if isinstance(value, Tensor) else value)
+def _number(group: Mapping[str, Any], key: str) -> float:
+    value = group[key]
+    if value.__class__ is float:
+        return float(value)
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return float(value.detach())
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return float(value)
+    raise OptimizerError(f"{_where(group)}{key} must be a number, got {value!r}")
 
 
-def _peak(asking: Rule, peak_lr: float | None) -> float:
-    if peak_lr is None or not (math.isfinite(peak_lr) and peak_lr > 0):
-        raise OptimizerError(
-            f"rule '{asking.name}' needs the peak lr, got {peak_lr}: give peak_lr, the highest lr of the schedule, "
-            "for each group"
-        )
-    return peak_lr
+def _where(group: Mapping[str, Any]) -> str:
+    return f"group '{group['name']}': " if "name" in group else ""

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from weightdecay.optim.elementwise import ElementwiseOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules
-from weightdecay.optim.rounding import Rounding
+from weightdecay.optim.roundings import NEAREST, RoundingLike
+from weightdecay.optim.rules import DECOUPLED, group_rule
 
 
 class SGDW(ElementwiseOptimizer, torch.optim.SGD):
@@ -34,6 +35,7 @@ class SGDW(ElementwiseOptimizer, torch.optim.SGD):
     """
 
     kernel_decays = False
+    no_coupled_form = ""
     takes_sparse = True
 
     def __init__(
@@ -45,9 +47,9 @@ class SGDW(ElementwiseOptimizer, torch.optim.SGD):
         weight_decay: float = 0.0,
         nesterov: bool = False,
         *,
-        rule: Rules = "decoupled",
+        rule: Rules = DECOUPLED,
         peak_lr: float | None = None,
-        rounding: Rounding = "nearest",
+        rounding: RoundingLike = NEAREST,
         maximize: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
@@ -62,14 +64,18 @@ class SGDW(ElementwiseOptimizer, torch.optim.SGD):
     def _next_direction(self, group: Group) -> tuple[str, tuple[float, float]]:
         sign = -1.0 if group["maximize"] else 1.0
         momentum = group["momentum"]
-        fresh = 1 - group["dampening"] or 1e-30  # without a buffer yet, or a momentum, the gradient decides
+        # Without a buffer yet, or a momentum, the gradient decides, and so it must not be damped to nothing.
+        fresh = 1 - group["dampening"] or 1e-30
         if group["nesterov"]:  # g + μ·(μ·b + (1 − τ)·g)
             return "momentum_buffer", (momentum**2, sign * (1 + momentum * fresh))
         return "momentum_buffer", (momentum, sign * fresh)
 
+    def _state_names(self, group: Group) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["momentum"] else ()
+
     def _begin_pieces(self, p: Tensor, group: Group, dtype: torch.dtype) -> None:
         momentum, state = group["momentum"], self.state[p]
-        if momentum and "momentum_buffer" not in state:
+        if momentum and state.get("momentum_buffer") is None:  # torch saves None where there was no step yet
             # torch's first buffer is the gradient itself, undamped: μ·b_0 + (1 − τ)·g = g
             state["momentum_buffer"] = self._ascended(p.grad, p, group, group["weight_decay"]).mul_(
                 group["dampening"] / momentum
@@ -77,17 +83,24 @@ class SGDW(ElementwiseOptimizer, torch.optim.SGD):
         elif momentum:
             state["momentum_buffer"] = state["momentum_buffer"].to(dtype).contiguous()
 
-    def _update_piece(
-        self, weights: Tensor, gradient: Tensor, state: Mapping[str, Tensor], group: Group, weight_decay: float
+    def _update_pieces(
+        self,
+        weights: list[Tensor],
+        gradients: list[Tensor],
+        states: list[Mapping[str, Tensor]],
+        group: Group,
+        weight_decay: float,
     ) -> None:
-        gradient, momentum = self._ascended(gradient, weights, group, weight_decay), group["momentum"]
-        if momentum:
-            buffer = state["momentum_buffer"]
-            buffer.mul_(momentum).add_(gradient, alpha=1 - group["dampening"])
-            gradient = gradient.add_(buffer, alpha=momentum) if group["nesterov"] else buffer
-        weights.add_(gradient, alpha=-float(group["lr"]))
+        momentum, lr = group["momentum"], float(group["lr"])
+        for w, given, state in zip(weights, gradients, states, strict=True):
+            gradient = self._ascended(given, w, group, weight_decay)
+            if momentum:
+                buffer = state["momentum_buffer"]
+                buffer.mul_(momentum).add_(gradient, alpha=1 - group["dampening"])
+                gradient = gradient.add_(buffer, alpha=momentum) if group["nesterov"] else buffer
+            w.add_(gradient, alpha=-lr)
 
     def _ascended(self, gradient: Any, weights: Tensor, group: Group, weight_decay: float) -> Tensor:
         """The gradient as the momentum gets it, a float32 copy: its sign, and λ·w where it is coupled."""
         seen: Tensor = (-gradient if group["maximize"] else gradient).to(torch.float32, copy=True).contiguous()
-        return seen.add_(weights, alpha=float(weight_decay)) if group["rule"] == "l2" else seen
+        return seen.add_(weights, alpha=float(weight_decay)) if group_rule(group).coupled else seen

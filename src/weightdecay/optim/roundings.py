@@ -1,0 +1,222 @@
+"""Decay that survives low precision: a rounding as an object.
+
+bfloat16 has 8 bits of mantissa. A decay of η·λ below 2⁻⁹ moves no weight to the next one, so rounding to nearest
+returns every weight unchanged, at every step, for ever. Three ways to keep what a step does, all of which do the
+step's whole arithmetic, decay *and* update, in float32 and round once:
+
+    stochastic   round up or down with the probability that makes the mean exact; no memory but a count of steps
+    kahan        keep in a second low-precision tensor what rounding lost, and add it before the next step; 2 bytes
+    master       keep float32 weights and give the model their rounding; 4 bytes a weight
+
+Applying the decay on its own, in bfloat16 or outside the compensated sum, loses it again: it must share the rounding.
+
+An object says what it remembers (`begin`), which float32 weights the low ones stand for (`widen`), and how they are
+written back (`write`). The same three methods serve the eager pieces and the compiled loops, so they are written in
+plain tensor operations on flat tensors, in place, and take the memory for what is passing from outside.
+
+Reference: Collange et al. 2015 and Zamirai et al. 2020, arXiv:2010.06192 (stochastic rounding and Kahan summation
+for bfloat16 weights).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from weightdecay.errors import OptimizerError, did_you_mean
+from weightdecay.optim.noise import LOW_BITS
+
+RoundingName = Literal["nearest", "stochastic", "kahan", "master"]
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+class Scratch(Protocol):
+    """Uninitialised memory of a tensor's size; the same name may get the same memory again."""
+
+    def __call__(self, name: str, /, like: Tensor, dtype: torch.dtype) -> Tensor: ...
+
+
+def fresh(_name: str, /, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Scratch that nobody else has."""
+    return torch.empty_like(like, dtype=dtype)
+
+
+class Rounding(ABC):
+    """How low-precision weights are stepped in float32 and rounded back; stateless itself."""
+
+    name: ClassVar[str]
+    needs_noise: ClassVar[bool] = False
+    """Whether `write` takes noise, uniform in [0, 2¹⁶) as int32."""
+    keeps: ClassVar[tuple[str, ...]] = ()
+    """Names of what it remembers in a tensor's state."""
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = LOW_PRECISION
+    """Weights that it is made for."""
+
+    def acts_on(self, dtype: torch.dtype) -> bool:
+        """Whether weights of this dtype are stepped in float32; all others step in their own."""
+        return dtype in LOW_PRECISION
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether what rounding loses is remembered."""
+        return bool(self.memory(torch.bfloat16))
+
+    def begin(self, weights: Tensor) -> dict[str, Tensor]:
+        """What it remembers of a tensor between steps, at the start; of the weights' size, or a count."""
+        return {}
+
+    def memory(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        """Name and dtype of what it remembers for each weight."""
+        return {}
+
+    def widen(self, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch) -> Tensor:
+        """The float32 weights that the low ones stand for, to be changed in place."""
+        return scratch("wide", low, torch.float32).copy_(low)
+
+    @abstractmethod
+    def write(
+        self, wide: Tensor, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch, noise: Tensor | None
+    ) -> None:
+        """Round into the low weights, and remember what is to be remembered; `wide` and `noise` may be overwritten."""
+
+    def is_disturbed(self, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch) -> bool:
+        """Whether what it remembers is not of these weights, because somebody else has changed them since."""
+        return False
+
+    def renew_(self, low: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Take what it remembers anew from the weights that somebody else has changed, and from those alone."""
+        return
+
+
+class Nearest(Rounding):
+    """To the nearest, as torch does: weights step in their own dtype."""
+
+    name = "nearest"
+
+    def acts_on(self, dtype: torch.dtype) -> bool:
+        return False
+
+    def write(
+        self, wide: Tensor, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch, noise: Tensor | None
+    ) -> None:
+        low.copy_(wide)
+
+
+class Stochastic(Rounding):
+    """Up or down, with the probability that makes the mean exact.
+
+    Uniform noise on the 16 bits that bfloat16 cuts off a float32 carries into the 17th with exactly the probability of
+    their weight. Infinities stay what they are, and so does NaN.
+    """
+
+    name = "stochastic"
+    needs_noise = True
+    keeps = ("rounded_steps",)
+    dtypes = (torch.bfloat16,)
+
+    def begin(self, weights: Tensor) -> dict[str, Tensor]:
+        return {"rounded_steps": torch.zeros((), dtype=torch.int64)}
+
+    def write(
+        self, wide: Tensor, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch, noise: Tensor | None
+    ) -> None:
+        assert noise is not None
+        # A NaN with low bits (CUDA's own is 0x7fffffff) would be carried into −0: all become the one without.
+        torch.nan_to_num_(wide, nan=float("nan"), posinf=float("inf"), neginf=float("-inf"))
+        bits = wide.view(torch.int32)
+        bits.add_(noise).bitwise_and_(~LOW_BITS)
+        low.copy_(bits.view(torch.float32))
+
+
+class Kahan(Rounding):
+    """To the nearest, with what that lost added before the next step."""
+
+    name = "kahan"
+    keeps = ("compensation",)
+
+    def begin(self, weights: Tensor) -> dict[str, Tensor]:
+        return {"compensation": torch.zeros_like(weights, memory_format=torch.contiguous_format)}
+
+    def memory(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        return {"compensation": dtype}
+
+    def widen(self, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch) -> Tensor:
+        wide = super().widen(low, state, scratch)
+        return wide.add_(scratch("spare", low, torch.float32).copy_(state["compensation"]))
+
+    def write(
+        self, wide: Tensor, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch, noise: Tensor | None
+    ) -> None:
+        low.copy_(wide)
+        state["compensation"].copy_(wide.sub_(scratch("spare", low, torch.float32).copy_(low)))
+
+
+class Master(Rounding):
+    """Float32 weights beside the model's, which are their rounding.
+
+    Where a weight is not the rounding of its master, somebody else has changed it since (a loaded checkpoint, a swap
+    with averaged weights, pruning): the weight holds, and its master is taken anew from it.
+    """
+
+    name = "master"
+    keeps = ("master",)
+
+    def begin(self, weights: Tensor) -> dict[str, Tensor]:
+        return {"master": weights.to(torch.float32, memory_format=torch.contiguous_format)}
+
+    def memory(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        return {"master": torch.float32}
+
+    def widen(self, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch) -> Tensor:
+        return state["master"]
+
+    def write(
+        self, wide: Tensor, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch, noise: Tensor | None
+    ) -> None:
+        if wide is not state["master"]:
+            state["master"].copy_(wide)
+        low.copy_(wide)
+
+    def is_disturbed(self, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch) -> bool:
+        rounded = scratch("rounded", low, low.dtype).copy_(state["master"])
+        # By their bits, or a NaN would differ from itself.
+        return not torch.equal(low.view(torch.int16), rounded.view(torch.int16))
+
+    def renew_(self, low: Tensor, state: Mapping[str, Tensor]) -> None:
+        master = state["master"]
+        master.copy_(torch.where(low == master.to(low.dtype), master, low.to(torch.float32)))
+
+
+NEAREST, STOCHASTIC, KAHAN, MASTER = Nearest(), Stochastic(), Kahan(), Master()
+
+ROUNDINGS: Mapping[str, Rounding] = {rounding.name: rounding for rounding in (NEAREST, STOCHASTIC, KAHAN, MASTER)}
+
+# What a user gives as `rounding`.
+RoundingLike: TypeAlias = RoundingName | Rounding
+
+
+def as_rounding(value: Any) -> Rounding:
+    """The rounding of a name, or the value itself.
+
+    Raises:
+        OptimizerError: there is no such rounding; the message names the nearest.
+    """
+    if isinstance(value, str) and value in ROUNDINGS:
+        return ROUNDINGS[value]
+    if isinstance(value, Rounding):
+        return value
+    raise OptimizerError(f"unknown rounding '{value}': {did_you_mean(str(value), ROUNDINGS)}")
+
+
+def spelt_rounding(rounding: Rounding) -> str | Rounding:
+    """A rounding as a group holds it: by its name where that says it all, so that states stay plain."""
+    return rounding.name if ROUNDINGS.get(rounding.name) is rounding else rounding
+
+
+def group_rounding(group: Mapping[str, Any]) -> Rounding:
+    """The rounding of an optimizer's group; `NEAREST` where it says none."""
+    return as_rounding(group.get("rounding", NEAREST))
