@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from weightdecay.errors import PlanError, did_you_mean
+from weightdecay.naming import parameters_by_name
 from weightdecay.planning.classify import classify
 from weightdecay.planning.comparison import OptimizerCheck, PlanDiff, check, diff, some
 from weightdecay.planning.policies import Override, Policy, RolePolicy, override_faults
 from weightdecay.planning.policyfile import find_policy
 from weightdecay.planning.roles import Role, Verdict
-from weightdecay.planning.tensors import TensorFacts, parameters_by_name, read_shapes, read_tensors
+from weightdecay.planning.tensors import TensorFacts, read_shapes, read_tensors
 from weightdecay.planning.tracing import Batch, with_uses
 
 Overrides = Mapping[str, float] | Sequence[Override]

@@ -1,9 +1,4 @@
-"""Every tensor of a model once, under the name it has in the bare model, with what can be known without running it.
-
-Wrappers rename parameters (`module.`, `_orig_mod.`, `_fsdp_wrapped_module.` …), flatten them (FSDP1) or change the
-class of their owner (FSDP2). All of that is undone here, by the class of each module on the way and never by cutting
-strings, so that a submodule which is really called `module` keeps its name.
-"""
+"""Every tensor of a model once, under the name it has in the bare model, with what can be known without running it."""
 
 from __future__ import annotations
 
@@ -11,29 +6,12 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from typing import Any
 
 import torch
 from torch import nn
 
 from weightdecay.errors import PlanError
-
-# (class that wraps, attribute that holds what it wraps); found by name, since importing each costs time or an extra
-_WRAPPED: dict[str, str] = {
-    "OptimizedModule": "_orig_mod",
-    "DistributedDataParallel": "module",
-    "DataParallel": "module",
-    "AveragedModel": "module",
-    "DeepSpeedEngine": "module",
-    "FullyShardedDataParallel": "_fsdp_wrapped_module",
-    "CheckpointWrapper": "_checkpoint_wrapped_module",
-    "OffloadWrapper": "_checkpoint_wrapped_module",
-    "PeftModel": "base_model",
-    "BaseTuner": "model",
-    "BaseTunerLayer": "base_layer",
-}
-_UNMISTAKABLE = frozenset(name for name in _WRAPPED.values() if name.startswith("_"))
-_CLASS_MIXED_IN = ("FSDPModule", "DDP")  # FSDP2 and composable DDP give a module a class of their own
+from weightdecay.naming import Registered, bare_class, inner, registered
 
 
 @dataclass(frozen=True)
@@ -76,46 +54,6 @@ class TensorFacts:
         return tuple(site.name for site in self.sites[1:])
 
 
-@dataclass(frozen=True)
-class _Registered:
-    """A tensor at one of its sites; `key` is equal where the tensor is the same."""
-
-    key: object
-    parameter: torch.Tensor
-    shape: tuple[int, ...]
-    site: Site
-    owner: nn.Module
-
-
-@functools.lru_cache(maxsize=4096)
-def _holder(cls: type) -> str | None:
-    """The attribute in which a class of wrappers holds what it wraps."""
-    return next((_WRAPPED[base.__name__] for base in cls.__mro__ if base.__name__ in _WRAPPED), None)
-
-
-def inner(module: nn.Module) -> nn.Module | None:
-    """What a wrapper wraps, or None if `module` is no wrapper."""
-    cls: type = type(module)
-    holder = _holder(cls)
-    return module._modules.get(holder) if holder else None
-
-
-@functools.lru_cache(maxsize=4096)
-def _bare(cls: type) -> type:
-    def is_mixed(candidate: type) -> bool:
-        return any(
-            base.__name__ in _CLASS_MIXED_IN and base.__module__.startswith("torch.") for base in candidate.__mro__
-        )
-
-    return next((candidate for candidate in cls.__mro__ if not is_mixed(candidate)), cls)
-
-
-def bare_class(module: nn.Module) -> type:
-    """The class that the module's author wrote, whatever was mixed into it since."""
-    cls: type = type(module)
-    return _bare(cls)
-
-
 @functools.lru_cache(maxsize=4096)
 def torch_bases(cls: type) -> tuple[str, ...]:
     """The torch.nn classes that a class inherits from, nearest first."""
@@ -124,59 +62,10 @@ def torch_bases(cls: type) -> tuple[str, ...]:
     )
 
 
-def _flattened(flat: Any) -> Iterator[tuple[nn.Module, str, str, tuple[int, ...]]]:
-    """The tensors that FSDP1 packed into one flat parameter: (owner, path to it, attribute, shape)."""
-    for info, shape in zip(flat._param_infos, flat._shapes, strict=True):
-        path = ".".join(part for part in info.module_name.split(".") if part not in _UNMISTAKABLE)
-        yield info.module, path, info.param_name, tuple(shape)
-
-
-def _original_shapes(model: nn.Module) -> dict[tuple[int, str], tuple[int, ...]]:
-    """FSDP1 with `use_orig_params` shows flat local pieces; the whole shapes lie in its handles."""
-    shapes: dict[tuple[int, str], tuple[int, ...]] = {}
-    for module in model.modules():
-        flat = getattr(getattr(module, "_handle", None), "flat_param", None)
-        if flat is not None and hasattr(flat, "_param_infos"):
-            for owner, _, attribute, shape in _flattened(flat):
-                shapes[id(owner), attribute] = shape
-    return shapes
-
-
-def _registered(model: nn.Module) -> Iterator[_Registered]:
-    """All parameters at all their sites, in the order of `named_parameters`."""
-    shapes = _original_shapes(model)
-
-    def visit(module: nn.Module, prefix: str, within: tuple[str, ...], root: bool) -> Iterator[_Registered]:
-        wrapped = inner(module)
-        cls = bare_class(module)
-        bases = torch_bases(cls)
-        if not root and wrapped is None:
-            within = within + tuple(base for base in bases if base not in within)
-        for attribute, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            if hasattr(parameter, "_param_infos") and hasattr(parameter, "_shapes"):
-                for owner, path, original, shape in _flattened(parameter):
-                    name = f"{prefix}{path}.{original}" if path else f"{prefix}{original}"
-                    owner_class = bare_class(owner)
-                    site = Site(name, original, owner_class.__name__, torch_bases(owner_class), within)
-                    yield _Registered((id(parameter), name), parameter, shape, site, owner)
-                continue
-            site = Site(f"{prefix}{attribute}", attribute, cls.__name__, bases, within)
-            lazy = isinstance(parameter, nn.parameter.UninitializedParameter)
-            shape = () if lazy else shapes.get((id(module), attribute), tuple(parameter.shape))
-            yield _Registered(id(parameter), parameter, shape, site, module)
-        for name, child in module._modules.items():
-            if child is not None:
-                hop = prefix if child is wrapped else f"{prefix}{name}."
-                yield from visit(child, hop, within, root and child is wrapped)
-
-    yield from visit(model, "", (), True)
-
-
-def parameters_by_name(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Canonical name, aliases included, to the tensor that stands there now (FSDP1: the flat one it lies in)."""
-    return {entry.site.name: entry.parameter for entry in _registered(model)}
+def _site(entry: Registered) -> Site:
+    cls = bare_class(entry.owner)
+    within = [base for module in entry.around for base in torch_bases(bare_class(module))]
+    return Site(entry.name, entry.attribute, cls.__name__, torch_bases(cls), tuple(dict.fromkeys(within)))
 
 
 def _listed(model: nn.Module) -> Iterator[tuple[str, str]]:
@@ -196,7 +85,7 @@ def _listed(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 @dataclass
 class _Collected:
-    first: _Registered
+    first: Registered
     sites: list[Site] = field(default_factory=list)
 
 
@@ -207,11 +96,11 @@ def read_tensors(model: nn.Module) -> list[TensorFacts]:
         PlanError: the model has no parameters, or lazy ones that no forward has shaped yet.
     """
     collected: dict[object, _Collected] = {}
-    for entry in _registered(model):
-        collected.setdefault(entry.key, _Collected(entry)).sites.append(entry.site)
+    for entry in registered(model):
+        collected.setdefault(entry.key, _Collected(entry)).sites.append(_site(entry))
     if not collected:
         raise PlanError(f"{type(model).__name__} has no parameters: there is nothing to plan")
-    lazy = [found.first.site.name for found in collected.values() if _is_lazy(found.first.parameter)]
+    lazy = [found.first.name for found in collected.values() if _is_lazy(found.first.parameter)]
     if lazy:
         raise PlanError(
             f"lazy parameters have no shape yet: {', '.join(lazy[:5])}{' …' if len(lazy) > 5 else ''}: "

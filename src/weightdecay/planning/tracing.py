@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from weightdecay.naming import bare_class
 from weightdecay.planning.inputs import example_inputs
 from weightdecay.planning.patterns import INDEX
 from weightdecay.planning.shrinking import shrunk
 from weightdecay.planning.structure import by_torch_type
-from weightdecay.planning.tensors import Site, TensorFacts, bare_class, read_tensors
+from weightdecay.planning.tensors import Site, TensorFacts, read_tensors
 from weightdecay.planning.twin import absent, twin, undisturbed, unwrapped
 from weightdecay.planning.usage import UsageRecorder, Use
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from weightdecay.planning.tensors import bare_class, inner
+from weightdecay.naming import bare_class, inner
 
 _HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
 

@@ -1,0 +1,163 @@
+"""What a model's parameters are called, whatever wraps the model: the one rule of plans, state, settings and migration.
+
+Wrappers rename parameters (`module.`, `_orig_mod.`, `_fsdp_wrapped_module.` …), flatten them (FSDP1) or change the
+class of their owner (FSDP2). All of that is undone here, by the class of each module on the way and never by cutting
+strings, so that a submodule which is really called `module` keeps its name.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+# (class that wraps, attribute that holds what it wraps); found by name, since importing each costs time or an extra
+_WRAPPED: dict[str, str] = {
+    "OptimizedModule": "_orig_mod",
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "AveragedModel": "module",
+    "DeepSpeedEngine": "module",
+    "FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+    "OffloadWrapper": "_checkpoint_wrapped_module",
+    "PeftModel": "base_model",
+    "BaseTuner": "model",
+    "BaseTunerLayer": "base_layer",
+}
+# Attributes that no author of a model would choose: they show a wrapper even where only a path is left of it.
+_UNMISTAKABLE = frozenset(name for name in _WRAPPED.values() if name.startswith("_"))
+_CLASS_MIXED_IN = ("FSDPModule", "DDP")  # FSDP2 and composable DDP give a module a class of their own
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A tensor at one of the places where it is registered.
+
+    Attributes:
+        name: what it is called there.
+        attribute: the name's last part.
+        parameter: the tensor that stands there now; under FSDP1 the flat one that it lies in.
+        parameter_name: what that is called; another name where it is flat, for it holds more than this tensor.
+        shape: its own, whole.
+        owner: the module that it belongs to.
+        around: the modules around it, outermost first, without the root and without wrappers.
+        key: equal where the tensor is the same.
+    """
+
+    name: str
+    attribute: str
+    parameter: Tensor
+    parameter_name: str
+    shape: tuple[int, ...]
+    owner: nn.Module
+    around: tuple[nn.Module, ...]
+    key: object
+
+
+def registered(model: nn.Module) -> Iterator[Registered]:
+    """All parameters at all their places, in the order of `named_parameters`."""
+    whole_shapes = _whole_shapes(model)
+
+    def visit(module: nn.Module, prefix: str, around: tuple[nn.Module, ...], root: bool) -> Iterator[Registered]:
+        wrapped = inner(module)
+        if not root and wrapped is None:
+            around = (*around, module)
+
+        for attribute, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            here = f"{prefix}{attribute}"
+            if _is_flat(parameter):
+                for owner, path, original, shape in _unpacked(parameter):
+                    name = f"{prefix}{path}.{original}" if path else f"{prefix}{original}"
+                    yield Registered(name, original, parameter, here, shape, owner, around, (id(parameter), name))
+                continue
+            lazy = isinstance(parameter, nn.parameter.UninitializedParameter)
+            shape = () if lazy else whole_shapes.get((id(module), attribute), tuple(parameter.shape))
+            yield Registered(here, attribute, parameter, here, shape, module, around, id(parameter))
+
+        for name, child in module._modules.items():
+            if child is not None:
+                below = prefix if child is wrapped else f"{prefix}{name}."
+                yield from visit(child, below, around, root and child is wrapped)
+
+    yield from visit(model, "", (), True)
+
+
+def parameters_by_name(model: nn.Module) -> dict[str, Tensor]:
+    """Name, those of tied tensors included, to the tensor that stands there now (FSDP1: the flat one it lies in)."""
+    return {entry.name: entry.parameter for entry in registered(model)}
+
+
+def names_by_parameter(model: nn.Module) -> dict[Tensor, str]:
+    """The tensors that an optimizer can hold, each with its name, the first one where it is tied."""
+    names: dict[Tensor, str] = {}
+    for entry in registered(model):
+        names.setdefault(entry.parameter, entry.parameter_name)
+    return names
+
+
+def without_wrappers(path: str) -> str:
+    """A path of attributes without those that only a wrapper makes.
+
+    For names of which no model is at hand that could say what was a wrapper; `module`, which authors use as well,
+    stays.
+    """
+    return ".".join(part for part in path.split(".") if part not in _UNMISTAKABLE)
+
+
+def inner(module: nn.Module) -> nn.Module | None:
+    """What a wrapper wraps, or None if `module` is no wrapper."""
+    cls: type = type(module)
+    holder = _holder(cls)
+    return module._modules.get(holder) if holder else None
+
+
+def bare_class(module: nn.Module) -> type:
+    """The class that the module's author wrote, whatever was mixed into it since."""
+    cls: type = type(module)
+    return _bare(cls)
+
+
+@functools.lru_cache(maxsize=4096)
+def _holder(cls: type) -> str | None:
+    """The attribute in which a class of wrappers holds what it wraps."""
+    return next((_WRAPPED[base.__name__] for base in cls.__mro__ if base.__name__ in _WRAPPED), None)
+
+
+@functools.lru_cache(maxsize=4096)
+def _bare(cls: type) -> type:
+    def is_mixed(candidate: type) -> bool:
+        return any(
+            base.__name__ in _CLASS_MIXED_IN and base.__module__.startswith("torch.") for base in candidate.__mro__
+        )
+
+    return next((candidate for candidate in cls.__mro__ if not is_mixed(candidate)), cls)
+
+
+# --- FSDP1; `_param_infos`, `_shapes` and `_handle` are torch's private names, and there are no public ones
+
+
+def _is_flat(parameter: Tensor) -> bool:
+    return hasattr(parameter, "_param_infos") and hasattr(parameter, "_shapes")
+
+
+def _unpacked(flat: Any) -> Iterator[tuple[nn.Module, str, str, tuple[int, ...]]]:
+    """The tensors that were packed into one flat parameter: (owner, path to it, attribute, shape)."""
+    for info, shape in zip(flat._param_infos, flat._shapes, strict=True):
+        yield info.module, without_wrappers(info.module_name), info.param_name, tuple(shape)
+
+
+def _whole_shapes(model: nn.Module) -> dict[tuple[int, str], tuple[int, ...]]:
+    """With `use_orig_params` the model shows flat local pieces; the whole shapes lie in the wrappers' handles."""
+    shapes: dict[tuple[int, str], tuple[int, ...]] = {}
+    for module in model.modules():
+        flat = getattr(getattr(module, "_handle", None), "flat_param", None)
+        if flat is not None and hasattr(flat, "_param_infos"):
+            for owner, _, attribute, shape in _unpacked(flat):
+                shapes[id(owner), attribute] = shape
+    return shapes
