@@ -19,21 +19,26 @@ from torch._dynamo.utils import counters
 from weightdecay.optim import elementwise
 from weightdecay.optim.adamw import AdamL2, AdamW
 from weightdecay.optim.compiled import compiled_loop, usable_loop
+from weightdecay.optim.pieces import SMALL
+from weightdecay.optim.rules import Rule
 
 SHAPES = ((300, 70), (5,), (1,), (40, 3, 11), (400, 300))  # the last is large enough to go in parts
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-COMBINATIONS: list[tuple[str, torch.dtype, str, dict[str, Any]]] = [
+COMBINATIONS: list[tuple[Any, torch.dtype, str, dict[str, Any]]] = [
     ("cautious", F32, "nearest", {}),
     ("decoupled", BF16, "stochastic", {}),
     ("independent", BF16, "kahan", {"maximize": True, "amsgrad": True}),
     ("l2", F16, "master", {}),
+    (Rule("mine", lr_power=2, mask="strictly_agreeing", target="one"), BF16, "kahan", {}),
 ]
-REST: list[tuple[str, torch.dtype, str, dict[str, Any]]] = [
+REST: list[tuple[Any, torch.dtype, str, dict[str, Any]]] = [
     ("towards_one", F32, "nearest", {"maximize": True, "amsgrad": True}),
     ("towards_initial", BF16, "stochastic", {"maximize": True, "amsgrad": True}),
     ("towards_initial", F16, "kahan", {}),
     ("cautious", BF16, "kahan", {}),
     ("fixed", BF16, "master", {}),
+    (Rule("mine", lr_power=2, mask="agreeing"), F32, "nearest", {}),
+    (Rule("mine", lr_power=1, peak_power=1, target="initial", mask="agreeing"), BF16, "master", {}),
     ("l2", BF16, "kahan", {"amsgrad": True}),
 ]
 
@@ -45,7 +50,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 def made(
-    rule: str, dtype: torch.dtype, rounding: str, *, compiled: bool | None, shapes: Any = SHAPES, **settings: Any
+    rule: Any, dtype: torch.dtype, rounding: str, *, compiled: bool | None, shapes: Any = SHAPES, **settings: Any
 ) -> Any:
     torch.manual_seed(0)
     params = [nn.Parameter((0.3 * torch.randn(shape)).to(dtype)) for shape in shapes]
@@ -73,7 +78,7 @@ def stepped(optimizer: Any, steps: int = 4) -> list[Tensor]:
     [*COMBINATIONS, *(pytest.param(*each, marks=pytest.mark.long) for each in REST)],
 )
 def test_a_loop_computes_what_the_pieces_do_up_to_rounding(
-    rule: str, dtype: torch.dtype, rounding: str, settings: dict[str, Any]
+    rule: Any, dtype: torch.dtype, rounding: str, settings: dict[str, Any]
 ) -> None:
     pieces = made(rule, dtype, rounding, compiled=False, **settings)
     loops = made(rule, dtype, rounding, compiled=True, **settings)
@@ -109,20 +114,22 @@ def test_one_loop_serves_all_shapes_steps_and_numbers(dtype: torch.dtype, roundi
 
 @needs_compiler
 def test_loops_are_taken_unasked_where_there_are_weights_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    few, enough, plain = (made("cautious", F32, "nearest", compiled=None) for _ in range(3))
-    unfused = AdamW([nn.Parameter(torch.randn(50, 30))], rule="cautious")
+    large = ((3,), (SMALL + 7,))
+    few, enough, plain = (made("cautious", F32, "nearest", compiled=None, shapes=large) for _ in range(3))
+    unfused = AdamW([nn.Parameter(torch.randn(500, 300))], rule="cautious")
     stepped(few)
     monkeypatch.setattr(elementwise, "ENOUGH", 1_000)
     stepped(enough)
     stepped(unfused)
-    weights = few.param_groups[0]["params"][0], enough.param_groups[0]["params"][0]
-    assert few._loop(weights[0], few.param_groups[0]) is None
-    assert enough._loop(weights[1], enough.param_groups[0]) is not None
-    assert unfused._goes_in_pieces(unfused.param_groups[0]["params"][0], unfused.param_groups[0])
+    assert few._loop(few.param_groups[0]["params"][1], few._work()[0]) is None
+    small, big = enough.param_groups[0]["params"]
+    assert enough._loop(big, enough._work()[0]) is not None
+    assert enough._loop(small, enough._work()[0]) is None  # which goes with other small ones
+    assert unfused._goes_in_pieces(unfused.param_groups[0]["params"][0], unfused._work()[0])
     for group in plain.param_groups:
         group["rule"] = "decoupled"  # torch's own kernel is faster for it
     stepped(plain)
-    assert not any(plain._goes_in_pieces(p, plain.param_groups[0]) for p in plain.param_groups[0]["params"])
+    assert not any(plain._goes_in_pieces(p, plain._work()[0]) for p in plain.param_groups[0]["params"])
 
 
 def test_copies_compile_as_their_original() -> None:
@@ -139,7 +146,7 @@ from weightdecay.optim.adamw import AdamW
 elementwise.ENOUGH = 1
 def one(compiled):
     torch.manual_seed(0)
-    p = nn.Parameter(torch.randn(40, 30)); p.grad = torch.randn(40, 30)
+    p = nn.Parameter(torch.randn(400, 300)); p.grad = torch.randn(400, 300)
     return p, AdamW([p], rule="cautious", fused=True, compiled=compiled)
 p, optimizer = one(None)
 with warnings.catch_warnings(record=True) as seen:

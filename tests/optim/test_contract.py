@@ -383,5 +383,23 @@ def test_a_parameter_list_that_is_none_is_explained_by_torch(each: Any) -> None:
         each.optim_cls([1, 2])
     with pytest.raises(TypeError, match="ordered collections"):
         each.optim_cls([{"params": {p}}])
+
+
+@every_class
+def test_a_tensor_twice_in_a_group_is_warned_of_as_in_torch_and_decays_once(each: Any) -> None:
+    p, other = (nn.Parameter(torch.ones(2, 2)) for _ in range(2))
+    for params in ([p, other, p], [("a", p), ("other", other), ("b", p)], [{"params": [p, p, other]}]):
+        with pytest.warns(UserWarning, match="duplicate parameters"):
+            optimizer = each.optim_cls(params)
+        (group,) = optimizer.param_groups
+        assert [id(tensor) for tensor in group["params"]] == [id(p), id(other)]
+        assert group.get("param_names", ["a", "other"]) == ["a", "other"]
+    lone, once = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+    optimizer, reference = each.optim_cls([other]), each.optim_cls([once])
     with pytest.warns(UserWarning, match="duplicate parameters"):
-        each.optim_cls([p, p])
+        optimizer.add_param_group({"params": [lone, lone], "lr": 0.1, "weight_decay": 0.1})
+    reference.param_groups[0].update(lr=0.1, weight_decay=0.1)
+    lone.grad, once.grad = torch.ones(2, 2), torch.ones(2, 2)
+    optimizer.step()
+    reference.step()
+    assert torch.equal(lone, once)

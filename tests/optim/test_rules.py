@@ -1,6 +1,9 @@
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -9,11 +12,12 @@ from hypothesis import strategies as st
 
 from tests.references.rules import decay_per_step
 from weightdecay.errors import OptimizerError
+from weightdecay.optim import roundings, rules
 from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.adamw import AdamL2, AdamW
 from weightdecay.optim.lion import Lion
 from weightdecay.optim.muon import Muon
-from weightdecay.optim.rules import RULES, group_decay_per_step, rule
+from weightdecay.optim.rules import RULES, Rule, as_rule, group_decay_per_step
 from weightdecay.optim.schedules import Cosine, Warmup
 from weightdecay.optim.sgdw import SGDW
 
@@ -37,27 +41,60 @@ def test_the_decay_per_step_is_what_the_table_says(
     name: str, share: float, peak_lr: float, weight_decay: float
 ) -> None:
     lr = share * peak_lr
-    found = rule(name).decay_per_step(lr, weight_decay, peak_lr)
+    found = as_rule(name).decay_per_step(lr, weight_decay, peak_lr)
     assert found == pytest.approx(decay_per_step(name, lr, weight_decay, peak_lr), rel=1e-12)
     group = {"lr": lr, "weight_decay": weight_decay, "rule": name, "peak_lr": peak_lr}
     assert group_decay_per_step(group) == pytest.approx(found)
 
 
 def test_every_rule_says_its_equation() -> None:
+    source = Path(rules.__file__).read_text()
     for name, chosen in RULES.items():
         assert chosen.name == name
-        assert "←" in (type(chosen).__doc__ or ""), name
+        (equation,) = re.findall(rf'^{name.upper()} = Rule\(.*\)\n"""(.*)', source, re.MULTILINE)
+        assert "←" in equation, name
+
+
+def test_the_names_that_an_editor_knows_are_those_that_there_are() -> None:
+    assert set(get_args(rules.RuleName)) == set(RULES)
+    assert set(get_args(roundings.RoundingName)) == set(roundings.ROUNDINGS)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"name": ""}, "a rule needs one"),
+        ({"lr_power": -1}, "lr_power: give a finite number of at least 0, got -1"),
+        ({"lr_power": "2"}, "lr_power"),
+        ({"peak_power": float("nan")}, "peak_power"),
+        ({"peak_power": True}, "peak_power"),
+        ({"target": "inital"}, "did you mean 'initial'"),
+        ({"mask": "agreing"}, "did you mean 'agreeing'"),
+        ({"coupled": 1}, "coupled: give True or False"),
+        ({"coupled": True, "mask": "agreeing"}, "neither mask nor target"),
+    ],
+)
+def test_a_rule_of_ones_own_that_makes_no_sense_is_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptimizerError, match=said):
+        Rule(**{"name": "mine", **values})
+
+
+def test_a_rule_comes_back_from_its_fields_and_unknown_ones_are_named() -> None:
+    mine = Rule("mine", lr_power=2, mask="strictly_agreeing")
+    assert as_rule(dataclasses.asdict(mine)) == mine
+    with pytest.raises(OptimizerError, match=r"a rule has no 'lr_pwer'.*did you mean 'lr_power'"):
+        as_rule({"name": "mine", "lr_pwer": 2})
 
 
 def test_l2_has_no_decay_per_step_and_says_why() -> None:
     with pytest.raises(OptimizerError, match="adds λ·w to the gradient"):
-        rule("l2").decay_per_step(0.1, 0.1)
+        as_rule("l2").decay_per_step(0.1, 0.1)
     assert group_decay_per_step({"lr": 0.1, "weight_decay": 0.1, "rule": "l2"}) is None
 
 
 def test_an_unknown_rule_brings_the_nearest() -> None:
     with pytest.raises(OptimizerError, match="did you mean 'independent'"):
-        rule("independant")
+        as_rule("independant")
 
 
 @pytest.mark.parametrize("cls", DECOUPLED, ids=lambda cls: cls.__name__)

@@ -122,7 +122,7 @@ def test_maximizing_is_minimizing_the_negative(name: str, rule: str) -> None:
     ],
     ids=["AdamW", "AdamW all", "AdamL2", "AdamL2 all", "SGDW l2", "Adafactor"],
 )  # fmt: skip
-@pytest.mark.filterwarnings("ignore::weightdecay.optim.base.PrecisionWarning")
+@pytest.mark.filterwarnings("ignore::weightdecay.optim.precision.PrecisionWarning")
 def test_where_torch_has_the_optimizer_ours_equals_it_bit_for_bit(
     ours: Make, theirs: Any, settings: dict[str, Any], dtype: torch.dtype, path: dict[str, Any]
 ) -> None:

@@ -93,12 +93,15 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
         return False
 
     def _step_groups(self, work: list[Work]) -> None:
-        """Groups that torch's Adafactor knows go through it, the others tensor by tensor."""
-        plain = [one for one in work if _is_torchs(one)]
+        """Groups that torch's Adafactor knows go through it, the others tensor by tensor.
+
+        torch's can only decay by itself: of weights that had decayed before, it would take another RMS.
+        """
+        plain = {one.place: one for one in work if self._handed_over(one) is not None and _is_torchs(one)}
         if plain:
-            super()._step_groups(plain)
+            super()._step_groups(list(plain.values()))
         for one in work:
-            if one in plain:
+            if one.place in plain:
                 continue
             for position, p in enumerate(one.group["params"]):
                 if p.grad is not None and p.numel():
@@ -157,8 +160,7 @@ def _is_torchs(one: Work) -> bool:
     low = any(one.rounding.acts_on(p.dtype) for p in weights)
     sharded = any(hasattr(p, "to_local") for p in weights)  # torch's takes norms in place, which shards do not have
     empty = any(not p.numel() for p in weights)  # of which torch's takes a mean
-    # Masked weights would be shrunk before torch takes their RMS, and the update would be smaller for it.
-    return bool(forms and not (low or sharded or empty or one.rule.is_masked))
+    return bool(forms and not (low or sharded or empty))
 
 
 def _second_moment(gradient: Tensor, state: dict[str, Any], fresh: float, eps1: float) -> Tensor:

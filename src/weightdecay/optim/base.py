@@ -20,6 +20,7 @@ from weightdecay.optim.decay import decay_, decay_all_, kernel_weight_decay, loc
 from weightdecay.optim.grouping import (
     Group,
     Params,
+    drop_repeats,
     listed_groups,
     rule_for_the_rest,
     shared_tensors,
@@ -155,6 +156,7 @@ class DecayingOptimizer(torch.optim.Optimizer):
             param_group.clear()
             param_group.update(ruled)
         super().add_param_group(param_group)
+        drop_repeats(self.param_groups[-1])
         if finished:
             warn_of_rounding(self.param_groups[-1], len(self.param_groups) - 1)
 
@@ -230,10 +232,7 @@ class DecayingOptimizer(torch.optim.Optimizer):
                 loss = closure()
 
         saving = closure is None and is_only_saved(self)
-        work = [
-            Work(group, group_rule(group), group_rounding(group), 0.0 if saving else group_decay_per_step(group), index)
-            for index, group in enumerate(self.param_groups)
-        ]
+        work = self._work(saving)
         self._refuse_unusable(work)
         if any(self._works_beside_kernel(one) for one in work) and self._unscale_or_skip():
             return loss
@@ -244,6 +243,12 @@ class DecayingOptimizer(torch.optim.Optimizer):
             for state in self.state.values():
                 state.update({key: torch.zeros_like(state[key]) for key in COUNTS if key in state})
         return loss
+
+    def _work(self, saving: bool = False) -> list[Work]:
+        return [
+            Work(group, group_rule(group), group_rounding(group), 0.0 if saving else group_decay_per_step(group), place)
+            for place, group in enumerate(self.param_groups)
+        ]
 
     def _step_groups(self, work: list[Work]) -> None:
         """Step what torch's kernel cannot, and let it step the rest with the λ that makes its decay the rule's."""

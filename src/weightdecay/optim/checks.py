@@ -25,11 +25,10 @@ _AT_LEAST_ZERO = {
     "dampening": "dampening value",
     "eps": "epsilon value",
     "ns_eps": "epsilon value",
-    "d": "clipping threshold",
     "lr_multiplier": "lr_multiplier",
     "decay_multiplier": "decay_multiplier",
 }
-_NUMBERS = (*_AT_LEAST_ZERO, "beta2_decay", "beta1", "neuron_beta2", "peak_lr")
+_NUMBERS = (*_AT_LEAST_ZERO, "d", "beta2_decay", "beta1", "neuron_beta2", "peak_lr")
 _CHOICES = {"algorithm": ("adamw", "muon"), "orthogonalisation": METHODS}
 
 _SWITCHES = (
@@ -151,7 +150,11 @@ def _adafactor_faults(group: Mapping[str, Any], title: str) -> list[str]:
     faults = []
     power = number(group["beta2_decay"])
     if power is None or not (math.isfinite(power) and power <= 0):
-        faults.append(f"Invalid beta2_decay: {group['beta2_decay']!r} ({title}): give a finite number of at most 0")
+        faults.append(f"beta2_decay should be <= 0 but is: {group['beta2_decay']!r} ({title}): give a finite number")
+
+    threshold = number(group.get("d", 1.0))
+    if threshold is None or not (math.isfinite(threshold) and threshold >= 1):
+        faults.append(f"Clipping threshold d should be >= 1 but is: {group['d']!r} ({title}): give a finite number")
 
     eps = group.get("eps")
     if not isinstance(eps, tuple | list) or len(eps) != 2:
@@ -159,7 +162,7 @@ def _adafactor_faults(group: Mapping[str, Any], title: str) -> list[str]:
     for index, one in enumerate(eps):
         value = number(one)
         if not (index == 0 and one is None) and (value is None or not (math.isfinite(value) and value >= 0)):
-            faults.append(f"Invalid epsilon{index + 1} value: {_shown(one)} ({title}): give a number of at least 0")
+            faults.append(f"epsilon{index + 1} should be >= 0 but is: {_shown(one)} ({title}): give a finite number")
     return faults
 
 

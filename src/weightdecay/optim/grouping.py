@@ -113,21 +113,32 @@ def with_names_like(group: Group, others: Sequence[Group]) -> Group:
 
 
 def shared_tensors(groups: Sequence[Group]) -> list[str]:
-    """Faults: tensors that are given more than once, each named."""
+    """Faults: tensors that are in more than one group, each named."""
     first: dict[int, str] = {}
     faults = []
     for index, group in enumerate(groups):
         title = group_title(group, index)
         for position, (name, tensor) in enumerate(named_tensors(group) or [] if "params" in group else []):
-            if id(tensor) in first:
+            seen = first.setdefault(id(tensor), title)
+            if seen != title:
                 label = f"'{name}'" if name else f"tensor {position} of shape {tuple(tensor.shape)}"
                 faults.append(
                     # torch's words within, which its users' tests look for
-                    f"{title}: {label} is in {first[id(tensor)]} as well and would decay twice; some parameters appear "
-                    "in more than one parameter group: leave each in one, once"
+                    f"{title}: {label} is in {seen} as well and would decay twice; some parameters appear in more than "
+                    "one parameter group: leave each in one"
                 )
-            first.setdefault(id(tensor), title)
     return faults
+
+
+def drop_repeats(group: Group) -> None:
+    """Leave each tensor in its group once, or it would decay twice; torch has warned of it."""
+    places = {id(tensor): place for place, tensor in reversed(list(enumerate(group["params"])))}
+    if len(places) == len(group["params"]):
+        return
+    kept = sorted(places.values())
+    for key in ("params", "param_names"):
+        if key in group:
+            group[key] = [group[key][place] for place in kept]
 
 
 def split_group(group: Group, labels: Sequence[str]) -> list[tuple[str, Group]]:
