@@ -18,6 +18,7 @@ import weightdecay
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.clipping import NonfiniteGradientError, clipped_step, total_norm
+from weightdecay.optim.sgdw import SGDW
 
 SHAPES = ((40, 70), (3, 1_500), (9,), ())
 
@@ -202,3 +203,95 @@ def _one_rank(rank: int, folder: str) -> None:
 def test_ranks_decide_alike_and_shards_count_once(tmp_path: Path) -> None:
     spawn(_one_rank, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
     assert {path.name for path in tmp_path.glob("done-*")} == {"done-0", "done-1"}
+
+
+# --- only a kernel that is known to obey is handed the scale
+
+
+class IgnoresScale(torch.optim.Optimizer):
+    """Somebody's own optimizer with a key `fused`, whose kernel knows nothing of `grad_scale`."""
+
+    def __init__(self, params: Any, lr: float, fused: bool = True) -> None:
+        super().__init__(params, {"lr": lr, "fused": fused})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.add_(p.grad, alpha=-group["lr"])
+
+
+class Delegates(torch.optim.Optimizer):
+    """A wrapper that shows the groups of what it wraps, as Accelerate's and Lookahead do."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner = inner
+        self.param_groups, self.state, self.defaults = inner.param_groups, inner.state, inner.defaults
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        self.inner.step()
+
+
+class SharesEverything(Delegates):
+    """A wrapper that also took over all attributes, `_step_supports_amp_scaling` among them."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.__dict__.update(inner.__dict__)
+        self.inner = inner
+
+
+class StepsItsOwnWay(torch.optim.SGD):
+    """A subclass of a fused optimizer that does not use its kernel."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        for p in self.param_groups[0]["params"]:
+            p.sub_(p.grad)
+
+
+class OursItsOwnWay(SGDW):
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        for p in self.param_groups[0]["params"]:
+            p.sub_(p.grad)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: IgnoresScale(p, lr=1.0),
+        lambda p: Delegates(torch.optim.SGD(p, lr=1.0, fused=True)),
+        lambda p: SharesEverything(torch.optim.SGD(p, lr=1.0, fused=True)),
+        lambda p: StepsItsOwnWay(p, lr=1.0, fused=True),
+        lambda p: OursItsOwnWay(p, lr=1.0, fused=True),
+        lambda p: torch.optim.SGD(p, lr=1.0, fused=True),
+        lambda p: SGDW(p, lr=1.0, fused=True),
+        lambda p: torch.optim.SGD(p, lr=1.0),
+    ],
+)
+def test_what_a_clipped_step_reports_is_what_the_weights_did(make: Any) -> None:
+    p = nn.Parameter(torch.zeros(4))
+    p.grad = torch.full((4,), 100.0)
+    done = clipped_step(make([p]), 1.0)
+    assert done.scale == pytest.approx(0.005, rel=1e-3)
+    assert torch.allclose(p.detach(), torch.full((4,), -0.5), rtol=1e-3)
+
+
+def test_a_sharded_optimizer_of_torchs_is_clipped(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        p = nn.Parameter(torch.zeros(4))
+        p.grad = torch.full((4,), 100.0)
+        optimizer = ZeroRedundancyOptimizer([p], optimizer_class=torch.optim.SGD, lr=1.0, fused=True)
+        clipped_step(optimizer, 1.0)
+        assert torch.allclose(p.detach(), torch.full((4,), -0.5), rtol=1e-3)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("max_norm", ["1.0", True, [1.0], torch.ones(2), 0.0, -1.0, float("nan"), float("inf")])
+def test_a_limit_that_is_no_number_is_refused_by_name(max_norm: Any) -> None:
+    with pytest.raises(OptimizerError, match="max_norm must be a finite number over 0"):
+        clipped_step(AdamW(parameters()), max_norm)

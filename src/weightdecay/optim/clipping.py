@@ -8,6 +8,7 @@ them at the same speed. The clipping then needs no pass of its own: a fused kern
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import defaultdict
 from collections.abc import Iterable
@@ -19,9 +20,12 @@ import torch.distributed
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError, TrainingError, did_you_mean
+from weightdecay.optim.base import DecayingOptimizer
+from weightdecay.optim.checks import number
 from weightdecay.optim.decay import local
 
 OnNonfinite = Literal["stop", "skip"]
+_WITH_FUSED_KERNEL = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
 _ROW = 1024  # elements that are summed in float32; their norms are then summed in float64
 _SMALL = 4 * _ROW  # a tensor of no more is one row
 
@@ -108,9 +112,9 @@ def clipped_step(
 ) -> ClippedStep:
     """Clip the gradients' norm and step, for any torch optimizer.
 
-    A fused optimizer takes the scale into its kernel (`grad_scale`, removed again afterwards), which differs from
-    clip-then-step by rounding only; any other has its gradients scaled first. A gradient that is not finite changes
-    nothing, neither weights nor state.
+    torch's and our fused optimizers take the scale into their kernel (`grad_scale`, removed again afterwards), which
+    differs from clip-then-step by rounding only; any other, and any that is wrapped, has its gradients scaled first. A
+    gradient that is not finite changes nothing, neither weights nor state.
 
     Args:
         optimizer: with gradients in place.
@@ -135,15 +139,27 @@ def clipped_step(
                 "data, or go on with on_nonfinite='skip'"
             )
         return ClippedStep(norm, 1.0, skipped=True)
-    scale = 1.0 if max_norm is None else min(1.0, max_norm / (norm + 1e-6))
+    scale = 1.0 if max_norm is None else min(1.0, float(max_norm) / (norm + 1e-6))
     if scale == 1.0:
         optimizer.step()
-    elif all(group.get("fused") for group in optimizer.param_groups):
+    elif _takes_scale(optimizer):
         _step_with_scale(optimizer, scale, grads[0].device)
     else:
         torch._foreach_mul_([local(grad) for grad in grads], scale)
         optimizer.step()
     return ClippedStep(norm, scale, skipped=False)
+
+
+def _takes_scale(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer's own step is known to divide the gradients by `grad_scale`.
+
+    A `fused` in its groups tells nothing: a wrapper shows the groups of what it wraps, which never sees the attribute,
+    and others' kernels may not read it.
+    """
+    step: Any = type(optimizer).step
+    ours = isinstance(optimizer, DecayingOptimizer) and inspect.unwrap(step) is inspect.unwrap(DecayingOptimizer.step)
+    known = ours or type(optimizer) in _WITH_FUSED_KERNEL
+    return known and all(group.get("fused") is True for group in optimizer.param_groups)
 
 
 def _step_with_scale(optimizer: Any, scale: float, device: torch.device) -> None:
@@ -162,11 +178,12 @@ def _finite_everywhere(norm: float, process_group: torch.distributed.ProcessGrou
     return float(bad) == 0.0
 
 
-def _raise_if_unusable(max_norm: float | None, on_nonfinite: str) -> None:
+def _raise_if_unusable(max_norm: Any, on_nonfinite: Any) -> None:
     faults = []
-    if max_norm is not None and not (math.isfinite(max_norm) and max_norm > 0):
-        faults.append(f"max_norm must be a finite number over 0, got {max_norm}: give None to clip nothing")
+    largest = number(max_norm)
+    if max_norm is not None and (largest is None or not (math.isfinite(largest) and largest > 0)):
+        faults.append(f"max_norm must be a finite number over 0, got {max_norm!r}: give None to clip nothing")
     if on_nonfinite not in ("stop", "skip"):
-        faults.append(f"unknown on_nonfinite '{on_nonfinite}': {did_you_mean(on_nonfinite, ('stop', 'skip'))}")
+        faults.append(f"unknown on_nonfinite '{on_nonfinite}': {did_you_mean(str(on_nonfinite), ('stop', 'skip'))}")
     if faults:
         raise OptimizerError(faults)
