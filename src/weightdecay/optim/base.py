@@ -109,7 +109,8 @@ class DecayingOptimizer(torch.optim.Optimizer):
 
     def _groups(self, params: Params, **settings: Any) -> Any:
         """Groups with their rule and rounding, checked together before torch sees them: all faults come at once."""
-        groups = listed_groups(params, settings["lr"]) if number(settings["lr"]) is not None else None
+        lr = settings["lr"] if number(settings["lr"]) is not None else 1.0  # one that is no number is told below
+        groups = listed_groups(params, lr)
         if groups is not None:
             groups = with_rules(groups, settings["rule"], tables_and_heads(params))
         settings["rule"] = rule_for_the_rest(settings["rule"])

@@ -57,11 +57,13 @@ def number(value: Any) -> float | None:
 
 
 def with_plain_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings whose numbers are of a kind that arithmetic takes: no Decimal, no array without axes."""
+    """Settings whose numbers are of a kind that tensors take: no Decimal, no Fraction, no array without axes."""
 
     def plain(key: str, value: Any) -> Any:
+        if key not in _NUMBERS or isinstance(value, Tensor | bool | int | float):
+            return value
         single = isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "fiu"
-        return float(value) if key in _NUMBERS and (single or isinstance(value, Decimal)) else value
+        return float(value) if single or isinstance(value, Real | Decimal) else value
 
     return {key: plain(key, value) for key, value in settings.items()}
 

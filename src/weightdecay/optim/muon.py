@@ -138,7 +138,8 @@ class Muon(AdamW):
         if isinstance(param_group, dict):
             named = named_tensors(param_group)
             if named is None:
-                return super().add_param_group(param_group)  # torch explains what is wrong
+                param_group.setdefault("algorithm", "adamw")
+                return super().add_param_group(param_group)  # empty, or torch explains what is wrong
             tensors = [tensor for _, tensor in named]
             hidden = all(is_matrix(tensor.shape) for tensor in tensors)
             param_group.setdefault("algorithm", "muon" if hidden else "adamw")

@@ -1,0 +1,213 @@
+"""Settings that are no settings, groups that are added, tensors without elements: clear words, and nothing moved."""
+
+from __future__ import annotations
+
+import decimal
+import fractions
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import weightdecay
+from weightdecay.errors import OptimizerError
+from weightdecay.optim.precision import PrecisionWarning
+
+NAMES = ["AdamW", "AdamL2", "Lion", "SGDW", "Adafactor", "Muon"]
+every = pytest.mark.parametrize("name", NAMES)
+
+
+def matrix() -> nn.Parameter:
+    p = nn.Parameter(torch.ones(3, 4))
+    p.grad = torch.full((3, 4), 0.1)
+    return p
+
+
+def made(name: str, params: Any, **settings: Any) -> Any:
+    return getattr(weightdecay, name)(params, **settings)
+
+
+@every
+@pytest.mark.parametrize(
+    "value", ["1e-3", True, None, [1e-3], object(), complex(1, 0), float("nan"), float("inf"), -1.0]
+)
+@pytest.mark.parametrize("key", ["lr", "weight_decay"])
+def test_an_lr_or_lambda_that_is_no_number_is_refused_by_name(name: str, key: str, value: Any) -> None:
+    said = {"lr": "Invalid learning rate", "weight_decay": "Invalid weight_decay value"}[key]
+    with pytest.raises(OptimizerError, match=said):
+        made(name, [matrix()], **{key: value})
+    with pytest.raises(OptimizerError, match=rf"{said}.*group 0 \('mine'\)"):
+        made(name, [{"params": [matrix()], key: value, "name": "mine"}])
+    optimizer = made(name, [matrix()])
+    with pytest.raises(OptimizerError, match=rf"{said}.*group 1"):
+        optimizer.add_param_group({"params": [matrix()], key: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("AdamW", {"betas": 0.9}, "Invalid betas"),
+        ("AdamW", {"betas": ("0.9", 0.99)}, "beta parameter at index 0"),
+        ("AdamW", {"eps": "1e-8"}, "Invalid epsilon value"),
+        ("AdamW", {"amsgrad": "no"}, "Invalid amsgrad: 'no'.*True or False"),
+        ("AdamW", {"foreach": "yes"}, "Invalid foreach: 'yes'.*None"),
+        ("AdamW", {"fused": 1}, "Invalid fused: 1"),
+        ("AdamW", {"compiled": "yes"}, "Invalid compiled: 'yes'"),
+        ("AdamW", {"maximize": 0}, "Invalid maximize: 0"),
+        ("AdamW", {"rule": "independent", "peak_lr": "6e-4"}, "Invalid peak_lr: '6e-4'"),
+        ("AdamW", {"rule": 3}, "unknown rule '3'"),
+        ("AdamW", {"rounding": 16}, "unknown rounding '16'"),
+        ("Lion", {"maximize": "no"}, "Invalid maximize"),
+        ("Lion", {"betas": None}, "Invalid betas"),
+        ("SGDW", {"momentum": "0.9"}, "Invalid momentum value"),
+        ("SGDW", {"momentum": True}, "Invalid momentum value: True"),
+        ("SGDW", {"dampening": "0"}, "Invalid dampening value"),
+        ("SGDW", {"nesterov": "yes", "momentum": 0.9}, "Invalid nesterov"),
+        ("Adafactor", {"eps": 1e-8}, "Invalid eps: 1e-08.*two numbers"),
+        ("Adafactor", {"eps": ("a", 1e-3)}, "epsilon1"),
+        ("Adafactor", {"beta2_decay": "-0.8"}, "beta2_decay"),
+        ("Adafactor", {"d": None}, "d should be"),
+        ("Adafactor", {"factored": "yes"}, "Invalid factored"),
+        ("Muon", {"momentum": None}, "Invalid momentum value"),
+        ("Muon", {"equal_rows": 1}, "Invalid equal_rows"),
+        ("Muon", {"ns_steps": True}, "Invalid ns_steps"),
+    ],
+)
+def test_settings_of_the_wrong_type_are_refused_by_name(name: str, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptimizerError, match=said):
+        made(name, [matrix()], **settings)
+
+
+def test_all_faults_come_at_once() -> None:
+    with pytest.raises(OptimizerError) as caught:
+        made("AdamW", [{"params": [matrix()], "weigth_decay": 0.5}], lr="x", amsgrad="no", rounding="stochstic")
+    assert len(caught.value.faults) == 4
+
+
+@every
+@pytest.mark.parametrize(
+    "value", [np.array(1e-3), np.float32(1e-3), np.float64(1e-3), decimal.Decimal("1e-3"), fractions.Fraction(1, 1000)]
+)
+def test_numbers_of_every_kind_are_numbers(name: str, value: Any) -> None:
+    p, q = matrix(), matrix()
+    made(name, [p], lr=value, weight_decay=0.1).step()
+    made(name, [{"params": [q], "lr": float(value)}], weight_decay=0.1).step()
+    assert torch.equal(p, q)
+
+
+@every
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [("weigth_decay", "weight_decay"), ("rul", "rule"), ("roundng", "rounding"), ("peak_lrr", "peak_lr")],
+)
+def test_a_misspelt_key_of_a_group_brings_the_nearest(name: str, key: str, meant: str) -> None:
+    with pytest.raises(OptimizerError, match=f"'{key}', which nothing reads: did you mean '{meant}'"):
+        made(name, [{"params": [matrix()], key: 0.5}])
+    optimizer = made(name, [matrix()])
+    with pytest.raises(OptimizerError, match=f"did you mean '{meant}'"):
+        optimizer.add_param_group({"params": [matrix()], key: 0.5})
+
+
+@every
+def test_keys_of_schedulers_plans_and_users_are_no_misspelt_ones(name: str) -> None:
+    keys = {
+        "initial_lr": 0.1,
+        "max_lr": 0.1,
+        "lr_multiplier": 1.0,
+        "decay_multiplier": 0.5,
+        "lr_scale": 1.0,
+        "layer": 3,
+    }
+    assert made(name, [{"params": [matrix()], **keys}]).param_groups[0]["layer"] == 3
+
+
+# --- groups that grow
+
+
+@every
+def test_named_and_nameless_tensors_join_each_other(name: str) -> None:
+    net = nn.ModuleDict({"first": nn.Linear(4, 4), "second": nn.Linear(4, 4)})
+    settings = {"lr": 0.01, "momentum": 0.9} if name in ("SGDW", "Muon") else {"lr": 0.01}
+    named = made(name, list(net["first"].named_parameters()), **settings)
+    named.add_param_group({"params": net["second"].parameters(), "lr": 0.02})
+    assert [len(group["param_names"]) for group in named.param_groups] == [
+        len(group["params"]) for group in named.param_groups
+    ]
+    assert len(weightdecay.state_by_name(named, net)) == 0
+
+    nameless = made(name, net["first"].parameters(), **settings)
+    nameless.add_param_group({"params": list(net["second"].named_parameters()), "lr": 0.02})
+    for optimizer in (named, nameless):
+        for p in net.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        assert len(optimizer.state) == 4
+
+
+@every
+def test_a_plans_optimizer_takes_what_was_frozen_with_and_without_names(name: str) -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
+    net[0].requires_grad_(False)
+    for given in (net[0].parameters(), net[0].named_parameters()):
+        optimizer = made(name, weightdecay.plan(net), lr=1e-3)
+        optimizer.add_param_group({"params": given, "weight_decay": 0.0})
+        assert sum(len(group["params"]) for group in optimizer.param_groups) == 4
+
+
+# --- nothing there, or hardly anything
+
+
+@every
+def test_empty_groups_and_empty_tensors_are_stepped_over(name: str) -> None:
+    p = matrix()
+    optimizer = made(name, [{"params": [p]}, {"params": []}], lr=0.01, weight_decay=0.1)
+    empty = [nn.Parameter(torch.zeros(shape)) for shape in ((4, 0), (0, 4), (0,))]
+    for each in empty:
+        each.grad = torch.zeros_like(each)
+        optimizer.add_param_group({"params": [each]})
+    if name == "Muon":  # which may also be told that an empty matrix is a matrix
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(5, 0))], "algorithm": "muon"})
+        optimizer.param_groups[-1]["params"][0].grad = torch.zeros(5, 0)
+    before = p.detach().clone()
+    for _ in range(2):
+        optimizer.step()
+    assert not torch.equal(p, before)
+    assert bool(p.isfinite().all())
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "AdamL2"])
+@pytest.mark.parametrize("lr", [5e-324, 1e-310, 1e-40, 1e-31, 0.0])
+@pytest.mark.parametrize("fused", [None, True])
+def test_a_decay_that_does_not_know_the_lr_is_exact_at_any_lr(name: str, lr: float, fused: bool | None) -> None:
+    """A kernel would have to be given λ = a/lr, which has no float32, or none at all."""
+    settings = {"fused": fused} if name in ("AdamW", "SGDW", "Muon") else {}
+    p = matrix()
+    p.grad = torch.zeros_like(p)
+    made(name, [p], lr=lr, weight_decay=0.1, rule="fixed", **settings).step()
+    assert torch.allclose(p.detach(), torch.full((3, 4), 0.9), rtol=1e-6)
+
+
+def test_a_shape_with_an_axis_of_one_is_no_matrix_for_muon() -> None:
+    shapes = [(4, 4), (3, 4, 4), (1, 4), (4, 1), (1, 1, 4), (64, 1, 4), (4,), (2, 2, 2, 2), ()]
+    optimizer = weightdecay.Muon([nn.Parameter(torch.ones(shape)) for shape in shapes])
+    taken = {tuple(p.shape) for g in optimizer.param_groups if g["algorithm"] == "muon" for p in g["params"]}
+    assert taken == {(4, 4), (3, 4, 4)}
+
+
+def test_a_step_with_an_lr_that_became_a_word_changes_nothing() -> None:
+    p = matrix()
+    optimizer = made("AdamW", [p])
+    for key in ("lr", "weight_decay"):
+        optimizer.param_groups[0] |= {"lr": 1e-3, "weight_decay": 0.1} | {key: "0.1"}
+        with pytest.raises(OptimizerError, match=f"{key} must be a number, got '0.1'"):
+            optimizer.step()
+    assert torch.equal(p, torch.ones(3, 4))
+    assert not optimizer.state
+
+
+def test_bfloat16_groups_that_join_are_warned_of() -> None:
+    optimizer = made("AdamW", [matrix()])
+    with pytest.warns(PrecisionWarning):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.randn(64, 64).bfloat16())]})
