@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 import weightdecay
 from weightdecay.optim.adamw import AdamW
-from weightdecay.optim.settings import changes, describe, settings_by_name
-from weightdecay.optim.state import load_state_by_name, state_by_name
+from weightdecay.optim.state import changes, describe, load_state_by_name, settings_by_name, state_by_name
 
 
 def network() -> nn.Sequential:

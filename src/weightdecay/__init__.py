@@ -28,7 +28,7 @@ _PUBLIC: dict[str, str] = {
     "penalty": "weightdecay.optim.penalty",
     "SGDW": "weightdecay.optim.sgdw",
     "load_state_by_name": "weightdecay.optim.state",
-    "settings_by_name": "weightdecay.optim.settings",
+    "settings_by_name": "weightdecay.optim.state",
     "state_by_name": "weightdecay.optim.state",
     "ModelConfig": "weightdecay.models.config",
     "GPT": "weightdecay.models.decoder",

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
-from weightdecay.optim.migrate import from_positional, positional_names
-from weightdecay.optim.state import load_state_by_name
+from weightdecay.optim.state import from_positional, load_state_by_name, positional_names
 
 
 class Block(nn.Module):

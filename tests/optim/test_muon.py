@@ -16,8 +16,7 @@ from weightdecay.optim.clipping import clipped_step
 from weightdecay.optim.muon import Muon
 from weightdecay.optim.orthogonal import orthogonalised
 from weightdecay.optim.rules import RULES
-from weightdecay.optim.settings import settings_by_name
-from weightdecay.optim.state import load_state_by_name, state_by_name
+from weightdecay.optim.state import load_state_by_name, settings_by_name, state_by_name
 
 SHAPES = ((5, 8), (9, 4), (6, 6))
 

@@ -16,8 +16,7 @@ import weightdecay
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.clipping import clipped_step
 from weightdecay.optim.muon import Muon
-from weightdecay.optim.settings import settings_by_name
-from weightdecay.optim.state import load_state_by_name, state_by_name
+from weightdecay.optim.state import load_state_by_name, settings_by_name, state_by_name
 
 NANOCHAT: dict[str, Any] = {
     "adjust_lr_fn": "original", "orthogonalisation": "polar_express", "equal_rows": True, "neuron_beta2": 0.9,

@@ -11,9 +11,7 @@ from torch import nn
 from tests.optim.test_state import model, train
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
-from weightdecay.optim.migrate import from_positional
-from weightdecay.optim.settings import changes, settings_by_name
-from weightdecay.optim.state import load_state_by_name, state_by_name
+from weightdecay.optim.state import changes, from_positional, load_state_by_name, settings_by_name, state_by_name
 
 
 @pytest.mark.parametrize("on_change", [None, "keep", "override"])

@@ -1,0 +1,313 @@
+"""Save an optimizer's state by name, and load it: all of it, or nothing.
+
+torch loads state by position: two swapped parameters of one shape swap their moments without a word, and the saved lr
+and λ replace the ones just asked for. Here a tensor is found by its name, every fault is reported before anything is
+loaded, and a changed setting is obeyed by an explicit choice, from the first step on. Saving never steps.
+
+    tensors, settings = state_by_name(optimizer, model), settings_by_name(optimizer, model)
+    save_file(tensors, "optimizer.safetensors")                        # settings are JSON
+    load_state_by_name(optimizer, tensors, settings, names=model, on_change="override")
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from weightdecay.errors import OptimizerError, did_you_mean
+from weightdecay.optim.state.expected import State, dtype_changes, expected_states, fitting_faults
+from weightdecay.optim.state.faults import impossible
+from weightdecay.optim.state.names import Names, new_names, parameter_names, unwrapped
+from weightdecay.optim.state.settings import (
+    HARMLESS,
+    NOT_SETTINGS,
+    Change,
+    GroupSettings,
+    Settings,
+    comparable,
+    describe,
+    differences,
+    has_state,
+    progress_of_groups,
+    renamed_settings,
+    saved_names,
+    set_progress,
+)
+from weightdecay.optim.state.tree import flattened, unflattened
+from weightdecay.optim.state.values import names_a_type, plain_setting, set_setting
+
+OnChange = Literal["keep", "override"]
+
+
+def state_by_name(optimizer: torch.optim.Optimizer, names: Names = None) -> dict[str, Tensor]:
+    """The optimizer's state as `"<parameter>/<key>"` -> tensor, ready for safetensors; empty before the first step.
+
+    Python numbers, lists, tuples and dicts are written as `tree` says. The tensors are the optimizer's own, which its
+    next step changes. Sharded state comes whole, for which all ranks must ask together.
+
+    Raises:
+        OptimizerError: a parameter has no name, or the state holds what cannot be saved, each with its path and type.
+    """
+    optimizer = unwrapped(optimizer)
+    named = parameter_names(optimizer, names)
+    tensors: dict[str, Tensor] = {}
+    faults = []
+    for p, state in optimizer.state.items():
+        if p not in named or not isinstance(state, Mapping):
+            faults.append(f"{type(optimizer).__name__} keeps state that belongs to no parameter of its groups")
+            continue
+        try:
+            tensors |= flattened(named[p], state) if has_state(optimizer, p) else {}
+        except OptimizerError as error:
+            faults += error.faults
+    if faults:
+        raise OptimizerError(list(dict.fromkeys(faults)))
+    return tensors
+
+
+def load_state_by_name(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    settings: Settings | None = None,
+    names: Names = None,
+    *,
+    on_change: OnChange | None = None,
+    ignore: Collection[str] = (),
+    rename: Mapping[str, str] | None = None,
+) -> list[Change]:
+    """Load state and settings by name, or nothing at all.
+
+    Args:
+        tensors: what `state_by_name` gave.
+        settings: what `settings_by_name` gave; without it the optimizer's own settings stay, unchecked.
+        on_change: `override` goes on with the settings just asked for, lets tensors come and go, and converts state
+            to the dtype that the optimizer keeps; `keep` goes back to the saved settings, and lets tensors come.
+            Without a choice any change but of order or group names is an error.
+        ignore: settings that are neither compared nor loaded.
+        rename: patterns of saved names -> what they are called now, such as `{"fc.*": "linear.*"}`.
+
+    Returns:
+        The changes that were found.
+
+    Raises:
+        OptimizerError: with every name: missing or unknown tensors, wrong shapes, state of another optimizer or that
+            no run can have left, or changes without a choice. Nothing is loaded then.
+    """
+    if on_change not in (None, "keep", "override"):
+        raise OptimizerError(f"unknown on_change '{on_change}': {did_you_mean(str(on_change), ('keep', 'override'))}")
+    optimizer = unwrapped(optimizer)
+    saved = _read(tensors, settings, rename)
+    loading = _Loading(optimizer, parameter_names(optimizer, names), saved, expected_states(optimizer))
+
+    if saved.settings is not None:
+        before, asked = comparable(saved.settings, optimizer, names)
+        loading.found = differences(before, asked, ignore=ignore)
+    else:
+        before = {}
+        loading.found = loading.tensors_that_came_or_went()
+    loading.judge_state()
+    loading.judge_choice(on_change)
+    kept = loading.kept_settings(before, ignore) if on_change == "keep" else []
+    progress, faults = progress_of_groups(optimizer, before, loading.named)
+    if loading.faults or faults:
+        raise OptimizerError([*loading.faults, *faults])
+
+    loading.put_state()
+    for group, values in zip(optimizer.param_groups, kept, strict=False):
+        for key, value in values.items():
+            set_setting(group, key, value)
+    for group, values in zip(optimizer.param_groups, progress, strict=True):
+        set_progress(group, {key: value for key, value in values.items() if key not in ignore})
+    return loading.found
+
+
+@dataclass
+class _Saved:
+    """What a file held, under the names of today.
+
+    Attributes:
+        states: parameter -> its state.
+        faults: of entries that cannot be read.
+    """
+
+    states: dict[str, State]
+    settings: Settings | None
+    faults: list[str]
+
+
+def _read(tensors: Mapping[str, Tensor], settings: Settings | None, rename: Mapping[str, str] | None) -> _Saved:
+    entries: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    faults = []
+    for full, value in tensors.items():
+        name, slash, path = full.rpartition("/")
+        if slash:
+            entries[name][path] = value
+        else:
+            faults.append(f"'{full}' is no state: entries are named <parameter>/<key>")
+
+    if rename:
+        now = new_names([*entries, *(saved_names(settings) if settings is not None else ())], rename)
+        entries = defaultdict(dict, {now[name]: paths for name, paths in entries.items()})
+        settings = renamed_settings(settings, now) if settings is not None else None
+
+    states: dict[str, State] = {}
+    for name, paths in entries.items():
+        try:
+            states[name] = unflattened(paths)
+        except OptimizerError as error:
+            states[name] = {}
+            faults += [f"{name}/{fault}" for fault in error.faults]
+    return _Saved(states, settings, faults)
+
+
+@dataclass
+class _Loading:
+    """One load: what is found on the way, and what stands against it."""
+
+    optimizer: torch.optim.Optimizer
+    named: dict[Tensor, str]
+    saved: _Saved
+    expected: dict[Tensor, State | None]
+    found: list[Change] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        return type(self.optimizer).__name__
+
+    def tensors_that_came_or_went(self) -> list[Change]:
+        """Without settings only the state tells which parameters were there."""
+        states, named = self.saved.states, self.named
+        keeps_state = [name for p, name in named.items() if self.expected[p]]
+        new = [Change(name, "tensor", "missing", "present") for name in keeps_state if name not in states]
+        gone = sorted(states.keys() - set(named.values()))
+        return (new if states else []) + [Change(name, "tensor", "present", "missing") for name in gone]
+
+    def judge_state(self) -> None:
+        """Entries of nobody, and state that is not this optimizer's, or no optimizer's."""
+        self.faults += self.saved.faults + self._lost_and_unknown()
+        fitting: list[str] = []
+        damage: list[str] = []
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                name, expected = self.named[p], self.expected[p]
+                state = self.saved.states.get(name, {})
+                fitting += fitting_faults(self.kind, group, p, name, state, expected)
+                if expected is not None:
+                    damage += impossible(name, state, group, expected)
+                    dtypes, unfit = dtype_changes(name, state, expected)
+                    self.found += dtypes
+                    damage += unfit
+
+        saved_by = (self.saved.settings or {}).get("optimizer", "")
+        if (fitting or self.faults) and saved_by not in ("", self.kind):  # whose settings need not be compared, then
+            raise OptimizerError(
+                [f"the state is of {saved_by}, and this optimizer is {self.kind}", *self.faults, *fitting]
+            )
+        self.faults += fitting + damage
+
+    def _lost_and_unknown(self) -> list[str]:
+        """Where the settings tell: state that was lost or is of nobody."""
+        settings, present = self.saved.settings, self.saved.states.keys()
+        if settings is None:
+            return []
+        in_settings, named = set(saved_names(settings)), set(self.named.values())
+        lost: set[str] = set()
+        if "stateless" in settings:
+            lost = in_settings & named - present - set(settings["stateless"])
+        unknown = present - in_settings - named
+        return [f"{name}: it had state when the settings were saved, and none is here" for name in sorted(lost)] + [
+            f"{name}: state of a tensor that neither the model nor the settings have" for name in sorted(unknown)
+        ]
+
+    def judge_choice(self, on_change: OnChange | None) -> None:
+        pressing = [change for change in self.found if not change.harmless]
+        if on_change is None:
+            self.faults += [
+                f"{line}: choose on_change='override' for what is asked or 'keep' for what was saved"
+                for line in describe(pressing)
+            ]
+        elif on_change == "keep":
+            gone = [change for change in pressing if change.setting == "tensor" and change.asked == "missing"]
+            other = [change for change in pressing if change.setting.startswith("dtype of ")]
+            self.faults += [f"{line}; on_change='keep' cannot bring it back" for line in describe(gone)]
+            self.faults += [
+                f"{line}; on_change='keep' cannot, {self.kind} steps with the dtype it makes: choose 'override', or "
+                "make the optimizer, or its weights, as they were"
+                for line in describe(other)
+            ]
+
+    def kept_settings(self, saved: Mapping[str, GroupSettings], ignore: Collection[str]) -> list[dict[str, Any]]:
+        """For each group the saved values that differ from its own; a fault where they cannot be had again."""
+        kept = []
+        for index, group in enumerate(self.optimizer.param_groups):
+            members = {id(saved[name]): saved[name].settings for name in self._names(group) if name in saved}
+            kept.append(self._kept(index, group, list(members.values()), ignore))
+        return kept
+
+    def _names(self, group: Mapping[str, Any]) -> list[str]:
+        return [self.named[p] for p in group["params"]]
+
+    def _kept(
+        self, index: int, group: Mapping[str, Any], members: Sequence[Mapping[str, Any]], ignore: Collection[str]
+    ) -> dict[str, Any]:
+        values = {}
+        for key in sorted({key for member in members for key in member} - NOT_SETTINGS - HARMLESS - set(ignore)):
+            value = members[0].get(key)
+            if any(member.get(key) != value for member in members):
+                self.faults.append(f"group {index}: its tensors were saved with different {key}, so it cannot be kept")
+            if plain_setting(group.get(key)) == value:
+                continue
+            if names_a_type(value):
+                self.faults.append(
+                    f"group {index}: {key} was saved by the name of its type, {value}, and cannot be kept"
+                )
+            values[key] = value
+        return values
+
+    def put_state(self) -> None:
+        for p, name in self.named.items():
+            if name in self.saved.states:
+                kept_as = self.expected[p] or {}
+                state = self.saved.states[name]
+                self.optimizer.state[p] = {key: _placed(value, p, kept_as.get(key)) for key, value in state.items()}
+            elif not isinstance(self.optimizer, torch.optim.Adagrad):  # which alone has state before its first step
+                self.optimizer.state.pop(p, None)
+
+
+def _placed(value: Any, p: Tensor, expected: Any) -> Any:
+    """A copy where and as the optimizer keeps it."""
+    if isinstance(value, dict):
+        return {key: _placed(inside, p, None) for key, inside in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_placed(inside, p, None) for inside in value)
+    if not isinstance(value, Tensor):
+        return value
+
+    dtype = expected.dtype if isinstance(expected, Tensor) else value.dtype
+    if value.ndim and hasattr(p, "device_mesh"):
+        from torch.distributed.tensor import Replicate, distribute_tensor
+
+        like: Any = p
+        placements = like.placements if value.shape == p.shape else [Replicate()] * like.device_mesh.ndim
+        return distribute_tensor(value.to(device=p.device, dtype=dtype), like.device_mesh, placements)
+    if value.ndim:
+        return _copied(value, p.device, dtype)
+    # A count is where the optimizer keeps it, which need not be where the weights are.
+    return value.to(device=expected.device if isinstance(expected, Tensor) else value.device, dtype=dtype, copy=True)
+
+
+def _copied(value: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A copy that shares no memory, also of a tensor that is made of others, whose `to` need not copy them."""
+    if not hasattr(value, "__tensor_flatten__"):
+        return value.detach().to(device=device, dtype=dtype, copy=True)
+    made_of, context = value.__tensor_flatten__()
+    parts = {name: _copied(getattr(value, name), device, getattr(value, name).dtype) for name in made_of}
+    cls: Any = type(value)
+    copy: Tensor = cls.__tensor_unflatten__(parts, context, value.shape, value.stride())
+    return copy

@@ -1,0 +1,138 @@
+"""The names under which an optimizer's tensors are saved and found again."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from weightdecay.errors import OptimizerError
+from weightdecay.naming import names_by_parameter, without_wrappers
+
+# A model, (name, tensor) pairs by name, or names in the order of the groups; None: the optimizer's own `param_names`.
+Names: TypeAlias = nn.Module | Mapping[str, Tensor] | Sequence[str] | None
+
+
+def parameter_names(optimizer: torch.optim.Optimizer, names: Names = None) -> dict[Tensor, str]:
+    """Parameter -> name, in the order of the groups.
+
+    A model settles what each is called, whatever wraps it; a tied tensor has its first name. Names that are given, and
+    those that the groups hold, are taken as they are, but for attributes that only a wrapper makes (`_orig_mod` …).
+
+    Raises:
+        OptimizerError: some parameter has no name, or a name is given twice.
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    named = _named(optimizer, params, names)
+    if len(named) < len(set(params)):
+        raise OptimizerError(
+            f"{len(set(params)) - len(named)} of {len(params)} parameters have no name: give the model, or build the "
+            "optimizer from a plan or from model.named_parameters()"
+        )
+
+    if twice := sorted(name for name, times in Counter(named.values()).items() if times > 1):
+        raise OptimizerError(f"names of more than one parameter: {', '.join(twice)}")
+    return named
+
+
+def _named(optimizer: torch.optim.Optimizer, params: list[Tensor], names: Names) -> dict[Tensor, str]:
+    if isinstance(names, nn.Module):
+        found = names_by_parameter(names)
+        return {p: found[p] for p in params if p in found}
+    if isinstance(names, Mapping):
+        found = {
+            p: name for name, p in reversed(list(names.items()))
+        }  # the first name of a tied tensor is the last one set
+        return {p: found[p] for p in params if p in found}
+    if names is not None:
+        if len(names) != len(params):
+            raise OptimizerError(f"{len(names)} names for {len(params)} parameters: give one for each, in their order")
+        return dict(zip(params, names, strict=True))
+
+    listed = [name for group in optimizer.param_groups for name in group.get("param_names", ())]
+    if len(listed) != len(params):
+        return {}
+    bare = [without_wrappers(name) for name in listed]
+    return dict(zip(params, bare if len(set(bare)) == len(set(listed)) else listed, strict=True))
+
+
+def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer that keeps the state, where others' code wraps one and hands its state on.
+
+    Raises:
+        OptimizerError: it keeps state of its own beside that of an optimizer inside it, one of which would be lost.
+    """
+    inside = getattr(optimizer, "optimizer", None)
+    if isinstance(inside, torch.optim.Optimizer) and inside.state is optimizer.state:
+        return unwrapped(inside)
+
+    faults = [
+        f"{type(optimizer).__name__} wraps a {type(other).__name__} as `{attribute}` and keeps state beside it, so one "
+        f"of the two would be lost: save and load both, `optimizer.{attribute}` and the wrapper, by their state_dict"
+        for attribute, other in vars(optimizer).items()
+        if isinstance(other, torch.optim.Optimizer) and other.state is not optimizer.state
+    ]
+    if faults:
+        raise OptimizerError(faults)
+    return optimizer
+
+
+# --- renamed modules
+
+
+def new_names(names: Iterable[str], rename: Mapping[str, str] | None) -> dict[str, str]:
+    """Saved name -> the one it has now.
+
+    Args:
+        names: all that were saved.
+        rename: pattern -> new name; each `*` stands for any characters and is put in the place of the new name's.
+            The first pattern that fits counts.
+
+    Raises:
+        OptimizerError: a pattern fits nothing, has another number of `*` than its new name, or two names become one.
+    """
+    names = list(dict.fromkeys(names))
+    if not rename:
+        return {name: name for name in names}
+    patterns = {pattern: _matcher(pattern) for pattern in rename}
+    faults = [
+        f"rename: '{pattern}' has {pattern.count('*')} `*` and '{new}' has {new.count('*')}: give as many"
+        for pattern, new in rename.items()
+        if pattern.count("*") != new.count("*")
+    ]
+    faults += [
+        f"rename: '{pattern}' fits no tensor that was saved; there are {_some(names)}"
+        for pattern, matcher in patterns.items()
+        if not any(matcher.fullmatch(name) for name in names)
+    ]
+    if faults:
+        raise OptimizerError(faults)
+
+    renamed = {name: _renamed(name, rename, patterns) for name in names}
+    became: dict[str, list[str]] = {}
+    for old, new in renamed.items():
+        became.setdefault(new, []).append(old)
+    if faults := [f"rename: {' and '.join(old)} would both be '{new}'" for new, old in became.items() if len(old) > 1]:
+        raise OptimizerError(faults)
+    return renamed
+
+
+def _matcher(pattern: str) -> re.Pattern[str]:
+    return re.compile("(.*?)".join(re.escape(part) for part in pattern.split("*")), re.DOTALL)
+
+
+def _renamed(name: str, rename: Mapping[str, str], patterns: Mapping[str, re.Pattern[str]]) -> str:
+    for pattern, matcher in patterns.items():
+        if found := matcher.fullmatch(name):
+            parts = rename[pattern].split("*")
+            filled: list[Any] = [part for pair in zip(parts, (*found.groups(), ""), strict=True) for part in pair]
+            return "".join(filled)
+    return name
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "") if names else "none"

@@ -1,0 +1,293 @@
+"""An optimizer's settings keyed by its parameters' names, how two of them differ, and how far each group has come."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from weightdecay.errors import OptimizerError
+from weightdecay.optim.state.names import Names, new_names, parameter_names, unwrapped
+from weightdecay.optim.state.values import decoded, encoded, plain_setting
+from weightdecay.probing.twin import progress_keys
+
+Settings: TypeAlias = dict[str, Any]
+
+# How a step is computed, not what it computes.
+NOT_SETTINGS = {"params", "param_names", "foreach", "fused", "capturable", "differentiable"}
+HARMLESS = {"order", "name"}
+_MULTIPLIERS = {"decay_multiplier", "lr_multiplier"}
+# What is chosen, though the other side may lack it; `initial_lr` is the peak that torch's schedulers start from.
+_CHOSEN = {"rule", "peak_lr", "rounding", *_MULTIPLIERS, "name", "lr", "weight_decay", "initial_lr"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One difference between a saved optimizer and the one that is to go on.
+
+    Args:
+        parameter: the tensor's name; empty where it concerns all.
+        setting: `weight_decay`, `lr`, …; `dtype of <key>` for state; `tensor` where one side lacks it; `order`, `name`
+            of its group.
+        saved, asked: the two values.
+    """
+
+    parameter: str
+    setting: str
+    saved: Any
+    asked: Any
+
+    @property
+    def harmless(self) -> bool:
+        """Whether matching by name settles it, so that no choice is needed."""
+        return self.setting in HARMLESS
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """What one group was saved with: settings, which are chosen, and progress, which is not."""
+
+    settings: Mapping[str, Any]
+    progress: Mapping[str, Any]
+
+
+def settings_by_name(optimizer: torch.optim.Optimizer, names: Names = None) -> Settings:
+    """The optimizer's class and groups as strict JSON: for each group its parameters' names and every setting.
+
+    `progress` holds, for groups that have any, how far they have come: what steps change in a group, with its type.
+    `stateless` names the parameters that have no state yet, so that the loss of another's is seen.
+
+    Raises:
+        OptimizerError: a parameter has no name, or progress is something that cannot be saved.
+    """
+    optimizer = unwrapped(optimizer)
+    return _settings_of(optimizer, names, _moving_keys(optimizer))
+
+
+def _moving_keys(optimizer: torch.optim.Optimizer) -> set[str]:
+    """The keys of groups that are progress."""
+    return {"decay_step", *progress_keys(optimizer)} - _CHOSEN
+
+
+def _settings_of(optimizer: torch.optim.Optimizer, names: Names, moving: Collection[str]) -> Settings:
+    named = parameter_names(optimizer, names)
+    return {
+        "optimizer": type(optimizer).__name__,
+        "stateless": [name for p, name in named.items() if not has_state(optimizer, p)],
+        "groups": [
+            {
+                "params": [named[p] for p in group["params"]],
+                **plain_group(group, without=moving),
+                **_progress_of(group, f"group {index}", moving),
+            }
+            for index, group in enumerate(optimizer.param_groups)
+        ],
+    }
+
+
+def plain_group(group: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, Any]:
+    """A group's settings as JSON has them, without its tensors."""
+    left_out = {"params", "param_names", *without}
+    return {key: plain_setting(value) for key, value in group.items() if key not in left_out}
+
+
+def _progress_of(group: Mapping[str, Any], where: str, moving: Collection[str]) -> dict[str, Any]:
+    weights = _place(group)
+    progress = {key: encoded(group[key], f"{where}: {key}", weights) for key in sorted(moving) if key in group}
+    return {"progress": progress} if progress else {}
+
+
+def changes(
+    optimizer: torch.optim.Optimizer,
+    settings: Settings,
+    names: Names = None,
+    *,
+    ignore: Collection[str] = (),
+    rename: Mapping[str, str] | None = None,
+) -> list[Change]:
+    """What going on with this optimizer would change, compared with the saved settings.
+
+    Args:
+        ignore: settings not to compare, such as `lr` where a schedule sets it anew at each step.
+        rename: patterns of saved names -> what they are called now, as in `load_state_by_name`.
+    """
+    if rename:
+        settings = renamed_settings(settings, new_names(saved_names(settings), rename))
+    return differences(*comparable(settings, optimizer, names), ignore=ignore)
+
+
+def differences(
+    saved: Mapping[str, GroupSettings], asked: Mapping[str, GroupSettings], *, ignore: Collection[str] = ()
+) -> list[Change]:
+    """The changes from one to the other, tensor by tensor."""
+    found = [Change(name, "tensor", "present", "missing") for name in saved if name not in asked]
+    between: dict[tuple[int, int], list[tuple[str, Any, Any]]] = {}  # two groups, compared once for all tensors
+    for name, wanted in asked.items():
+        if name not in saved:
+            found.append(Change(name, "tensor", "missing", "present"))
+            continue
+        pair = (id(saved[name]), id(wanted))
+        if pair not in between:
+            between[pair] = _between(saved[name].settings, wanted.settings, ignore)
+        found += [Change(name, *difference) for difference in between[pair]]
+
+    if not any(change.setting == "tensor" for change in found) and list(saved) != list(asked):
+        found.append(Change("", "order", list(saved), list(asked)))
+    return found
+
+
+def _between(saved: Mapping[str, Any], asked: Mapping[str, Any], ignore: Collection[str]) -> list[tuple[str, Any, Any]]:
+    keys = sorted((asked.keys() | saved.keys()) - NOT_SETTINGS - set(ignore))
+    pairs = [(key, saved.get(key), asked.get(key)) for key in keys]
+    # A multiplier says how a λ or lr came about; where one side does not say it, the λ and lr are compared alone.
+    return [
+        (key, old, new)
+        for key, old, new in pairs
+        if old != new and not (key in _MULTIPLIERS and (old is None or new is None))
+    ]
+
+
+def describe(found: Iterable[Change]) -> list[str]:
+    """The changes in lines for the user: one for each kind, with the first tensors it concerns."""
+    alike: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for change in found:
+        if change.setting == "order":
+            alike["order", "", ""].append("")
+        else:
+            alike[change.setting, str(change.saved), str(change.asked)].append(change.parameter)
+
+    lines = []
+    for (setting, saved, asked), parameters in alike.items():
+        if setting == "order":
+            lines.append("the parameters come in another order: they are matched by name")
+            continue
+        if setting == "tensor":
+            kind = "tensors that were saved and are not here" if asked == "missing" else "tensors without saved state"
+            lines.append(f"{kind}: {', '.join(parameters)}")
+            continue
+        shown = ", ".join(parameters[:3]) + (", …" if len(parameters) > 3 else "")
+        lines.append(f"{setting}: saved {saved}, asked {asked}, for {len(parameters)} tensors ({shown})")
+    return lines
+
+
+def has_state(optimizer: torch.optim.Optimizer, p: Tensor) -> bool:
+    return any(value is not None for value in optimizer.state.get(p, {}).values())
+
+
+# --- reading what was saved
+
+
+def by_parameter(settings: Settings, moving: Collection[str] = ()) -> dict[str, GroupSettings]:
+    """Name -> what its group was saved with.
+
+    Args:
+        moving: keys that are progress even where the file has them among the settings, as older ones do.
+
+    Raises:
+        OptimizerError: these are no settings that `settings_by_name` gave.
+    """
+    groups = settings.get("groups")
+    if not isinstance(groups, list) or not all(isinstance(g, Mapping) and "params" in g for g in groups):
+        raise OptimizerError("the settings hold no groups with params: give what settings_by_name gave when saving")
+    found: dict[str, GroupSettings] = {}
+    for group in groups:
+        progress = {key: group[key] for key in moving if key in group} | dict(group.get("progress", {}))
+        left_out = {"params", "progress", *progress}
+        plain = {key: plain_setting(value) for key, value in group.items() if key not in left_out}
+        found |= dict.fromkeys(group["params"], GroupSettings(plain, progress))
+    return found
+
+
+def comparable(
+    settings: Settings, optimizer: torch.optim.Optimizer, names: Names
+) -> tuple[dict[str, GroupSettings], dict[str, GroupSettings]]:
+    """The saved settings and the optimizer's own by parameter, with the same keys taken for progress in both."""
+    optimizer = unwrapped(optimizer)
+    groups = settings.get("groups")
+    moving = _moving_keys(optimizer)
+    if isinstance(groups, list):  # otherwise `by_parameter` says what is wrong
+        moving |= {key for group in groups if isinstance(group, Mapping) for key in group.get("progress", ())}
+    own = _settings_of(optimizer, names, moving)
+    saved, asked = by_parameter(settings, moving), by_parameter(own)
+    if settings.get("optimizer") != own["optimizer"]:
+        return saved, asked
+
+    # What the first steps put into a group is not there in a fresh optimizer, and not always seen on a small twin.
+    split: dict[tuple[int, int], GroupSettings] = {}
+    for name, group in saved.items():
+        if name in asked:
+            pair = (id(group), id(asked[name]))
+            if pair not in split:
+                split[pair] = _with_what_is_lacking(group, asked[name].settings)
+            saved[name] = split[pair]
+    return saved, asked
+
+
+def _with_what_is_lacking(saved: GroupSettings, asked: Mapping[str, Any]) -> GroupSettings:
+    lacking = {
+        key: value
+        for key, value in saved.settings.items()
+        if key not in asked and key not in _CHOSEN | NOT_SETTINGS and isinstance(value, int | float)
+    }
+    kept = {key: value for key, value in saved.settings.items() if key not in lacking}
+    return replace(saved, settings=kept, progress={**lacking, **saved.progress}) if lacking else saved
+
+
+def saved_names(settings: Settings) -> list[str]:
+    return list(by_parameter(settings))
+
+
+def renamed_settings(settings: Settings, now: Mapping[str, str]) -> Settings:
+    """The settings with the names that tensors have now."""
+    return {
+        **settings,
+        "stateless": [now.get(name, name) for name in settings.get("stateless", ())],
+        "groups": [
+            {**group, "params": [now.get(name, name) for name in group["params"]]} for group in settings["groups"]
+        ],
+    }
+
+
+# --- progress
+
+
+def progress_of_groups(
+    optimizer: torch.optim.Optimizer, saved: Mapping[str, GroupSettings], named: Mapping[Tensor, str]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """For each group what it held of how far it had come, and what stands against it."""
+    restored, faults = [], []
+    for index, group in enumerate(optimizer.param_groups):
+        members = {id(saved[named[p]]): saved[named[p]].progress for p in group["params"] if named[p] in saved}
+        values: dict[str, Any] = {}
+        for key in sorted({key for progress in members.values() for key in progress}):
+            found = [progress[key] for progress in members.values() if key in progress]
+            if any(value != found[0] for value in found) and not all(isinstance(value, int) for value in found):
+                faults.append(f"group {index}: its tensors were saved in groups that had come to different {key}")
+                continue
+            # Counts of steps may differ, where a group was added later: it goes on from where the furthest was.
+            furthest = max(found) if isinstance(found[0], int) else found[0]
+            values[key] = decoded(furthest, group.get(key), _place(group))
+        restored.append(values)
+    return restored, faults
+
+
+def set_progress(group: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Write it into a group; a tensor that is there already is filled, for others may hold it."""
+    for key, value in values.items():
+        present = group.get(key)
+        if isinstance(present, Tensor) and isinstance(value, Tensor) and _alike(present, value):
+            present.copy_(value)
+        else:
+            group[key] = value
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype
+
+
+def _place(group: Mapping[str, Any]) -> torch.device:
+    return group["params"][0].device if group["params"] else torch.device("cpu")

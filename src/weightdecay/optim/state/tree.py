@@ -1,0 +1,186 @@
+"""Nested state as tensors under flat names, and back: what comes out is what went in, types and all.
+
+    exp_avg           a tensor
+    step:int          a Python number, as a scalar tensor; also float and bool
+    GG[0]             the first of a list, GG(0) of a tuple
+    update.exp_avg    of a dict in a dict
+    {0}.exp_avg       of a dict whose key is the int 0
+    Q:none            None; and GG:list, GG:tuple, GG:dict where there is nothing inside
+
+Characters that mean something here are written `%xx` inside keys.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from weightdecay.errors import OptimizerError
+
+# How one value is reached from the one around it, and by which key or place.
+Step: TypeAlias = tuple[str, str | int]
+
+_NUMBERS: dict[str, type] = {"int": int, "float": float, "bool": bool}
+_DTYPES = {"int": torch.int64, "float": torch.float64, "bool": torch.bool}
+_EMPTY: dict[str, Any] = {"list": list, "tuple": tuple, "dict": dict}
+_SPECIAL = re.compile(r"[%/.:()\[\]{}]")
+_STEP = re.compile(r"\.(?P<key>[^/.:()\[\]{}]*)|\[(?P<list>\d+)\]|\((?P<tuple>\d+)\)|\{(?P<int>-?\d+)\}")
+
+
+def flattened(name: str, state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """One parameter's state as `"<name>/<path>"` -> tensor.
+
+    Raises:
+        OptimizerError: with the path of everything in it that is neither tensor nor number nor a container of them.
+    """
+    tensors: dict[str, Tensor] = {}
+    faults: list[str] = []
+
+    def visit(value: Any, path: str) -> None:
+        try:
+            leaf = _leaf(value)
+        except OptimizerError as error:
+            faults.append(f"{path} is {error}")
+            return
+        if leaf is not None:
+            tensors[path + leaf[0]] = leaf[1]
+            return
+        for step, inside in _inside(value):
+            visit_below(step, inside, path)
+
+    def visit_below(step: Step, value: Any, path: str) -> None:
+        key = step[1]
+        if type(key) not in (str, int):
+            faults.append(f"{path} has the key {key!r}, a {type(key).__name__}: only str and int can be saved")
+        else:
+            visit(value, path + (_written(step).removeprefix(".") if path.endswith("/") else _written(step)))
+
+    for key, value in state.items():
+        visit_below(("dict", key), value, f"{name}/")
+    if faults:
+        raise OptimizerError(faults)
+    return tensors
+
+
+def _leaf(value: Any) -> tuple[str, Tensor] | None:
+    """The suffix of a value and the tensor that stands for it; None where it holds others.
+
+    Raises:
+        OptimizerError: it cannot be saved.
+    """
+    kind = type(value).__name__
+    if isinstance(value, Tensor):
+        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+        return "", whole.detach().contiguous()
+    if value is None:
+        return ":none", _nothing()
+    if type(value) in _NUMBERS.values():
+        try:
+            return f":{kind}", torch.tensor(value, dtype=_DTYPES[kind])
+        except (OverflowError, RuntimeError):
+            raise OptimizerError("an int of more than 64 bits: it cannot be saved") from None
+    if type(value) not in _EMPTY.values():
+        raise OptimizerError(f"a {kind}: only tensors and numbers can be saved, and lists, tuples and dicts of them")
+    return None if value else (f":{kind}", _nothing())
+
+
+def unflattened(entries: Mapping[str, Tensor]) -> dict[Any, Any]:
+    """One parameter's state of its paths and tensors.
+
+    Raises:
+        OptimizerError: a list or tuple has gaps, or one path leads to a value and through it.
+    """
+    root: dict[Step, Any] = {}
+    for path, tensor in entries.items():
+        steps, value = _parsed(path, tensor)
+        node = root
+        for step in steps[:-1]:
+            node = node.setdefault(step, {})
+            if not isinstance(node, dict):
+                raise OptimizerError(f"{path}: something in it is a value and a container at once")
+        if steps[-1] in node:
+            raise OptimizerError(f"{path}: it is there twice, or as a value and a container at once")
+        node[steps[-1]] = _Leaf(value)
+    return {key: _built(value, _written((kind, key))) for (kind, key), value in root.items()}
+
+
+class _Leaf:
+    """A value that is no node of the tree, though it may be a dict."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def _parsed(path: str, tensor: Tensor) -> tuple[list[Step], Any]:
+    path, kind = _split_kind(path)
+    text = path if path.startswith("{") else f".{path}"
+    steps: list[Step] = []
+    place = 0
+    while place < len(text):
+        found = _STEP.match(text, place)
+        if found is None:  # written by no `flattened`: a key as it stands
+            steps = [("dict", path)]
+            break
+        steps.append(_read(found))
+        place = found.end()
+
+    if kind in _NUMBERS:
+        return steps, _NUMBERS[kind](tensor.item())
+    if kind == "none":
+        return steps, None
+    return steps, _EMPTY[kind]() if kind else tensor
+
+
+def _split_kind(path: str) -> tuple[str, str]:
+    before, _, kind = path.rpartition(":")
+    return (before, kind) if kind in _NUMBERS or kind in _EMPTY or kind == "none" else (path, "")
+
+
+def _built(node: Any, path: str) -> Any:
+    if isinstance(node, _Leaf):
+        return node.value
+    kinds = {kind for kind, _ in node}
+    if len(kinds) > 1:
+        raise OptimizerError(f"{path}: it is a {' and a '.join(sorted(kinds))} at once")
+
+    built = {key: _built(value, path + _written((kind, key))) for (kind, key), value in node.items()}
+    if kinds == {"dict"}:
+        return built
+    if missing := set(range(max(built) + 1)) - set(built):
+        raise OptimizerError(f"{path}: number {min(missing)} of its {max(built) + 1} is missing")
+    ordered = [built[index] for index in range(len(built))]
+    return tuple(ordered) if kinds == {"tuple"} else ordered
+
+
+def _inside(value: Any) -> list[tuple[Step, Any]]:
+    if isinstance(value, dict):
+        return [(("dict", key), inside) for key, inside in value.items()]
+    return [((type(value).__name__, index), inside) for index, inside in enumerate(value)]
+
+
+def _written(step: Step) -> str:
+    kind, key = step
+    if kind != "dict":
+        return f"[{key}]" if kind == "list" else f"({key})"
+    if isinstance(key, int):
+        return f"{{{key}}}"
+    return "." + _SPECIAL.sub(lambda found: f"%{ord(found.group()):02x}", key)
+
+
+def _read(found: re.Match[str]) -> Step:
+    if (index := found["list"]) is not None:
+        return "list", int(index)
+    if (index := found["tuple"]) is not None:
+        return "tuple", int(index)
+    if (number := found["int"]) is not None:
+        return "dict", int(number)
+    return "dict", re.sub(r"%([0-9a-f]{2})", lambda code: chr(int(code[1], 16)), found["key"])
+
+
+def _nothing() -> Tensor:
+    """A tensor for what has no value, since safetensors holds tensors alone."""
+    return torch.zeros((), dtype=torch.uint8)
