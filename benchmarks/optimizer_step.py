@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 from weightdecay.optim.adamw import AdamW
-from weightdecay.optim.precision import PrecisionWarning
 from weightdecay.optim.clipping import clipped_step
+from weightdecay.optim.precision import PrecisionWarning
 from weightdecay.optim.roundings import RoundingName as Rounding
 
 # GPT-2 124M: token and position embeddings; 12 layers of 4 matrices with their biases and two norms

@@ -20,7 +20,7 @@ from weightdecay.optim.sgdw import SGDW
 LR, STEPS, WARMUP, LAMBDA = 6e-4, 20_000, 1_000, 0.1
 RATES = schedule("cosine", peak=LR, steps=STEPS, warmup_steps=WARMUP)
 LABELS = {"decoupled": "decoupled, independent", "fixed": "fixed", "corrected": "corrected, lr_squared"}
-SCALAR = [name for name, rule in RULES.items() if rule.reach == "weights"]
+SCALAR = [name for name, rule in RULES.items() if rule.is_scalar]
 
 
 def shrink(rule: str, weight_decay: float) -> float:

@@ -60,7 +60,9 @@ class _Adam(ElementwiseOptimizer):
                 state[key] = torch.zeros_like(p, dtype=dtype, memory_format=torch.contiguous_format)
             elif state[key].dtype != dtype or not state[key].is_contiguous():
                 state[key] = state[key].to(dtype).contiguous()
-        state["step"] += 1
+
+    def _count_steps(self, params: list[Any]) -> None:
+        torch._foreach_add_([self.state[p]["step"] for p in params], 1)
 
     def _state_names(self, group: Group) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")

@@ -343,8 +343,9 @@ class DecayingOptimizer(torch.optim.Optimizer):
     def _begin_rounding(self, p: Tensor, rounding: Rounding) -> None:
         """Put what a rounding remembers between steps into a tensor's state, where it is not there yet."""
         state = self.state[p]
-        if any(key not in state for key in rounding.keeps):
-            state.update(rounding.begin(p))
+        for key in rounding.keeps:
+            if key not in state:
+                state.update(rounding.begin(p))
 
     def _count_roundings(self, params: list[Any], rounding: Rounding) -> None:
         if rounding.needs_noise:

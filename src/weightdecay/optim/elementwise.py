@@ -44,6 +44,9 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
     def _begin_pieces(self, p: Tensor, group: Group, dtype: torch.dtype) -> None:
         """Put the state of a tensor that goes in pieces, of this dtype, where it is not there yet."""
 
+    def _count_steps(self, params: list[Any]) -> None:
+        """Count a step of tensors that go in pieces."""
+
     @abstractmethod
     def _update_pieces(
         self,
@@ -115,15 +118,17 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
         widened = one.rounding.acts_on(torch.bfloat16)
         kinds: dict[Any, list[Flat]] = defaultdict(list)
         copies: list[tuple[Tensor, Tensor]] = []
-        for p, position in positions.items():
-            self._begin_pieces(p, one.group, torch.float32 if p.dtype in LOW_PRECISION and widened else p.dtype)
+        for p in positions:
+            dtype = p.dtype
+            self._begin_pieces(p, one.group, torch.float32 if widened and dtype in LOW_PRECISION else dtype)
             self._begin_rounding(p, one.rounding)
-            state = self.state[p]
-            if one.rule.target == "initial" and "initial" not in state:
-                state["initial"] = p.clone(memory_format=torch.contiguous_format)
+            if one.rule.target == "initial" and "initial" not in self.state[p]:
+                self.state[p]["initial"] = p.clone(memory_format=torch.contiguous_format)
+        self._count_steps(list(positions))
 
-            flat = flat_of(p, p.grad, state, names, one.number(position), copies)
-            if (found := self._loop(p, one)) is not None:
+        for p, position in positions.items():
+            flat = flat_of(p, p.grad, self.state[p], names, one.number(position), copies)
+            if self._compiles and (found := self._loop(p, one)) is not None:
                 self._workspace.run(*found, flat, self._numbers(p, one))
             else:
                 kinds[_kind(p), p.grad.dtype].append(flat)
@@ -198,4 +203,6 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
 
 def _kind(p: Any) -> tuple[Any, ...]:
     """What tensors must share to be stepped together: a distributed one's parts have noise of their own."""
-    return p.dtype, p.device, tuple(getattr(p, "placements", ())), getattr(p, "device_mesh", None)
+    if not hasattr(p, "placements"):
+        return p.dtype, p.device
+    return p.dtype, p.device, p.placements, p.device_mesh

@@ -187,7 +187,7 @@ class Workspace:
         self._decay(wide, gradient, piece, kind)
         if kind.update is not None:
             sizes = [flat.weights.numel() for flat in piece]
-            wides, gradients = list(torch.split(wide, sizes)), list(torch.split(gradient, sizes))
+            wides, gradients = (list(torch.split_with_sizes(whole, sizes)) for whole in (wide, gradient))
             kind.update(wides, gradients, [flat.state for flat in piece])
 
         rounding.write(wide, low, memory, self.scratch, self._noise(piece) if rounding.needs_noise else None)
@@ -285,23 +285,27 @@ def flat_of(
         copies: gets (original, contiguous copy) of what is strided, for `put_back` after the step.
     """
 
-    def flat(original: Tensor) -> Tensor:
-        whole = local(original)
-        if not whole.is_contiguous():
-            copies.append((whole, whole.contiguous()))
-            whole = copies[-1][1]
-        return whole if whole.ndim == 1 else whole.view(-1)
-
-    here = {name: flat(state[name]) for name in names if name in state}
-    here |= {name: state[name] for name in COUNTS if name in state}
+    here = {
+        name: _flat(state[name], copies) if name in names else state[name]
+        for name in (*names, *COUNTS)
+        if name in state
+    }
     slope = local(gradient).contiguous()
     return Flat(
-        flat(tensor),
+        _flat(tensor, copies),
         slope if slope.ndim == 1 else slope.view(-1),
         here,
         number,
         shard_number(tensor),
     )
+
+
+def _flat(original: Tensor, copies: list[tuple[Tensor, Tensor]]) -> Tensor:
+    whole = local(original)
+    if not whole.is_contiguous():
+        copies.append((whole, whole.contiguous()))
+        whole = copies[-1][1]
+    return whole if whole.ndim == 1 else whole.view(-1)
 
 
 def put_back(copies: list[tuple[Tensor, Tensor]]) -> None:
@@ -311,7 +315,7 @@ def put_back(copies: list[tuple[Tensor, Tensor]]) -> None:
 
 
 def _put_back(flat: Tensor, tensors: list[Tensor]) -> None:
-    torch._foreach_copy_(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]))
+    torch.split_with_sizes_copy(flat, [tensor.numel() for tensor in tensors], out=tensors)
 
 
 def _parts(tensor: Tensor, count: int) -> list[Tensor]:
