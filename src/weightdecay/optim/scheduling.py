@@ -1,0 +1,133 @@
+"""The schedules of η and λ at one step, applied to an optimizer: ours or another's.
+
+    for step, batch in enumerate(batches):
+        apply_schedules(optimizer, step, lr=Warmup(100, then=Cosine(6e-4, 0.0, steps=9_900)), weight_decay=0.1)
+        …
+
+Each group takes its share: `lr_multiplier` of η and `decay_multiplier` of λ, which a decay plan writes into its groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from weightdecay.errors import OptimizerError
+from weightdecay.optim.checks import group_title, number
+from weightdecay.optim.grouping import Group
+from weightdecay.optim.schedules import Schedule
+
+# What η or λ is at each step.
+Course: TypeAlias = float | Schedule
+
+
+def apply_schedules(
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    *,
+    lr: Course | None = None,
+    weight_decay: Course | None = None,
+    groups: Sequence[Group] | None = None,
+) -> None:
+    """Set η and λ of a step in an optimizer's groups.
+
+        group["lr"] = η(step) · lr_multiplier          group["weight_decay"] = λ(step) · decay_multiplier
+
+    A group without `decay_multiplier` gets its present proportion to the largest λ, once, and so one whose λ is 0 goes
+    on not decaying; λ may be 0 for a while, and nothing is lost. A group without `lr_multiplier` takes η itself if all
+    groups have one lr. torch's own schedulers, which write `lr`, may serve η instead.
+
+    Args:
+        optimizer: any whose groups have `lr` and `weight_decay`.
+        step: counted from 0.
+        lr, weight_decay: a number, or a schedule that gives one for a step; None leaves it alone.
+        groups: those of the optimizer's to set; all, if not given.
+
+    Raises:
+        OptimizerError: with every fault: a schedule without a finite number of at least 0, groups whose share cannot
+            be known. Nothing has changed then.
+    """
+    every = optimizer.param_groups
+    chosen = every if groups is None else list(groups)
+    faults: list[str] = []
+    values = {
+        key: _value(course, key, step, faults)
+        for key, course in (("lr", lr), ("weight_decay", weight_decay))
+        if course is not None
+    }
+    shares = {
+        key: (_lr_shares if key == "lr" else _decay_shares)(every, type(optimizer).__name__, faults) for key in values
+    }
+    if faults:
+        raise OptimizerError(faults)
+
+    for key, value in values.items():
+        for group, share in zip(every, shares[key], strict=True):
+            group.setdefault(_MULTIPLIERS[key], share)
+            if any(group is one for one in chosen):
+                _set(group, key, value * share)
+                if key == "weight_decay":
+                    group["decay_step"] = step  # from now on a schedule says what λ is, and no plan
+
+
+_MULTIPLIERS = {"lr": "lr_multiplier", "weight_decay": "decay_multiplier"}
+
+
+def _value(course: Any, key: str, step: int, faults: list[str]) -> float:
+    given = course(step) if callable(course) else course
+    value = number(given)
+    if value is None or not (math.isfinite(value) and value >= 0):
+        faults.append(f"{key} at step {step} is {given!r}: it must be a finite number of at least 0")
+        return 0.0
+    return value
+
+
+def _decay_shares(groups: Sequence[Group], kind: str, faults: list[str]) -> list[float]:
+    """Each group's share of λ."""
+    if without := [group_title(group, i) for i, group in enumerate(groups) if "weight_decay" not in group]:
+        faults.append(f"{kind} has no weight_decay in {', '.join(without)}: there is no decay to schedule")
+        return []
+
+    present = [number(group["weight_decay"]) or 0.0 for group in groups]
+    unshared = [λ for λ, group in zip(present, groups, strict=True) if "decay_multiplier" not in group]
+    # A plan's groups tell what λ their share is of; others are measured by the largest among them.
+    bases = [
+        λ / group["decay_multiplier"] for λ, group in zip(present, groups, strict=True) if group.get("decay_multiplier")
+    ]
+    largest = max([*bases, *unshared], default=0.0)
+    if unshared and not largest and len(unshared) == len(groups):
+        faults.append(
+            f"every group of {kind} has weight_decay 0: give the groups that a λ schedule is for a λ first, or a "
+            "decay_multiplier"
+        )
+    return [
+        group.get("decay_multiplier", λ / largest if largest else 0.0) for λ, group in zip(present, groups, strict=True)
+    ]
+
+
+def _lr_shares(groups: Sequence[Group], kind: str, faults: list[str]) -> list[float]:
+    """Each group's share of η."""
+    if without := [group_title(group, i) for i, group in enumerate(groups) if "lr" not in group]:
+        faults.append(f"{kind} has no lr in {', '.join(without)}: there is nothing to schedule")
+        return []
+
+    unshared = [(i, group) for i, group in enumerate(groups) if "lr_multiplier" not in group]
+    if len({number(group["lr"]) for _, group in unshared}) > 1:
+        names = ", ".join(group_title(group, i) for i, group in unshared)
+        faults.append(
+            f"the groups of {kind} have different lr, and their shares of one schedule are not known: give each of "
+            f"{names} an lr_multiplier"
+        )
+    return [group.get("lr_multiplier", 1.0) for group in groups]
+
+
+def _set(group: Group, key: str, value: float) -> None:
+    """In place where it is a tensor, which captured graphs and compiled steps go on looking at."""
+    if isinstance(group[key], Tensor):
+        group[key].fill_(value)
+    else:
+        group[key] = value
