@@ -1,0 +1,12 @@
+"""What an optimizer's step really does to weights: seen, not read from its keys or from a list of names.
+
+In comes any torch optimizer; out comes a `StepReport`: for each group, how its `weight_decay` enters a step, the
+fraction that a step removes, whether its direction looks at the weights, or why nothing can be said of it. All is
+tried on twins of the optimizer with a few numbers in each tensor, and nothing of the original is touched.
+
+    copying.py      an object and what hangs on it, copied with small tensors in place of the parameters
+    isolation.py    a place to step in that leaves no trace: no hook, no generator, no write to what is real
+    twin.py         twins of an optimizer, and the state and progress that their steps leave
+    probe.py        `probe_step`: the experiments and what follows from them; read this one first
+    watch.py        twins that step beside real steps, and see what comes once in a hundred steps
+"""

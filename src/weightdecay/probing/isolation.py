@@ -1,0 +1,165 @@
+"""A place to step in that leaves no trace outside.
+
+Hooks for all optimizers do not see the step, generators of all devices are afterwards what they were, and a write to
+a tensor that was there before is refused before it happens.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import sys
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import optimizer as torchs
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from weightdecay.errors import OptimizerError
+
+_GLOBAL_HOOKS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
+
+
+class WritesOutsideError(OptimizerError):
+    """A step or a hook writes to a tensor that is not its own."""
+
+
+@contextmanager
+def isolated(seed: int) -> Iterator[None]:
+    """Step here: with numbers drawn from `seed`, without global hooks, and uncompiled."""
+    hooks = {name: getattr(torchs, name) for name in _GLOBAL_HOOKS}
+    generators = _generators()
+    states = [generator.get_state() for generator in generators]
+    numpys, pythons = np.random.get_state(), random.getstate()
+    try:
+        for name in hooks:
+            setattr(torchs, name, OrderedDict())
+        # Not torch.manual_seed, which seeds the devices as well, and even those that nobody has used yet.
+        for generator in generators:
+            generator.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        with _uncompiled():
+            yield
+    finally:
+        for name, value in hooks.items():
+            setattr(torchs, name, value)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        np.random.set_state(numpys)
+        random.setstate(pythons)
+
+
+def _generators() -> list[torch.Generator]:
+    """torch's generator of each device that has been used."""
+    found = [torch.random.default_generator]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        found += list(torch.cuda.default_generators)
+    return found
+
+
+def _uncompiled() -> Any:
+    """Small shapes are not to be compiled for: it takes seconds, and counts against the limit of the user's own."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+class OnlyOwnTensors(TorchDispatchMode):
+    """Refuses each in-place operation on a tensor that neither is among `own` nor was made in here."""
+
+    def __init__(self, own: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._own = {storage for tensor in own for storage in _storages(tensor)}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+        given = dict(kwargs or {})
+        written, makes = _writes(func)
+        for position, name in written:
+            value = args[position] if position < len(args) else given.get(name)
+            for tensor in _tensors(value):
+                if any(storage not in self._own for storage in _storages(tensor)):
+                    raise WritesOutsideError(
+                        f"it writes to a tensor of shape {tuple(tensor.shape)} that is not the copy's own ({func})"
+                    )
+
+        made = func(*args, **given)
+        if makes:
+            for tensor in _tensors(made):
+                self._own.update(_storages(tensor))
+        return made
+
+
+@functools.cache
+def _writes(func: Any) -> tuple[list[tuple[int, str]], bool]:
+    """The arguments that an operation writes to, by position and name, and whether what it returns is new memory."""
+    arguments, returns = func._schema.arguments, func._schema.returns
+    written = [(i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
+    # `torch.tensor(…)` makes its tensor unseen, and shows it first as what is lifted.
+    lifted = func._schema.name.startswith("aten::lift")
+    return written, lifted or not any(result.alias_info for result in returns)
+
+
+@contextmanager
+def untouched(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Put back what a step of a copy has set in the real optimizer by names that it kept of it.
+
+    Raises:
+        WritesOutsideError: there was such a thing.
+    """
+    groups = optimizer.param_groups
+    held = [(group, dict(group), list(group["params"])) for group in groups]
+    tensors = [(p, p.grad, p.data_ptr() if p.layout == torch.strided and not hasattr(p, "to_local") else 0, p.data)
+               for _, _, params in held for p in params]
+    state = {key: dict(value) if isinstance(value, dict) else value for key, value in optimizer.state.items()}
+
+    yield
+
+    touched = []
+    for index, (group, as_was, params) in enumerate(held):
+        if group.keys() != as_was.keys() or any(group[key] is not value for key, value in as_was.items()):
+            group.clear()
+            group.update(as_was)
+            touched.append(f"the settings of group {index}")
+        if len(group["params"]) != len(params):
+            group["params"][:] = params
+    for p, gradient, pointer, data in tensors:
+        if p.grad is not gradient:
+            p.grad = gradient
+            touched.append("gradients")
+        if pointer and p.data_ptr() != pointer:
+            p.data = data
+            touched.append("parameters")
+    if optimizer.state.keys() != state.keys():
+        for key in optimizer.state.keys() - state.keys():
+            del optimizer.state[key]
+        touched.append("state")
+    if touched:
+        raise WritesOutsideError(f"it writes to the real optimizer: {', '.join(dict.fromkeys(touched))}")
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+
+
+def _storages(tensor: Tensor) -> list[int]:
+    """What tells a tensor's memory from another's; of a wrapper's, the memory of its parts."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return [storage for name in names for storage in _storages(getattr(tensor, name))]
+    try:
+        return [tensor.untyped_storage()._cdata]
+    except (NotImplementedError, RuntimeError):  # a sparse tensor has none of its own
+        return []
