@@ -12,9 +12,9 @@ __version__ = "0.1.0"
 
 # public name -> the module that defines it
 _PUBLIC: dict[str, str] = {
-    "DecayPlan": "weightdecay.planning.plan",
+    "DecayPlan": "weightdecay.planning.decay_plan",
     "plan": "weightdecay.planning.plan",
-    "PlannedTensor": "weightdecay.planning.plan",
+    "PlannedTensor": "weightdecay.planning.decay_plan",
     "Override": "weightdecay.planning.policies",
     "Role": "weightdecay.planning.roles",
     "Adafactor": "weightdecay.optim.adafactor",

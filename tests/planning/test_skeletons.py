@@ -10,7 +10,8 @@ import pytest
 
 from tests.planning.skeletons import Skeleton, read
 from weightdecay.planning.emulation import EMULATED
-from weightdecay.planning.plan import PlannedTensor, plan_tensors
+from weightdecay.planning.decay_plan import PlannedTensor
+from weightdecay.planning.plan import plan_tensors
 from weightdecay.planning.roles import Role
 from weightdecay.planning.tensors import Site, TensorFacts
 

@@ -12,7 +12,7 @@ from weightdecay.cli.output import console, note, print_json
 from weightdecay.errors import CheckFailedError, ConfigError, RecipeError, WeightDecayError, did_you_mean
 
 if TYPE_CHECKING:
-    from weightdecay.planning.plan import DecayPlan
+    from weightdecay.planning.decay_plan import DecayPlan
     from weightdecay.planning.sources import Source
     from weightdecay.recipes.schema import Recipe
     from weightdecay.recipes.settings import TrainConfig

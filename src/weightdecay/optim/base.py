@@ -20,6 +20,7 @@ from weightdecay.optim.decay import decay_, decay_all_, kernel_weight_decay, loc
 from weightdecay.optim.grouping import (
     Group,
     Params,
+    Rules,
     drop_repeats,
     listed_groups,
     rule_for_the_rest,
@@ -29,10 +30,12 @@ from weightdecay.optim.grouping import (
     with_rule,
     with_rules,
 )
+from weightdecay.optim.loading import StateKeeping
 from weightdecay.optim.pieces import COUNTS, ROUNDED, StepKind, Workspace, flat_of, put_back
 from weightdecay.optim.precision import warn_of_rounding
 from weightdecay.optim.roundings import LOW_PRECISION, ROUNDINGS, Rounding, as_rounding, group_rounding, spelt_rounding
-from weightdecay.optim.rules import Rule, as_rule, group_decay_per_step, group_rule, plain_rule, spelt
+from weightdecay.optim.rules import Rule, as_rule, group_decay_per_step, group_rule, spelt
+from weightdecay.planning.decay_plan import DecayPlan
 
 
 def _no_closure() -> None:
@@ -67,7 +70,7 @@ class Work(NamedTuple):
         return (self.place << 32) + position
 
 
-class DecayingOptimizer(torch.optim.Optimizer):
+class DecayingOptimizer(StateKeeping):
     """The part of a step that decides how weights decay; a subclass brings the direction.
 
     It stands before a torch optimizer in the subclass's bases, or the subclass overrides `_direction_step`. Directions
@@ -134,6 +137,7 @@ class DecayingOptimizer(torch.optim.Optimizer):
 
     def _finish(self, *, compiled: bool | None = None, **settings: Any) -> None:
         """Make `rule`, `peak_lr` and `rounding` the defaults of later groups; warn of weights that would not decay."""
+        self._rules: Rules = settings["rule"]
         settings["rule"] = spelt(as_rule(rule_for_the_rest(settings["rule"])))
         settings["rounding"] = spelt_rounding(as_rounding(settings["rounding"]))
         self.defaults.update({key: value for key, value in settings.items() if (key, value) != ("peak_lr", None)})
@@ -161,58 +165,9 @@ class DecayingOptimizer(torch.optim.Optimizer):
         if finished:
             warn_of_rounding(self.param_groups[-1], len(self.param_groups) - 1)
 
-    # --- state
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_workspace": self._workspace}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a state; what its groups do not say, as those of torch's optimizers, stays as constructed."""
-        constructed = self.__dict__.get("param_groups", [])
-        if len(constructed) == len(state["param_groups"]):
-            for own, loaded in zip(constructed, state["param_groups"], strict=True):
-                loaded.update({key: value for key, value in own.items() if key not in loaded})
-                if loaded["rounding"] == getattr(own["rounding"], "name", None):
-                    loaded["rounding"] = own["rounding"]  # of the user's own, saved by its name
-        super().__setstate__(state)
-        for group in self.param_groups:
-            group.update(with_rule(group, self.defaults))
-
-    def state_dict(self) -> dict[str, Any]:
-        """As torch's, with a rule of one's own by its fields, so that the state stays one of plain values."""
-        plain: dict[str, Any] = super().state_dict()
-        for group in plain["param_groups"]:
-            group["rule"] = plain_rule(group["rule"])
-            if isinstance(group["rounding"], Rounding):
-                group["rounding"] = group["rounding"].name
-        return plain
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load as torch does, by position, but leave every state in the dtype in which it was saved.
-
-        torch makes all of it the weights' dtype but `step`: moments and masters of low-precision weights would lose
-        what they are there for, and a counter in bfloat16 stops at 256. `weightdecay.load_state_by_name` loads by name.
-        """
-        loaded: dict[str, Any] = {}  # what the last of the user's hooks made of it
-        before = self.register_load_state_dict_pre_hook(lambda _, given: loaded.update(given))
-        after = self.register_load_state_dict_post_hook(lambda _: self._restore_dtypes(loaded), prepend=True)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            before.remove()
-            after.remove()
-
-    def _restore_dtypes(self, loaded: Mapping[str, Any]) -> None:
-        saved_ids = [saved_id for group in loaded["param_groups"] for saved_id in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for saved_id, p in zip(saved_ids, params, strict=True):
-            for key, value in loaded["state"].get(saved_id, {}).items():
-                if not isinstance(value, Tensor) or self.state[p][key].dtype == value.dtype:
-                    continue
-                if value.ndim == 0 or not value.is_floating_point():
-                    self.state[p][key] = value.clone()  # a counter, where it was
-                elif p.dtype in LOW_PRECISION:
-                    self.state[p][key] = value.to(device=p.device, copy=True)
+    def groups_of_plan(self, plan: DecayPlan, groups: list[Group]) -> list[Group]:
+        """Groups of a plan divided as those that the optimizer was made with: each tensor with its rule."""
+        return with_rules(groups, self._rules, tables_and_heads(plan))
 
     # --- the step
 

@@ -47,7 +47,7 @@ from weightdecay.optim.grouping import (
 from weightdecay.optim.orthogonal import NEWTON_SCHULZ, Coefficients, on_whole_matrices, orthogonalised
 from weightdecay.optim.roundings import NEAREST, RoundingLike, group_rounding
 from weightdecay.optim.rules import DECOUPLED
-from weightdecay.planning.plan import DecayPlan
+from weightdecay.planning.decay_plan import DecayPlan
 
 ADJUSTMENTS = ("match_rms_adamw", "original")
 _FLOOR = 1e-10  # of norms and mean squares: what has no gradient stays where it is
@@ -132,6 +132,7 @@ class Muon(AdamW):
             rule=rule_for_the_rest(rule), peak_lr=peak_lr, rounding=rounding,
             maximize=maximize, foreach=foreach, fused=fused,
         )  # fmt: skip
+        self._rules = rule
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; matrices and the rest must not share one, unless all of it is for AdamW."""
@@ -148,6 +149,10 @@ class Muon(AdamW):
                     param_group.setdefault(key, value)
                 _raise_unless_matrices(tensors, param_group["stacked"])
         return super().add_param_group(param_group)
+
+    def groups_of_plan(self, plan: DecayPlan, groups: list[Group]) -> list[Group]:
+        ruled = super().groups_of_plan(plan, groups)
+        return [part for group in ruled for part in _divided(group, muon_tensors(plan), self._own)]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_own": self._own}
@@ -250,19 +255,26 @@ def _split(params: Params, lr: float | Tensor, rule: Rules, own: Group) -> Any:
     if groups is None:
         return params
     hidden = muon_tensors(params) if isinstance(params, DecayPlan) else None
-    split: list[Group] = []
-    for group in with_rules(groups, rule, tables_and_heads(params)):
-        named = named_tensors(group)
-        if named is None or "algorithm" in group:
-            split.append({**own, **group} if group.get("algorithm") == "muon" else group)
-            continue
-        labels = [
-            "muon" if (is_matrix(tensor.shape) if hidden is None else name in hidden) else "adamw"
-            for name, tensor in named
-        ]
-        for label, part in split_group(group, labels):
-            split.append({**(own if label == "muon" else {}), **part, "algorithm": label})
-    return split
+    ruled = with_rules(groups, rule, tables_and_heads(params))
+    return [part for group in ruled for part in _divided(group, hidden, own)]
+
+
+def _divided(group: Group, hidden: frozenset[str] | None, own: Group) -> list[Group]:
+    """A group as one for Muon and one for AdamW.
+
+    Args:
+        hidden: the names of Muon's tensors; None where only shapes tell.
+    """
+    named = named_tensors(group)
+    if named is None or "algorithm" in group:
+        return [{**own, **group} if group.get("algorithm") == "muon" else group]
+
+    labels = [
+        "muon" if (is_matrix(tensor.shape) if hidden is None else name in hidden) else "adamw" for name, tensor in named
+    ]
+    return [
+        {**(own if label == "muon" else {}), **part, "algorithm": label} for label, part in split_group(group, labels)
+    ]
 
 
 def _raise_unless_matrices(tensors: list[Tensor], stacked: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from weightdecay.errors import DamagedError, PlanError
-from weightdecay.planning.plan import DecayPlan, PlannedTensor
+from weightdecay.planning.decay_plan import DecayPlan, PlannedTensor
 from weightdecay.planning.roles import Role
 
 FORMAT = "weightdecay plan"

@@ -11,7 +11,7 @@ from weightdecay.errors import CheckFailedError
 from weightdecay.planning.comparison import some
 
 if TYPE_CHECKING:
-    from weightdecay.planning.plan import DecayPlan
+    from weightdecay.planning.decay_plan import DecayPlan
 
 
 def check_ranks(plan: DecayPlan) -> None:

@@ -12,8 +12,8 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from weightdecay.planning.decay_plan import DecayPlan, PlannedTensor
 from weightdecay.planning.patterns import INDEX, pattern_of
-from weightdecay.planning.plan import DecayPlan, PlannedTensor
 from weightdecay.planning.roles import DECAYING, Role
 
 _WIDTH_FOR_REASONS = 110  # columns below which there is no room for a reason beside the rest

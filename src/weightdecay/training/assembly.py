@@ -16,7 +16,7 @@ from weightdecay.models.decoder import GPT
 from weightdecay.optim import rules
 from weightdecay.optim.schedules import Schedule
 from weightdecay.optim.timescale import DecayOverRun, decay_over_run, optimal_weight_decay
-from weightdecay.planning.plan import DecayPlan
+from weightdecay.planning.decay_plan import DecayPlan
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.training.optimizers import decay_plan, rule_faults
 from weightdecay.training.preflight import missing_names

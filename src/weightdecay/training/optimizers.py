@@ -16,7 +16,8 @@ from weightdecay.optim.adamw import AdamL2, AdamW
 from weightdecay.optim.lion import Lion
 from weightdecay.optim.muon import Muon
 from weightdecay.optim.sgdw import SGDW
-from weightdecay.planning.plan import DecayPlan, plan
+from weightdecay.planning.decay_plan import DecayPlan
+from weightdecay.planning.plan import plan
 from weightdecay.planning.policies import Override
 from weightdecay.recipes.settings import OptimizerSettings
 

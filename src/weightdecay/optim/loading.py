@@ -1,0 +1,73 @@
+"""What a loaded state may change: not the dtype of what was saved, and not what a group was constructed with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightdecay.optim.grouping import Group, Rules, with_rule
+from weightdecay.optim.pieces import Workspace
+from weightdecay.optim.roundings import LOW_PRECISION, Rounding
+from weightdecay.optim.rules import plain_rule
+
+
+class StateKeeping(torch.optim.Optimizer):
+    """State by position, as torch keeps it, without what torch loses of it."""
+
+    param_groups: list[Group]
+    _workspace: Workspace
+    _rules: Rules  # as given to the constructor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_workspace": self._workspace, "_rules": self._rules}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state; what its groups do not say, as those of torch's optimizers, stays as constructed."""
+        constructed = self.__dict__.get("param_groups", [])
+        if len(constructed) == len(state["param_groups"]):
+            for own, loaded in zip(constructed, state["param_groups"], strict=True):
+                loaded.update({key: value for key, value in own.items() if key not in loaded})
+                if loaded["rounding"] == getattr(own["rounding"], "name", None):
+                    loaded["rounding"] = own["rounding"]  # of the user's own, saved by its name
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.update(with_rule(group, self.defaults))
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, with a rule of one's own by its fields, so that the state stays one of plain values."""
+        plain: dict[str, Any] = super().state_dict()
+        for group in plain["param_groups"]:
+            group["rule"] = plain_rule(group["rule"])
+            if isinstance(group["rounding"], Rounding):
+                group["rounding"] = group["rounding"].name
+        return plain
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load as torch does, by position, but leave every state in the dtype in which it was saved.
+
+        torch makes all of it the weights' dtype but `step`: moments and masters of low-precision weights would lose
+        what they are there for, and a counter in bfloat16 stops at 256. `weightdecay.load_state_by_name` loads by name.
+        """
+        loaded: dict[str, Any] = {}  # what the last of the user's hooks made of it
+        before = self.register_load_state_dict_pre_hook(lambda _, given: loaded.update(given))
+        after = self.register_load_state_dict_post_hook(lambda _: self._restore_dtypes(loaded), prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _restore_dtypes(self, loaded: Mapping[str, Any]) -> None:
+        saved_ids = [saved_id for group in loaded["param_groups"] for saved_id in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for saved_id, p in zip(saved_ids, params, strict=True):
+            for key, value in loaded["state"].get(saved_id, {}).items():
+                if not isinstance(value, Tensor) or self.state[p][key].dtype == value.dtype:
+                    continue
+                if value.ndim == 0 or not value.is_floating_point():
+                    self.state[p][key] = value.clone()  # a counter, where it was
+                elif p.dtype in LOW_PRECISION:
+                    self.state[p][key] = value.to(device=p.device, copy=True)
