@@ -7,6 +7,7 @@ tried on twins of the optimizer with a few numbers in each tensor, and nothing o
     copying.py      an object and what hangs on it, copied with small tensors in place of the parameters
     isolation.py    a place to step in that leaves no trace: no hook, no generator, no write to what is real
     twin.py         twins of an optimizer, and the state and progress that their steps leave
+    walks.py        twins that are led, and when two ways are the same
     probe.py        `probe_step`: the experiments and what follows from them; read this one first
     watch.py        twins that step beside real steps, and see what comes once in a hundred steps
 """

@@ -60,7 +60,7 @@ class Absent:
             return object.__getattribute__(self, key)
         return object.__getattribute__(self, "_refuse")()
 
-    __call__ = __iter__ = __len__ = __bool__ = __getitem__ = __setitem__ = __setattr__ = __enter__ = __contains__ = (  # type: ignore[assignment]
+    __call__ = __iter__ = __len__ = __bool__ = __getitem__ = __setitem__ = __setattr__ = __enter__ = __contains__ = (
         lambda self, *_, **__: object.__getattribute__(self, "_refuse")()
     )
 
@@ -170,14 +170,14 @@ class Copier:
         if isinstance(value, defaultdict):
             made = self.remember(value, defaultdict(self.copy(value.default_factory)))
         else:
-            made = self.remember(value, type(value).__new__(type(value)))
+            made = self.remember(value, _empty(value))
         for key, item in value.items():
             made[self.copy(key)] = self.copy(item)
         self._fill(value, made)
         return made
 
     def _list(self, value: Any) -> Any:
-        made = self.remember(value, type(value).__new__(type(value)))
+        made = self.remember(value, _empty(value))
         made.extend(self.copy(item) for item in value)
         self._fill(value, made)
         return made
@@ -281,7 +281,7 @@ class Copier:
             if isinstance(value, Tensor) and id(value) not in self.memo:
                 return self.remember(value, self.cut(value, tuple(lengths.get(n, n) for n in value.shape)))
             if isinstance(value, dict):
-                made = self.remember(value, type(value).__new__(type(value)))
+                made = self.remember(value, _empty(value))
                 made.update((key, walk(item)) for key, item in value.items())
                 return made
             if type(value) in (list, tuple):
@@ -355,8 +355,15 @@ def _slots(kind: type) -> list[str]:
     return found
 
 
-def _reduces_itself(kind: type) -> bool:
-    return kind.__reduce__ is not object.__reduce__ or kind.__reduce_ex__ is not object.__reduce_ex__
+def _empty(value: Any) -> Any:
+    """A container of the kind, past its constructor."""
+    kind: Any = type(value)
+    return kind.__new__(kind)
+
+
+def _reduces_itself(kind: Any) -> bool:
+    plain: Any = object
+    return kind.__reduce__ is not plain.__reduce__ or kind.__reduce_ex__ is not plain.__reduce_ex__
 
 
 def _title(value: Any) -> str:

@@ -57,8 +57,8 @@ def isolated(seed: int) -> Iterator[None]:
 
 def _generators() -> list[torch.Generator]:
     """torch's generator of each device that has been used."""
-    found = [torch.random.default_generator]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    found = [torch.default_generator]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         found += list(torch.cuda.default_generators)
     return found
 
@@ -70,14 +70,14 @@ def _uncompiled() -> Any:
     return torch.compiler.set_stance("force_eager")
 
 
-class OnlyOwnTensors(TorchDispatchMode):
+class OnlyOwnTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses each in-place operation on a tensor that neither is among `own` nor was made in here."""
 
     def __init__(self, own: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._own = {storage for tensor in own for storage in _storages(tensor)}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = dict(kwargs or {})
         written, makes = _writes(func)
         for position, name in written:
@@ -114,8 +114,11 @@ def untouched(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """
     groups = optimizer.param_groups
     held = [(group, dict(group), list(group["params"])) for group in groups]
-    tensors = [(p, p.grad, p.data_ptr() if p.layout == torch.strided and not hasattr(p, "to_local") else 0, p.data)
-               for _, _, params in held for p in params]
+    tensors = [
+        (p, p.grad, p.data_ptr() if p.layout == torch.strided and not hasattr(p, "to_local") else 0, p.data)
+        for _, _, params in held
+        for p in params
+    ]
     state = {key: dict(value) if isinstance(value, dict) else value for key, value in optimizer.state.items()}
 
     yield

@@ -5,7 +5,8 @@ either walk the same way or not. With S(λ, g, w) for a step:
 
     none            S(λ, g, w) = S(0, g, w)
     coupled         S(λ, g, w) = S(0, g + λ·w, w)
-    decoupled       S(λ, g, w) = S(0, g, (1 − c)·w)   before, or   (1 − c)·S(0, g, w)   after the update
+    decoupled       S(λ, g, w) = S(0, g, (1 − c)·w)   before, or   (1 − c)·S(0, g, w)   after the update,
+                    or S(0, g, w) − c·w               beside it
     reads weights   S(0, g, (1 − a)·w) ≠ S(0, g, w) − a·w
 
 over several steps and at more than one λ and lr. c is what a step without gradient removes.
@@ -13,8 +14,8 @@ over several steps and at more than one λ and lr. c is what a step without grad
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -23,12 +24,15 @@ from torch import Tensor
 
 from weightdecay.errors import OptimizerError
 from weightdecay.probing.isolation import untouched
-from weightdecay.probing.twin import Twin, Twins
+from weightdecay.probing.twin import Twins
+from weightdecay.probing.walks import Walk, Walker, Where, is_alike
 
 Form: TypeAlias = Literal["none", "decoupled", "coupled", "other"]
 Order: TypeAlias = Literal["before", "after"]
 
 STEPS = 16
+_FEW = 6
+"""Steps in which the form of a decay shows: Schedule-Free's first is as AdamW's, and its second is not."""
 # A twin that cannot stand where its optimizer stands must go far enough to see what comes in every k-th step.
 STEPS_WITHOUT_PHASE = 300
 SHRINK = 0.1
@@ -42,12 +46,12 @@ class GroupReport:
 
     Attributes:
         form: how λ enters; "other" where the direction branches on λ, or neither form fits.
-        order: of decay and update, where it is decoupled.
+        order: of decay and update, where it is decoupled; None where both are of the whole weight, w − c·w − u(w).
         decay_per_step: the fraction that a step without gradient removes at the group's own lr and λ.
         hidden_decay: the same with `weight_decay` 0 in the group.
         reads_weight_decay, reads_lr: whether another value of the key changes the step.
-        own_decay_is_lr_times_lambda: whether the step is `w ← (1 − lr·λ)·w`, then the step of λ = 0.
-        through_gradient: whether it is the step of λ = 0 with λ·w added to the gradient. Of plain SGD both are true.
+        own_decay_is_lr_times_lambda: whether the step is `w ← (1 − lr·λ)·w`, before the step of λ = 0 or beside it.
+        through_gradient: whether it is the step of λ = 0 with λ·w added to the gradient; true of plain SGD, too.
         reads_weights: whether the direction at λ = 0 depends on the weights, or on chance.
         opaque: why nothing can be said; empty where it can.
     """
@@ -119,124 +123,29 @@ def _has_begun(optimizer: torch.optim.Optimizer) -> bool:
     return any(bool(state) for state in optimizer.state.values())
 
 
-def _merged(reports: Sequence[GroupReport]) -> GroupReport:
+def _merged(reports: Sequence[_Seen]) -> GroupReport:
     """What holds in each precision; numbers are the finest's, which comes first."""
     fine = reports[0]
     if opaque := next((report.opaque for report in reports if report.opaque), ""):
         return GroupReport(fine.index, fine.title, opaque=opaque)
-    # In low precision a decay may be rounded away, so that there "none" says nothing.
-    forms = {report.form for report in reports if report.form != "none"} or {"none"}
-    seen = [report for report in reports if report.form != "none"] or [fine]
+    # In low precision a decay may be rounded away, and there it says nothing that λ changes nothing.
+    telling = [report.ways for report in reports if report.ways is not None]
+    ways = frozenset.intersection(*telling) if telling else frozenset()
+    place = next((way for way in ("before", "after", "beside") if way in ways), None)
+    form: Form = "decoupled" if place else "coupled" if "coupled" in ways else "other" if telling else "none"
     return GroupReport(
         fine.index,
         fine.title,
-        form=seen[0].form if len(forms) == 1 else "other",
-        order=seen[0].order,
+        form=form,
+        order="before" if place == "before" else "after" if place == "after" else None,
         decay_per_step=fine.decay_per_step,
         hidden_decay=fine.hidden_decay,
-        reads_weight_decay=any(report.reads_weight_decay for report in reports),
+        reads_weight_decay=bool(telling),
         reads_lr=any(report.reads_lr for report in reports),
-        own_decay_is_lr_times_lambda=all(report.own_decay_is_lr_times_lambda for report in seen),
-        through_gradient=all(report.through_gradient for report in seen),
+        own_decay_is_lr_times_lambda=bool(place) and "lr·λ" in ways,
+        through_gradient="coupled" in ways,
         reads_weights=any(report.reads_weights for report in reports),
     )
-
-
-# --- walks: the weights after each step, and how they are compared
-
-Weights: TypeAlias = list[list[Tensor]]
-
-
-@dataclass(frozen=True)
-class Walk:
-    """The small weights of each group before the first step and after each."""
-
-    places: list[Weights]
-
-    def of_group(self, index: int) -> list[list[Tensor]]:
-        return [weights[index] for weights in self.places]
-
-
-class Walker:
-    """A twin that is led: with other settings, and with weights that shrink beside the step.
-
-    Args:
-        shrink: for each group a; 0 for none.
-        where: `before` the step, `after` it, or `subtracted` after it, as a·w of the weights before.
-        into_gradient: for each group λ, where λ·w is added to the gradient.
-        gradient: the scale of random gradients; 0 for none.
-    """
-
-    def __init__(
-        self,
-        twin: Twin,
-        *,
-        shrink: Sequence[float] | None = None,
-        where: Literal["before", "after", "subtracted"] = "before",
-        into_gradient: Sequence[float] | None = None,
-        gradient: float = 1.0,
-    ) -> None:
-        self.twin = twin
-        self.shrink, self.where = shrink or [0.0] * len(twin.params), where
-        self.into_gradient, self.gradient = into_gradient, gradient
-
-    def step(self, *, guarded: bool) -> Weights:
-        """Make one step; the weights after it."""
-        if self.where == "before":
-            self._shrink()
-        self.twin.set_gradients(self.gradient, self.into_gradient)
-        whole = self.twin.weights() if self.where == "subtracted" else []
-        self.twin.step(guarded=guarded)
-        if self.where == "after":
-            self._shrink()
-        for params, before, a in zip(self.twin.params, whole, self.shrink, strict=False):
-            for p, w in zip(params, before, strict=True):
-                p.data.sub_(w, alpha=a) if a else None
-        return self.twin.weights()
-
-    def _shrink(self) -> None:
-        for params, a in zip(self.twin.params, self.shrink, strict=True):
-            for p in params:
-                p.data.mul_(1 - a) if a else None
-
-    def walk(self, steps: int) -> Walk:
-        return Walk([self.twin.weights(), *(self.step(guarded=True) for _ in range(steps))])
-
-
-def is_alike(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> bool:
-    """Whether two walks of a group are the same but for rounding.
-
-    The difference is compared with the longest step so far, and with what the dtype rounds off the weights.
-    """
-    moved = [0.0] * len(one[0]) if one else []
-    largest = list(moved)
-    for (was, _), (a, b) in itertools.pairwise(zip(one, other, strict=True)):
-        for index, (w, x, y) in enumerate(zip(was, a, b, strict=True)):
-            if not bool(torch.isfinite(x).all() & torch.isfinite(y).all()):
-                return False
-            moved[index] = max(moved[index], _longest(x - w))
-            largest[index] = max(largest[index], _longest(x), _longest(w))
-            relative, floor = _tolerance(x.dtype)
-            if _longest(x - y) > relative * moved[index] + floor * largest[index]:
-                return False
-    return True
-
-
-def _longest(x: Tensor) -> float:
-    return float(x.abs().max()) if x.numel() else 0.0
-
-
-def _tolerance(dtype: torch.dtype) -> tuple[float, float]:
-    """Of a step, and of the weights.
-
-    Measured over the optimizers of torch and of eleven packages (docs/optimizers.md): rounding in float64 stays under
-    1e-7 of a step, where a kernel works in float32 inside, and the smallest true dependence seen was 1e-4. In the
-    weights' own dtype the rounding of 16 steps adds up, and only what is coarse is asked of it.
-    """
-    if dtype in (torch.float64, torch.complex128):
-        return 1e-5, 1e-13
-    finfo = torch.finfo(dtype)
-    return 1e-3 if finfo.bits == 32 else 0.1, 16 * finfo.eps
 
 
 # --- experiments
@@ -254,7 +163,8 @@ class _Bench:
         self.groups = twins.optimizer.param_groups
         begun_elsewhere = _has_begun(twins.optimizer) and not twins.manner.keeps_phase
         self.steps = STEPS_WITHOUT_PHASE if begun_elsewhere else STEPS
-        self.lrs, self.decays = self._usable("lr", _LR, _OTHER_LR), self._usable("weight_decay", _WEIGHT_DECAY, _OTHER_WEIGHT_DECAY)
+        self.lrs = self._usable("lr", _LR, _OTHER_LR)
+        self.decays = self._usable("weight_decay", _WEIGHT_DECAY, _OTHER_WEIGHT_DECAY)
         self.works = self._steps_with()
 
     def _usable(self, key: str, *wanted: float) -> list[list[float]]:
@@ -283,83 +193,78 @@ class _Bench:
     def _walk(self, steps: int = 0, **how: Any) -> Walk:
         return self._walker(**how).walk(steps or self.steps)
 
-    def reports(self) -> list[GroupReport]:
+    def reports(self) -> list[_Seen]:
         """For each group what the experiments show."""
-        zeros = [0.0] * len(self.groups)
-        has_decay = bool(self.decays)
-        none = {"weight_decay": zeros} if has_decay else {}
-        lr = {"lr": self.lrs[0]} if self.lrs else {}
+        none: dict[str, Any] = {"weight_decay": [0.0] * len(self.groups)} if self.decays else {}
+        lr: dict[str, Any] = {"lr": self.lrs[0]} if self.lrs else {}
         shrink = [SHRINK] * len(self.groups)
 
         direction = self._walk(**lr, **none)
-        before = self._walk(**lr, **none, shrink=shrink)
-        after = self._walk(**lr, **none, shrink=shrink, where="subtracted")
-        reads_lr = self._walk(2, lr=self.lrs[1], **none) if self.lrs else direction
-        hidden = self._decay_seen(**none)
-        # Without lr, a decay of its own may be too small to see at the lr of now.
+        places: tuple[Where, ...] = ("before", "beside")
+        before, beside = (self._walk(**lr, **none, shrink=shrink, where=where) for where in places)
+        at_other_lr = self._walk(2, lr=self.lrs[1], **none) if self.lrs else direction
+        own, hidden = self._decay_seen(), self._decay_seen(**none)
+        # At an lr of 0 or nearly so a decay of its own would not be seen.
         hidden_at_lr = self._decay_seen(**lr, **none)
-        enters = [self._enters(direction, lr, index) for index in range(2)] if has_decay else []
-        own = self._decay_seen()
+        enters = [self._enters(direction, hidden_at_lr, lr, index) for index in range(2)] if self.decays else []
 
         reports = []
         for index, group in enumerate(self.groups):
-            title = _title(group, index)
-            if not _finite(direction.of_group(index)):
+            title, walk = _title(group, index), direction.of_group(index)
+            if not _finite(walk):
                 reason = "its small tensors become infinite or nan within a few steps of random gradients"
-                reports.append(GroupReport(index, title, opaque=reason))
+                reports.append(_Seen(index, title, opaque=reason))
                 continue
-            facts = _form([entry.facts(index) for entry in enters])
-            exact = facts.pop("lr_times_lambda", False) and self._own_decay_is_exact(index)
+            ways = _ways(enters, index) if enters else None
+            if ways and self.lrs and all(_is_lr_times_lambda(some, index) for some in (enters, self._elsewhere)):
+                ways |= {"lr·λ"}
             scale = _number(group["lr"]) / self.lrs[0][index] if self.lrs and self.lrs[0][index] else 1.0
             reports.append(
-                GroupReport(
+                _Seen(
                     index,
                     title,
+                    ways=ways,
                     decay_per_step=own[index],
-                    hidden_decay=hidden[index] or hidden_at_lr[index] * scale,
-                    reads_lr=bool(self.lrs) and not _equal(direction.of_group(index)[:3], reads_lr.of_group(index)),
-                    own_decay_is_lr_times_lambda=exact,
-                    reads_weights=not is_alike(after.of_group(index), before.of_group(index)),
-                    **facts,
+                    hidden_decay=hidden[index] or hidden_at_lr[index] * (scale or 1.0),
+                    reads_lr=not _equal(walk[:3], at_other_lr.of_group(index)[:3]),
+                    reads_weights=not is_alike(beside.of_group(index), before.of_group(index)),
                 )
             )
         return reports
 
-    def _enters(self, direction: Walk, lr: dict[str, Any], which: int) -> _Entry:
-        """How one λ enters the steps."""
-        weight_decay, zeros = self.decays[which], [0.0] * len(self.groups)
-        seen = self._decay_seen(**lr, weight_decay=weight_decay)
-        rates = self.lrs[0] if self.lrs else [1.0] * len(self.groups)
+    def _enters(self, direction: Walk, hidden: Sequence[float], lr: dict[str, Any], which: int) -> _Entry:
+        """How one λ enters the steps, at one lr."""
+        weight_decay, rates = self.decays[which], self.lrs[0] if self.lrs else [1.0] * len(self.groups)
+        none = {"weight_decay": [0.0] * len(self.groups), **lr}
+        whole = self._decay_seen(**lr, weight_decay=weight_decay)
+        seen = [(c - h) / (1 - h) if h != 1 else 0.0 for c, h in zip(whole, hidden, strict=True)]
         named = [rate * value for rate, value in zip(rates, weight_decay, strict=True)]
-        none = {"weight_decay": zeros, **lr}
-        return _Entry(
-            own=self._walk(**lr, weight_decay=weight_decay),
-            without=direction,
-            coupled=self._walk(**none, into_gradient=weight_decay),
-            before=self._walk(**none, shrink=seen),
-            after=self._walk(**none, shrink=seen, where="after"),
-            lr_times_lambda=self._walk(**none, shrink=named),
-        )
+        led: dict[str, dict[str, Any]] = {
+            "coupled": {"into_gradient": weight_decay},
+            "before": {"shrink": seen},
+            "after": {"shrink": seen, "where": "after"},
+            "beside": {"shrink": seen, "where": "beside"},
+            "lr·λ before": {"shrink": named},
+            "lr·λ beside": {"shrink": named, "where": "beside"},
+        }
+        walks = {way: functools.partial(self._walk, _FEW, **none, **how) for way, how in led.items()}
+        without = Walk(direction.places[: _FEW + 1])
+        return _Entry(self._walk(_FEW, **lr, weight_decay=weight_decay), without, walks)
 
-    @property
-    def _exact_elsewhere(self) -> list[tuple[Walk, Walk]]:
-        """The step with λ, and after a shrink by lr·λ without, at another lr and at the group's own lr and λ."""
-        if not hasattr(self, "_pairs"):
-            zeros = [0.0] * len(self.groups)
-            own_lr = [_number(group["lr"]) for group in self.groups]
-            own_decay = [_number(group["weight_decay"]) for group in self.groups]
-            tried = [(self.lrs[1], self.decays[1]), (own_lr, self.decays[0]), (own_lr, own_decay)]
-            self._pairs = []
-            for lr, decay in tried:
-                shrink = [rate * value for rate, value in zip(lr, decay, strict=True)]
-                walks = self._walk(lr=lr, weight_decay=decay), self._walk(lr=lr, weight_decay=zeros, shrink=shrink)
-                self._pairs.append(walks)
-        return self._pairs
-
-    def _own_decay_is_exact(self, index: int) -> bool:
-        return bool(self.lrs) and all(
-            is_alike(with_decay.of_group(index), shrunk.of_group(index)) for with_decay, shrunk in self._exact_elsewhere
-        )
+    @functools.cached_property
+    def _elsewhere(self) -> list[_Entry]:
+        """How lr·λ enters at another lr and λ, and at the groups' own."""
+        own_lr = [_number(group["lr"]) for group in self.groups]
+        own_decay = [_number(group["weight_decay"]) for group in self.groups]
+        entries = []
+        for lr, decay in ((self.lrs[1], self.decays[1]), (own_lr, self.decays[0]), (own_lr, own_decay)):
+            led = {"lr": lr, "weight_decay": [0.0] * len(lr), "shrink": [a * b for a, b in zip(lr, decay, strict=True)]}
+            walks = {
+                "lr·λ before": functools.partial(self._walk, _FEW, **led),
+                "lr·λ beside": functools.partial(self._walk, _FEW, **led, where="beside"),
+            }
+            entries.append(_Entry(self._walk(_FEW, lr=lr, weight_decay=decay), None, walks))
+        return entries
 
     def _decay_seen(self, **settings: Any) -> list[float]:
         """The fraction that a first step removes without gradient, ⟨w, w − w'⟩ / ⟨w, w⟩.
@@ -383,40 +288,48 @@ class _Bench:
         return fractions
 
 
-@dataclass(frozen=True)
 class _Entry:
-    """Walks with one λ, and what they would be if it entered in each way."""
+    """A walk with one λ, and what it would be if λ entered in each way; those are walked when somebody asks."""
 
-    own: Walk
-    without: Walk
-    coupled: Walk
-    before: Walk
-    after: Walk
-    lr_times_lambda: Walk
+    def __init__(self, own: Walk, without: Walk | None, ways: Mapping[str, Callable[[], Walk]]) -> None:
+        self._own, self._without, self._ways = own, without, ways
+        self._walked: dict[str, Walk] = {}
 
-    def facts(self, index: int) -> dict[str, bool]:
-        own = self.own.of_group(index)
-        names = ("coupled", "before", "after", "lr_times_lambda")
-        found = {name: is_alike(own, getattr(self, name).of_group(index)) for name in names}
-        return {"none": _equal(own, self.without.of_group(index)), **found}
+    def fits(self, way: str, index: int) -> bool:
+        if way not in self._walked:
+            self._walked[way] = self._ways[way]()
+        return is_alike(self._own.of_group(index), self._walked[way].of_group(index))
+
+    def changes_nothing(self, index: int) -> bool:
+        assert self._without is not None
+        return _equal(self._own.of_group(index), self._without.of_group(index))
 
 
-def _form(entries: Sequence[dict[str, bool]]) -> dict[str, Any]:
-    """The form that fits at each λ that was tried."""
-    if all(entry["none"] for entry in entries):
-        return {"form": "none"}
-    holds = {name: all(entry[name] for entry in entries) for name in entries[0]}
-    facts: dict[str, Any] = {
-        "reads_weight_decay": True,
-        "through_gradient": holds["coupled"],
-        "lr_times_lambda": holds["lr_times_lambda"],
-        "form": "other",
-    }
-    if holds["before"] or holds["after"]:
-        facts |= {"form": "decoupled", "order": "before" if holds["before"] else "after"}
-    elif holds["coupled"]:
-        facts["form"] = "coupled"
-    return facts
+def _ways(enters: Sequence[_Entry], index: int) -> frozenset[str] | None:
+    """The ways in which λ enters at each λ that was tried; None where it changes nothing."""
+    if all(entry.changes_nothing(index) for entry in enters):
+        return None
+    ways = ("coupled", "before", "after", "beside")
+    return frozenset(way for way in ways if all(entry.fits(way, index) for entry in enters))
+
+
+def _is_lr_times_lambda(entries: Sequence[_Entry], index: int) -> bool:
+    """Whether lr·λ of a weight goes before the step, or beside it."""
+    return any(all(entry.fits(f"lr·λ {place}", index) for entry in entries) for place in ("before", "beside"))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is seen of a group in one precision, as in its report."""
+
+    index: int
+    title: str
+    ways: frozenset[str] | None = None
+    decay_per_step: float = 0.0
+    hidden_decay: float = 0.0
+    reads_lr: bool = False
+    reads_weights: bool = False
+    opaque: str = ""
 
 
 def _equal(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> bool:
