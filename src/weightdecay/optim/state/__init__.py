@@ -6,6 +6,7 @@ In come an optimizer and its model; out come tensors for safetensors and setting
     settings.py   `settings_by_name`, `changes`, and how far each group had come; values.py: their values as JSON
     names.py      which tensor is which, and what it was called before
     tree.py       nested state under flat names
+    beyond.py     what an optimizer's own `state_dict` holds besides
     expected.py   which state an optimizer keeps; faults.py: state that no run can have left
     migrate.py    `from_positional`: checkpoints of other programs
 """

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError, did_you_mean
+from weightdecay.optim.state.beyond import restore
 from weightdecay.optim.state.expected import State, dtype_changes, expected_states, fitting_faults
 from weightdecay.optim.state.faults import impossible
 from weightdecay.optim.state.names import Names, new_names, parameter_names, unwrapped
@@ -117,6 +118,8 @@ def load_state_by_name(
     if loading.faults or faults:
         raise OptimizerError([*loading.faults, *faults])
 
+    if saved.settings is not None:
+        restore(optimizer, saved.settings.get("beyond", {}))
     loading.put_state()
     for group, values in zip(optimizer.param_groups, kept, strict=False):
         for key, value in values.items():

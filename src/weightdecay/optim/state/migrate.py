@@ -109,7 +109,7 @@ def _shape_faults(tensors: Mapping[str, Tensor], model: nn.Module, layout: Layou
     for full, value in tensors.items():
         name, _, key = full.rpartition("/")
         if value.ndim and name in shapes:
-            by_key[key][name] = tuple(value.shape)
+            by_key[key.removesuffix(":t")][name] = tuple(value.t().shape if key.endswith(":t") else value.shape)
 
     misplaced, another_order = [], False
     for key, found in by_key.items():

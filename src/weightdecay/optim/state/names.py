@@ -68,6 +68,12 @@ def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """
     inside = getattr(optimizer, "optimizer", None)
     if isinstance(inside, torch.optim.Optimizer) and inside.state is optimizer.state:
+        own = type(optimizer).state_dict is not torch.optim.Optimizer.state_dict
+        if own and (more := optimizer.state_dict().keys() - {"state", "param_groups"}):
+            raise OptimizerError(
+                f"{type(optimizer).__name__} wraps a {type(inside).__name__} and keeps more beside its state "
+                f"({', '.join(sorted(more))}), which would be lost: save the wrapper's state_dict() instead"
+            )
         return unwrapped(inside)
 
     faults = [

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError
+from weightdecay.optim.state.beyond import beyond
 from weightdecay.optim.state.names import Names, new_names, parameter_names, unwrapped
 from weightdecay.optim.state.values import decoded, encoded, plain_setting
 from weightdecay.probing.twin import progress_keys
@@ -21,8 +22,8 @@ Settings: TypeAlias = dict[str, Any]
 NOT_SETTINGS = {"params", "param_names", "foreach", "fused", "capturable", "differentiable"}
 HARMLESS = {"order", "name"}
 _MULTIPLIERS = {"decay_multiplier", "lr_multiplier"}
-# What is chosen, though the other side may lack it; `initial_lr` is the peak that torch's schedulers start from.
-_CHOSEN = {"rule", "peak_lr", "rounding", *_MULTIPLIERS, "name", "lr", "weight_decay", "initial_lr"}
+# What is chosen, though a fresh optimizer may lack it; `initial_lr` is the peak that torch's schedulers start from.
+_CHOSEN = {"rule", "peak_lr", "rounding", *_MULTIPLIERS, "name", "initial_lr"}
 
 
 @dataclass(frozen=True)
@@ -59,18 +60,26 @@ def settings_by_name(optimizer: torch.optim.Optimizer, names: Names = None) -> S
     """The optimizer's class and groups as strict JSON: for each group its parameters' names and every setting.
 
     `progress` holds, for groups that have any, how far they have come: what steps change in a group, with its type.
+    `beyond` holds what its own `state_dict` has beside groups and state.
     `stateless` names the parameters that have no state yet, so that the loss of another's is seen.
 
     Raises:
         OptimizerError: a parameter has no name, or progress is something that cannot be saved.
     """
     optimizer = unwrapped(optimizer)
-    return _settings_of(optimizer, names, _moving_keys(optimizer))
+    more = beyond(optimizer)
+    return _settings_of(optimizer, names, _moving_keys(optimizer)) | ({"beyond": more} if more else {})
 
 
 def _moving_keys(optimizer: torch.optim.Optimizer) -> set[str]:
-    """The keys of groups that are progress."""
-    return {"decay_step", *progress_keys(optimizer)} - _CHOSEN
+    """The keys of groups that are progress: what steps change, and tensors beside the settings, put there by steps."""
+    beside = {
+        key
+        for group in optimizer.param_groups
+        for key, value in group.items()
+        if isinstance(value, Tensor) and key not in optimizer.defaults
+    }
+    return {"decay_step", *beside, *progress_keys(optimizer)} - _CHOSEN
 
 
 def _settings_of(optimizer: torch.optim.Optimizer, names: Names, moving: Collection[str]) -> Settings:
@@ -265,12 +274,12 @@ def progress_of_groups(
         values: dict[str, Any] = {}
         for key in sorted({key for progress in members.values() for key in progress}):
             found = [progress[key] for progress in members.values() if key in progress]
-            if any(value != found[0] for value in found) and not all(isinstance(value, int) for value in found):
+            if key == "decay_step":  # of a group that was added later: a schedule of λ has seen one number of steps
+                found = [max(found)]
+            if any(value != found[0] for value in found):
                 faults.append(f"group {index}: its tensors were saved in groups that had come to different {key}")
                 continue
-            # Counts of steps may differ, where a group was added later: it goes on from where the furthest was.
-            furthest = max(found) if isinstance(found[0], int) else found[0]
-            values[key] = decoded(furthest, group.get(key), _place(group))
+            values[key] = decoded(found[0], group.get(key), _place(group))
         restored.append(values)
     return restored, faults
 

@@ -2,12 +2,13 @@
 
     exp_avg           a tensor
     step:int          a Python number, as a scalar tensor; also float and bool
-    GG[0]             the first of a list, GG(0) of a tuple
+    GG[0]             the first of a list; GG(0) of a tuple, GG<0> of a set
     update.exp_avg    of a dict in a dict
-    {0}.exp_avg       of a dict whose key is the int 0
-    Q:none            None; and GG:list, GG:tuple, GG:dict where there is nothing inside
+    {0}.exp_avg       of a dict whose key is the number 0
+    Q[0]:t            a matrix that lies in memory by columns: its transpose; products of it round by how it lies
+    Q:none            None; and GG:list, GG:tuple, GG:set, GG:dict where there is nothing inside
 
-Characters that mean something here are written `%xx` inside keys.
+Characters that mean something here are written `%xx` inside keys, and an empty key is `%`.
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ from torch import Tensor
 from weightdecay.errors import OptimizerError
 
 # How one value is reached from the one around it, and by which key or place.
-Step: TypeAlias = tuple[str, str | int]
+Step: TypeAlias = tuple[str, str | int | float]
 
 _NUMBERS: dict[str, type] = {"int": int, "float": float, "bool": bool}
 _DTYPES = {"int": torch.int64, "float": torch.float64, "bool": torch.bool}
-_EMPTY: dict[str, Any] = {"list": list, "tuple": tuple, "dict": dict}
-_SPECIAL = re.compile(r"[%/.:()\[\]{}]")
-_STEP = re.compile(r"\.(?P<key>[^/.:()\[\]{}]*)|\[(?P<list>\d+)\]|\((?P<tuple>\d+)\)|\{(?P<int>-?\d+)\}")
+_CONTAINERS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "dict": dict}
+_BRACKETS = {"list": "[]", "tuple": "()", "set": "<>"}
+_SPECIAL = re.compile(r"[%/.:()\[\]{}<>]")
+_STEP = re.compile(
+    r"\.(?P<key>[^/.:()\[\]{}<>]*)|\{(?P<number>[^{}]+)\}"
+    r"|\[(?P<list>\d+)\]|\((?P<tuple>\d+)\)|<(?P<set>\d+)>"
+)
 
 
 def flattened(name: str, state: Mapping[Any, Any]) -> dict[str, Tensor]:
@@ -41,26 +46,24 @@ def flattened(name: str, state: Mapping[Any, Any]) -> dict[str, Tensor]:
     faults: list[str] = []
 
     def visit(value: Any, path: str) -> None:
+        full = f"{name}/{path.removeprefix('.')}"
         try:
             leaf = _leaf(value)
         except OptimizerError as error:
-            faults.append(f"{path} is {error}")
+            faults.append(f"{full} is {error}")
             return
         if leaf is not None:
-            tensors[path + leaf[0]] = leaf[1]
+            tensors[full + leaf[0]] = leaf[1]
             return
         for step, inside in _inside(value):
-            visit_below(step, inside, path)
+            if type(step[1]) in (str, int, float):
+                visit(inside, path + _written(step))
+            else:
+                kind = type(step[1]).__name__
+                faults.append(f"{full} has the key {step[1]!r}, a {kind}: only text and numbers can be saved")
 
-    def visit_below(step: Step, value: Any, path: str) -> None:
-        key = step[1]
-        if type(key) not in (str, int):
-            faults.append(f"{path} has the key {key!r}, a {type(key).__name__}: only str and int can be saved")
-        else:
-            visit(value, path + (_written(step).removeprefix(".") if path.endswith("/") else _written(step)))
-
-    for key, value in state.items():
-        visit_below(("dict", key), value, f"{name}/")
+    if state:
+        visit(dict(state), "")
     if faults:
         raise OptimizerError(faults)
     return tensors
@@ -75,16 +78,19 @@ def _leaf(value: Any) -> tuple[str, Tensor] | None:
     kind = type(value).__name__
     if isinstance(value, Tensor):
         whole = value.full_tensor() if hasattr(value, "full_tensor") else value
-        return "", whole.detach().contiguous()
+        if whole.is_contiguous():
+            return "", whole.detach()
+        by_columns = whole.ndim == 2 and whole.t().is_contiguous()
+        return (":t", whole.detach().t()) if by_columns else ("", whole.detach().contiguous())
     if value is None:
         return ":none", _nothing()
     if type(value) in _NUMBERS.values():
         try:
             return f":{kind}", torch.tensor(value, dtype=_DTYPES[kind])
-        except (OverflowError, RuntimeError):
+        except (OverflowError, RuntimeError, ValueError):
             raise OptimizerError("an int of more than 64 bits: it cannot be saved") from None
-    if type(value) not in _EMPTY.values():
-        raise OptimizerError(f"a {kind}: only tensors and numbers can be saved, and lists, tuples and dicts of them")
+    if type(value) not in _CONTAINERS.values():
+        raise OptimizerError(f"a {kind}: only tensors and numbers can be saved, and containers of them")
     return None if value else (f":{kind}", _nothing())
 
 
@@ -132,12 +138,14 @@ def _parsed(path: str, tensor: Tensor) -> tuple[list[Step], Any]:
         return steps, _NUMBERS[kind](tensor.item())
     if kind == "none":
         return steps, None
-    return steps, _EMPTY[kind]() if kind else tensor
+    if kind == "t":
+        return steps, tensor.t()
+    return steps, _CONTAINERS[kind]() if kind else tensor
 
 
 def _split_kind(path: str) -> tuple[str, str]:
     before, _, kind = path.rpartition(":")
-    return (before, kind) if kind in _NUMBERS or kind in _EMPTY or kind == "none" else (path, "")
+    return (before, kind) if kind in _NUMBERS or kind in _CONTAINERS or kind in ("none", "t") else (path, "")
 
 
 def _built(node: Any, path: str) -> Any:
@@ -152,8 +160,7 @@ def _built(node: Any, path: str) -> Any:
         return built
     if missing := set(range(max(built) + 1)) - set(built):
         raise OptimizerError(f"{path}: number {min(missing)} of its {max(built) + 1} is missing")
-    ordered = [built[index] for index in range(len(built))]
-    return tuple(ordered) if kinds == {"tuple"} else ordered
+    return _CONTAINERS[kinds.pop()](built[index] for index in range(len(built)))
 
 
 def _inside(value: Any) -> list[tuple[Step, Any]]:
@@ -165,19 +172,21 @@ def _inside(value: Any) -> list[tuple[Step, Any]]:
 def _written(step: Step) -> str:
     kind, key = step
     if kind != "dict":
-        return f"[{key}]" if kind == "list" else f"({key})"
-    if isinstance(key, int):
-        return f"{{{key}}}"
-    return "." + _SPECIAL.sub(lambda found: f"%{ord(found.group()):02x}", key)
+        return str(key).join(_BRACKETS[kind])
+    if not isinstance(key, str):
+        return f"{{{key!r}}}"
+    return "." + (_SPECIAL.sub(lambda found: f"%{ord(found.group()):02x}", key) or "%")
 
 
 def _read(found: re.Match[str]) -> Step:
-    if (index := found["list"]) is not None:
-        return "list", int(index)
-    if (index := found["tuple"]) is not None:
-        return "tuple", int(index)
-    if (number := found["int"]) is not None:
-        return "dict", int(number)
+    if found["number"] is not None:
+        number = found["number"]
+        return "dict", int(number) if number.lstrip("-").isdecimal() else float(number)
+    for kind in _BRACKETS:
+        if found[kind] is not None:
+            return kind, int(found[kind])
+    if found["key"] == "%":
+        return "dict", ""
     return "dict", re.sub(r"%([0-9a-f]{2})", lambda code: chr(int(code[1], 16)), found["key"])
 
 

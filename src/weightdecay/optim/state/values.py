@@ -98,15 +98,19 @@ def decoded(value: Any, present: Any, weights: torch.device) -> Any:
         weights: where the group's weights are.
     """
     if isinstance(value, list):
-        return [decoded(item, None, weights) for item in value]
+        items = [decoded(item, None, weights) for item in value]
+        return tuple(items) if isinstance(present, tuple) else items
     if isinstance(value, Mapping):
-        if "tensor" in value:
+        tag = next(iter(value), "")
+        if tag == "tensor":
             return _tensor(value, present, weights)
-        if "float" in value:
+        if tag == "float":
             return float(value["float"])
-        if "tuple" in value:
+        if tag == "tuple":
             return tuple(decoded(item, None, weights) for item in value["tuple"])
-        return {decoded(key, None, weights): decoded(item, None, weights) for key, item in value["dict"]}
+        if tag == "dict":
+            return {decoded(key, None, weights): decoded(item, None, weights) for key, item in value["dict"]}
+        return dict(value)  # saved as a setting, when it had not moved
     if isinstance(present, Tensor) and isinstance(value, int | float):
         return torch.full_like(present, value)
     return value
