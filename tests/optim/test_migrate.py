@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
-from weightdecay.optim.state import from_positional, load_state_by_name, positional_names
+from weightdecay.optim.state import from_positional, load_state_by_name, positional_names, state_by_name
 
 
 class Block(nn.Module):
@@ -119,3 +119,82 @@ def test_a_whole_checkpoint_is_not_taken_for_the_optimizers_part() -> None:
     with pytest.raises(OptimizerError, match=r"no 'param_groups' and no 'state'.*checkpoint\['optimizer'\]"):
         from_positional(checkpoint, model, "nanogpt")
     assert from_positional(checkpoint["optimizer"], model)[0] == {}
+
+
+# --- state that has not its parameter's shape
+
+
+def come(p: Tensor) -> dict[str, Any]:
+    """As CAME keeps it: means over rows and columns."""
+    rows = {"exp_avg_sq_row": torch.ones(p.shape[0]), "exp_avg_sq_col": torch.ones(p.shape[-1])}
+    return {"exp_avg": torch.ones_like(p), **(rows if p.ndim > 1 else {"exp_avg_sq": torch.ones_like(p)})}
+
+
+STATES: dict[str, Any] = {
+    "rows and columns": come,
+    "means that keep their axis": lambda p: {"row_var": torch.ones(*p.shape[:-1], 1), "step": torch.tensor(1.0)},
+    "squares of each axis": lambda p: {"exp_avg": torch.ones_like(p), "GG": [torch.eye(n) for n in p.shape], "Q": None},
+    "a square and the inverse": lambda p: {"precond_0": torch.eye(p.shape[0]), "inv_precond_0": torch.eye(p.shape[0])},
+    "8 bits in blocks": lambda p: {
+        "state1": torch.ones(p.shape, dtype=torch.uint8),
+        "qmap1": torch.ones(256),
+        "absmax1": torch.ones(-(-p.numel() // 4)),
+    },
+    "a dict in a dict": lambda p: {0: {"exp_avg": torch.ones_like(p), "begun": True}},
+}
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_state_that_has_not_its_parameters_shape_is_no_sign_of_another_order(kind: str) -> None:
+    model = Model()
+    old = torch.optim.SGD(model.parameters(), lr=0.1)
+    for p in model.parameters():
+        old.state[p] = STATES[kind](p.detach())
+    tensors, settings = from_positional(old.state_dict(), model)
+    assert settings["stateless"] == []
+    assert tensors.keys() == state_by_name(old, model).keys()
+
+
+def test_torchs_adafactor_goes_on_bit_for_bit() -> None:
+    old, new = Model(), Model()
+    first, second = torch.optim.Adafactor(old.parameters(), lr=0.01), torch.optim.Adafactor(new.parameters(), lr=0.01)
+    train(old, first, 0)
+    new.load_state_dict(old.state_dict())
+    tensors, settings = from_positional(first.state_dict(), new)
+    assert load_state_by_name(second, tensors, settings, names=new) == []
+    expected, found = train(old, first, 2), train(new, second, 2)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_two_parameters_in_each_others_place_are_another_order_whatever_the_state() -> None:
+    model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.Linear(6, 4, bias=False))
+    old = torch.optim.SGD(list(model.parameters())[::-1], lr=0.1)
+    for p in model.parameters():
+        old.state[p] = {"m": torch.ones_like(p), "row": torch.ones(p.shape[0])}
+    with pytest.raises(OptimizerError, match="not saved in the order of layout 'torch'") as caught:
+        from_positional(old.state_dict(), model)
+    assert len(caught.value.faults) == 3  # the rows tell nothing
+
+
+def test_the_state_of_a_wider_model_is_named_as_one() -> None:
+    wide, model = nn.Linear(8, 8), nn.Linear(4, 4)
+    old = torch.optim.AdamW(wide.parameters())
+    train(wide, old, 0)
+    with pytest.raises(
+        OptimizerError, match=r"weight/exp_avg: saved with shape \(8, 8\), this model has \(4, 4\)"
+    ) as c:
+        from_positional(old.state_dict(), model)
+    assert "the state is of another model" in c.value.faults[-1]
+
+
+def test_state_that_cannot_be_saved_by_name_is_refused_with_its_path() -> None:
+    model = nn.Linear(4, 4)
+    old = torch.optim.SGD(model.parameters(), lr=0.1)
+    old.state[model.weight] = {"graft": object()}
+    with pytest.raises(OptimizerError, match="weight/graft is a object"):
+        from_positional(old.state_dict(), model)
+
+
+@pytest.mark.parametrize("layout", ["torch", "transformers", "nanogpt"])
+def test_a_wrapper_around_the_model_changes_no_layout(layout: Any) -> None:
+    assert positional_names(torch.compile(Model()), layout) == positional_names(Model(), layout)  # type: ignore[arg-type]

@@ -113,12 +113,13 @@ def _shape_faults(tensors: Mapping[str, Tensor], model: nn.Module, layout: Layou
 
     misplaced, another_order = [], False
     for key, found in by_key.items():
-        unfit = [name for name, shape in found.items() if not _may_be_of(shape, shapes[name])]
+        is_whole = key in _WHOLE
+        unfit = [name for name, shape in found.items() if not _may_be_of(shape, shapes[name], square=not is_whole)]
         if not unfit:
             continue
         is_permuted = not Counter(found.values()) - Counter(shapes.values())
         own = sum(shape == shapes[name] for name, shape in found.items())
-        if is_permuted or key in _WHOLE or 2 * own > len(found):
+        if is_permuted or is_whole or 2 * own > len(found):
             unfit = [name for name, shape in found.items() if shape != shapes[name]]
             misplaced += [
                 f"{name}/{key}: saved with shape {found[name]}, this model has {shapes[name]}" for name in unfit
@@ -131,8 +132,14 @@ def _shape_faults(tensors: Mapping[str, Tensor], model: nn.Module, layout: Layou
     return [*misplaced, f"the state is of another model, or not in the order of layout '{layout}'"]
 
 
-def _may_be_of(state: tuple[int, ...], parameter: tuple[int, ...]) -> bool:
-    """Whether a state of this shape can be the parameter's: its axes or 1 in their place, or fewer axes."""
+def _may_be_of(state: tuple[int, ...], parameter: tuple[int, ...], *, square: bool) -> bool:
+    """Whether a state of this shape can be the parameter's: its axes or 1 in their place, or fewer axes.
+
+    Args:
+        square: whether it can be a square of one axis, too.
+    """
+    if square and len(state) == 2 and state[0] == state[1] and state[0] in parameter:
+        return True
     if len(state) != len(parameter):
         return len(state) < len(parameter)
     return all(n in (1, size) for n, size in zip(state, parameter, strict=True))
