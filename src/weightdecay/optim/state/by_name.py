@@ -60,7 +60,10 @@ def state_by_name(optimizer: torch.optim.Optimizer, names: Names = None) -> dict
     faults = []
     for p, state in optimizer.state.items():
         if p not in named or not isinstance(state, Mapping):
-            faults.append(f"{type(optimizer).__name__} keeps state that belongs to no parameter of its groups")
+            owner = (
+                f"a tensor of shape {tuple(p.shape)}" if hasattr(p, "shape") else repr(p)
+            )  # others keep it under text
+            faults.append(f"{type(optimizer).__name__} keeps state of {owner}, which is no parameter of its groups")
             continue
         try:
             tensors |= flattened(named[p], state) if has_state(optimizer, p) else {}
