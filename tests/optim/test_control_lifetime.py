@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-from tests.optim.test_controller import OTHERS, PEAK, parameters, run
+from tests.optim.test_control import OTHERS, PEAK, parameters, run
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
-from weightdecay.optim.controller import control
+from weightdecay.optim.control import control
 from weightdecay.optim.schedules import Constant, Linear
 
 

@@ -17,7 +17,7 @@ from weightdecay.errors import OptimizerError
 from weightdecay.probing.isolation import untouched
 from weightdecay.probing.probe import SHRINK, STEPS, STEPS_WITHOUT_PHASE, GroupReport
 from weightdecay.probing.twin import Twins, progress_keys, set_number
-from weightdecay.probing.walks import Likeness, Walker, Weights
+from weightdecay.probing.walks import Likeness, Walker, Weights, Where
 
 # How a group's decay is made: by another λ for its own; by a shrink before the step, at λ = 0; not at all.
 Way: TypeAlias = Literal["handed_over", "outside", "left"]
@@ -61,13 +61,16 @@ class Watch:
 
     def _pair(self, twins: Twins, reports: Sequence[GroupReport]) -> tuple[Walker, Walker]:
         """The one as it is done, and the one as it is meant, in as fine a precision as steps."""
-        places = ["before" if report.order == "before" else "beside" for report in reports]
+        by_order: list[Where] = ["before" if report.order == "before" else "beside" for report in reports]
+        places: list[Where] = [
+            place if way == "handed_over" else "beside" for way, place in zip(self._ways, by_order, strict=True)
+        ]
         shrink = [0.0 if way == "left" else SHRINK for way in self._ways]
         outside = [SHRINK if way == "outside" else 0.0 for way in self._ways]
 
         def pair(dtype: torch.dtype | None) -> tuple[Walker, Walker]:
             done = Walker(twins.make(dtype), shrink=outside, where="before")
-            return done, Walker(twins.make(dtype), shrink=shrink, where=places)  # type: ignore[arg-type]
+            return done, Walker(twins.make(dtype), shrink=shrink, where=places)
 
         try:
             for walker in pair(torch.float64):
@@ -137,8 +140,8 @@ class Watch:
         self._weights = meant
         if parted:
             self._fault = (
-                f"{', '.join(parted)} of {type(self._optimizer).__name__}: its update depends on the weights in some of "
-                "its steps, as a small copy that is ahead shows, and decay beside them would not be exact"
+                f"{', '.join(parted)} of {type(self._optimizer).__name__}: its update depends on the weights in some "
+                "of its steps, as a small copy that is ahead shows, and decay beside them would not be exact"
             )
 
     def _handed_over(self, index: int, walker: Walker) -> float:

@@ -12,13 +12,12 @@ import weightdecay
 from tests.references.rules import decay_per_step
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
-from weightdecay.optim.base import PrecisionWarning
-from weightdecay.optim.controller import control
+from weightdecay.optim.precision import PrecisionWarning
+from weightdecay.optim.control import control
 from weightdecay.optim.rules import RULES
 from weightdecay.optim.schedules import Constant, Cosine, Linear, OneOverT, Warmup
-from weightdecay.optim.settings import settings_by_name
+from weightdecay.optim.state import load_state_by_name, settings_by_name, state_by_name
 from weightdecay.optim.sgdw import SGDW
-from weightdecay.optim.state import load_state_by_name, state_by_name
 
 Make = Callable[..., torch.optim.Optimizer]
 STEPS, PEAK = 40, 0.02

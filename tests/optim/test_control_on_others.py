@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from weightdecay.errors import OptimizerError
-from weightdecay.optim.controller import control
+from weightdecay.optim.control import control
 from weightdecay.optim.trial import why_shrinking_before_is_not_exact
 
 PEAK, STEPS = 0.02, 8

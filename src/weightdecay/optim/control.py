@@ -1,0 +1,399 @@
+"""A decay rule, and a schedule for λ, on an optimizer that others wrote, without a change in the training loop.
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, weight_decay=0.1)
+    control(optimizer, rule="independent", peak_lr=6e-4, schedule=Linear(6e-5, 0.0, steps=10_000))
+
+Hooks before and after each step give the optimizer the λ that makes its own decay the rule's, or make λ 0 for the step
+and let the weights decay beside it. `serving` says which is exact for a group, or that none is; `Watch` looks on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from weightdecay.errors import OptimizerError
+from weightdecay.optim.base import DecayingOptimizer, is_only_saved, with_gradient
+from weightdecay.optim.checks import group_title
+from weightdecay.optim.decay import decay_, decay_all_, kernel_weight_decay, local
+from weightdecay.optim.grouping import Group
+from weightdecay.optim.peaks import PeakLr, peak_faults, peak_of
+from weightdecay.optim.precision import warn_of_rounding
+from weightdecay.optim.rules import (
+    DECOUPLED,
+    Rule,
+    RuleLike,
+    as_rule,
+    group_decay_per_step,
+    group_rule,
+    plain_rule,
+    spelt,
+)
+from weightdecay.optim.schedules import Schedule
+from weightdecay.optim.scheduling import apply_schedules
+from weightdecay.optim.serving import Service, decays, services
+from weightdecay.probing.watch import Watch
+
+
+class Control:
+    """The hooks of one controlled optimizer; `remove()` takes them off and leaves λ as it is.
+
+    State lies in the groups (`rule`, `peak_lr`, `decay_multiplier`, `decay_step`) and so travels with `state_dict`;
+    hooks do not, as with any torch optimizer: after unpickling or copying, control the copy anew.
+    """
+
+    # What looks on at the real optimizer has no place in a copy that is tried.
+    left_out_of_twins = ("_watch",)
+
+    def __init__(self, optimizer: torch.optim.Optimizer, rule: Rule | None, schedule: Schedule | None) -> None:
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self._rule = rule
+        self._with_own_rule = {index for index, group in enumerate(optimizer.param_groups) if "rule" in group}
+        self._is_ours = isinstance(optimizer, DecayingOptimizer)
+        self._handles: list[RemovableHandle] = []
+        self._rules: list[Rule] = []
+        self._services: list[Service] = []
+        self._watch: Watch | None = None
+        # Of the step in progress: each group's λ, whether it only shows what state there is, and the weights from
+        # before it that masked rules decay.
+        self._given: list[Any] | None = None
+        self._saves = False
+        self._whole: list[tuple[int, float, list[tuple[Tensor, Tensor]]]] = []
+
+    def __repr__(self) -> str:
+        groups = "; ".join(self._described(group, index) for index, group in enumerate(self.optimizer.param_groups))
+        seen = ""
+        if self._watch is not None and self._watch.seen:
+            ended = f", {self._watch.ended}" if self._watch.ended else ""
+            seen = f"; exactness seen up to step {self._watch.seen} from here{ended}"
+        return f"Control({type(self.optimizer).__name__}: {groups}{seen})"
+
+    def _described(self, group: Group, index: int) -> str:
+        peak = f", peak lr {float(group['peak_lr']):g}" if group.get("peak_lr") is not None else ""
+        step = f", step {group['decay_step']} of the schedule" if "decay_step" in group else ""
+        rule = group_rule(group)
+        try:
+            decay = group_decay_per_step(group)
+        except OptimizerError:
+            decay = None
+        a = "" if decay is None else f", decay per step {decay:.3g}"
+        return f"{group_title(group, index)} rule {rule.name}, λ {float(group['weight_decay']):g}{peak}{a}{step}"
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        for index, group in enumerate(self.optimizer.param_groups):
+            if index not in self._with_own_rule:
+                group.pop("rule", None)
+
+    def decay_per_step(self) -> list[float | None]:
+        """For each group the fraction that its next step will remove; None under a coupled rule."""
+        self._set_scheduled()
+        return [group_decay_per_step(group) for group in self.optimizer.param_groups]
+
+    # --- beginning
+
+    def _attach(self) -> None:
+        self._handles = [
+            self.optimizer.register_step_pre_hook(self._before),
+            self.optimizer.register_step_post_hook(self._after),
+        ]
+
+    def _serve(self, rules: Sequence[Rule]) -> None:
+        """Find out how each group of an optimizer that others wrote is served.
+
+        Raises:
+            OptimizerError: with every group that decays and cannot be served exactly.
+        """
+        self._rules = list(rules)
+        if self._is_ours:
+            return
+        self._services = services(self.optimizer, rules)
+        self._refuse([decays(group) for group in self.optimizer.param_groups])
+        ways = [service.way for service in self._services]
+        self._watch = Watch(self.optimizer, ways, [service.report for service in self._services])
+
+    def _refuse(self, decaying: Sequence[bool]) -> None:
+        faults = [s.refusal for s, does in zip(self._services, decaying, strict=True) if does and s.refusal]
+        if faults:
+            raise OptimizerError(list(dict.fromkeys(faults)))
+
+    def _set_scheduled(self) -> None:
+        """λ of this step, by each group's share and number of steps."""
+        if self.schedule is None:
+            return
+        groups = self.optimizer.param_groups
+        shared = ["decay_multiplier" in group for group in groups]
+        if any(shared):
+            for group in groups:  # one that was added since has a share of its own, whole or none
+                group.setdefault("decay_multiplier", 1.0 if float(group["weight_decay"]) else 0.0)
+
+        at = [steps_taken(self.optimizer, group) for group in groups]
+        for step in sorted(set(at)):
+            chosen = [group for group, own in zip(groups, at, strict=True) if own == step]
+            apply_schedules(self.optimizer, step, weight_decay=self.schedule, groups=chosen)
+
+    def _adopt_new_groups(self) -> None:
+        """Groups that were added, or loaded from an optimizer without control, follow the rule for the rest."""
+        groups = self.optimizer.param_groups
+        if all("rule" in group for group in groups) and [group_rule(group) for group in groups] == self._rules:
+            return
+        rules = rules_followed(self.optimizer, self._rule)
+        faults = optimizer_faults(self.optimizer, self._rule, self.schedule)
+        faults += [
+            f"rule '{rule.name}' needs the peak lr of {group_title(group, index)}, which came after control: set "
+            f"optimizer.param_groups[{index}]['peak_lr'] to the highest lr of its schedule"
+            for index, (group, rule) in enumerate(zip(groups, rules, strict=True))
+            if rule.needs_peak and group.get("peak_lr") is None
+        ]
+        if faults:
+            raise OptimizerError(faults)
+        self._serve(rules)
+        for group, rule in zip(groups, rules, strict=True):
+            group["rule"] = self._held(rule)
+
+    def _held(self, rule: Rule) -> Any:
+        """A rule as a group holds it; as plain values where the group's optimizer knows no rules and saves it so."""
+        return spelt(rule) if self._is_ours else plain_rule(spelt(rule))
+
+    # --- each step
+
+    def _before(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._given is not None:  # the step before did not finish: its closure raised
+            self._restore()
+        self._saves = kwargs == {"closure": None} and is_only_saved(optimizer)
+        if self._saves:
+            self._given = [group["weight_decay"] for group in optimizer.param_groups]
+            for group in optimizer.param_groups:
+                if self.schedule is not None:
+                    group["decay_step"] = steps_taken(optimizer, group)  # which torch's own state counts as one
+                group["weight_decay"] = 0.0
+            return
+
+        self._adopt_new_groups()
+        self._set_scheduled()
+        if self._is_ours or bool(getattr(optimizer, "found_inf", None)):
+            return
+        amounts = [group_decay_per_step(group) for group in optimizer.param_groups]
+        self._refuse([bool(amount) or amount is None for amount in amounts])
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer itself
+        self._refuse_step(amounts, closure)
+        if self._watch is not None:
+            self._watch.step()
+        self._decay(amounts)
+
+    def _is_outside(self, group: Group, index: int, amount: float | None) -> bool:
+        if not amount or self._services[index].way == "left":
+            return False
+        by_itself = self._services[index].way == "handed_over"
+        return not by_itself or kernel_weight_decay(self._rules[index], amount, float(group["lr"])) is None
+
+    def _refuse_step(self, amounts: Sequence[float | None], closure: Any) -> None:
+        """Raise for a step with which decay outside would not be exact, before anything has changed."""
+        kind, groups = type(self.optimizer).__name__, self.optimizer.param_groups
+        outside = [i for i, (group, a) in enumerate(zip(groups, amounts, strict=True)) if self._is_outside(group, i, a)]
+        if closure is not None and outside:
+            raise OptimizerError(
+                f"{kind} with a closure cannot decay exactly: the weights would shrink before the closure takes its "
+                "gradient; compute the gradient first and call step() without closure (in Lightning: manual "
+                "optimization)"
+            )
+        sparse = [
+            group_title(group, index)
+            for index, (group, amount) in enumerate(zip(groups, amounts, strict=True))
+            if amount and any(p.grad.is_sparse for p in with_gradient(group))
+        ]
+        if sparse:
+            raise OptimizerError(
+                f"{kind}, {', '.join(sparse)}: a sparse gradient steps a few rows, and decay would reach all of them: "
+                "make the embedding dense (sparse=False), or give its group weight_decay 0"
+            )
+        masked = [index for index in outside if self._rules[index].is_masked]
+        if signless := [i for i in masked if any(p.is_complex() for p in with_gradient(groups[i]))]:
+            raise OptimizerError([
+                f"{group_title(groups[i], i)}: rule '{self._rules[i].name}' compares signs, which complex weights do "
+                "not have"
+                for i in signless
+            ])  # fmt: skip
+
+    @torch.no_grad()
+    def _decay(self, amounts: Sequence[float | None]) -> None:
+        """Decay what decays outside, and give each group the λ with which the optimizer does the rest."""
+        groups = self.optimizer.param_groups
+        self._given = [group["weight_decay"] for group in groups]
+        for index, (group, amount) in enumerate(zip(groups, amounts, strict=True)):
+            rule = self._rules[index]
+            if self._services[index].way == "left":
+                continue
+            if self._is_outside(group, index, amount):
+                self._decay_outside(group, index, amount or 0.0)
+                group["weight_decay"] = 0.0
+            elif self._services[index].way == "handed_over" and not _is_as_torch_means(rule):
+                group["weight_decay"] = kernel_weight_decay(rule, amount or 0.0, float(group["lr"])) or 0.0
+
+    def _decay_outside(self, group: Group, index: int, amount: float) -> None:
+        weights: list[Tensor] = with_gradient(group)
+        if self._rules[index].is_masked:  # when the update is known
+            self._whole.append((index, amount, [(p, p.detach().clone()) for p in weights]))
+        else:
+            decay_all_(weights, self._rules[index], amount)
+
+    @torch.no_grad()
+    def _decay_masked(self) -> None:
+        """w ← w − u − a·mask·w, with u as the step has shown it."""
+        for index, amount, kept in self._whole:
+            for p, whole in kept:
+                before, after = local(whole), local(p)
+                decayed = before.clone()
+                decay_(decayed, self._rules[index], amount, 1 - amount, before - after)
+                after.add_(decayed.sub_(before))
+        self._whole = []
+
+    def _after(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
+        self._decay_masked()
+        self._restore()
+        if self.schedule is None or self._saves or bool(getattr(optimizer, "found_inf", None)):
+            return  # a GradScaler's skipped step is no step, nor is one that only shows what state there is
+        for group in optimizer.param_groups:
+            group["decay_step"] = steps_taken(optimizer, group, before=True) + 1
+
+    def _restore(self) -> None:
+        self._whole = []
+        if self._given is not None:
+            for group, weight_decay in zip(self.optimizer.param_groups, self._given, strict=False):
+                group["weight_decay"] = weight_decay
+            self._given = None
+
+
+def control(
+    optimizer: torch.optim.Optimizer,
+    *,
+    rule: RuleLike | None = None,
+    peak_lr: PeakLr | None = None,
+    schedule: Schedule | None = None,
+) -> Control:
+    """Let an optimizer decay by a rule, and its λ follow a schedule.
+
+    Args:
+        optimizer: torch's, ours, or another's whose groups have `lr` and `weight_decay`.
+        rule: a name, or a `Rule`; a group with its own `rule` keeps it. None: ours keep their rules, others get
+            `decoupled`.
+        peak_lr: the highest lr of the schedule, for rules that need it: one number where all groups have one lr, else
+            one for each group, in order or by name. Where none is given a group's own `peak_lr` holds. The lr that a
+            scheduler shows when one attaches is not the peak, and so it is never guessed.
+        schedule: λ at each step, counted from 0. The group with the largest λ follows it, the others keep their
+            proportion to it (`decay_multiplier`), and groups that do not decay go on not decaying.
+
+    Returns:
+        The hooks, to be removed when they are not wanted any more.
+
+    Raises:
+        OptimizerError: with every fault: an unknown rule, or one that reaches no group because each has its own; a peak
+            that is missing or unclear; groups without `weight_decay` or a schedule over nothing but zeros; a group in
+            which a step with the rule would not be exact; an optimizer that is under control already. Nothing has
+            changed then.
+    """
+    faults = optimizer_faults(optimizer, rule, schedule)
+    if not faults and controlled(optimizer) is not None:
+        faults = [f"this {type(optimizer).__name__} is under control already: remove() that control first"]
+    if faults:
+        raise OptimizerError(faults)
+    asked = None if rule is None else as_rule(rule)
+    groups, rules = optimizer.param_groups, rules_followed(optimizer, asked)
+    if faults := _reach_faults(asked, rules) + peak_faults(groups, rules, peak_lr):
+        raise OptimizerError(faults)
+
+    made = Control(optimizer, asked, schedule)
+    before = [dict(group) for group in groups]
+    try:
+        made._serve(rules)
+        for index, (group, followed) in enumerate(zip(groups, rules, strict=True)):
+            group["rule"] = made._held(followed)
+            if followed.needs_peak:
+                group["peak_lr"] = peak_of(group, index, peak_lr)
+        made.decay_per_step()  # a decay over 1 is to be known now
+    except OptimizerError:
+        for group, as_given in zip(groups, before, strict=True):
+            group.clear()
+            group.update(as_given)
+        raise
+    if isinstance(optimizer, DecayingOptimizer) and asked is not None:
+        optimizer.defaults["rule"] = spelt(asked)
+    made._attach()
+    for index, group in enumerate(groups):
+        warn_of_rounding(group, index)
+    return made
+
+
+def controlled(optimizer: torch.optim.Optimizer) -> Control | None:
+    """The control that an optimizer is under, or None."""
+    for hook in getattr(optimizer, "_optimizer_step_pre_hooks", {}).values():
+        owner = getattr(hook, "__self__", None)
+        if isinstance(owner, Control):
+            return owner
+    return None
+
+
+def steps_taken(optimizer: torch.optim.Optimizer, group: Group, *, before: bool = False) -> int:
+    """Steps that the group has made: our own count, or what the optimizer's state says of the time before it.
+
+    Args:
+        before: the optimizer has just made a step that our count does not hold yet.
+    """
+    if "decay_step" in group:
+        return int(group["decay_step"])
+    states = [optimizer.state.get(p, {}) for p in group["params"]]
+    counts = [int(state["step"]) for state in states if isinstance(state, dict) and "step" in state]
+    return max(max(counts, default=0) - (1 if before else 0), 0)
+
+
+def rules_followed(optimizer: torch.optim.Optimizer, rule: Rule | None) -> list[Rule]:
+    """The rule of each group: the one that is asked for, unless the group has its own."""
+    groups = optimizer.param_groups
+    if not isinstance(optimizer, DecayingOptimizer):
+        return [group_rule(group) if "rule" in group else rule or DECOUPLED for group in groups]
+    rest = as_rule(optimizer.defaults["rule"])  # of the groups that were not given another
+    return [rule if rule and group_rule(group) == rest else group_rule(group) for group in groups]
+
+
+def optimizer_faults(optimizer: Any, rule: Any, schedule: Any) -> list[str]:
+    """What is wrong with an optimizer, a rule or a schedule, whatever the rule would do."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return [f"control takes a torch optimizer, got {type(optimizer).__name__}"]
+    if schedule is not None and not callable(schedule):
+        return [f"schedule must give λ for a step, such as Linear(0.1, 0.0, steps=10_000), got {schedule!r}"]
+    kind, groups = type(optimizer).__name__, optimizer.param_groups
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        return [f"{kind} wraps an optimizer and has no step hooks of its own: give the wrapped one (`.optimizer`)"]
+    try:
+        asked = None if rule is None else as_rule(rule)
+        rules_followed(optimizer, asked)
+    except OptimizerError as error:
+        return error.faults
+
+    without = [group_title(g, i) for i, g in enumerate(groups) if "weight_decay" not in g or "lr" not in g]
+    if without:
+        return [f"{kind} has no weight_decay or no lr in {', '.join(without)}: there is no decay to control"]
+    reason = optimizer.refusal(asked) if isinstance(optimizer, DecayingOptimizer) and asked else ""
+    return [f"rule '{asked.name}': {reason}"] if asked and reason else []
+
+
+def _reach_faults(rule: Rule | None, rules: Sequence[Rule]) -> list[str]:
+    if rule is None or rule in rules:
+        return []
+    own = ", ".join(sorted({followed.name for followed in rules}))
+    return [
+        f"rule '{rule.name}' reaches no group: each has its own ({own}), as given or as loaded; delete it where not "
+        "wanted"
+    ]
+
+
+def _is_as_torch_means(rule: Rule) -> bool:
+    """Whether λ stays as it is where the optimizer decays by lr·λ."""
+    return rule.is_scalar and rule.lr_power == 1 and not rule.peak_power

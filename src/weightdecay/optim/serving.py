@@ -1,0 +1,102 @@
+"""How a rule can be followed on an optimizer that others wrote, group by group: exactly, or not, with the reason.
+
+The probe says what a step does to the weights, and that alone decides:
+
+    handed over   its own decay is `w ← (1 − lr·λ)·w`: it gets the λ that makes this the rule's
+    outside       its direction looks neither at the weights nor at λ: λ is 0 for the step, and the weights decay beside
+    left          the rule is the coupled one, and so is the optimizer's decay
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from weightdecay.optim.grouping import Group
+from weightdecay.optim.rules import L2, Rule
+from weightdecay.probing.probe import GroupReport, probe_step
+from weightdecay.probing.watch import Way
+
+# Of what rounding leaves of a step that removes nothing; in float64 it is nothing.
+_NO_DECAY = 1e-9
+
+
+@dataclass(frozen=True)
+class Service:
+    """How a group is served.
+
+    Attributes:
+        refusal: why it cannot be, once it decays; empty where it can.
+    """
+
+    way: Way
+    report: GroupReport
+    refusal: str = ""
+
+
+def services(optimizer: torch.optim.Optimizer, rules: Sequence[Rule]) -> list[Service]:
+    """For each group how its rule is followed, by what the probe sees."""
+    kind = type(optimizer).__name__
+    served = []
+    for report, rule in zip(probe_step(optimizer).groups, rules, strict=True):
+        refusal = _refusal(report, rule, kind)
+        served.append(Service("left" if refusal else _way(report, rule), report, refusal))
+    return served
+
+
+def decays(group: Group) -> bool:
+    """Whether the group has a λ, now or by its share of a schedule."""
+    return bool(group["weight_decay"]) or bool(group.get("decay_multiplier"))
+
+
+def _way(report: GroupReport, rule: Rule) -> Way:
+    if rule.coupled:
+        return "left"
+    return "handed_over" if rule.is_scalar and report.own_decay_is_lr_times_lambda else "outside"
+
+
+def _refusal(report: GroupReport, rule: Rule, kind: str) -> str:
+    """Why a group's rule cannot be followed exactly; empty where it can."""
+    if reason := _unfit_rule(report, rule, kind):
+        return f"rule '{rule.name}' {reason}"
+    title = f"{kind}, {report.title}"
+    if report.opaque:
+        return (
+            f"{title}: {report.opaque}, and so it cannot be seen what a decay beside it would do: use an optimizer of "
+            "weightdecay, or let its own λ follow a schedule with weightdecay.apply_schedules"
+        )
+    if report.hidden_decay > _NO_DECAY:
+        return (
+            f"{title}: it takes {report.hidden_decay:.3g} off the weights at each step at weight_decay 0, by a decay "
+            "that is not in its groups and would come on top: set that to 0 where it is made"
+        )
+    if rule.coupled or _way(report, rule) == "handed_over":
+        return ""
+    if report.reads_weights:
+        return (
+            f"{title}: its update depends on the weights, or on chance, and weights that shrink beside it would change "
+            "it: use an optimizer of weightdecay, or a setting under which it does not look at the weights (such as "
+            "scale_parameter=False); its own λ can follow a schedule with weightdecay.apply_schedules"
+        )
+    if report.form == "other":
+        return (
+            f"{title}: λ changes its direction and not the decay alone, so that without λ it would be another "
+            "optimizer: use one of weightdecay, or let its own λ follow a schedule with weightdecay.apply_schedules"
+        )
+    return ""
+
+
+def _unfit_rule(report: GroupReport, rule: Rule, kind: str) -> str:
+    if rule.target == "initial":
+        return (
+            f"needs the weights of before the first step, which would have to stay in the state of {kind}: use "
+            "weightdecay.AdamW, Lion, SGDW or Muon, which keep them there"
+        )
+    if rule.coupled and not report.through_gradient and not report.opaque:
+        return (
+            f"belongs to optimizers such as torch.optim.Adam and SGD; {kind} does not put λ·w into the gradient "
+            f"({report.title}): leave '{L2.name}' away"
+        )
+    return ""
