@@ -1,7 +1,7 @@
 """λ from one convention to another, through the decay per step.
 
-A convention's decay per step is λ times a shape: η_t, η_t/η, 1, η_t² or η_t²/η. Two conventions map exactly where
-their shapes are proportional at every step. Elsewhere no single λ maps, and the closest one is given: that which
+A convention's decay per step is λ times a shape: η_t^p/η^q, with the powers of its rule. Two conventions map exactly
+where their shapes are proportional at every step. Elsewhere no single λ maps, and the closest one is given: that which
 removes as much over the whole run, with the part of the decay that falls on other steps as its error.
 """
 
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightdecay.errors import ConfigError, did_you_mean
-from weightdecay.optim.rules import RULES
+from weightdecay.optim.checks import number
+from weightdecay.optim.rules import CORRECTED, DECOUPLED, FIXED, INDEPENDENT, LR_SQUARED, RULES, Rule
 from weightdecay.optim.schedules import Schedule
 
 # Adam's coupled λ acts through √v: what it removes depends on the gradients, so no λ of another convention equals it.
@@ -28,32 +29,28 @@ _GRADIENTS_DECIDE = (
 class Convention:
     """What a framework means by λ."""
 
-    rule: str
+    rule: Rule
     where: str
     scale: Callable[[int], float] = lambda _steps: 1.0  # λ that its rule sees, for a λ of 1
     needs_steps: bool = False
 
 
 CONVENTIONS: dict[str, Convention] = {
-    "torch": Convention("decoupled", "torch.optim.AdamW"),
-    "transformers": Convention("decoupled", "transformers.Trainer, through torch.optim.AdamW"),
-    "nanogpt": Convention("decoupled", "karpathy/nanoGPT model.py, through torch.optim.AdamW"),
-    "torch_sgd": Convention("decoupled", "torch.optim.SGD without momentum, where l2 and decoupled decay are one"),
-    "moonlight": Convention("decoupled", "Moonlight's Muon, arXiv:2502.16982: the lr before its adjustment"),
-    "composer": Convention("independent", "MosaicML composer.optim.DecoupledAdamW"),
-    "loshchilov": Convention("independent", "Loshchilov & Hutter 2019, arXiv:1711.05101, and their code"),
-    "optimi_decouple_lr": Convention("independent", "optimi with decouple_lr=True"),
+    "torch": Convention(DECOUPLED, "torch.optim.AdamW"),
+    "transformers": Convention(DECOUPLED, "transformers.Trainer, through torch.optim.AdamW"),
+    "nanogpt": Convention(DECOUPLED, "karpathy/nanoGPT model.py, through torch.optim.AdamW"),
+    "torch_sgd": Convention(DECOUPLED, "torch.optim.SGD without momentum, where l2 and decoupled decay are one"),
+    "moonlight": Convention(DECOUPLED, "Moonlight's Muon, arXiv:2502.16982: the lr before its adjustment"),
+    "composer": Convention(INDEPENDENT, "MosaicML composer.optim.DecoupledAdamW"),
+    "loshchilov": Convention(INDEPENDENT, "Loshchilov & Hutter 2019, arXiv:1711.05101, and their code"),
+    "optimi_decouple_lr": Convention(INDEPENDENT, "optimi with decouple_lr=True"),
     "loshchilov_normalized": Convention(
-        "independent", "Loshchilov & Hutter 2019, eq. 15: λ = λ_norm / √steps", lambda steps: steps**-0.5, True
+        INDEPENDENT, "Loshchilov & Hutter 2019, eq. 15: λ = λ_norm / √steps", lambda steps: steps**-0.5, True
     ),
-    "pytorch_optimizer_fixed": Convention("fixed", "pytorch_optimizer with fixed_decay=True"),
-    "palm": Convention("lr_squared", "PaLM, arXiv:2204.02311 §5, λ = 1; t5x adafactor.py"),
-    "adamc": Convention("corrected", "AdamC, Defazio 2025, arXiv:2506.02285"),
-    **{
-        name: Convention(name, f"rule '{name}' of this package")
-        for name, rule in RULES.items()
-        if rule.reach == "weights"
-    },
+    "pytorch_optimizer_fixed": Convention(FIXED, "pytorch_optimizer with fixed_decay=True"),
+    "palm": Convention(LR_SQUARED, "PaLM, arXiv:2204.02311 §5, λ = 1; t5x adafactor.py"),
+    "adamc": Convention(CORRECTED, "AdamC, Defazio 2025, arXiv:2506.02285"),
+    **{name: Convention(rule, f"rule '{name}' of this package") for name, rule in RULES.items() if rule.is_scalar},
 }
 
 
@@ -86,8 +83,8 @@ class Conversion(float):
 def convert(
     weight_decay: float,
     *,
-    source: str,
-    target: str,
+    source: str | Rule,
+    target: str | Rule,
     lr: float,
     schedule: Schedule | None = None,
     steps: int | None = None,
@@ -98,7 +95,7 @@ def convert(
 
     Args:
         weight_decay: λ as the source means it.
-        source, target: names of `CONVENTIONS`: frameworks, papers or rules.
+        source, target: names of `CONVENTIONS`, frameworks, papers or rules; or a `Rule` of one's own.
         lr: peak learning rate η.
         schedule: η_t; constant at `lr` if not given.
         steps: length of the run T; needed where no single λ is exact, and for the shrink over the run.
@@ -111,11 +108,12 @@ def convert(
     faults = _faults(weight_decay, source, target, lr, steps)
     if faults:
         raise ConfigError(faults)
-    there, here = CONVENTIONS[source], CONVENTIONS[target]
+    there, here = _convention(source), _convention(target)
+    source, target = _called(source), _called(target)
     into, out_of = there.scale(steps or 1), here.scale(steps or 1)
     at_peak = _shape(there.rule, lr, lr) * into / (_shape(here.rule, lr, lr) * out_of)
     value = weight_decay * at_peak
-    proportional = schedule is None or _exponent(there.rule) == _exponent(here.rule)
+    proportional = schedule is None or there.rule.lr_power == here.rule.lr_power
     if steps is None:
         if not proportional:
             raise ConfigError(
@@ -151,14 +149,17 @@ _EXACT = "exact: every step decays as before"
 _CLOSEST = "no single λ maps: this one removes as much over the run, with {part:.1%} of the decay at other steps"
 
 
-def _shape(rule: str, lr: float, peak_lr: float) -> float:
+def _called(name: str | Rule) -> str:
+    return name.name if isinstance(name, Rule) else name
+
+
+def _convention(name: str | Rule) -> Convention:
+    return Convention(name, f"rule '{name.name}'") if isinstance(name, Rule) else CONVENTIONS[name]
+
+
+def _shape(rule: Rule, lr: float, peak_lr: float) -> float:
     """The decay per step of λ = 1."""
-    return RULES[rule].decay_per_step(lr, 1.0, peak_lr)
-
-
-def _exponent(rule: str) -> int:
-    """How the decay per step goes with η_t: rules of one exponent are proportional at every step."""
-    return {"fixed": 0, "decoupled": 1, "independent": 1, "lr_squared": 2, "corrected": 2}[rule]
+    return rule.decay_per_step(lr, 1.0, peak_lr)
 
 
 def _log_shrink(decays: Sequence[float]) -> float:
@@ -188,8 +189,10 @@ def _matching(unit: Sequence[float], log_shrink: float, name: str) -> float:
     return value
 
 
-def convention_faults(name: str, steps: int | None) -> list[str]:
+def convention_faults(name: str | Rule, steps: int | None) -> list[str]:
     """What is wrong with a convention's name, for a run of this length."""
+    if isinstance(name, Rule):
+        return [] if not name.coupled else [f"rule '{name.name}' is coupled: {_GRADIENTS_DECIDE}"]
     if name == _NO_NUMBER:
         return [_GRADIENTS_DECIDE]
     if name not in CONVENTIONS:
@@ -199,14 +202,22 @@ def convention_faults(name: str, steps: int | None) -> list[str]:
     return []
 
 
-def _faults(weight_decay: float, source: str, target: str, lr: float, steps: int | None) -> list[str]:
+def _faults(weight_decay: Any, source: str | Rule, target: str | Rule, lr: Any, steps: Any) -> list[str]:
     faults = [fault for name in (source, target) for fault in convention_faults(name, steps)]
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        faults.append(f"weight_decay must be a finite number of at least 0, got {weight_decay}")
-    if not (math.isfinite(lr) and lr > 0):
-        faults.append(f"lr must be a finite number over 0, the peak of the schedule, got {lr}")
-    if steps is not None and steps < 1:
-        faults.append(f"steps must be at least 1, got {steps}")
+    if not faults:
+        there, here = _convention(source).rule, _convention(target).rule
+        if (there.mask, there.target) != (here.mask, here.target):
+            faults.append(
+                f"'{there.name}' and '{here.name}' do not decay the same weights towards the same target (mask "
+                f"{there.mask} and {here.mask}, target {there.target} and {here.target}), so no number maps"
+            )
+    decay, rate = number(weight_decay), number(lr)
+    if decay is None or not (math.isfinite(decay) and decay >= 0):
+        faults.append(f"weight_decay must be a finite number of at least 0, got {weight_decay!r}")
+    if rate is None or not (math.isfinite(rate) and rate > 0):
+        faults.append(f"lr must be a finite number over 0, the peak of the schedule, got {lr!r}")
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        faults.append(f"steps must be a whole number of at least 1, got {steps!r}")
     return faults
 
 

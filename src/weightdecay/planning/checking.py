@@ -300,7 +300,7 @@ def _other_amount(one: _Checked, seen: GroupReport, rule: object | None) -> bool
 
 
 def _added_by_hooks(one: _Checked, alone: GroupReport, hooked: GroupReport) -> list[str]:
-    if math.isclose(alone.decay_per_step, hooked.decay_per_step, rel_tol=_ALIKE, abs_tol=1e-7):
+    if hooked.opaque or math.isclose(alone.decay_per_step, hooked.decay_per_step, rel_tol=_ALIKE, abs_tol=1e-7):
         return []
     kind = type(one.optimizer).__name__
     said = (

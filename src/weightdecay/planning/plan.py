@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from numbers import Real
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ from weightdecay.errors import PlanError, did_you_mean
 from weightdecay.planning.classify import classify
 from weightdecay.planning.decay_plan import DecayPlan, PlannedTensor
 from weightdecay.planning.policies import Override, Policy, RolePolicy, override_faults
-from weightdecay.planning.policyfile import find_policy
+from weightdecay.planning.policyfile import PolicyName, find_policy
 from weightdecay.planning.roles import Role, Verdict
 from weightdecay.planning.tensors import TensorFacts, read_shapes, read_tensors
 from weightdecay.planning.tracing import Batch, with_uses
@@ -25,7 +27,7 @@ Unknown = Literal["error", "exempt"]
 def plan(
     model: nn.Module | Mapping[str, torch.Tensor],
     weight_decay: float = 0.1,
-    policy: str | Policy = "default",
+    policy: PolicyName | Path | Policy = "default",
     *,
     overrides: Overrides = (),
     unknown: Unknown = "error",
@@ -40,7 +42,7 @@ def plan(
         model: any module, bare or wrapped, on any device including meta. It is not changed, nor is any random state.
             Or a bare state dict, on whose names and shapes verdicts are weaker, and which has no parameters to group.
         weight_decay: λ as `torch.optim.AdamW` means it, per unit of learning rate.
-        policy: name of a policy, path of a TOML policy file, or a policy of your own.
+        policy: name of a policy, `Path` of a TOML policy file, or a policy of your own.
         overrides: regular expressions with their multipliers; the first that is found in a name decides.
         unknown: what to do with a tensor whose job nothing tells: "error" or "exempt".
         batch: what the model's forward takes (a tensor, positional arguments as a tuple, or keywords as a mapping), to
@@ -63,7 +65,7 @@ def plan(
 def plan_tensors(
     facts: Sequence[TensorFacts],
     weight_decay: float = 0.1,
-    policy: str | Policy = "default",
+    policy: str | Path | Policy = "default",
     *,
     overrides: Overrides = (),
     unknown: Unknown = "error",
@@ -71,8 +73,9 @@ def plan_tensors(
 ) -> DecayPlan:
     """The plan from facts alone, such as the names and shapes of a state dict; `plan` says what the arguments are."""
     faults = []
-    if not (weight_decay >= 0.0 and math.isfinite(weight_decay)):
-        faults.append(f"weight_decay is {weight_decay}: λ is a finite number of at least 0, usually 0.01 to 0.1")
+    λ: Any = weight_decay
+    if isinstance(λ, bool) or not isinstance(λ, Real) or not 0.0 <= float(λ) < math.inf:
+        faults.append(f"weight_decay is {λ!r}: λ is a finite number of at least 0, usually 0.01 to 0.1")
     if unknown not in ("error", "exempt"):
         faults.append(f"unknown is '{unknown}': it is 'error' or 'exempt'")
     try:

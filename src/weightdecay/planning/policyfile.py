@@ -19,7 +19,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from weightdecay.errors import PlanError, did_you_mean
 from weightdecay.planning.emulation import EMULATED
@@ -33,6 +33,10 @@ from weightdecay.planning.policies import (
 )
 from weightdecay.planning.roles import Role
 
+PolicyName = Literal[
+    "default", "all", "none", "matrices", "no-embeddings", "olmo2", "torch", "nanogpt", "transformers", "timm",
+    "mingpt", "bert", "levanter", "composer",
+]  # fmt: skip
 POLICIES: dict[str, Policy] = {**ROLE_POLICIES, **EMULATED}
 
 _KEYS = ("name", "base", "roles", "override")
@@ -92,13 +96,17 @@ def _overrides(path: Path, entries: Sequence[Mapping[str, Any]], faults: list[st
     return tuple(found)
 
 
-def find_policy(policy: str | Policy) -> tuple[Policy, tuple[Override, ...]]:
+def find_policy(policy: str | Path | Policy) -> tuple[Policy, tuple[Override, ...]]:
     """The policy of that name or in that TOML file, with the overrides that the file brings along.
 
     Raises:
-        PlanError: no policy has that name, or the file is not sound.
+        PlanError: no policy has that name, the file is not sound, or this is no policy at all.
     """
+    if isinstance(policy, Path):
+        return read_policy(policy)
     if not isinstance(policy, str):
+        if not callable(getattr(policy, "decide", None)):
+            raise PlanError(f"policy is {policy!r}: give a name ({', '.join(POLICIES)}), a Path or a Policy")
         return policy, ()
     if policy in POLICIES:
         return POLICIES[policy], ()

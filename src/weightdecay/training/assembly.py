@@ -13,7 +13,7 @@ from weightdecay.data.loader import Loader
 from weightdecay.data.prepare import Prepared, Progress, prepared_for
 from weightdecay.errors import ConfigError
 from weightdecay.models.decoder import GPT
-from weightdecay.optim import rules
+from weightdecay.optim.rules import as_rule
 from weightdecay.optim.schedules import Schedule
 from weightdecay.optim.timescale import DecayOverRun, decay_over_run, optimal_weight_decay
 from weightdecay.planning.decay_plan import DecayPlan
@@ -178,8 +178,8 @@ def _automatic_weight_decay(config: TrainConfig, tokens_per_parameter: float) ->
 
 
 def _decay_over_run(config: TrainConfig, lr: Schedule, weight_decay: Schedule) -> DecayOverRun | None:
-    optimizer, rule = config.optimizer, rules.rule(config.optimizer.rule)
-    if rule.reach == "gradient":
+    optimizer, rule = config.optimizer, as_rule(config.optimizer.rule)
+    if rule.coupled:
         return None
     decay_per_step = [
         rule.decay_per_step(lr(step), weight_decay(step), optimizer.lr) if optimizer.weight_decay else 0.0

@@ -18,6 +18,7 @@ from weightdecay.models.decoder import GPT
 from weightdecay.models.objective import Objective
 from weightdecay.optim.clipping import total_norm
 from weightdecay.optim.rules import group_decay_per_step
+from weightdecay.optim.scheduling import apply_schedules
 from weightdecay.optim.state import load_state_by_name, settings_by_name, state_by_name
 from weightdecay.runs import MetricsWriter, Run
 from weightdecay.training import checkpoint
@@ -44,7 +45,6 @@ class TrainingLoop:
     model: GPT
     objective: nn.Module
     optimizer: torch.optim.Optimizer
-    shares: list[tuple[float, float]]
     done: int = 0
     elapsed_s: float = 0.0
     skipped_steps: int = 0
@@ -64,19 +64,12 @@ class TrainingLoop:
         if config.run.compile:
             for block in model.blocks:
                 block.compile()
-        shares = [
-            (
-                group["lr"] / settings.lr if settings.lr else 1.0,
-                group["weight_decay"] / settings.weight_decay if settings.weight_decay else 0.0,
-            )
-            for group in optimizer.param_groups
-        ]
         devices = [ranks.device] if ranks.device.type == "cuda" else None
         objective: nn.Module = Objective(model)
         if ranks.world_size > 1:
             # Buffers need no exchange: every rank makes the same ones.
             objective = DistributedDataParallel(objective, device_ids=devices, broadcast_buffers=False)
-        return cls(assembly, run, ranks, reporter, model, objective, optimizer, shares)
+        return cls(assembly, run, ranks, reporter, model, objective, optimizer)
 
     def run_to_end(self, stop: StopRequest) -> None:
         """Steps until the last one; rank 0 writes the metrics and the summary."""
@@ -150,14 +143,14 @@ class TrainingLoop:
             self.model.shift_router_biases(load_LX, model.router_bias_speed)
 
     def set_rates(self, step: int) -> None:
-        """A step's η and λ, times each group's own share of them, and Muon's momentum."""
-        config, lr, weight_decay = self.assembly.config, self.assembly.lr(step), self.assembly.weight_decay(step)
-        for group, (lr_share, decay_share) in zip(self.optimizer.param_groups, self.shares, strict=True):
-            of_muon = group.get("algorithm") == "muon"
-            moves = of_muon or config.schedule.weight_decay_moves == "all"
-            group["lr"] = lr * lr_share
-            group["weight_decay"] = (weight_decay if moves else config.optimizer.weight_decay) * decay_share
-            if of_muon:
+        """A step's η and λ, of which each group takes its share, and Muon's momentum."""
+        config, groups = self.assembly.config, self.optimizer.param_groups
+        apply_schedules(self.optimizer, step, lr=self.assembly.lr, weight_decay=self.assembly.weight_decay)
+        if config.schedule.weight_decay_moves != "all":  # λ of all but Muon's groups stays where it is
+            others = [group for group in groups if group.get("algorithm") != "muon"]
+            apply_schedules(self.optimizer, step, weight_decay=config.optimizer.weight_decay, groups=others)
+        for group in groups:
+            if group.get("algorithm") == "muon":
                 group["momentum"] = self.assembly.momentum(step)
 
     def resume(self) -> None:
@@ -222,9 +215,8 @@ class TrainingLoop:
 
     def _decaying_group(self) -> dict[str, Any]:
         """The group whose λ is the configuration's, or the largest share of it."""
-        shares = [(decay_share == 1.0, decay_share) for _, decay_share in self.shares]
-        group: dict[str, Any] = self.optimizer.param_groups[shares.index(max(shares))]
-        return group
+        groups: list[dict[str, Any]] = self.optimizer.param_groups
+        return max(groups, key=lambda group: (group["decay_multiplier"] == 1.0, group["decay_multiplier"]))
 
     def _penalty(self) -> float:
         """½·Σ λ‖w‖², what the decay would be as a term of the loss."""

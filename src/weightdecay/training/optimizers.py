@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from weightdecay.errors import ConfigError, did_you_mean
 from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.adamw import AdamL2, AdamW
+from weightdecay.optim.grouping import muon_tensors, split_group
 from weightdecay.optim.lion import Lion
 from weightdecay.optim.muon import Muon
+from weightdecay.optim.rules import as_rule
 from weightdecay.optim.sgdw import SGDW
 from weightdecay.planning.decay_plan import DecayPlan
 from weightdecay.planning.plan import plan
@@ -28,11 +29,11 @@ def decay_plan(model: nn.Module, settings: OptimizerSettings) -> DecayPlan:
     Raises:
         ConfigError: a setting by pattern that cannot be read, or whose pattern matches no tensor.
     """
+    policy: Any = settings.policy  # a name or a path, which the preflight has looked up
+    decided = plan(model, weight_decay=settings.weight_decay, policy=policy, overrides=multiplier_overrides(settings))
     if settings.name == "muon":
-        own_settings(settings, dict(model.named_parameters()))
-    return plan(
-        model, weight_decay=settings.weight_decay, policy=settings.policy, overrides=multiplier_overrides(settings)
-    )
+        own_settings(settings, decided)
+    return decided
 
 
 def multiplier_overrides(settings: OptimizerSettings) -> list[Override]:
@@ -51,7 +52,7 @@ def multiplier_overrides(settings: OptimizerSettings) -> list[Override]:
 
 def rule_faults(settings: OptimizerSettings) -> list[str]:
     """What is wrong with a rule of decay for the named optimizer."""
-    coupled = settings.rule == "l2"
+    coupled = as_rule(settings.rule).coupled
     if settings.name == "adam_l2" and not coupled:
         return [f"optimizer.name = 'adam_l2' with the rule '{settings.rule}': its only one is --rule l2"]
     if coupled and settings.name not in ("adam_l2", "sgdw"):
@@ -66,7 +67,7 @@ def make_optimizer(settings: OptimizerSettings, decided: DecayPlan) -> torch.opt
 
 def _adamw(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimizer:
     betas = (settings.beta1, settings.beta2)
-    return AdamW(decided, lr=settings.lr, betas=betas, eps=settings.eps, rule=settings.rule, fused=True)
+    return AdamW(decided, lr=settings.lr, betas=betas, eps=settings.eps, rule=as_rule(settings.rule), fused=True)
 
 
 def _adam_l2(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimizer:
@@ -82,17 +83,17 @@ def _adafactor(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.O
         factored=settings.factored,
         beta1=settings.beta1 or None,
         relative_step=False,  # the schedule says what the rate of a step is
-        rule=settings.rule,
+        rule=as_rule(settings.rule),
     )
 
 
 def _lion(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimizer:
-    return Lion(decided, lr=settings.lr, betas=(settings.beta1, settings.beta2), rule=settings.rule)
+    return Lion(decided, lr=settings.lr, betas=(settings.beta1, settings.beta2), rule=as_rule(settings.rule))
 
 
 def _muon(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimizer:
     return Muon(
-        _split_for_muon(settings, decided.param_groups(lr=settings.lr)),
+        _muon_groups(settings, decided),
         lr=settings.lr,
         momentum=settings.momentum,
         adjust_lr_fn=settings.muon_scale,
@@ -101,27 +102,28 @@ def _muon(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimi
         neuron_beta2=settings.muon_beta2,
         adamw_betas=(settings.beta1, settings.beta2),
         adamw_eps=settings.eps,
-        rule=settings.rule,
+        rule=as_rule(settings.rule),
         fused=True,
     )
 
 
-def own_settings(settings: OptimizerSettings, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """What each tensor's group says to Muon beside η and λ: matrices are made orthogonal and, as in Muon's papers,
-    everything else goes to AdamW: tables, vectors and the output head, which an untied decoder has as one more linear
-    layer.
+def own_settings(settings: OptimizerSettings, decided: DecayPlan) -> dict[str, dict[str, Any]]:
+    """What each tensor's group says to Muon beside η and λ; its role in the plan decides where it goes.
 
     Raises:
         ConfigError: an entry `PATTERN=NUMBER` that cannot be read, or whose pattern matches no tensor.
     """
     faults: list[str] = []
+    names = [tensor.name for tensor in decided if not tensor.frozen]
     keys = ("muon_stacked", "beta1_overrides", "beta2_overrides")
-    stacked, beta1, beta2 = (_by_pattern(key, getattr(settings, key), tensors, faults) for key in keys)
+    stacked, beta1, beta2 = (_by_pattern(key, getattr(settings, key), names, faults) for key in keys)
     if faults:
         raise ConfigError(faults)
+
     own: dict[str, dict[str, Any]] = {}
-    for name, tensor in tensors.items():
-        if _is_hidden_matrix(name, tensor):
+    hidden = muon_tensors(decided)
+    for name in names:
+        if name in hidden:
             number = stacked.get(name, 1.0)
             own[name] = {"algorithm": "muon", "stacked": int(number) if number.is_integer() else number}
         else:
@@ -130,28 +132,19 @@ def own_settings(settings: OptimizerSettings, tensors: Mapping[str, Tensor]) -> 
     return own
 
 
-def _split_for_muon(settings: OptimizerSettings, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _muon_groups(settings: OptimizerSettings, decided: DecayPlan) -> list[dict[str, Any]]:
     """The plan's groups, each as one for all tensors with the same settings of their own."""
-    tensors = {name: p for group in groups for name, p in zip(group["param_names"], group["params"], strict=True)}
-    own, split = own_settings(settings, tensors), []
-    for group in groups:
-        alike: dict[tuple[Any, ...], list[str]] = defaultdict(list)
-        for name in group["param_names"]:
-            alike[tuple(own[name].items())].append(name)
-        for values, names in alike.items():
-            said = dict(values)
-            chosen = {"name": f"{group['name']} {said['algorithm']}", "param_names": names}
-            split.append({**group, **said, **chosen, "params": [tensors[name] for name in names]})
-    return split
-
-
-def _is_hidden_matrix(name: str, tensor: Tensor) -> bool:
-    table_or_head = name.startswith(("embedding.", "positions.", "value_embeddings.", "smear.", "head."))
-    return tensor.ndim >= 2 and not table_or_head
+    own, groups = own_settings(settings, decided), []
+    for group in decided.param_groups(lr=settings.lr):
+        values = {repr(own[name]): own[name] for name in group["param_names"]}
+        for label, part in split_group(group, [repr(own[name]) for name in group["param_names"]]):
+            name = f"{group['name']} {values[label]['algorithm']}"
+            groups.append({**part, **values[label], "name": name})
+    return groups
 
 
 def _sgdw(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimizer:
-    return SGDW(decided, lr=settings.lr, momentum=settings.momentum, rule=settings.rule)
+    return SGDW(decided, lr=settings.lr, momentum=settings.momentum, rule=as_rule(settings.rule))
 
 
 _BY_NAME: dict[str, Callable[[OptimizerSettings, DecayPlan], torch.optim.Optimizer]] = {

@@ -35,9 +35,9 @@ def unknown_choices(resume: str, on_change: str) -> list[str]:
 
 # Each imports what it needs by itself: a mistyped flag should not have to wait for torch.
 def _find_rule(name: str) -> None:
-    from weightdecay.optim.rules import rule
+    from weightdecay.optim.rules import as_rule
 
-    rule(name)
+    as_rule(name)
 
 
 def _find_policy(name: str) -> None:

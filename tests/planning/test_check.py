@@ -1,0 +1,232 @@
+"""What `plan.check` sees: groups beside the plan, and a step beside what the groups ask for."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import weightdecay
+from weightdecay.optim.rules import RULES
+from weightdecay.optim.schedules import Constant, Linear
+from weightdecay.planning.decay_plan import DecayPlan
+
+LR = 1e-2
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 4))
+
+
+def planned(**settings: Any) -> DecayPlan:
+    return weightdecay.plan(net(), weight_decay=0.1, **settings)
+
+
+PLAIN = ["AdamW", "NAdam decoupled", "RAdam decoupled", "Adafactor"]
+
+
+def torchs(name: str, groups: Any) -> Any:
+    cls = getattr(torch.optim, name.split()[0])
+    return cls(groups, **({"decoupled_weight_decay": True} if "decoupled" in name else {}))
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("lr", [LR, 3e-4, 0.0])
+def test_an_optimizer_that_decays_as_planned_carries_the_plan(name: str, lr: float) -> None:
+    plan = planned()
+    found = plan.check(torchs(name, plan.param_groups(lr=lr)))
+    assert found.ok, found
+    assert not found.opaque
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Lion", "SGDW", "Adafactor"])
+@pytest.mark.parametrize("rule", [name for name in RULES if name != "l2"])
+def test_ours_carry_the_plan_under_every_rule(name: str, rule: str) -> None:
+    plan = planned()
+    assert plan.check(getattr(weightdecay, name)(plan, lr=LR, rule=rule)).ok
+    assert plan.check(weightdecay.Muon(plan, lr=LR, rule=rule)).ok
+
+
+@pytest.mark.parametrize("name", ["Adam", "SGD", "RMSprop", "Adagrad", "Adadelta", "NAdam", "RAdam", "Adamax", "ASGD"])
+def test_decay_through_the_gradient_is_a_fault_unless_it_is_meant(name: str) -> None:
+    plan = planned()
+    optimizer = getattr(torch.optim, name)(plan.param_groups(lr=LR))
+    said = str(plan.check(optimizer))
+    if name == "SGD":  # of which both are one
+        assert plan.check(optimizer).ok or "coupled" in said
+        return
+    assert f"{name} adds λ·w to the gradient (coupled decay)" in said
+    assert plan.check(optimizer, rule="l2").ok
+
+
+@pytest.mark.parametrize("name", ["Rprop", "SparseAdam"])
+def test_a_key_that_an_optimizer_does_not_read_is_a_fault(name: str) -> None:
+    plan = planned()
+    found = plan.check(getattr(torch.optim, name)(plan.param_groups(lr=LR)))
+    assert f"{name} does not read weight_decay, so λ 0.1 decays nothing" in str(found)
+
+
+class ByItself(torch.optim.SGD):
+    """Decays by an attribute, whatever its groups say."""
+
+    wd = 0.2
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.mul_(1 - self.wd).sub_(p.grad, alpha=group["lr"])
+
+
+class Fixed(torch.optim.SGD):
+    """Decays by λ at each step, as pytorch_optimizer's `fixed_decay` does."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.mul_(1 - group["weight_decay"]).sub_(p.grad, alpha=group["lr"])
+
+
+def test_an_optimizer_with_a_decay_of_its_own_is_a_fault_for_what_should_not_decay_too() -> None:
+    plan = planned()
+    found = plan.check(ByItself(plan.param_groups(lr=LR), lr=LR))
+    assert "group 1 'no_decay': ByItself removes 0.2 of its weights at each step even if weight_decay is 0" in str(
+        found
+    )
+
+
+def test_another_amount_than_lr_times_lambda_is_a_fault_with_both_numbers() -> None:
+    plan = planned()
+    optimizer = Fixed(plan.param_groups(lr=LR), lr=LR)
+    found = plan.check(optimizer)
+    assert "removes 0.1 of a weight where lr·λ = 0.001 is meant: weightdecay.convert" in str(found)
+    assert plan.check(optimizer, rule="fixed").ok
+
+
+# --- hooks
+
+
+def test_decay_that_a_hook_adds_is_a_fault_and_moves_no_weight() -> None:
+    plan = planned()
+    model: Any = plan._model
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.AdamW(plan.param_groups(lr=LR))
+    optimizer.register_step_pre_hook(
+        lambda o, *_: [q.data.mul_(1 - g["lr"] * 0.1) for g in o.param_groups for q in g["params"]]
+    )
+    said = str(plan.check(optimizer))
+    assert "group 0 'decay': with its step hooks AdamW removes 0.002" in said
+    assert "group 1 'no_decay': with its step hooks AdamW removes 0.001" in said
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_hook_that_reaches_for_the_model_itself_is_kept_from_it_and_said_to_be_unseen() -> None:
+    plan = planned()
+    model: Any = plan._model
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.AdamW(plan.param_groups(lr=LR))
+    optimizer.register_step_post_hook(lambda *_: [p.data.mul_(0.5) for p in model.parameters()])
+    found = plan.check(optimizer)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert any("hooks of AdamW" in reason for reason in found.opaque)
+
+
+def test_a_hook_that_only_looks_on_is_none() -> None:
+    plan = planned()
+    optimizer = torch.optim.AdamW(plan.param_groups(lr=LR))
+    optimizer.register_step_post_hook(lambda o, *_: [float(p.norm()) for g in o.param_groups for p in g["params"]])
+    assert plan.check(optimizer).ok
+
+
+# --- under control
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Adam", "NAdam", "SGD"])
+@pytest.mark.parametrize("rule", ["decoupled", "independent", "fixed"])
+def test_an_optimizer_under_control_carries_the_plan(name: str, rule: str) -> None:
+    plan = planned()
+    optimizer = getattr(torch.optim, name)(plan.param_groups(lr=LR))
+    weightdecay.control(optimizer, rule=rule, peak_lr=LR)
+    assert plan.check(optimizer).ok, plan.check(optimizer)
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
+def test_a_copy_that_lost_its_control_is_a_fault(way: Any) -> None:
+    holder: Any = nn.Module()
+    holder.net = net()
+    plan = weightdecay.plan(holder.net, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(plan.param_groups(lr=LR))
+    weightdecay.control(optimizer, rule="independent", peak_lr=LR)
+    twin, optimizer_of_twin = way((holder.net, optimizer))
+    said = str(plan.on(twin).check(optimizer_of_twin))
+    assert "has the rule 'independent', and nothing on this AdamW makes it" in said
+    assert "control the copy anew" in said
+
+
+def test_our_own_schedule_of_lambda_is_no_fault_and_one_lost_share_is() -> None:
+    model = net()
+    plan = weightdecay.plan(model, overrides=[weightdecay.Override("2.weight", 0.5)])
+    optimizer = weightdecay.AdamW(plan, lr=LR)
+    weightdecay.control(optimizer, schedule=Linear(0.1, 0.0, steps=10))
+    for _ in range(12):
+        model(torch.randn(4, 8)).sum().backward()
+        optimizer.step()
+        assert plan.check(optimizer).ok, plan.check(optimizer)
+    optimizer.param_groups[0]["decay_multiplier"] = 0.7
+    assert "has decay_multiplier 0.7, the plan says 1" in str(plan.check(optimizer))
+
+
+def test_a_lambda_that_no_schedule_set_is_a_fault() -> None:
+    plan = planned()
+    optimizer = torch.optim.AdamW(plan.param_groups(lr=LR))
+    optimizer.param_groups[0]["weight_decay"] = 0.08
+    assert "has λ 0.08, the plan says 0.1" in str(plan.check(optimizer))
+    weightdecay.apply_schedules(optimizer, 3, weight_decay=Constant(0.08))
+    assert plan.check(optimizer).ok
+
+
+# --- rates
+
+
+def test_a_lost_lr_multiplier_is_a_fault_and_a_schedule_that_keeps_it_is_none() -> None:
+    plan = planned(overrides=[weightdecay.Override("0.weight", None, lr_multiplier=10.0)])
+    groups = plan.param_groups(lr=LR)
+    kept = torch.optim.AdamW(groups)
+    assert plan.check(kept).ok
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(kept, 10)
+    for _ in range(3):
+        kept.step()
+        scheduler.step()
+    assert plan.check(kept).ok
+    for lost in ([{**g, "lr": LR} for g in groups], [{**g, "lr": LR, "lr_scale": g["lr_multiplier"]} for g in groups]):
+        assert "one of its lr multipliers is lost" in str(plan.check(torch.optim.AdamW(lost)))
+
+
+# --- several optimizers
+
+
+def test_several_optimizers_carry_one_plan_together_and_alone_they_do_not() -> None:
+    plan = planned()
+    groups = plan.param_groups(lr=LR)
+    one, other = (torch.optim.AdamW([dict(group)]) for group in groups)
+    assert plan.check([one, other]).ok
+    assert "in no group and will not train" in str(plan.check(one))
+    assert "listed more than once" in str(plan.check([one, other, torch.optim.SGD([dict(groups[1])])]))
+    said = str(plan.check([torch.optim.Adam([dict(groups[0])]), other]))
+    assert "of Adam: Adam adds λ·w to the gradient" in said
+    assert "AdamW:" not in said
+
+
+@pytest.mark.parametrize("key", ["weigth_decay", "wieght_decay", "weight_decy"])
+def test_a_misspelt_key_is_a_fault_with_the_nearest_name(key: str) -> None:
+    plan = planned()
+    groups = plan.param_groups(lr=LR)
+    assert f"has '{key}', which nothing reads: did you mean 'weight_decay'?" in str(
+        plan.check(torch.optim.AdamW([{**group, key: 0.3} for group in groups]))
+    )
