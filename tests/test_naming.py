@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,9 +39,9 @@ NAMES = [
 
 
 @pytest.fixture(scope="module")
-def process_group() -> Iterator[None]:
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:29643", rank=0, world_size=1)
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    meeting = tmp_path_factory.mktemp("group") / "meeting"  # a file, for a port may be another's
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
 

@@ -69,7 +69,7 @@ class Twin:
             dtype=dtype, fresh=manner.fresh, hooks=hooks, whole=whole,
             generator=torch.Generator().manual_seed(_SEED),
         )  # fmt: skip
-        self._generators: dict[int, torch.Generator] = {}
+        self._own: set[int] = set()
         with torch.no_grad():
             self.optimizer = self._made(optimizer, optimizer.param_groups if groups is None else groups)
         if manner.train:
@@ -152,26 +152,14 @@ class Twin:
         self._steps += 1
 
     def _guard(self) -> Any:
+        # What was made in one step is written to in the next, wherever it is kept.
         copies = [made for made in self._copier.memo.values() if isinstance(made, Tensor)]
         gradients = [p.grad for p in self._copier.small.values() if p.grad is not None]
-        held = [*self.optimizer.state.values(), *map(_without_params, self.optimizer.param_groups)]
-        return OnlyOwnTensors([*copies, *gradients, *_tensors_in(held)])
+        return OnlyOwnTensors([*copies, *gradients], self._own)
 
 
 def _no_loss() -> Tensor:
     return torch.zeros(())
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in a state or group, however deep: what a step put there is the twin's own."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for inside in value.values():
-            yield from _tensors_in(inside)
-    elif isinstance(value, list | tuple):
-        for inside in value:
-            yield from _tensors_in(inside)
 
 
 def set_number(group: dict[str, Any], key: str, value: float) -> None:
@@ -197,19 +185,25 @@ class Twins:
         OptimizerError: none steps; the message says why.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, *, hooks: bool = False) -> None:
-        self.optimizer, self.hooks = optimizer, hooks
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        hooks: bool = False,
+        groups: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.optimizer, self.hooks, self.groups = optimizer, hooks, groups
         with untouched(optimizer):
             self.manner = self._steppable()
 
     def make(self, dtype: torch.dtype | None = None) -> Twin:
-        return Twin(self.optimizer, self.manner, dtype=dtype, hooks=self.hooks)
+        return Twin(self.optimizer, self.manner, dtype=dtype, hooks=self.hooks, groups=self.groups)
 
     def _steppable(self) -> Manner:
         first: Exception | None = None
         for manner in _manners(self.optimizer):
             try:
-                twin = Twin(self.optimizer, manner, hooks=self.hooks)
+                twin = Twin(self.optimizer, manner, hooks=self.hooks, groups=self.groups)
                 twin.set_gradients()
                 twin.step(guarded=True)
             except WritesOutsideError:
@@ -279,10 +273,12 @@ def progress_keys(optimizer: torch.optim.Optimizer) -> frozenset[str]:
 
     Seen on a twin that makes some steps; none where it makes no step.
     """
+    groups = _different(optimizer.param_groups)
     try:
-        manner = Twins(optimizer).manner
-        twin = Twin(optimizer, manner)
-        start = Twin(optimizer, Manner(manner.fresh, manner.settings_only)) if manner.train else twin
+        manner = Twins(optimizer, groups=groups).manner
+        twin = Twin(optimizer, manner, groups=groups)
+        fresh = Manner(manner.fresh, manner.settings_only)
+        start = Twin(optimizer, fresh, groups=groups) if manner.train else twin
         before = [copy.deepcopy(_without_params(group)) for group in start.optimizer.param_groups]
         for _ in range(_PROGRESS_STEPS):
             twin.set_gradients()
@@ -311,3 +307,16 @@ def _same(a: Any, b: Any) -> bool:
         return type(a) is type(b) and bool(a == b)
     except Exception:
         return a is b
+
+
+def _different(groups: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One group of each kind, where there may be one for each tensor: those of a kind differ in numbers alone."""
+    kinds: dict[Any, Mapping[str, Any]] = {}
+    for group in groups:
+        words = tuple(
+            (key, value if value is None or isinstance(value, bool | str) else type(value))
+            for key, value in group.items()
+            if key not in ("params", "param_names", "name")
+        )
+        kinds.setdefault((words, frozenset((p.dtype, p.ndim) for p in group["params"])), group)
+    return list(kinds.values())

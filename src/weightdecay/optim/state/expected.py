@@ -21,6 +21,9 @@ _PRIMES = (2, 3, 5, 7, 11, 13, 17)
 
 def is_known(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the step is torch's or ours, whose state depends on nothing but the tensor's shape, dtype and group."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        return False  # the state of all its tensors lies with the first
+
     step = inspect.unwrap(type(optimizer).step)  # torch wraps it, for hooks
     return step.__module__.partition(".")[0] in ("torch", "weightdecay")
 
@@ -32,16 +35,24 @@ def expected_states(optimizer: torch.optim.Optimizer) -> dict[Tensor, State | No
     """
     known = is_known(optimizer)
     expected: dict[Tensor, State | None] = {}
+    of_kind: dict[Any, State | None] = {}
     for group in optimizer.param_groups:
-        of_kind: dict[Any, State | None] = {}
+        options = _options(group)
         for p in group["params"]:
             shape = _small_shape(group, p)
-            kind = (shape, p.dtype)
+            kind = (options, shape, p.dtype)
             if kind not in of_kind:
                 seen = known and len(shape) == p.ndim
                 of_kind[kind] = stepped_state(optimizer, group, shape, p.dtype) if seen else None
             expected[p] = of_kind[kind]
     return expected
+
+
+def _options(group: Mapping[str, Any]) -> str:
+    """What of a group decides which state its tensors have; of λ and lr only whether there is any."""
+    rates = {"lr", "weight_decay", "peak_lr", "initial_lr", "lr_multiplier", "decay_multiplier"}
+    options = {key: bool(value) if key in rates else value for key, value in group.items()}
+    return repr({key: value for key, value in options.items() if key not in ("params", "param_names", "name")})
 
 
 def fitting_faults(
