@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import math
 import pickle
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -159,3 +161,51 @@ def test_a_schedule_is_a_function_of_the_step_alone() -> None:
     lr: Schedule = schedule("warmup_stable_decay", peak=1.0, steps=100, warmup_steps=10)
     forward = [lr(step) for step in range(120)]
     assert [lr(step) for step in reversed(range(120))] == forward[::-1]
+
+
+WHOLE: dict[Any, dict[str, Any]] = {
+    Constant: {"value": 0.1},
+    Cosine: {"start": 0.1, "end": 0.0, "steps": 5},
+    Linear: {"start": 0.1, "end": 0.0, "steps": 5},
+    Warmup: {"steps": 3, "then": Constant(0.1)},
+    InverseSqrt: {"start": 0.1, "timescale": 5},
+    OneOverT: {"omega": 4.0, "offset": 3.0},
+    WarmupStableDecay: {
+        "peak": 0.1,
+        "warmup_steps": 2,
+        "stable_steps": 2,
+        "decay_steps": 2,
+        "final": 0.0,
+        "shape": "sqrt",
+    },
+    Piecewise: {"pieces": ((0, Constant(0.1)),)},
+    schedule: {
+        "name": "cosine",
+        "peak": 0.1,
+        "steps": 9,
+        "warmup_steps": 1,
+        "final_fraction": 0.1,
+        "decay_fraction": 0.2,
+    },
+}
+
+
+@pytest.mark.parametrize(("build", "key"), [(build, key) for build, whole in WHOLE.items() for key in whole])
+@pytest.mark.parametrize("wrong", ["1e-3", None, True, [1.0], {}, math.nan, -1.0, 1j, Linear], ids=repr)
+def test_a_wrong_type_anywhere_is_our_error_with_the_parameters_name(build: Any, key: str, wrong: Any) -> None:
+    build(**WHOLE[build])
+    name = {"name": "unknown schedule", "shape": "shape"}.get(key, key)
+    with pytest.raises(ScheduleError, match=name):
+        build(**WHOLE[build] | {key: wrong})
+
+
+@pytest.mark.parametrize("wrong", [((0, 0.1),), (("0", Constant(0.1)),), ((0,),), (0.1,)], ids=repr)
+def test_a_wrong_piece_is_named_by_its_place(wrong: Any) -> None:
+    with pytest.raises(ScheduleError, match=r"pieces\[0\]"):
+        Piecewise(wrong)
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    end: Any = np.float32(0.0)
+    steps: Any = np.int64(4)
+    assert Cosine(np.float64(0.1), end, steps)(2) == pytest.approx(0.05)

@@ -13,7 +13,8 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from numbers import Real
+from typing import Any, Literal, Protocol, get_args
 
 from weightdecay.errors import ScheduleError, did_you_mean
 
@@ -29,16 +30,33 @@ def _raise_if_any(faults: list[str]) -> None:
         raise ScheduleError(faults)
 
 
-def _value_faults(**values: float) -> list[str]:
+def _shown(value: Any) -> str:
+    """As a message shows it: a string in quotes, for 1e-3 and "1e-3" are to be told apart."""
+    return str(value) if _is_number(value) else repr(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _value_faults(**values: Any) -> list[str]:
     return [
-        f"{name} must be a finite number of at least 0, got {value}"
+        f"{name} must be a finite number of at least 0, got {_shown(value)}"
         for name, value in values.items()
-        if not (math.isfinite(value) and value >= 0)
+        if not (_is_number(value) and math.isfinite(value) and value >= 0)
     ]
 
 
-def _length_faults(shape: str, steps: float) -> list[str]:
-    return [] if steps >= 1 else [f"{shape} needs at least 1 step, got {steps}: give its length in steps"]
+def _length_faults(shape: str, name: str, steps: Any) -> list[str]:
+    if _is_number(steps) and steps >= 1:
+        return []
+    return [f"{shape} needs at least 1 step, got {name}={_shown(steps)}: give its length in steps"]
+
+
+def _schedule_faults(name: str, value: Any) -> list[str]:
+    if callable(value) and not isinstance(value, type):
+        return []
+    return [f"{name} must be a schedule, such as Cosine(6e-4, 6e-5, steps=9_000), got {_shown(value)}"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +94,7 @@ class Cosine:
     steps: int
 
     def __post_init__(self) -> None:
-        _raise_if_any(_value_faults(start=self.start, end=self.end) + _length_faults("a cosine", self.steps))
+        _raise_if_any(_value_faults(start=self.start, end=self.end) + _length_faults("a cosine", "steps", self.steps))
 
     def __call__(self, step: int) -> float:
         if step >= self.steps:
@@ -99,7 +117,9 @@ class Linear:
     steps: int
 
     def __post_init__(self) -> None:
-        _raise_if_any(_value_faults(start=self.start, end=self.end) + _length_faults("a straight line", self.steps))
+        _raise_if_any(
+            _value_faults(start=self.start, end=self.end) + _length_faults("a straight line", "steps", self.steps)
+        )
 
     def __call__(self, step: int) -> float:
         if step >= self.steps:
@@ -121,7 +141,9 @@ class Warmup:
     then: Schedule
 
     def __post_init__(self) -> None:
-        _raise_if_any([] if self.steps >= 0 else [f"a warm-up cannot have {self.steps} steps: give 0 or more"])
+        fits = _is_number(self.steps) and self.steps >= 0
+        faults = [] if fits else [f"a warm-up cannot have steps={_shown(self.steps)}: give 0 or more"]
+        _raise_if_any(faults + _schedule_faults("then", self.then))
 
     def __call__(self, step: int) -> float:
         if step < self.steps:
@@ -145,7 +167,7 @@ class InverseSqrt:
     timescale: int
 
     def __post_init__(self) -> None:
-        _raise_if_any(_value_faults(start=self.start) + _length_faults("the timescale", self.timescale))
+        _raise_if_any(_value_faults(start=self.start) + _length_faults("the timescale", "timescale", self.timescale))
 
     def __call__(self, step: int) -> float:
         return self.start * math.sqrt(self.timescale / (self.timescale + step))
@@ -205,7 +227,8 @@ class WarmupStableDecay:
         }
         faults = _value_faults(peak=self.peak, final=self.final, **lengths)
         if self.shape not in get_args(CooldownShape):
-            faults.append(f"unknown cooldown shape '{self.shape}': {did_you_mean(self.shape, get_args(CooldownShape))}")
+            near = did_you_mean(str(self.shape), get_args(CooldownShape))
+            faults.append(f"unknown cooldown shape '{self.shape}': {near}")
         _raise_if_any(faults)
 
     def __call__(self, step: int) -> float:
@@ -243,6 +266,7 @@ class Piecewise:
     pieces: tuple[tuple[int, Schedule], ...]
 
     def __post_init__(self) -> None:
+        _raise_if_any(_piece_faults(self.pieces))
         firsts = [first for first, _ in self.pieces]
         faults = [] if firsts and firsts[0] == 0 else ["the first piece of a piecewise schedule must begin at step 0"]
         if any(late <= early for early, late in itertools.pairwise(firsts)):
@@ -252,6 +276,18 @@ class Piecewise:
     def __call__(self, step: int) -> float:
         first, current = next(piece for piece in reversed(self.pieces) if step >= piece[0])
         return current(step - first)
+
+
+def _piece_faults(pieces: Any) -> list[str]:
+    if not isinstance(pieces, tuple | list):
+        return [f"pieces must be pairs of a first step and a schedule, got {_shown(pieces)}"]
+    faults = []
+    for place, piece in enumerate(pieces):
+        if not (isinstance(piece, tuple | list) and len(piece) == 2 and _is_number(piece[0])):
+            faults.append(f"pieces[{place}] must be a pair of a first step and a schedule, got {_shown(piece)}")
+        else:
+            faults += _schedule_faults(f"pieces[{place}][1]", piece[1])
+    return faults
 
 
 def _stable_decay(peak: float, steps: int, warmup_steps: int, final: float, decay_fraction: float) -> Schedule:
@@ -296,12 +332,13 @@ def schedule(
         ScheduleError: with every fault: an unknown name (and the nearest one), a run without steps, a warm-up
             longer than the run, a negative or non-finite value.
     """
-    faults = _value_faults(peak=peak, final_fraction=final_fraction) + _length_faults("a run", steps)
-    if name not in _BY_NAME:
-        faults.insert(0, f"unknown schedule '{name}': {did_you_mean(name, _BY_NAME)}")
-    if not 0 <= warmup_steps <= max(steps, 1):
-        faults.append(f"warmup_steps must lie between 0 and the run's {steps} steps, got {warmup_steps}")
-    if not 0 <= decay_fraction <= 1:
-        faults.append(f"decay_fraction must lie between 0 and 1, got {decay_fraction}")
+    faults = _value_faults(peak=peak, final_fraction=final_fraction) + _length_faults("a run", "steps", steps)
+    if name not in SCHEDULE_NAMES:
+        faults.insert(0, f"unknown schedule '{name}': {did_you_mean(str(name), _BY_NAME)}")
+    longest = max(steps, 1) if _is_number(steps) else math.inf
+    if not (_is_number(warmup_steps) and 0 <= warmup_steps <= longest):
+        faults.append(f"warmup_steps must lie between 0 and the run's {steps} steps, got {_shown(warmup_steps)}")
+    if not (_is_number(decay_fraction) and 0 <= decay_fraction <= 1):
+        faults.append(f"decay_fraction must lie between 0 and 1, got {_shown(decay_fraction)}")
     _raise_if_any(faults)
     return _BY_NAME[name](peak, steps, warmup_steps, peak * final_fraction, decay_fraction)
