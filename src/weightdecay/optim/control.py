@@ -234,7 +234,9 @@ class Control:
             if self._is_outside(group, index, amount):
                 self._decay_outside(group, index, amount or 0.0)
                 group["weight_decay"] = 0.0
-            elif self._services[index].way == "handed_over" and not _is_as_torch_means(rule):
+            elif self._services[index].way == "outside":
+                group["weight_decay"] = 0.0  # of which its own step might make something at lr 0, too
+            elif not _is_as_torch_means(rule):
                 group["weight_decay"] = kernel_weight_decay(rule, amount or 0.0, float(group["lr"])) or 0.0
 
     def _decay_outside(self, group: Group, index: int, amount: float) -> None:

@@ -54,7 +54,9 @@ def decays(group: Group) -> bool:
 def _way(report: GroupReport, rule: Rule) -> Way:
     if rule.coupled:
         return "left"
-    return "handed_over" if rule.is_scalar and report.own_decay_is_lr_times_lambda else "outside"
+    # Of plain SGD both hold; a product outside rounds as it does everywhere else.
+    by_itself = report.own_decay_is_lr_times_lambda and not report.through_gradient
+    return "handed_over" if rule.is_scalar and by_itself else "outside"
 
 
 def _refusal(report: GroupReport, rule: Rule, kind: str) -> str:
@@ -96,7 +98,7 @@ def _unfit_rule(report: GroupReport, rule: Rule, kind: str) -> str:
         )
     if rule.coupled and not report.through_gradient and not report.opaque:
         return (
-            f"belongs to optimizers such as torch.optim.Adam and SGD; {kind} does not put λ·w into the gradient "
+            f"belongs to torch.optim.Adam and SGD and their like; {kind} does not put λ·w into the gradient "
             f"({report.title}): leave '{L2.name}' away"
         )
     return ""

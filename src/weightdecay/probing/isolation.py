@@ -71,11 +71,16 @@ def _uncompiled() -> Any:
 
 
 class OnlyOwnTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses each in-place operation on a tensor that neither is among `own` nor was made in here."""
+    """Refuses each in-place operation on a tensor that neither is among `own` nor was made in here.
 
-    def __init__(self, own: Iterable[Tensor]) -> None:
+    Args:
+        known: the memory of what was made in steps before; what is made in this one joins it.
+    """
+
+    def __init__(self, own: Iterable[Tensor], known: set[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._own = {storage for tensor in own for storage in _storages(tensor)}
+        self._own = known
+        self._own.update(storage for tensor in own for storage in _storages(tensor))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = dict(kwargs or {})
@@ -83,6 +88,9 @@ class OnlyOwnTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for position, name in written:
             value = args[position] if position < len(args) else given.get(name)
             for tensor in _tensors(value):
+                # A storage is copied as bytes, which no weights are.
+                if tensor.dtype == torch.uint8 and func is torch.ops.aten.copy_.default and tensor.ndim == 1:
+                    continue
                 if any(storage not in self._own for storage in _storages(tensor)):
                     raise WritesOutsideError(
                         f"it writes to a tensor of shape {tuple(tensor.shape)} that is not the copy's own ({func})"
@@ -101,8 +109,9 @@ def _writes(func: Any) -> tuple[list[tuple[int, str]], bool]:
     arguments, returns = func._schema.arguments, func._schema.returns
     written = [(i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
     # `torch.tensor(…)` makes its tensor unseen, and shows it first as what is lifted.
-    lifted = func._schema.name.startswith("aten::lift")
-    return written, lifted or not any(result.alias_info for result in returns)
+    # So does a copied storage, which is then set into a tensor.
+    shown = func._schema.name.startswith(("aten::lift", "aten::set_"))
+    return written, shown or not any(result.alias_info for result in returns)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from torch import Tensor
 from weightdecay.errors import OptimizerError
 from weightdecay.probing.isolation import untouched
 from weightdecay.probing.twin import Twins
-from weightdecay.probing.walks import Walk, Walker, Where, is_alike
+from weightdecay.probing.walks import Walk, Walker, Where, fine_dtype, is_alike
 
 Form: TypeAlias = Literal["none", "decoupled", "coupled", "other"]
 Order: TypeAlias = Literal["before", "after"]
@@ -96,19 +96,27 @@ def probe_step(optimizer: torch.optim.Optimizer, *, hooks: bool = False) -> Step
     try:
         with untouched(optimizer):
             twins = Twins(optimizer, hooks=hooks)
-            fine = _Bench(twins, torch.float64)
-            benches = [bench for bench in (fine, _Bench(twins, None)) if bench.works]
-            if len(benches) > 1 and all(p.dtype == torch.float64 for g in optimizer.param_groups for p in g["params"]):
-                del benches[1]  # the same twice
-            if not benches:
-                raise OptimizerError("its steps cannot be repeated on a small tensor with another lr or weight_decay")
-            reports = [bench.reports() for bench in benches]
+            dtypes = {p.dtype for group in optimizer.param_groups for p in group["params"]}
+            fine = fine_dtype(twins)
+            own = [] if fine is not None and dtypes <= {fine} else [None]
+            attempts = [_reports(twins, dtype) for dtype in ([fine] if fine is not None else []) + own]
+            reports = [attempt for attempt in attempts if isinstance(attempt, list)]
+            if not reports:
+                raise attempts[-1]  # type: ignore[misc]
     except Exception as error:  # others' code runs here
         reason = "; ".join(error.faults) if isinstance(error, OptimizerError) else f"{type(error).__name__}: {error}"
         groups = [GroupReport(index, _title(group, index), opaque=reason) for index, group in _numbered(optimizer)]
         return StepReport(tuple(groups), reason)
     merged = [_merged(of_group) for of_group in zip(*reports, strict=True)]
-    return StepReport(tuple(merged), "", benches[0].steps, twins.manner.keeps_phase or not _has_begun(optimizer))
+    keeps_phase = twins.manner.keeps_phase or not _has_begun(optimizer)
+    return StepReport(tuple(merged), "", STEPS if keeps_phase else STEPS_WITHOUT_PHASE, keeps_phase)
+
+
+def _reports(twins: Twins, dtype: torch.dtype | None) -> list[_Seen] | Exception:
+    try:
+        return _Bench(twins, dtype).reports()
+    except Exception as error:  # others' code, which may take one step of another dtype and no second
+        return error
 
 
 def _numbered(optimizer: torch.optim.Optimizer) -> list[tuple[int, dict[str, Any]]]:
@@ -131,7 +139,7 @@ def _merged(reports: Sequence[_Seen]) -> GroupReport:
     # In low precision a decay may be rounded away, and there it says nothing that λ changes nothing.
     telling = [report.ways for report in reports if report.ways is not None]
     ways = frozenset.intersection(*telling) if telling else frozenset()
-    place = next((way for way in ("before", "after", "beside") if way in ways), None)
+    place = next((way for way in ("before", "after", "beside", "at its own rate") if way in ways), None)
     form: Form = "decoupled" if place else "coupled" if "coupled" in ways else "other" if telling else "none"
     return GroupReport(
         fine.index,
@@ -165,7 +173,6 @@ class _Bench:
         self.steps = STEPS_WITHOUT_PHASE if begun_elsewhere else STEPS
         self.lrs = self._usable("lr", _LR, _OTHER_LR)
         self.decays = self._usable("weight_decay", _WEIGHT_DECAY, _OTHER_WEIGHT_DECAY)
-        self.works = self._steps_with()
 
     def _usable(self, key: str, *wanted: float) -> list[list[float]]:
         """Values for each group at which it steps: those wanted, or where a step refuses them parts of its own."""
@@ -267,24 +274,31 @@ class _Bench:
         return entries
 
     def _decay_seen(self, **settings: Any) -> list[float]:
-        """The fraction that a first step removes without gradient, ⟨w, w − w'⟩ / ⟨w, w⟩.
+        """The fraction that a step without gradient removes.
 
-        Where a direction is not defined without gradient (it is normalised), it is the mean of steps with a gradient
-        and with its opposite, whose updates are each other's.
+        It is the part of the step that turns with the weights, c of c·w + u, so that what moments still move is left
+        out. Where a direction is not defined without gradient (it is normalised), a step with one shows the same.
         """
-        seen = self._walk(1, **settings, gradient=0.0)
-        if all(_finite(seen.of_group(index)) for index in range(len(self.groups))):
-            walks = [seen]
-        else:
-            walks = [self._walk(1, **settings, gradient=scale) for scale in (1e-3, -1e-3)]
+        count = len(self.groups)
+        walks: list[Walk] = []
+        for scale in (0.0, 1e-3):
+            try:
+                walks = [self._walk(1, **settings, gradient=scale, mirrored=mirrored) for mirrored in (False, True)]
+            except Exception:  # others' code, which may refuse gradients of 0
+                if scale:
+                    raise
+                continue
+            if all(_finite(walk.of_group(index)) for walk in walks for index in range(count)):
+                break
+
         fractions = []
-        for index in range(len(self.groups)):
+        for index in range(count):
             removed = squared = 0.0
-            for walk in walks:
-                for w, after in zip(*walk.of_group(index), strict=True):
-                    removed += float((w.conj() * (w - after)).sum().real)
-                    squared += float((w.conj() * w).sum().real)
-            fractions.append(removed / squared if squared else 0.0)
+            (w, after), (_, mirrored) = (walk.of_group(index) for walk in walks)
+            for start, one, other in zip(w, after, mirrored, strict=True):
+                removed += float((start.conj() * (2 * start - one + other)).sum().real)
+                squared += float((start.conj() * start).sum().real)
+            fractions.append(removed / (2 * squared) if squared else 0.0)
         return fractions
 
 
@@ -300,6 +314,21 @@ class _Entry:
             self._walked[way] = self._ways[way]()
         return is_alike(self._own.of_group(index), self._walked[way].of_group(index))
 
+    def fits_at_own_rate(self, index: int) -> bool:
+        """Whether each step is that without λ less some fraction of the weights, before the update or after it.
+
+        The fraction may be another at each step, as of optimizers that find their own lr, or begin later.
+        """
+        assert self._without is not None
+        own, without = self._own.of_group(index), self._without.of_group(index)
+        pairs = zip(own, own[1:], without, without[1:], strict=False)
+        steps = [list(zip(*tensors, strict=True)) for tensors in pairs]
+        return any(
+            all(_is_fraction(w if whole else w + (after - before), w + (after - before) - now)
+                for step in steps for w, now, before, after in step)
+            for whole in (True, False)
+        )  # fmt: skip
+
     def changes_nothing(self, index: int) -> bool:
         assert self._without is not None
         return _equal(self._own.of_group(index), self._without.of_group(index))
@@ -309,8 +338,10 @@ def _ways(enters: Sequence[_Entry], index: int) -> frozenset[str] | None:
     """The ways in which λ enters at each λ that was tried; None where it changes nothing."""
     if all(entry.changes_nothing(index) for entry in enters):
         return None
-    ways = ("coupled", "before", "after", "beside")
-    return frozenset(way for way in ways if all(entry.fits(way, index) for entry in enters))
+    ways = {way for way in ("coupled", "before", "after", "beside") if all(entry.fits(way, index) for entry in enters)}
+    if all(entry.fits_at_own_rate(index) for entry in enters):
+        ways.add("at its own rate")
+    return frozenset(ways)
 
 
 def _is_lr_times_lambda(entries: Sequence[_Entry], index: int) -> bool:
@@ -330,6 +361,13 @@ class _Seen:
     reads_lr: bool = False
     reads_weights: bool = False
     opaque: str = ""
+
+
+def _is_fraction(weights: Tensor, removed: Tensor) -> bool:
+    """Whether `removed` is one number times the weights."""
+    squared = float((weights.conj() * weights).sum().real)
+    c = float((weights.conj() * removed).sum().real) / squared if squared else 0.0
+    return is_alike([[weights], [weights - removed]], [[weights], [(1 - c) * weights]])
 
 
 def _equal(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> bool:

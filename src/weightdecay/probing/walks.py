@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from weightdecay.probing.twin import Twin
+from weightdecay.probing.twin import Twin, Twins
 
 Where: TypeAlias = Literal["before", "after", "beside"]
 Weights: TypeAlias = list[list[Tensor]]
@@ -33,6 +33,7 @@ class Walker:
         where: `before` the step, `after` it, or `beside` it, a·w of the whole weights; one word, or one for each group.
         into_gradient: for each group λ, where λ·w is added to the gradient.
         gradient: the scale of random gradients; 0 for none.
+        mirrored: start at the weights' opposite.
     """
 
     def __init__(
@@ -43,8 +44,12 @@ class Walker:
         where: Where | Sequence[Where] = "before",
         into_gradient: Sequence[float] | None = None,
         gradient: float = 1.0,
+        mirrored: bool = False,
     ) -> None:
         count = len(twin.params)
+        if mirrored:
+            for p in (p for params in twin.params for p in params):
+                p.data.neg_()
         self.twin, self.shrink = twin, list(shrink or [0.0] * count)
         self.where: list[Where] = [where] * count if isinstance(where, str) else list(where)
         self.into_gradient, self.gradient = into_gradient, gradient
@@ -119,3 +124,21 @@ def _tolerance(dtype: torch.dtype) -> tuple[float, float]:
         return 1e-5, 1e-13
     finfo = torch.finfo(dtype)
     return 1e-3 if finfo.bits == 32 else 0.1, 16 * finfo.eps
+
+
+def fine_dtype(twins: Twins) -> torch.dtype | None:
+    """The finest dtype in which twins really step; None where that is none but the optimizer's own.
+
+    Kernels that take float64 weights and work in float32 leave weights that float32 could hold.
+    """
+    for dtype, coarser in ((torch.float64, torch.float32), (torch.float32, torch.bfloat16)):
+        try:
+            walker = Walker(twins.make(dtype))
+            weights = [w for _ in range(2) for group in walker.step(guarded=True) for w in group]
+        except Exception:  # others' code
+            continue
+        if all(w.dtype == dtype or w.is_complex() for w in weights) and not all(
+            torch.equal(w, w.to(coarser).to(dtype)) for w in weights if not w.is_complex() and w.numel()
+        ):
+            return dtype
+    return None

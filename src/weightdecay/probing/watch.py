@@ -17,7 +17,7 @@ from weightdecay.errors import OptimizerError
 from weightdecay.probing.isolation import untouched
 from weightdecay.probing.probe import SHRINK, STEPS, STEPS_WITHOUT_PHASE, GroupReport
 from weightdecay.probing.twin import Twins, progress_keys, set_number
-from weightdecay.probing.walks import Likeness, Walker, Weights, Where
+from weightdecay.probing.walks import Likeness, Walker, Weights, Where, fine_dtype
 
 # How a group's decay is made: by another λ for its own; by a shrink before the step, at λ = 0; not at all.
 Way: TypeAlias = Literal["handed_over", "outside", "left"]
@@ -68,16 +68,9 @@ class Watch:
         shrink = [0.0 if way == "left" else SHRINK for way in self._ways]
         outside = [SHRINK if way == "outside" else 0.0 for way in self._ways]
 
-        def pair(dtype: torch.dtype | None) -> tuple[Walker, Walker]:
-            done = Walker(twins.make(dtype), shrink=outside, where="before")
-            return done, Walker(twins.make(dtype), shrink=shrink, where=places)
-
-        try:
-            for walker in pair(torch.float64):
-                walker.step(guarded=True)
-        except Exception:  # its kernels take no float64
-            return pair(None)
-        return pair(torch.float64)
+        dtype = fine_dtype(twins)
+        done = Walker(twins.make(dtype), shrink=outside, where="before")
+        return done, Walker(twins.make(dtype), shrink=shrink, where=places)
 
     def step(self) -> None:
         """Go one step further, before a real one.
