@@ -14,7 +14,7 @@ from typing import Any
 
 from weightdecay.errors import ConfigError, did_you_mean
 from weightdecay.optim.checks import number
-from weightdecay.optim.rules import CORRECTED, DECOUPLED, FIXED, INDEPENDENT, LR_SQUARED, RULES, Rule
+from weightdecay.optim.rules import CORRECTED, DECOUPLED, FIXED, INDEPENDENT, LR_SQUARED, RULES, Rule, as_rule
 from weightdecay.optim.schedules import Schedule
 
 # Adam's coupled λ acts through √v: what it removes depends on the gradients, so no λ of another convention equals it.
@@ -106,9 +106,11 @@ def convert(
             has no counterpart.
     """
     faults = _faults(weight_decay, source, target, lr, steps)
+    if schedule is not None and not callable(schedule):
+        faults.append(f"schedule must give lr for a step, such as Cosine(6e-4, 6e-5, steps=10_000), got {schedule!r}")
     if faults:
         raise ConfigError(faults)
-    there, here = _convention(source), _convention(target)
+    there, here = convention(source), convention(target)
     source, target = _called(source), _called(target)
     into, out_of = there.scale(steps or 1), here.scale(steps or 1)
     at_peak = _shape(there.rule, lr, lr) * into / (_shape(here.rule, lr, lr) * out_of)
@@ -153,8 +155,12 @@ def _called(name: str | Rule) -> str:
     return name.name if isinstance(name, Rule) else name
 
 
-def _convention(name: str | Rule) -> Convention:
-    return Convention(name, f"rule '{name.name}'") if isinstance(name, Rule) else CONVENTIONS[name]
+def convention(name: str | Rule) -> Convention:
+    """The convention of a name, of a rule's name, or of a rule itself."""
+    if isinstance(name, str) and name in CONVENTIONS:
+        return CONVENTIONS[name]
+    rule = as_rule(name)
+    return Convention(rule, f"rule '{rule.name}'")
 
 
 def _shape(rule: Rule, lr: float, peak_lr: float) -> float:
@@ -191,10 +197,13 @@ def _matching(unit: Sequence[float], log_shrink: float, name: str) -> float:
 
 def convention_faults(name: str | Rule, steps: int | None) -> list[str]:
     """What is wrong with a convention's name, for a run of this length."""
-    if isinstance(name, Rule):
-        return [] if not name.coupled else [f"rule '{name.name}' is coupled: {_GRADIENTS_DECIDE}"]
+    if not isinstance(name, str | Rule):
+        return [f"{name!r} is no convention: give one's name, or a Rule"]
     if name == _NO_NUMBER:
         return [_GRADIENTS_DECIDE]
+    if isinstance(name, Rule) or name in RULES:
+        rule = as_rule(name)
+        return [f"rule '{rule.name}' is coupled: {_GRADIENTS_DECIDE}"] if rule.coupled else []
     if name not in CONVENTIONS:
         return [f"unknown convention '{name}': {did_you_mean(str(name), [*CONVENTIONS, _NO_NUMBER])}"]
     if CONVENTIONS[name].needs_steps and not steps:
@@ -205,7 +214,7 @@ def convention_faults(name: str | Rule, steps: int | None) -> list[str]:
 def _faults(weight_decay: Any, source: str | Rule, target: str | Rule, lr: Any, steps: Any) -> list[str]:
     faults = [fault for name in (source, target) for fault in convention_faults(name, steps)]
     if not faults:
-        there, here = _convention(source).rule, _convention(target).rule
+        there, here = convention(source).rule, convention(target).rule
         if (there.mask, there.target) != (here.mask, here.target):
             faults.append(
                 f"'{there.name}' and '{here.name}' do not decay the same weights towards the same target (mask "
@@ -217,14 +226,15 @@ def _faults(weight_decay: Any, source: str | Rule, target: str | Rule, lr: Any, 
     if rate is None or not (math.isfinite(rate) and rate > 0):
         faults.append(f"lr must be a finite number over 0, the peak of the schedule, got {lr!r}")
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-        faults.append(f"steps must be a whole number of at least 1, got {steps!r}")
+        faults.append(f"steps must be at least 1 and a whole number, got {steps!r}")
     return faults
 
 
 def _raise_if_unusable(rates: Sequence[float], lr: float) -> None:
     for step, rate in enumerate(rates):
-        if not (math.isfinite(rate) and rate >= 0):
-            raise ConfigError(f"the schedule gives lr {rate:g} at step {step}: a finite number of at least 0 is needed")
+        value = number(rate)
+        if value is None or not (math.isfinite(value) and value >= 0):
+            raise ConfigError(f"the schedule gives lr {rate!r} at step {step}: it must be a finite number of at least 0")
     if max(rates) > lr * (1 + 1e-9):
         raise ConfigError(f"the schedule goes up to {max(rates):g}, above the peak lr {lr:g}: give the highest as lr")
 

@@ -70,12 +70,17 @@ def muon_tensors(plan: DecayPlan) -> frozenset[str]:
     """The names of the tensors that Muon takes, by their roles; all others are AdamW's.
 
     A tensor with several roles is Muon's only if it is a hidden matrix in each of them, and if it has the axes of a
-    matrix or a stack of matrices: an axis of length 1 makes a vector of it.
+    matrix or a stack of matrices: an axis of length 1 makes a vector of it. A matrix with a row for each word of an
+    embedding, outside the numbered blocks, is taken for a head, whatever its name.
     """
+    words = {tensor.shape[0] for tensor in plan.tensors if Role.EMBEDDING in tensor.roles}
     return frozenset(
         tensor.name
         for tensor in plan.tensors
-        if not tensor.frozen and HIDDEN_MATRICES.issuperset(tensor.roles) and is_matrix(tensor.shape)
+        if not tensor.frozen
+        and HIDDEN_MATRICES.issuperset(tensor.roles)
+        and is_matrix(tensor.shape)
+        and (tensor.shape[0] not in words or any(part.isdecimal() for part in tensor.name.split(".")))
     )
 
 

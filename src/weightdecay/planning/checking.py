@@ -232,6 +232,7 @@ def _seen_in_steps(
         if alone.opaque:
             opaque.append(f"{kind}: {alone.opaque}")
             continue
+        moved = _moved_by_schedule(own, alone.groups, hooked.groups)
         controlled = any("rule" in one.group and "rule" not in optimizer.defaults for one in own)
         for one, plain, with_hooks in zip(own, alone.groups, hooked.groups or alone.groups, strict=True):
             seen = with_hooks if controlled else plain
@@ -241,7 +242,7 @@ def _seen_in_steps(
             if one.names:
                 faults += _step_faults(plan, one, seen, rule)
             if not controlled:
-                faults += _added_by_hooks(one, plain, with_hooks)
+                faults += _added_by_hooks(one, plain, with_hooks, moved)
         if hooked.opaque:
             opaque.append(f"the step hooks of {kind}: {hooked.opaque}")
     return faults, opaque
@@ -299,8 +300,19 @@ def _other_amount(one: _Checked, seen: GroupReport, rule: object | None) -> bool
     return not math.isclose(seen.decay_per_step, asked, rel_tol=_ALIKE, abs_tol=1e-7)
 
 
-def _added_by_hooks(one: _Checked, alone: GroupReport, hooked: GroupReport) -> list[str]:
-    if hooked.opaque or math.isclose(alone.decay_per_step, hooked.decay_per_step, rel_tol=_ALIKE, abs_tol=1e-7):
+def _moved_by_schedule(
+    groups: Sequence[_Checked], alone: Sequence[GroupReport], hooked: Sequence[GroupReport]
+) -> float:
+    """By which factor the hooks of a λ schedule move all decay alike; 1 where no schedule is seen."""
+    for one, plain, with_hooks in zip(groups, alone, hooked, strict=False):
+        if "decay_step" in one.group and plain.decay_per_step > 0:
+            return with_hooks.decay_per_step / plain.decay_per_step
+    return 1.0
+
+
+def _added_by_hooks(one: _Checked, alone: GroupReport, hooked: GroupReport, moved: float) -> list[str]:
+    expected = alone.decay_per_step * moved
+    if hooked.opaque or math.isclose(expected, hooked.decay_per_step, rel_tol=_ALIKE, abs_tol=1e-7):
         return []
     kind = type(one.optimizer).__name__
     said = (
