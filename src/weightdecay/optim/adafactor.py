@@ -29,7 +29,7 @@ from weightdecay.optim.rules import DECOUPLED
 class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
     """Adafactor with a decay rule; equals `torch.optim.Adafactor` where only torch's settings are used.
 
-    PaLM: `Adafactor(plan, lr=1e-2, factored=False, beta1=0.9, rule="lr_squared", weight_decay=1.0)`.
+    PaLM: `Adafactor(plan, lr=1e-2, factored=False, beta1=0.9, rule=LR_SQUARED, weight_decay=1.0)`.
 
     Args:
         params: a decay plan, parameters, (name, parameter) pairs, or groups.
