@@ -1,0 +1,189 @@
+"""Write the tables of optimizers.md: what a step of every optimizer class here does, and what `control` says.
+
+Run in two environments, `.venv` and `.venv-packages`: each writes the blocks of the packages that it has.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from figures import table, write_block
+from optimizer_classes import PACKAGES, Kind, installed, kinds, version
+from torch import Tensor, nn
+
+import weightdecay
+from weightdecay.errors import OptimizerError
+from weightdecay.optim.rules import CAUTIOUS, FIXED, Rule
+from weightdecay.optim.serving import Service, services
+from weightdecay.probing.probe import GroupReport, StepReport, probe_step
+
+HEADER = ("class", "λ enters", "own decay is lr·λ", "direction reads weights", "`control`", "masks")
+OWN, BESIDE = "exact, by its own λ", "exact, beside its step"
+
+# Some step matrices alone, some want them beside vectors.
+SHAPES: tuple[tuple[tuple[int, ...], ...], ...] = (((6, 8), (8,)), ((6, 8),))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+        control: what `control(rule="fixed")` does; it stands for all scalar rules.
+        masks: whether a masked rule is served, too.
+    """
+
+    title: str
+    enters: str = "—"
+    is_lr_times_lambda: str = "—"
+    reads_weights: str = "—"
+    control: str = "—"
+    masks: str = "—"
+
+    @property
+    def cells(self) -> list[str]:
+        return [self.title, self.enters, self.is_lr_times_lambda, self.reads_weights, self.control, self.masks]
+
+
+def made(kind: Kind, shapes: Sequence[tuple[int, ...]]) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    return kind.make([{"params": params, "weight_decay": 0.1}])
+
+
+def row(kind: Kind) -> Row:
+    """What is seen of a class on the first set of shapes that it steps."""
+    found = Row(f"`{kind.title}`")
+    for shapes in SHAPES:
+        try:
+            optimizer = made(kind, shapes)
+        except Exception as error:  # whatever its constructor asks for that is not here
+            found = Row(f"`{kind.title}`", control=f"not made here: {short(str(error))}")
+            continue
+        report = probe_step(optimizer)
+        controlled, masks = served(kind, shapes)
+        own, reads = (shown(report, key) for key in ("own_decay_is_lr_times_lambda", "reads_weights"))
+        found = Row(f"`{kind.title}`", enters(report), own, reads, controlled, masks)
+        if not opaque(report):
+            break
+    return found
+
+
+def enters(report: StepReport) -> str:
+    if reason := opaque(report):
+        return f"opaque: {short(reason)}"
+    return ", ".join(sorted({form(group) for group in report.groups}))
+
+
+def form(group: GroupReport) -> str:
+    if group.hidden_decay > 1e-9:
+        return f"{group.form}; hidden decay of {group.hidden_decay:.1g}"
+    if group.form == "other" or not group.reads_weight_decay:
+        return {"none": "not at all", "other": "otherwise"}.get(group.form, group.form)
+    if group.form == "decoupled" and group.through_gradient:
+        return "decoupled and coupled, which are the same in it"
+    return f"{group.form}, {group.order or 'beside'} the step" if group.form == "decoupled" else group.form
+
+
+def shown(report: StepReport, key: str) -> str:
+    if opaque(report):
+        return "—"
+    return " and ".join(sorted({"yes" if getattr(group, key) else "no" for group in report.groups}, reverse=True))
+
+
+def opaque(report: StepReport) -> str:
+    return report.opaque or next((group.opaque for group in report.groups if group.opaque), "")
+
+
+def served(kind: Kind, shapes: Sequence[tuple[int, ...]]) -> tuple[str, str]:
+    """What `control` says of a scalar rule, and whether a mask is served."""
+    optimizer = made(kind, shapes)
+    try:
+        weightdecay.control(optimizer, rule="fixed")
+    except OptimizerError as error:
+        return f"refused: {short(str(error))}", "no"
+    try:
+        step(optimizer)
+    except OptimizerError as error:
+        return f"refused before a step: {short(str(error))}", "no"
+    ways = {service.way for service in service_of(kind, shapes, FIXED)}
+    masked = not any(service.refusal for service in service_of(kind, shapes, CAUTIOUS))
+    return (OWN if ways == {"handed_over"} else BESIDE), "yes" if masked else "no"
+
+
+def step(optimizer: Any) -> None:
+    """One step: with gradients, or with sparse ones, or with a closure."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def closure(*, sparse: bool = False) -> Tensor:
+        for p in params:
+            p.grad = torch.ones_like(p).to_sparse(1) if sparse else torch.ones_like(p)
+        return torch.tensor(1.0)
+
+    # A closure last: control refuses it of those that could do without.
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: (closure(), optimizer.step()),
+        lambda: (closure(sparse=True), optimizer.step()),
+        lambda: optimizer.step(closure),
+    )
+    for call in calls:
+        try:
+            call()
+        except OptimizerError:
+            raise
+        except Exception:  # not the call that it wants
+            continue
+        return
+
+
+def service_of(kind: Kind, shapes: Sequence[tuple[int, ...]], rule: Rule) -> list[Service]:
+    optimizer = made(kind, shapes)
+    return services(optimizer, [rule] * len(optimizer.param_groups))
+
+
+def short(reason: str) -> str:
+    """The first sentence of an error, without the name and the group that it begins with."""
+    line = re.sub(r"^\w+, group \d+( \('[^']*'\))?: ", "", " ".join(reason.split("\n")[0].split()))
+    cut = re.split(r"(?<=[a-z\)]): |; ", line)[0]
+    return cut.replace("|", "\\|")[:140]
+
+
+def rows(package: str) -> list[Row]:
+    """A row for each class, and one for each other setting under which something else is said."""
+    found: list[Row] = []
+    for kind in kinds(package):
+        one = row(kind)
+        plain = next((known for known in found if known.title == f"`{kind.name}`"), None)
+        if plain is None or one.cells[1:] != plain.cells[1:]:
+            found.append(one)
+    return found
+
+
+def counts(found: Sequence[Row]) -> str:
+    """Such as "12 exact by their own λ, 3 refused"."""
+    tally = Counter(one.control.partition(":")[0] for one in found)
+    return ", ".join(f"{number} {what}" for what, number in sorted(tally.items()))
+
+
+def write(package: str) -> None:
+    found = rows(package)
+    text = table(HEADER, [one.cells for one in found]).replace("---:", "---")  # words, no numbers
+    heading = f"`{package}`, {PACKAGES[package]} {version(package)}, {len(found)} rows: {counts(found)}."
+    write_block("optimizers.md", package, f"{heading}\n\n{text}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    # What others compile takes minutes, and computes the same.
+    torch.compiler.set_stance("force_eager")
+    warnings.simplefilter("ignore")
+    for name in sys.argv[1:] or PACKAGES:
+        if installed(name):
+            write(name)
