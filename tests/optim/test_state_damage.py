@@ -53,7 +53,7 @@ def test_what_steps_have_left_is_never_taken_for_damage(name: str) -> None:
     """Rows without gradients, gradients that underflow when squared, and steps without any, included."""
     net = model()
     optimizer = MORE[name](net.named_parameters())
-    for step, scale in enumerate([1.0, 0.0, 1e-20, 1e-25, 0.0, 1e10]):
+    for step, scale in enumerate([1e-25, 0.0, 1e-20, 1.0, 1e-25, 0.0, 1e10]):
         for p in net.parameters():
             p.grad = scale * torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
             p.grad[0] = 0
@@ -103,6 +103,19 @@ def test_all_damage_is_told_at_once() -> None:
     tensors["1.bias/step"].fill_(float("nan"))
     tensors["2.bias/exp_avg"].fill_(float("inf"))
     refused(fresh, tensors, "0.weight/exp_avg_sq", "1.bias/step", "2.bias/exp_avg")
+
+
+def test_squares_that_float16_cannot_hold_are_no_damage_where_the_optimizer_keeps_float16() -> None:
+    net = model(torch.float16)
+    optimizer, other = torch.optim.AdamW(net.named_parameters()), AdamW(net.named_parameters(), rounding="master")
+    for p in net.parameters():
+        p.grad = torch.full_like(p, 1e-3)
+    optimizer.step()
+    tensors = state_by_name(optimizer)
+    assert not tensors["0.weight/exp_avg_sq"].any()
+    assert load_state_by_name(torch.optim.AdamW(net.named_parameters()), tensors) == []
+    with pytest.raises(OptimizerError, match=r"0\.weight/exp_avg_sq: 0 where exp_avg is not"):
+        load_state_by_name(other, tensors, on_change="override")
 
 
 def test_squares_that_fade_before_the_mean_does_are_no_damage() -> None:
