@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import torch
@@ -49,32 +50,41 @@ def apply_schedules(
 
     Raises:
         OptimizerError: with every fault: a schedule without a finite number of at least 0, groups whose share cannot
-            be known. Nothing has changed then.
+            be known, groups that are not the optimizer's. Nothing has changed then.
     """
-    every = optimizer.param_groups
-    chosen = every if groups is None else list(groups)
-    faults: list[str] = []
+    every, kind = optimizer.param_groups, type(optimizer).__name__
+    chosen = {id(group) for group in (every if groups is None else groups)}
+    faults = _call_faults(every, chosen, step)
     values = {
         key: _value(course, key, step, faults)
         for key, course in (("lr", lr), ("weight_decay", weight_decay))
-        if course is not None
+        if course is not None and not faults
     }
-    shares = {
-        key: (_lr_shares if key == "lr" else _decay_shares)(every, type(optimizer).__name__, faults) for key in values
-    }
+    shares = {key: (_lr_shares if key == "lr" else _decay_shares)(every, kind, faults) for key in values}
+    for key in () if faults else values:
+        faults += _shared_tensors(every, key, shares[key], chosen)
     if faults:
         raise OptimizerError(faults)
 
     for key, value in values.items():
         for group, share in zip(every, shares[key], strict=True):
             group.setdefault(_MULTIPLIERS[key], share)
-            if any(group is one for one in chosen):
+            if id(group) in chosen:
                 _set(group, key, value * share)
                 if key == "weight_decay":
                     group["decay_step"] = step  # from now on a schedule says what λ is, and no plan
 
 
 _MULTIPLIERS = {"lr": "lr_multiplier", "weight_decay": "decay_multiplier"}
+
+
+def _call_faults(every: Sequence[Group], chosen: set[int], step: Any) -> list[str]:
+    faults = []
+    if isinstance(step, bool) or not isinstance(step, Integral) or step < 0:
+        faults.append(f"step is {step!r}: give the number of the step, counted from 0")
+    if foreign := len(chosen - {id(group) for group in every}):
+        faults.append(f"{foreign} of groups are not the optimizer's: take them from its param_groups")
+    return faults
 
 
 def _value(course: Any, key: str, step: int, faults: list[str]) -> float:
@@ -115,16 +125,36 @@ def _lr_shares(groups: Sequence[Group], kind: str, faults: list[str]) -> list[fl
         faults.append(f"{kind} has no lr in {', '.join(without)}: there is nothing to schedule")
         return []
 
-    unshared = [(i, group) for i, group in enumerate(groups) if "lr_multiplier" not in group]
-    if len({number(group["lr"]) for _, group in unshared}) > 1:
-        names = ", ".join(group_title(group, i) for i, group in unshared)
+    shares = [group.get("lr_multiplier", 1.0) for group in groups]
+    unshared = [group_title(group, i) for i, group in enumerate(groups) if "lr_multiplier" not in group]
+    # The η that each group is at now: of one that another share or another scheduler moved, nobody knows the share.
+    bases = [(number(group["lr"]) or 0.0) / share for group, share in zip(groups, shares, strict=True) if share]
+    if unshared and not all(math.isclose(base, bases[0], rel_tol=1e-6) for base in bases):
         faults.append(
             f"the groups of {kind} have different lr, and their shares of one schedule are not known: give each of "
-            f"{names} an lr_multiplier"
+            f"{', '.join(unshared)} an lr_multiplier"
         )
-    return [group.get("lr_multiplier", 1.0) for group in groups]
+    return shares
 
 
+def _shared_tensors(groups: Sequence[Group], key: str, shares: Sequence[float], chosen: set[int]) -> list[str]:
+    """Faults: one tensor in groups of different shares, of which the last would decide for all."""
+    first: dict[int, tuple[str, float]] = {}
+    faults = []
+    for index, (group, share) in enumerate(zip(groups, shares, strict=True)):
+        if not isinstance(group[key], Tensor):
+            continue
+        mark = share if id(group) in chosen else math.nan  # a group that is left alone must not move with others
+        title, seen = first.setdefault(id(group[key]), (group_title(group, index), mark))
+        if seen != mark and not (math.isnan(seen) and math.isnan(mark)):
+            faults.append(
+                f"{title} and {group_title(group, index)} have one tensor for {key} and should get different values: "
+                "give each a tensor of its own"
+            )
+    return faults
+
+
+@torch.no_grad()
 def _set(group: Group, key: str, value: float) -> None:
     """In place where it is a tensor, which captured graphs and compiled steps go on looking at."""
     if isinstance(group[key], Tensor):
