@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from weightdecay.errors import OptimizerError
+from weightdecay.probing.isolation import tolerant
 
 # The axes of a small tensor. The first two are alike, so that state of one axis or of their square is cut alike,
 # and 12 can be halved, thirded and quartered by who stacks matrices or splits heads.
@@ -257,7 +258,7 @@ class Copier:
         return made
 
     def _hooks(self, hooks: Mapping[Any, Any]) -> Any:
-        return OrderedDict((key, self.copy(hook)) for key, hook in hooks.items())
+        return OrderedDict((key, tolerant(self.copy(hook))) for key, hook in hooks.items())
 
     def _state(self, state: Any) -> None:
         """An optimizer's state: none, or what is cut from the real one for the parameters that have a small tensor."""
