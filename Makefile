@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PACKAGES_PIP := $(subst .venv,.venv-packages,$(PIP))
 # A worker a core; a file's tests stay together, since they share what is slow to make.
 PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
@@ -17,6 +18,13 @@ PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 	$(PIP) --editable '.[dev]'
 	touch $@
 
+# Other people's optimizers, away from what is developed with.
+.venv-packages/.ready: tests/packages/requirements.txt tests/packages/requirements-alone.txt pyproject.toml constraints.txt
+	test -x .venv-packages/bin/python || $(PYTHON) -m venv .venv-packages
+	$(PACKAGES_PIP) --requirement tests/packages/requirements.txt --editable .
+	$(PACKAGES_PIP) --no-deps --requirement tests/packages/requirements-alone.txt
+	touch $@
+
 demo: .venv/.train
 	$(BIN)/weightdecay train gpt3:nano
 	@echo; echo "For comparison, models that count tokens, on the same held-out text:"
@@ -25,8 +33,9 @@ demo: .venv/.train
 test: .venv/.dev
 	$(PYTEST)
 
-test-all: .venv/.dev
-	$(PYTEST) -m ''
+test-all: .venv/.dev .venv-packages/.ready
+	$(PYTEST) -m '' --ignore tests/packages
+	$(subst .venv,.venv-packages,$(PYTEST)) -m '' --dist worksteal tests/packages
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .
@@ -38,8 +47,9 @@ check: .venv/.dev
 bench: .venv/.dev
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-docs: .venv/.dev
+docs: .venv/.dev .venv-packages/.ready
 	@for script in docs/make_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	.venv-packages/bin/python docs/make_optimizers.py
 
 clean:
-	rm -rf .venv dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-packages dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
