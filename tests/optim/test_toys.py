@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.adamw import AdamL2, AdamW
-from weightdecay.optim.controller import control
+from weightdecay.optim.control import control
 from weightdecay.optim.lion import Lion
 from weightdecay.optim.schedules import Cosine, Linear
 from weightdecay.optim.sgdw import SGDW

@@ -69,6 +69,12 @@ def _refusal(report: GroupReport, rule: Rule, kind: str) -> str:
             f"{title}: {report.opaque}, and so it cannot be seen what a decay beside it would do: use an optimizer of "
             "weightdecay, or let its own λ follow a schedule with weightdecay.apply_schedules"
         )
+    if report.reads_weights and _way(report, rule) == "outside":
+        return (
+            f"{title}: its update depends on the weights, or on chance, and weights that shrink beside it would change "
+            "it: use an optimizer of weightdecay, or a setting under which it does not look at the weights (such as "
+            "scale_parameter=False); its own λ can follow a schedule with weightdecay.apply_schedules"
+        )
     if report.hidden_decay > _NO_DECAY:
         return (
             f"{title}: it takes {report.hidden_decay:.3g} off the weights at each step at weight_decay 0, by a decay "
@@ -76,12 +82,6 @@ def _refusal(report: GroupReport, rule: Rule, kind: str) -> str:
         )
     if rule.coupled or _way(report, rule) == "handed_over":
         return ""
-    if report.reads_weights:
-        return (
-            f"{title}: its update depends on the weights, or on chance, and weights that shrink beside it would change "
-            "it: use an optimizer of weightdecay, or a setting under which it does not look at the weights (such as "
-            "scale_parameter=False); its own λ can follow a schedule with weightdecay.apply_schedules"
-        )
     if report.form == "other":
         return (
             f"{title}: λ changes its direction and not the decay alone, so that without λ it would be another "

@@ -15,6 +15,7 @@ over several steps and at more than one λ and lr. c is what a step without grad
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -25,7 +26,7 @@ from torch import Tensor
 from weightdecay.errors import OptimizerError
 from weightdecay.probing.isolation import untouched
 from weightdecay.probing.twin import Twins
-from weightdecay.probing.walks import Walk, Walker, Where, fine_dtype, is_alike
+from weightdecay.probing.walks import Walk, Walker, Where, fine_dtype, is_alike, longest
 
 Form: TypeAlias = Literal["none", "decoupled", "coupled", "other"]
 Order: TypeAlias = Literal["before", "after"]
@@ -37,6 +38,7 @@ _FEW = 6
 STEPS_WITHOUT_PHASE = 300
 SHRINK = 0.1
 """What the twins' weights lose beside each step: as much as an update at lr 0.1 moves them."""
+_SLOW = 0.01
 _LR, _OTHER_LR, _WEIGHT_DECAY, _OTHER_WEIGHT_DECAY = 0.1, 0.03, 0.5, 0.2
 
 
@@ -223,7 +225,13 @@ class _Bench:
                 reports.append(_Seen(index, title, opaque=reason))
                 continue
             ways = _ways(enters, index) if enters else None
-            if ways and self.lrs and all(_is_lr_times_lambda(some, index) for some in (enters, self._elsewhere)):
+            reads_weights = not is_alike(beside.of_group(index), before.of_group(index))
+            if (
+                ways
+                and self.lrs
+                and all(_is_lr_times_lambda(some, index) for some in (enters, self._elsewhere))
+                and not (reads_weights and self._brings_weights_back(index))
+            ):
                 ways |= {"lr·λ"}
             scale = _number(group["lr"]) / self.lrs[0][index] if self.lrs and self.lrs[0][index] else 1.0
             reports.append(
@@ -234,10 +242,34 @@ class _Bench:
                     decay_per_step=own[index],
                     hidden_decay=hidden[index] or hidden_at_lr[index] * (scale or 1.0),
                     reads_lr=not _equal(walk[:3], at_other_lr.of_group(index)[:3]),
-                    reads_weights=not is_alike(beside.of_group(index), before.of_group(index)),
+                    reads_weights=reads_weights,
                 )
             )
         return reports
+
+    @functools.cached_property
+    def _decaying(self) -> list[Walk]:
+        """Long walks without gradient in which each step is to remove a hundredth, from weights and their opposite."""
+        rate, count = 1e-4, len(self.groups)
+        how: dict[str, Any] = {"lr": [rate] * count, "weight_decay": [_SLOW / rate] * count, "gradient": 0.0}
+        walkers = [self._walker(**how, mirrored=mirrored) for mirrored in (False, True)]
+        return [walker.walk(STEPS_WITHOUT_PHASE, guarded=False) for walker in walkers]
+
+    def _brings_weights_back(self, index: int) -> bool:
+        """Whether a direction that reads weights reads some that it remembers, such as a slow average's.
+
+        The part of the weights that turns with them shrinks by the same fraction in every step if it does not.
+        """
+        try:
+            walks = [walk.of_group(index) for walk in self._decaying]
+        except Exception:  # others' code, at this lr and λ
+            return False
+        turning = [[(w - v) / 2 for w, v in zip(one, other, strict=True)] for one, other in zip(*walks, strict=True)]
+        return not all(
+            longest(now - (1 - _SLOW) * w) <= 0.05 * _SLOW * longest(w)
+            for was, after in itertools.pairwise(turning)
+            for w, now in zip(was, after, strict=True)
+        )
 
     def _enters(self, direction: Walk, hidden: Sequence[float], lr: dict[str, Any], which: int) -> _Entry:
         """How one λ enters the steps, at one lr."""

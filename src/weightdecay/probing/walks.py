@@ -73,8 +73,9 @@ class Walker:
                 for p in params:
                     p.data.mul_(1 - a)
 
-    def walk(self, steps: int) -> Walk:
-        return Walk([self.twin.weights(), *(self.step(guarded=True) for _ in range(steps))])
+    def walk(self, steps: int, *, guarded: bool = True) -> Walk:
+        """Make some steps; the weights from the first on."""
+        return Walk([self.twin.weights(), *(self.step(guarded=guarded) for _ in range(steps))])
 
 
 class Likeness:
@@ -97,10 +98,10 @@ class Likeness:
 
     def _holds(self, index: int, w: Tensor, x: Tensor, y: Tensor) -> bool:
         kept = 1 - self._forgets
-        moved = self._moved[index] = max(kept * self._moved.get(index, 0.0), _longest(x - w))
-        largest = self._largest[index] = max(kept * self._largest.get(index, 0.0), _longest(x), _longest(w))
+        moved = self._moved[index] = max(kept * self._moved.get(index, 0.0), longest(x - w))
+        largest = self._largest[index] = max(kept * self._largest.get(index, 0.0), longest(x), longest(w))
         relative, floor = _tolerance(x.dtype)
-        return _longest(x - y) <= relative * moved + floor * largest  # which is never so of nan
+        return longest(x - y) <= relative * moved + floor * largest  # which is never so of nan
 
 
 def is_alike(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> bool:
@@ -109,7 +110,8 @@ def is_alike(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]])
     return all(likeness.holds(was, a, b) for was, a, b in zip(one, one[1:], other[1:], strict=False))
 
 
-def _longest(x: Tensor) -> float:
+def longest(x: Tensor) -> float:
+    """The largest absolute value; 0 of an empty tensor."""
     return float(x.abs().max()) if x.numel() else 0.0
 
 

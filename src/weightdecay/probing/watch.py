@@ -61,9 +61,11 @@ class Watch:
 
     def _pair(self, twins: Twins, reports: Sequence[GroupReport]) -> tuple[Walker, Walker]:
         """The one as it is done, and the one as it is meant, in as fine a precision as steps."""
-        by_order: list[Where] = ["before" if report.order == "before" else "beside" for report in reports]
+        # A direction that reads the weights of now is meant as it reads them after its own decay; any other is to be
+        # the same beside the whole weights, and also in every k-th step.
         places: list[Where] = [
-            place if way == "handed_over" else "beside" for way, place in zip(self._ways, by_order, strict=True)
+            "before" if way == "handed_over" and report.reads_weights and report.order == "before" else "beside"
+            for way, report in zip(self._ways, reports, strict=True)
         ]
         shrink = [0.0 if way == "left" else SHRINK for way in self._ways]
         outside = [SHRINK if way == "outside" else 0.0 for way in self._ways]
@@ -82,12 +84,12 @@ class Watch:
             self._show()
             self._step()
             self._steps += 1
+            if not self._fault and not self.ended:
+                self.seen += 1
             if self._steps >= WATCHED:
                 self.ended = f"{WATCHED} steps were watched"
         if self._fault:
             raise OptimizerError(self._fault)
-        if not self.ended:
-            self.seen += 1
 
     def _show(self) -> None:
         """Give the twins what has been changed in the groups since: lr by a scheduler, betas by hand."""

@@ -1,0 +1,94 @@
+"""Twins: small, of every kind of tensor, with nothing of the original."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.probing import optimizers as own
+from tests.probing.test_probe import parameters
+from weightdecay.probing.twin import Twins, progress_keys, stepped_state
+
+
+def test_there_is_a_small_tensor_of_each_kind_in_the_place_of_its_own() -> None:
+    params = [
+        nn.Parameter(torch.zeros(shape, dtype=dtype))
+        for shape, dtype in (
+            ((100,), torch.float32), ((50, 60), torch.float32), ((300,), torch.float32), ((50, 60), torch.bfloat16),
+            ((50, 1), torch.float32), ((8, 3, 3, 3), torch.float32),
+        )
+    ]  # fmt: skip
+    named = [(f"t{index}", p) for index, p in enumerate(params)]
+    twin = Twins(torch.optim.SGD(named, lr=0.1)).make()
+    (group,) = twin.optimizer.param_groups
+    assert group["param_names"] == ["t1", "t2", "t3", "t4", "t5"]
+    assert [tuple(p.shape) for p in group["params"]] == [(12, 12), (12,), (12, 12), (12, 1), (8, 3, 3, 3)]
+    assert group["params"][2].dtype == torch.bfloat16
+
+
+def test_weights_on_no_device_are_tried_on_the_processor() -> None:
+    p = nn.Parameter(torch.empty(4, 4, device="meta"))
+    twin = Twins(torch.optim.AdamW([p])).make()
+    assert twin.params[0][0].device.type == "cpu"
+
+
+def test_bound_methods_and_inner_optimizers_are_the_copys_own() -> None:
+    optimizer = own.BoundMethods(parameters())
+    optimizer.inner = torch.optim.SGD(optimizer.param_groups[0]["params"], lr=0.1)  # type: ignore[attr-defined]
+    twin: Any = Twins(optimizer).make()
+    assert twin.optimizer.chain[0].__self__ is twin.optimizer
+    assert twin.optimizer.chain[1].func.__self__ is twin.optimizer
+    assert twin.optimizer.inner is not optimizer.inner  # type: ignore[attr-defined]
+    assert twin.optimizer.inner.param_groups[0]["params"] == twin.params[0]
+    assert optimizer.calls == 0
+
+
+def test_what_is_a_tensor_in_a_group_stays_one() -> None:
+    optimizer = own.WantsTensorLr(parameters(), lr=0.1)
+    twin = Twins(optimizer).make()
+    twin.set(lr=0.5)
+    assert isinstance(twin.optimizer.param_groups[0]["lr"], Tensor)
+    assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.1)
+
+
+def test_state_is_cut_from_the_real_one_so_that_the_phase_is_kept() -> None:
+    params = parameters()
+    optimizer = own.Lookahead(params, k=5)
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+    twins = Twins(optimizer)
+    assert twins.manner.keeps_phase
+    twin = twins.make()
+    assert [state["step"] for state in twin.optimizer.state.values()] == [3, 3]
+    for small, real in zip(twin.optimizer.state.values(), optimizer.state.values(), strict=True):
+        part = real["slow"][tuple(slice(0, n) for n in small["slow"].shape)]
+        assert torch.equal(small["slow"], part)
+        assert small["slow"].data_ptr() != real["slow"].data_ptr()
+
+
+def test_progress_is_what_steps_change_in_groups() -> None:
+    assert progress_keys(own.ProgressInGroups(parameters())) == {"k"}
+    assert progress_keys(own.CachesInGroup(parameters())) == {"buffer"}
+    assert progress_keys(torch.optim.AdamW(parameters())) == frozenset()
+
+
+def test_the_progress_of_schedule_free_is_seen_whatever_its_mode() -> None:
+    schedulefree = pytest.importorskip("schedulefree")
+    assert progress_keys(schedulefree.AdamWScheduleFree(parameters())) >= {"k", "weight_sum", "lr_max"}
+
+
+def test_the_state_that_a_step_leaves_has_the_axes_of_its_tensor() -> None:
+    optimizer = torch.optim.Adafactor(parameters())
+    state: Any = stepped_state(optimizer, optimizer.param_groups[0], (13, 17), torch.float32)
+    assert {key: tuple(value.shape) for key, value in state.items()} == {
+        "step": (),
+        "row_var": (13, 1),
+        "col_var": (1, 17),
+    }
+    broken = own.KeepsModel(parameters(), nn.Linear(2, 2), uses=True)
+    assert stepped_state(broken, broken.param_groups[0], (2, 3), torch.float32) is None
