@@ -24,6 +24,7 @@ from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.clipping import clipped_step
 from weightdecay.optim.precision import PrecisionWarning
 from weightdecay.optim.roundings import RoundingName as Rounding
+from weightdecay.optim.rules import RULES
 
 # GPT-2 124M: token and position embeddings; 12 layers of 4 matrices with their biases and two norms
 LAYER: list[tuple[int, ...]] = [(2_304, 768), (768, 768), (3_072, 768), (768, 3_072), (2_304,), (3_072,)]
@@ -111,7 +112,7 @@ def rules(weights: Weights) -> list[Path]:
     paths = [Path(PEER, PEER, 1.0, plain.step)]
     for rule in SCALAR_RULES + OTHER_RULES:
         weight_decay = 1e-6 if rule == "fixed" else 0.1
-        optimizer = AdamW(weights.params, lr=LR, weight_decay=weight_decay, rule=rule, fused=True)
+        optimizer = AdamW(weights.params, lr=LR, weight_decay=weight_decay, rule=RULES[rule], fused=True)
         limit = 1.05 if rule in SCALAR_RULES else 2.0
         paths.append(Path(f"rule {rule}", PEER, limit, weights.given_to(optimizer).step))
     return paths

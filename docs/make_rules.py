@@ -27,7 +27,7 @@ def shrink(rule: str, weight_decay: float) -> float:
     """What a real optimizer leaves of a weight of 1 without gradients."""
     p = nn.Parameter(torch.ones(1, dtype=torch.float64))
     p.grad = torch.zeros_like(p)
-    optimizer = SGDW([p], lr=LR, weight_decay=weight_decay, rule=rule)
+    optimizer = SGDW([p], lr=LR, weight_decay=weight_decay, rule=RULES[rule])
     for step in range(STEPS):
         optimizer.param_groups[0]["lr"] = RATES(step)
         optimizer.step()

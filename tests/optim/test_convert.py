@@ -13,6 +13,7 @@ from torch import nn
 from weightdecay.errors import ConfigError
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.convert import CONVENTIONS, convert
+from weightdecay.optim.rules import as_rule
 from weightdecay.optim.schedules import Constant, Schedule, schedule
 
 names = st.sampled_from(sorted(CONVENTIONS))
@@ -59,7 +60,7 @@ def test_the_predicted_shrink_is_what_the_optimizer_does(target: str) -> None:
     ):
         p = nn.Parameter(torch.ones(4, dtype=torch.float64))
         p.grad = torch.zeros_like(p)
-        optimizer = AdamW([p], lr=LR, weight_decay=weight_decay, rule=rule)
+        optimizer = AdamW([p], lr=LR, weight_decay=weight_decay, rule=as_rule(rule))
         for step in range(STEPS):
             optimizer.param_groups[0]["lr"] = WARM_COSINE(step)
             optimizer.step()

@@ -70,7 +70,7 @@ def test_patterns_that_match_nothing_and_tensors_that_none_matches_are_told_toge
         "the pattern 'lm_head.*' of `rule` matches no tensor: correct or remove it",
     ]
     with pytest.raises(OptimizerError, match="did you mean 'corrected'"):
-        AdamW(Tied().named_parameters(), rule={"*": "correct"})
+        AdamW(Tied().named_parameters(), rule={"*": "correct"})  # type: ignore[dict-item]
 
 
 def test_an_iterator_of_parameters_is_read_once() -> None:

@@ -254,7 +254,8 @@ def test_a_step_of_training_at_lr_zero_is_no_saving() -> None:
 
 def test_every_optimizer_of_ours_is_here() -> None:
     def leaves(cls: type) -> set[str]:
-        below = {name for sub in cls.__subclasses__() for name in leaves(sub)}
+        subclasses: list[type] = cls.__subclasses__()
+        below = {name for sub in subclasses for name in leaves(sub)}
         return below | ({cls.__name__} if cls.__module__.startswith("weightdecay.optim") else set())
 
     public = {name for name in leaves(DecayingOptimizer) if hasattr(weightdecay, name)}

@@ -69,7 +69,7 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("rule", [name for name in RULES if name != "l2"])
 @pytest.mark.parametrize("stacked", [1, 3])
 @pytest.mark.parametrize("form", FORMS)
-def test_muon_follows_every_rule_as_its_twin_does(rule: str, stacked: int, form: str) -> None:
+def test_muon_follows_every_rule_as_its_twin_does(rule: Any, stacked: int, form: str) -> None:
     shapes = ((6, 8), (9, 4), (9, 3), (3, 6, 4))
     params = parameters(shapes)
     groups = [{"params": params, "stacked": stacked}]
@@ -287,7 +287,8 @@ def test_cautious_equals_decoupled_where_all_signs_agree_and_no_decay_where_none
     cautious, other = (
         nn.Parameter(10 + torch.rand(1, 9, generator=torch.Generator().manual_seed(1))) for _ in range(2)
     )
-    for p, rule in ((cautious, "cautious"), (other, "decoupled")):
+    rules: list[tuple[Any, Any]] = [(cautious, "cautious"), (other, "decoupled")]
+    for p, rule in rules:
         optimizer = Muon([p], lr=0.01, weight_decay=0.5 if rule == "cautious" or agree else 0.0, rule=rule)
         for number in range(5):
             p.grad = torch.rand(1, 9, generator=torch.Generator().manual_seed(number)) * (1 if agree else -1)

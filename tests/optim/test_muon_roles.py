@@ -38,7 +38,8 @@ class Parts(nn.Module):
         x = x + self.linear(x).relu() + self.low_rank(x)
         x = self.lstm(x)[0]
         x = x + self.conv(x.mT)[..., : x.shape[1]].mT + self.depthwise(x.mT).mT
-        return self.h(self.normed(x * self.gain))
+        logits: Tensor = self.h(self.normed(x * self.gain))
+        return logits
 
 
 def taken(plan: Any) -> set[str]:
@@ -79,7 +80,8 @@ def test_a_tensor_with_two_roles_is_muons_only_if_both_are() -> None:
             self.head.weight = self.embed.weight
 
         def forward(self, ids: Tensor) -> Tensor:
-            return self.head(self.linear(self.embed(ids)))
+            logits: Tensor = self.head(self.linear(self.embed(ids)))
+            return logits
 
     assert muon_tensors(weightdecay.plan(Tied())) == {"linear.weight"}
 

@@ -35,7 +35,8 @@ def expected(rule: Rule, before: Tensor, plain: Tensor) -> Tensor:
         "strictly_agreeing": ((update * before) > 0).double(),
     }[rule.mask]
     target = {"zero": 0.0, "one": 1.0}[rule.target]
-    return plain - a * mask * (before - target)
+    decayed: Tensor = plain - a * mask * (before - target)
+    return decayed
 
 
 def params(dtype: torch.dtype) -> list[nn.Parameter]:
@@ -83,8 +84,8 @@ def test_every_optimizer_follows_a_rule_of_ones_own(name: str, rule: Rule) -> No
 def test_every_rounding_keeps_a_rule_of_ones_own(name: str, rounding: str, rule: Rule) -> None:
     low = params(torch.bfloat16)
     high = [nn.Parameter(p.detach().float()) for p in low]
-    settings = {"lr": 1e-3, "rule": rule, "peak_lr": 1e-3, "weight_decay": 0.3}
-    maker = MAKERS[name] if name != "Muon" else weightdecay.Muon
+    settings: dict[str, Any] = {"lr": 1e-3, "rule": rule, "peak_lr": 1e-3, "weight_decay": 0.3}
+    maker: Any = MAKERS[name] if name != "Muon" else weightdecay.Muon
     ours, reference = maker(low, rounding=rounding, **settings), maker(high, **settings)
     for p, q in zip(low, high, strict=True):
         q.grad = p.grad.float() if p.grad is not None else None
@@ -106,7 +107,7 @@ def test_a_rule_of_ones_own_travels_with_copies_pickles_and_groups() -> None:
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_by_its_name_and_by_its_value_are_one(name: str) -> None:
-    ours = weightdecay.SGDW([nn.Parameter(torch.ones(2))], lr=LR, rule=RULES[name])  # type: ignore[arg-type]
+    ours = weightdecay.SGDW([nn.Parameter(torch.ones(2))], lr=LR, rule=RULES[name])
     assert ours.param_groups[0]["rule"] == name
 
 

@@ -143,7 +143,7 @@ def test_decay_towards_a_target_ends_at_the_target(cls: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["independent", "corrected"])
-def test_each_group_has_its_own_peak(name: str) -> None:
+def test_each_group_has_its_own_peak(name: Any) -> None:
     """A group at ten times the lr must decay no more than the others under `independent`."""
     optimizer = AdamW(
         [{"params": [weight()]}, {"params": [weight()], "lr": 0.1}], lr=0.01, weight_decay=0.05, rule=name

@@ -143,7 +143,7 @@ def test_without_decay_sgdw_equals_torchs_sgd_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("rule", ["independent", "fixed", "lr_squared", "corrected"])
-def test_a_scalar_rule_equals_the_kernel_given_the_same_decay_per_step(rule: str) -> None:
+def test_a_scalar_rule_equals_the_kernel_given_the_same_decay_per_step(rule: Any) -> None:
     """At a constant lr every scalar rule is torch's AdamW with λ = a / lr."""
     weight_decay = 0.3
     decay = rules.decay_per_step(rule, PEAK, weight_decay, PEAK)

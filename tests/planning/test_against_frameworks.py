@@ -30,7 +30,7 @@ def live(name: str) -> nn.Module:
     return model
 
 
-def decaying(model: nn.Module, policy: str) -> set[str]:
+def decaying(model: nn.Module, policy: Any) -> set[str]:
     plan = weightdecay.plan(model, policy=policy)
     return {tensor.name for tensor in plan if tensor.decays}
 
@@ -183,4 +183,4 @@ def test_bert_olmo2_levanter_torch_and_composer_on_one_model() -> None:
 
 def test_a_policy_that_is_not_there_is_answered_with_its_nearest() -> None:
     with pytest.raises(PlanError, match="did you mean 'transformers'"):
-        weightdecay.plan(nn.Linear(2, 2), policy="transfomers")
+        weightdecay.plan(nn.Linear(2, 2), policy="transfomers")  # type: ignore[arg-type]

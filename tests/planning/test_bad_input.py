@@ -6,6 +6,7 @@ import json
 import socket
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from weightdecay.planning.sources import open_source, safetensors_shapes
 
 def test_faults_in_the_arguments_come_together() -> None:
     with pytest.raises(PlanError) as caught:
-        weightdecay.plan(TiedDecoder(), weight_decay=-0.1, policy="defualt", unknown="ignore")
+        weightdecay.plan(TiedDecoder(), weight_decay=-0.1, policy="defualt", unknown="ignore")  # type: ignore[arg-type]
     assert len(caught.value.faults) == 3
     assert "did you mean 'default'" in str(caught.value)
 
@@ -169,7 +170,9 @@ def test_a_policy_file_changes_roles_and_adds_overrides(tmp_path: Path) -> None:
     path.write_text(
         'base = "no-embeddings"\n[roles]\n"linear weight" = 0.5\n[[override]]\npattern = "mix"\nmultiplier = 2\n'
     )
-    plan = weightdecay.plan(TiedDecoder(), 0.1, policy=str(path))
+    spelt: Any = str(path)
+    assert weightdecay.plan(TiedDecoder(), 0.1, policy=spelt).policy == "ours"
+    plan = weightdecay.plan(TiedDecoder(), 0.1, policy=path)
     assert plan.policy == "ours"
     assert plan["mix.weight"].weight_decay == pytest.approx(0.2)
     assert not plan["embed.weight"].decays

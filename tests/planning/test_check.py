@@ -46,7 +46,7 @@ def test_an_optimizer_that_decays_as_planned_carries_the_plan(name: str, lr: flo
 
 @pytest.mark.parametrize("name", ["AdamW", "Lion", "SGDW", "Adafactor"])
 @pytest.mark.parametrize("rule", [name for name in RULES if name != "l2"])
-def test_ours_carry_the_plan_under_every_rule(name: str, rule: str) -> None:
+def test_ours_carry_the_plan_under_every_rule(name: str, rule: Any) -> None:
     plan = planned()
     assert plan.check(getattr(weightdecay, name)(plan, lr=LR, rule=rule)).ok
     assert plan.check(weightdecay.Muon(plan, lr=LR, rule=rule)).ok
@@ -116,7 +116,7 @@ def test_decay_that_a_hook_adds_is_a_fault_and_moves_no_weight() -> None:
     plan = planned()
     model: Any = plan._model
     before = copy.deepcopy(model.state_dict())
-    optimizer = torch.optim.AdamW(plan.param_groups(lr=LR))
+    optimizer: Any = torch.optim.AdamW(plan.param_groups(lr=LR))
     optimizer.register_step_pre_hook(
         lambda o, *_: [q.data.mul_(1 - g["lr"] * 0.1) for g in o.param_groups for q in g["params"]]
     )
@@ -130,7 +130,7 @@ def test_a_hook_that_reaches_for_the_model_itself_is_kept_from_it_and_said_to_be
     plan = planned()
     model: Any = plan._model
     before = copy.deepcopy(model.state_dict())
-    optimizer = torch.optim.AdamW(plan.param_groups(lr=LR))
+    optimizer: Any = torch.optim.AdamW(plan.param_groups(lr=LR))
     optimizer.register_step_post_hook(lambda *_: [p.data.mul_(0.5) for p in model.parameters()])
     found = plan.check(optimizer)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -139,7 +139,7 @@ def test_a_hook_that_reaches_for_the_model_itself_is_kept_from_it_and_said_to_be
 
 def test_a_hook_that_only_looks_on_is_none() -> None:
     plan = planned()
-    optimizer = torch.optim.AdamW(plan.param_groups(lr=LR))
+    optimizer: Any = torch.optim.AdamW(plan.param_groups(lr=LR))
     optimizer.register_step_post_hook(lambda o, *_: [float(p.norm()) for g in o.param_groups for p in g["params"]])
     assert plan.check(optimizer).ok
 
@@ -149,7 +149,7 @@ def test_a_hook_that_only_looks_on_is_none() -> None:
 
 @pytest.mark.parametrize("name", ["AdamW", "Adam", "NAdam", "SGD"])
 @pytest.mark.parametrize("rule", ["decoupled", "independent", "fixed"])
-def test_an_optimizer_under_control_carries_the_plan(name: str, rule: str) -> None:
+def test_an_optimizer_under_control_carries_the_plan(name: str, rule: Any) -> None:
     plan = planned()
     optimizer = getattr(torch.optim, name)(plan.param_groups(lr=LR))
     weightdecay.control(optimizer, rule=rule, peak_lr=LR)

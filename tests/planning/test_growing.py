@@ -125,7 +125,7 @@ def test_lightnings_backbone_finetuning_unfreezes(make: str, tmp_path: Any) -> N
     import lightning
     from lightning.pytorch.callbacks import BackboneFinetuning
 
-    class Module(lightning.LightningModule):
+    class Module(lightning.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.backbone, self.head = nn.Linear(8, 8), nn.Linear(8, 2)

@@ -109,7 +109,7 @@ def pure(_: object) -> str:
 
 
 def disagreeing(_: object) -> str:
-    policy = "default" if dist.get_rank() == 0 else "no-embeddings"
+    policy: Any = "default" if dist.get_rank() == 0 else "no-embeddings"
     try:
         weightdecay.plan(Stack(), policy=policy).check_ranks()
     except CheckFailedError as error:

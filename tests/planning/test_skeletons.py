@@ -9,8 +9,8 @@ from functools import cache
 import pytest
 
 from tests.planning.skeletons import Skeleton, read
-from weightdecay.planning.emulation import EMULATED
 from weightdecay.planning.decay_plan import PlannedTensor
+from weightdecay.planning.emulation import EMULATED
 from weightdecay.planning.plan import plan_tensors
 from weightdecay.planning.roles import Role
 from weightdecay.planning.tensors import Site, TensorFacts

@@ -45,7 +45,8 @@ class Stack(nn.Module):
 def test_compiled_parallel_and_averaged_models_have_the_bare_models_plan() -> None:
     model = Stack()
     plan = weightdecay.plan(model)
-    for wrapped in (torch.compile(model), nn.DataParallel(model), torch.optim.swa_utils.AveragedModel(model)):
+    ways: list[Any] = [torch.compile, nn.DataParallel, torch.optim.swa_utils.AveragedModel]
+    for wrapped in (way(model) for way in ways):
         assert list(weightdecay.plan(wrapped)) == list(plan)
         assert list(plan.on(wrapped)) == list(plan)
     assert "blocks.0.module.weight" in plan

@@ -5,8 +5,8 @@ weight decays by what its group says. An optimizer is a direction, a decay rule 
 
     rules, roundings     the values (open `rules` first)
     decay                a rule's arithmetic, once
-    adamw … muon         the directions, on `base` (a step), `elementwise` and `pieces` (what no kernel of torch's does),
-                         `compiled` (the same in one loop), `loading` (what a loaded state may change)
+    adamw … muon         the directions, on `base` (a step), `elementwise` and `pieces` (what no kernel of torch's
+                         does), `compiled` (the same in one loop), `loading` (what a loaded state may change)
     control, serving     rules and schedules on optimizers that others wrote, by what `probing` sees
     schedules            η and λ as functions of the step; `scheduling` applies them
     state                optimizer state by name, and what a resume would change

@@ -390,10 +390,7 @@ def _reach_faults(rule: Rule | None, rules: Sequence[Rule]) -> list[str]:
     if rule is None or rule in rules:
         return []
     own = ", ".join(sorted({followed.name for followed in rules}))
-    return [
-        f"rule '{rule.name}' reaches no group: each has its own ({own}), as given or as loaded; delete it where not "
-        "wanted"
-    ]
+    return [f"rule '{rule.name}' reaches no group: each has its own ({own}), given or loaded; delete it where not wanted"]
 
 
 def _is_as_torch_means(rule: Rule) -> bool:
