@@ -77,7 +77,7 @@ class BoundMethods(Plain):
 
     def __init__(self, params: Any, **settings: Any) -> None:
         super().__init__(params, **settings)
-        self.chain = [self.decayed, functools.partial(self.moved, sign=-1)]
+        self.chain: list[Any] = [self.decayed, functools.partial(self.moved, sign=-1)]
         self.calls = 0
 
     def decayed(self, p: Any, group: dict[str, Any]) -> None:

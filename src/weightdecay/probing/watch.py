@@ -82,10 +82,9 @@ class Watch:
         """
         if not self._fault and not self.ended:
             self._show()
-            self._step()
-            self._steps += 1
-            if not self._fault and not self.ended:
+            if self._step():
                 self.seen += 1
+            self._steps += 1
             if self._steps >= WATCHED:
                 self.ended = f"{WATCHED} steps were watched"
         if self._fault:
@@ -108,7 +107,8 @@ class Watch:
                     elif isinstance(value, bool | int | float | tuple) and key != "differentiable":
                         small[key] = plain
 
-    def _step(self) -> None:
+    def _step(self) -> bool:
+        """Step both; whether they are still alike."""
         for walker in (self._done, self._meant):
             walker.twin.set(weight_decay=[self._handed_over(index, walker) for index in range(len(self._ways))])
         for index in range(len(self._ways)):
@@ -120,10 +120,10 @@ class Watch:
             done, meant = self._done.step(guarded=False), self._meant.step(guarded=False)
         except Exception as error:  # others' code
             self.ended = f"the small copy could go no further ({type(error).__name__}: {error})"
-            return
+            return False
         if not all(bool(torch.isfinite(w).all()) for weights in meant for w in weights):
             self.ended = "the small copy's weights are not finite any more"
-            return
+            return False
 
         parted = [
             title
@@ -138,6 +138,7 @@ class Watch:
                 f"{', '.join(parted)} of {type(self._optimizer).__name__}: its update depends on the weights in some "
                 "of its steps, as a small copy that is ahead shows, and decay beside them would not be exact"
             )
+        return not parted
 
     def _handed_over(self, index: int, walker: Walker) -> float:
         """The λ of one group of a twin."""
