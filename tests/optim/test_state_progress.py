@@ -231,3 +231,28 @@ def test_a_multiplier_that_one_side_does_not_say_is_no_change() -> None:
     new_settings = settings_by_name(new)
     new.param_groups[0]["decay_multiplier"] = 0.5
     assert {change.setting for change in changes(new, new_settings)} == {"decay_multiplier"}
+
+
+class CountOfAllGroups(Foreign):
+    """torch gives each group the very tensor of the defaults, so that all groups count in one."""
+
+    def __init__(self, params: Any, **settings: Any) -> None:
+        super().__init__(params, step=torch.tensor(0), **settings)
+
+    def scale(self, group: dict[str, Any]) -> float:
+        return 1 / float(group["step"].add_(1))
+
+
+def test_a_tensor_that_groups_share_is_shared_after_a_resume() -> None:
+    def make(net: nn.Sequential) -> CountOfAllGroups:
+        return CountOfAllGroups([{"params": list(part.parameters())} for part in net])
+
+    through, resumed = model(), model()
+    optimizer, again = make(through), make(resumed)
+    train(through, optimizer, 0, 3)
+    resumed.load_state_dict(through.state_dict())
+    load_state_by_name(again, state_by_name(optimizer, through), settings_by_name(optimizer, through), resumed)
+    train(through, optimizer, 3, 2)
+    train(resumed, again, 3, 2)
+    assert int(again.param_groups[0]["step"]) == int(again.param_groups[2]["step"]) == 15
+    assert all(torch.equal(a, b) for a, b in zip(through.parameters(), resumed.parameters(), strict=True))

@@ -185,3 +185,32 @@ def test_loaded_state_shares_no_memory_with_what_it_was_loaded_from() -> None:
     assert bool(given["plain"].all())
     assert bool(given["nested"][0].all())
     assert bool(given["quantised"].codes.all())
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_lbfgs_whose_state_is_of_all_tensors_together_resumes_bit_for_bit(order: int) -> None:
+    inputs, targets = torch.randn(9, 4, generator=torch.Generator().manual_seed(1)), torch.ones(9, 3)
+
+    def steps(net: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:
+        def loss() -> float:
+            optimizer.zero_grad()
+            error: Tensor = (net(inputs) - targets).square().mean()
+            error.backward()  # type: ignore[no-untyped-call]
+            return float(error.detach())
+
+        for _ in range(count):
+            optimizer.step(loss)
+
+    def make(net: nn.Module) -> torch.optim.LBFGS:
+        return torch.optim.LBFGS(list(net.parameters())[::order], lr=0.1, max_iter=3)
+
+    through, resumed = nn.Linear(4, 3), nn.Linear(4, 3)
+    optimizer, again = make(through), make(resumed)
+    steps(through, optimizer, 3)
+    resumed.load_state_dict(through.state_dict())
+    load_state_by_name(
+        again, load(save(state_by_name(optimizer, through))), settings_by_name(optimizer, through), resumed
+    )
+    steps(through, optimizer, 2)
+    steps(resumed, again, 2)
+    assert all(torch.equal(a, b) for a, b in zip(through.parameters(), resumed.parameters(), strict=True))
