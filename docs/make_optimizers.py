@@ -20,8 +20,6 @@ from torch import Tensor, nn
 
 import weightdecay
 from weightdecay.errors import OptimizerError
-from weightdecay.optim.rules import CAUTIOUS, FIXED, Rule
-from weightdecay.optim.serving import Service, services
 from weightdecay.probing.probe import GroupReport, StepReport, probe_step
 
 HEADER = ("class", "λ enters", "own decay is lr·λ", "direction reads weights", "`control`", "masks")
@@ -68,7 +66,7 @@ def row(kind: Kind) -> Row:
             found = Row(f"`{kind.title}`", control=f"not made here: {short(str(error))}")
             continue
         report = probe_step(optimizer)
-        controlled, masks = served(kind, shapes)
+        controlled, masks = served(made(kind, shapes), report)
         own, reads = (shown(report, key) for key in ("own_decay_is_lr_times_lambda", "reads_weights"))
         found = Row(f"`{kind.title}`", enters(report), own, reads, controlled, masks)
         if not opaque(report):
@@ -102,9 +100,8 @@ def opaque(report: StepReport) -> str:
     return report.opaque or next((group.opaque for group in report.groups if group.opaque), "")
 
 
-def served(kind: Kind, shapes: Sequence[tuple[int, ...]]) -> tuple[str, str]:
+def served(optimizer: Any, report: StepReport) -> tuple[str, str]:
     """What `control` says of a scalar rule, and whether a mask is served."""
-    optimizer = made(kind, shapes)
     try:
         weightdecay.control(optimizer, rule="fixed")
     except OptimizerError as error:
@@ -113,9 +110,9 @@ def served(kind: Kind, shapes: Sequence[tuple[int, ...]]) -> tuple[str, str]:
         step(optimizer)
     except OptimizerError as error:
         return f"refused before a step: {short(str(error))}", "no"
-    ways = {service.way for service in service_of(kind, shapes, FIXED)}
-    masked = not any(service.refusal for service in service_of(kind, shapes, CAUTIOUS))
-    return (OWN if ways == {"handed_over"} else BESIDE), "yes" if masked else "no"
+    by_itself = all(group.own_decay_is_lr_times_lambda and not group.through_gradient for group in report.groups)
+    masked = not any(group.reads_weights for group in report.groups)
+    return (OWN if by_itself else BESIDE), "yes" if masked else "no"
 
 
 def step(optimizer: Any) -> None:
@@ -141,11 +138,6 @@ def step(optimizer: Any) -> None:
         except Exception:  # not the call that it wants
             continue
         return
-
-
-def service_of(kind: Kind, shapes: Sequence[tuple[int, ...]], rule: Rule) -> list[Service]:
-    optimizer = made(kind, shapes)
-    return services(optimizer, [rule] * len(optimizer.param_groups))
 
 
 def short(reason: str) -> str:

@@ -76,7 +76,7 @@ _VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
 # Flags of constructors that say how λ enters; the other value is another optimizer.
 _DECAY_FLAGS = (
     "weight_decouple", "fixed_decay", "decoupled_weight_decay", "decoupled_decay", "decouple", "decouple_weight_decay",
-    "decouple_wd", "decoupled_lr", "cautious_weight_decay", "caution", "cautious", "corrected_weight_decay",
+    "decouple_wd", "decouple_lr", "cautious_weight_decay", "caution", "cautious", "corrected_weight_decay",
     "normuon",
 )  # fmt: skip
 
