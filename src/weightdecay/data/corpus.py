@@ -1,5 +1,7 @@
 """A corpus: documents in a fixed order, a part of them held out, and a hash that names exactly this text.
 
+    from weightdecay.data.corpus import open_corpus, standard_library
+
     corpus = standard_library()                         # the running Python's own source code
     corpus = open_corpus(["books/", "notes/*.md"])      # your files
 

@@ -1,5 +1,8 @@
 """Text to token ids and back, exactly.
 
+    from pathlib import Path
+    from weightdecay.data.tokenizer import load_tokenizer
+
     tokenizer = load_tokenizer(Path("runs/first/tokenizer.json"))
     tokenizer.decode(tokenizer.encode("λ")) == "λ"
 

@@ -90,6 +90,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A causal language model: tokens [B, T] to logits [B, T, V].
 
+        from weightdecay import GPT, ModelConfig
+
         model = GPT(ModelConfig(vocab_size=50257, context=1024, n_layers=12, d_model=768, n_heads=12))
 
     The weights are drawn from torch's global generator: N(0, init_std²) for matrices (or another `init`), biases 0,

@@ -1,5 +1,9 @@
 """Models as directories of transformers: config.json and safetensors, read and written.
 
+    from pathlib import Path
+    from weightdecay import GPT
+    from weightdecay.models.huggingface import read_config, read_weights, write
+
     config = read_config(Path("SmolLM2-135M"))
     weights = read_weights(Path("SmolLM2-135M"), config, report=print)
     write(Path("out"), GPT(config), weights)

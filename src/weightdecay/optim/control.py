@@ -1,5 +1,9 @@
 """A decay rule, and a schedule for λ, on an optimizer that others wrote, without a change in the training loop.
 
+    import torch
+    from weightdecay import control
+    from weightdecay.schedules import Linear
+
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, weight_decay=0.1)
     control(optimizer, rule="independent", peak_lr=6e-4, schedule=Linear(6e-5, 0.0, steps=10_000))
 
@@ -390,7 +394,9 @@ def _reach_faults(rule: Rule | None, rules: Sequence[Rule]) -> list[str]:
     if rule is None or rule in rules:
         return []
     own = ", ".join(sorted({followed.name for followed in rules}))
-    return [f"rule '{rule.name}' reaches no group: each has its own ({own}), given or loaded; delete it where not wanted"]
+    return [
+        f"rule '{rule.name}' reaches no group: each has its own ({own}), given or loaded; delete it where not wanted"
+    ]
 
 
 def _is_as_torch_means(rule: Rule) -> bool:

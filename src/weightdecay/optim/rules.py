@@ -19,7 +19,9 @@ it is scaled by the rate's peak, what it pulls towards, and which weights it spa
 
 A rule of one's own is one more value, and works wherever a name does. As modded-nanogpt decays its matrices:
 
-    AdamW(plan, lr=0.02, rule=Rule("mine", lr_power=2, mask="agreeing"))
+    from weightdecay import AdamW, Rule, plan
+
+    AdamW(plan(model), lr=0.02, rule=Rule("mine", lr_power=2, mask="agreeing"))
 
 The peak η is each group's own: with one peak for all, a group at ten times the lr would decay ten times too much.
 """

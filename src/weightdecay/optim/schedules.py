@@ -3,6 +3,8 @@
 A schedule is a frozen value that maps a step, counted from 0, to a number. It holds no state, so there is nothing to
 save with a checkpoint and nothing that a resumed run could get wrong. The same schedules drive η and λ, up or down.
 
+    from weightdecay.schedules import Cosine, Warmup
+
     lr = Warmup(2_000, then=Cosine(6e-4, 6e-5, steps=598_000))
     lr(0), lr(1_999), lr(600_000)
 """
@@ -253,6 +255,8 @@ class Piecewise:
     """Schedules one after the other; each counts its own steps from 0.
 
     PaLM's lr, constant for 10,000 steps and 1/√t after (Chowdhery et al. 2022, arXiv:2204.02311, §5):
+
+        from weightdecay.schedules import Constant, InverseSqrt, Piecewise
 
         Piecewise(((0, Constant(1e-2)), (10_000, InverseSqrt(1e-2, timescale=10_000))))
 

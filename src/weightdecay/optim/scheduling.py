@@ -1,8 +1,14 @@
 """The schedules of η and λ at one step, applied to an optimizer: ours or another's.
 
+    from weightdecay import apply_schedules
+    from weightdecay.schedules import Cosine, Warmup
+
+    lr = Warmup(100, then=Cosine(6e-4, 0.0, steps=9_900))
     for step, batch in enumerate(batches):
-        apply_schedules(optimizer, step, lr=Warmup(100, then=Cosine(6e-4, 0.0, steps=9_900)), weight_decay=0.1)
-        …
+        apply_schedules(optimizer, step, lr=lr, weight_decay=0.1)
+        model(batch).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
 Each group takes its share: `lr_multiplier` of η and `decay_multiplier` of λ, which a decay plan writes into its groups.
 """

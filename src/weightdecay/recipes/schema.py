@@ -136,9 +136,12 @@ _WARMUP_UNITS = ("steps", "tokens", "fraction")
 
 
 def recipe(name: str, size: str | None = None) -> Recipe:
-    """The recipe `SYSTEM[:SIZE]`, or `FILE.toml[:SIZE]` of one's own; without a size, the first.
+    """The recipe `SYSTEM[:SIZE]`, or `FILE.toml[:SIZE]` of one's own (`mine.toml:small`); without a size, the first.
 
-        recipe("gpt3:nano")    recipe("gpt3", size="125m")    recipe("mine.toml:small")
+        from weightdecay import recipe
+
+        recipe("gpt3:nano")
+        recipe("gpt3", size="125m")
 
     Raises:
         RecipeError: no such system or size, with the nearest names; a faulty file, with all its faults.

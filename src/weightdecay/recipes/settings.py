@@ -175,7 +175,10 @@ class RunSettings:
 class TrainConfig:
     """Everything that decides a training run.
 
-        config = TrainConfig.from_values({"model.n_layers": 3, "optimizer.lr": "6e-3", …})
+        from weightdecay import TrainConfig, recipe
+
+        values = recipe("gpt3:nano").config().values()
+        config = TrainConfig.from_values(values | {"model.n_layers": 4, "optimizer.lr": "6e-3"})
 
     `recipe` names where the values came from, for people; nothing is read from it again.
     """

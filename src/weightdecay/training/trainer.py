@@ -27,6 +27,8 @@ def train(
 ) -> Run:
     """Train to the end, or go on with a run that was stopped.
 
+        import weightdecay
+
         config = weightdecay.recipe("gpt3:nano").config({"run.steps": 200, "run.out": "runs/first"})
         run = weightdecay.train(config)
         run.summary()["val_bits_per_byte"]

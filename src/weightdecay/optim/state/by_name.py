@@ -4,6 +4,9 @@ torch loads state by position: two swapped parameters of one shape swap their mo
 and λ replace the ones just asked for. Here a tensor is found by its name, every fault is reported before anything is
 loaded, and a changed setting is obeyed by an explicit choice, from the first step on. Saving never steps.
 
+    from safetensors.torch import save_file
+    from weightdecay import load_state_by_name, settings_by_name, state_by_name
+
     tensors, settings = state_by_name(optimizer, model), settings_by_name(optimizer, model)
     save_file(tensors, "optimizer.safetensors")                        # settings are JSON
     load_state_by_name(optimizer, tensors, settings, names=model, on_change="override")

@@ -3,6 +3,10 @@
 A `state_dict` of torch numbers parameters in the order of the groups they were given in. Which order that was is a
 convention of the program that wrote it; with the model at hand it can be followed, and the shapes tell if it was not.
 
+    import torch
+    from weightdecay import load_state_by_name
+    from weightdecay.optim.state import from_positional
+
     tensors, settings = from_positional(torch.load("optimizer.pt", weights_only=True), model, "transformers")
     load_state_by_name(optimizer, tensors, settings, names=model, on_change="override")
 """
