@@ -12,13 +12,13 @@ import weightdecay
 from tests.references.rules import decay_per_step
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
-from weightdecay.optim.precision import PrecisionWarning
 from weightdecay.optim.control import control
+from weightdecay.optim.precision import PrecisionWarning
 from weightdecay.optim.rules import RULES
 from weightdecay.optim.schedules import Constant, Cosine, Linear, OneOverT, Warmup
-from weightdecay.optim.state import load_state_by_name, settings_by_name, state_by_name
 from weightdecay.optim.scheduling import apply_schedules
 from weightdecay.optim.sgdw import SGDW
+from weightdecay.optim.state import load_state_by_name, settings_by_name, state_by_name
 
 Make = Callable[..., torch.optim.Optimizer]
 STEPS, PEAK = 40, 0.02
@@ -91,8 +91,8 @@ def test_any_optimizer_follows_a_rule_and_a_schedule(name: str, rule: str) -> No
 def test_controlled_torch_adamw_equals_ours(rule: str) -> None:
     theirs, ours = parameters(), parameters()
     controlled = torch.optim.AdamW(theirs, lr=PEAK, weight_decay=0.05)
-    control(controlled, rule=rule, peak_lr=PEAK)
-    mine = AdamW(ours, lr=PEAK, weight_decay=0.05, rule=rule)
+    control(controlled, rule=rule, peak_lr=PEAK)  # type: ignore[arg-type]
+    mine = AdamW(ours, lr=PEAK, weight_decay=0.05, rule=rule)  # type: ignore[arg-type]
     assert all(torch.equal(a, b) for a, b in zip(run(controlled), run(mine), strict=True))
 
 
@@ -230,7 +230,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "one peak for two lr": (lambda: control(two_lr(), rule="corrected", peak_lr=0.1), "give one for each"),
     "too few peaks": (lambda: control(two_lr(), rule="corrected", peak_lr=[0.1]), "1 peaks for 2 groups"),
     "unnamed peak": (lambda: control(two_lr(), rule="corrected", peak_lr={"a": 0.1}), r"group 1 \('b'\)"),
-    "unknown rule": (lambda: control(adamw(), rule="decuopled"), "did you mean 'decoupled'"),
+    "unknown rule": (lambda: control(adamw(), rule="decuopled"), "did you mean 'decoupled'"),  # type: ignore[arg-type]
     "no decay at all": (lambda: control(torch.optim.Rprop(parameters())), "there is no decay to control"),
     "zero everywhere": (
         lambda: control(torch.optim.AdamW(parameters(), weight_decay=0.0), schedule=Constant(0.1)), "weight_decay 0"),
@@ -292,7 +292,7 @@ def test_transformers_adafactor_follows_a_rule(rule: str) -> None:
     params = [nn.Parameter(p.detach().float()) for p in parameters()]
     start = [p.detach().clone() for p in params]
     optimizer = transformers.Adafactor(params, lr=PEAK, relative_step=False, scale_parameter=False, weight_decay=0.05)
-    control(optimizer, rule=rule, peak_lr=PEAK)
+    control(optimizer, rule=rule, peak_lr=PEAK)  # type: ignore[arg-type]
     found = run(optimizer, zero=True)
     kept = 1.0
     for step in range(STEPS):
@@ -307,7 +307,7 @@ def test_schedule_free_is_refused_with_what_serves_it_instead() -> None:
     optimizer = schedulefree.AdamWScheduleFree(parameters(), lr=PEAK, weight_decay=0.05)
     for rule in (None, "decoupled", "fixed"):
         with pytest.raises(OptimizerError, match=r"AdamWScheduleFree, group 0: .*weightdecay\.apply_schedules"):
-            control(optimizer, rule=rule)  # type: ignore[arg-type]
+            control(optimizer, rule=rule)
     assert "rule" not in optimizer.param_groups[0]
     apply_schedules(optimizer, 3, weight_decay=Linear(0.2, 0.0, 10))
     assert optimizer.param_groups[0]["weight_decay"] == pytest.approx(0.14)

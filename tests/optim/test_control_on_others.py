@@ -51,7 +51,7 @@ def set_gradients(params: list[nn.Parameter], optimizer: Any, step: int) -> floa
     return lr
 
 
-def controlled(cls: Any, rule: str, weight_decay: float, **settings: Any) -> list[Tensor]:
+def under_control(cls: Any, rule: str, weight_decay: float, **settings: Any) -> list[Tensor]:
     params, optimizer = made(cls, weight_decay=weight_decay, **settings)
     control(optimizer, rule=rule)
     torch.manual_seed(0)  # some draw numbers
@@ -83,7 +83,7 @@ def outcome(cls: Any, rule: str, weight_decay: float, **settings: Any) -> str:
     except Exception:  # it wants other arguments, a closure, a model, or a processor that is not here
         return "not run"
     try:
-        found = controlled(cls, rule, weight_decay, **settings)
+        found = under_control(cls, rule, weight_decay, **settings)
     except OptimizerError:
         return "refused"
     off = max(float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True))
@@ -230,7 +230,7 @@ def test_what_looks_at_the_weights_in_every_kth_step_is_stopped_before_it_does(k
 
 
 def test_a_decay_that_is_in_no_group_is_refused() -> None:
-    with pytest.raises(OptimizerError, match=r"HiddenDecay, group 0: it takes 1e-05 off the weights"):
+    with pytest.raises(OptimizerError, match=r"HiddenDecay, group 0: .* takes 1e-05 off"):
         control(own.HiddenDecay([nn.Parameter(torch.ones(3, 2))]))
 
 
@@ -265,8 +265,8 @@ def test_ordinary_optimizers_are_served(cls: Any) -> None:
 def test_a_refused_control_leaves_every_setting_the_object_that_it_was() -> None:
     optimizer = own.WantsTensorLr([nn.Parameter(torch.ones(3, 2))], weight_decay=0.1)
     before = dict(optimizer.param_groups[0])
-    with pytest.raises(OptimizerError, match="l2"):
-        control(optimizer, rule="l2")
+    with pytest.raises(OptimizerError, match="before the first step"):
+        control(optimizer, rule="towards_initial")
     after = optimizer.param_groups[0]
     assert after.keys() == before.keys()
     assert all(after[key] is value for key, value in before.items())
@@ -278,8 +278,8 @@ class Wrapper(torch.optim.Optimizer):
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
 
-    param_groups = property(lambda self: self.optimizer.param_groups)  # type: ignore[assignment]
-    state = property(lambda self: self.optimizer.state)  # type: ignore[assignment]
+    param_groups = property(lambda self: self.optimizer.param_groups)
+    state = property(lambda self: self.optimizer.state)
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.optimizer.step(closure)

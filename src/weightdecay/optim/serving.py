@@ -70,10 +70,12 @@ def _refusal(report: GroupReport, rule: Rule, kind: str) -> str:
             "weightdecay, or let its own λ follow a schedule with weightdecay.apply_schedules"
         )
     if report.reads_weights and _way(report, rule) == "outside":
+        hidden = report.hidden_decay > _NO_DECAY
+        own = f" (at weight_decay 0 a step takes {report.hidden_decay:.3g} off them)" if hidden else ""
         return (
-            f"{title}: its update depends on the weights, or on chance, and weights that shrink beside it would change "
-            "it: use an optimizer of weightdecay, or a setting under which it does not look at the weights (such as "
-            "scale_parameter=False); its own λ can follow a schedule with weightdecay.apply_schedules"
+            f"{title}: its update depends on the weights, or on chance{own}, and weights that shrink beside it would "
+            "change it: use an optimizer of weightdecay, or a setting under which it does not look at the weights "
+            "(such as scale_parameter=False); its own λ can follow a schedule with weightdecay.apply_schedules"
         )
     if report.hidden_decay > _NO_DECAY:
         return (
