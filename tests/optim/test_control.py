@@ -77,7 +77,7 @@ def test_any_optimizer_follows_a_rule_and_a_schedule(name: str, rule: str) -> No
     start = [p.detach().clone() for p in params]
     weight_decay = Linear(0.01, 0.002, STEPS)
     optimizer = OTHERS[name](params, lr=PEAK, weight_decay=0.01)
-    control(optimizer, rule=rule, peak_lr=PEAK, schedule=weight_decay)
+    control(optimizer, rule=rule, peak_lr=PEAK, schedule=weight_decay)  # type: ignore[arg-type]
     found = run(optimizer, zero=True)
     kept = 1.0
     for step in range(STEPS):

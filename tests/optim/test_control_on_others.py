@@ -53,7 +53,7 @@ def set_gradients(params: list[nn.Parameter], optimizer: Any, step: int) -> floa
 
 def under_control(cls: Any, rule: str, weight_decay: float, **settings: Any) -> list[Tensor]:
     params, optimizer = made(cls, weight_decay=weight_decay, **settings)
-    control(optimizer, rule=rule)
+    control(optimizer, rule=rule)  # type: ignore[arg-type]
     torch.manual_seed(0)  # some draw numbers
     for step in range(STEPS):
         set_gradients(params, optimizer, step)
