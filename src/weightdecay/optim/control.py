@@ -39,7 +39,7 @@ from weightdecay.optim.rules import (
 )
 from weightdecay.optim.schedules import Schedule
 from weightdecay.optim.scheduling import apply_schedules
-from weightdecay.optim.serving import Service, decays, services
+from weightdecay.optim.serving import Service, decays, is_as_torch_means, services
 from weightdecay.probing.watch import Watch
 
 
@@ -240,7 +240,7 @@ class Control:
                 group["weight_decay"] = 0.0
             elif self._services[index].way == "outside":
                 group["weight_decay"] = 0.0  # of which its own step might make something at lr 0, too
-            elif not _is_as_torch_means(rule):
+            elif not is_as_torch_means(rule):
                 group["weight_decay"] = kernel_weight_decay(rule, amount or 0.0, float(group["lr"])) or 0.0
 
     def _decay_outside(self, group: Group, index: int, amount: float) -> None:
@@ -397,8 +397,3 @@ def _reach_faults(rule: Rule | None, rules: Sequence[Rule]) -> list[str]:
     return [
         f"rule '{rule.name}' reaches no group: each has its own ({own}), given or loaded; delete it where not wanted"
     ]
-
-
-def _is_as_torch_means(rule: Rule) -> bool:
-    """Whether λ stays as it is where the optimizer decays by lr·λ."""
-    return rule.is_scalar and rule.lr_power == 1 and not rule.peak_power

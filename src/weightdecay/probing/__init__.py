@@ -9,5 +9,6 @@ tried on twins of the optimizer with a few numbers in each tensor, and nothing o
     twin.py         twins of an optimizer, and the state and progress that their steps leave
     walks.py        twins that are led, and when two ways are the same
     probe.py        `probe_step`: the experiments and what follows from them; read this one first
+    report.py       what it says of each group
     watch.py        twins that step beside real steps, and see what comes once in a hundred steps
 """

@@ -18,18 +18,18 @@ import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError
 from weightdecay.probing.isolation import untouched
+from weightdecay.probing.report import Form as Form
+from weightdecay.probing.report import GroupReport as GroupReport
+from weightdecay.probing.report import StepReport as StepReport
 from weightdecay.probing.twin import Twins
 from weightdecay.probing.walks import Walk, Walker, Where, fine_dtype, is_alike, longest
-
-Form: TypeAlias = Literal["none", "decoupled", "coupled", "other"]
-Order: TypeAlias = Literal["before", "after"]
 
 STEPS = 16
 _FEW = 6
@@ -40,53 +40,6 @@ SHRINK = 0.1
 """What the twins' weights lose beside each step: as much as an update at lr 0.1 moves them."""
 _SLOW = 0.01
 _LR, _OTHER_LR, _WEIGHT_DECAY, _OTHER_WEIGHT_DECAY = 0.1, 0.03, 0.5, 0.2
-
-
-@dataclass(frozen=True)
-class GroupReport:
-    """What a step does to one group's weights.
-
-    Attributes:
-        form: how λ enters; "other" where the direction branches on λ, or neither form fits.
-        order: of decay and update, where it is decoupled; None where both are of the whole weight, w − c·w − u(w).
-        decay_per_step: the fraction that a step without gradient removes at the group's own lr and λ.
-        hidden_decay: the same with `weight_decay` 0 in the group.
-        reads_weight_decay, reads_lr: whether another value of the key changes the step.
-        own_decay_is_lr_times_lambda: whether the step is `w ← (1 − lr·λ)·w`, before the step of λ = 0 or beside it.
-        through_gradient: whether it is the step of λ = 0 with λ·w added to the gradient; true of plain SGD, too.
-        reads_weights: whether the direction at λ = 0 depends on the weights, or on chance.
-        opaque: why nothing can be said; empty where it can.
-    """
-
-    index: int
-    title: str
-    form: Form = "none"
-    order: Order | None = None
-    decay_per_step: float = 0.0
-    hidden_decay: float = 0.0
-    reads_weight_decay: bool = False
-    reads_lr: bool = False
-    own_decay_is_lr_times_lambda: bool = False
-    through_gradient: bool = False
-    reads_weights: bool = False
-    opaque: str = ""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What a step of an optimizer does.
-
-    Attributes:
-        groups: a report for each.
-        opaque: why nothing can be said of any; empty where it can.
-        steps: how many steps were seen.
-        keeps_phase: whether they began where the optimizer stands.
-    """
-
-    groups: tuple[GroupReport, ...]
-    opaque: str = ""
-    steps: int = 0
-    keeps_phase: bool = True
 
 
 def probe_step(optimizer: torch.optim.Optimizer, *, hooks: bool = False) -> StepReport:
@@ -101,7 +54,8 @@ def probe_step(optimizer: torch.optim.Optimizer, *, hooks: bool = False) -> Step
             dtypes = {p.dtype for group in optimizer.param_groups for p in group["params"]}
             fine = fine_dtype(twins)
             own = [] if fine is not None and dtypes <= {fine} else [None]
-            attempts = [_reports(twins, dtype) for dtype in ([fine] if fine is not None else []) + own]
+            dtypes_tried = ([fine] if fine is not None else []) + own
+            attempts = [_reports(twins, dtype, is_finest=dtype is fine) for dtype in dtypes_tried]
             reports = [attempt for attempt in attempts if isinstance(attempt, list)]
             if not reports:
                 raise attempts[-1]  # type: ignore[misc]
@@ -114,9 +68,9 @@ def probe_step(optimizer: torch.optim.Optimizer, *, hooks: bool = False) -> Step
     return StepReport(tuple(merged), "", STEPS if keeps_phase else STEPS_WITHOUT_PHASE, keeps_phase)
 
 
-def _reports(twins: Twins, dtype: torch.dtype | None) -> list[_Seen] | Exception:
+def _reports(twins: Twins, dtype: torch.dtype | None, *, is_finest: bool) -> list[_Seen] | Exception:
     try:
-        return _Bench(twins, dtype).reports()
+        return _Bench(twins, dtype, is_finest=is_finest).reports()
     except Exception as error:  # others' code, which may take one step of another dtype and no second
         return error
 
@@ -166,10 +120,11 @@ class _Bench:
 
     Args:
         dtype: of the twins' weights; None for the optimizer's own.
+        is_finest: whether long walks are made in it, once being enough.
     """
 
-    def __init__(self, twins: Twins, dtype: torch.dtype | None) -> None:
-        self.twins, self.dtype = twins, dtype
+    def __init__(self, twins: Twins, dtype: torch.dtype | None, *, is_finest: bool) -> None:
+        self.twins, self.dtype, self.is_finest = twins, dtype, is_finest
         self.groups = twins.optimizer.param_groups
         begun_elsewhere = _has_begun(twins.optimizer) and not twins.manner.keeps_phase
         self.steps = STEPS_WITHOUT_PHASE if begun_elsewhere else STEPS
@@ -230,7 +185,7 @@ class _Bench:
                 ways
                 and self.lrs
                 and all(_is_lr_times_lambda(some, index) for some in (enters, self._elsewhere))
-                and not (reads_weights and self._brings_weights_back(index))
+                and not (reads_weights and self.is_finest and self._brings_weights_back(index))
             ):
                 ways |= {"lr·λ"}
             scale = _number(group["lr"]) / self.lrs[0][index] if self.lrs and self.lrs[0][index] else 1.0
