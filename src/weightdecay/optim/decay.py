@@ -56,6 +56,16 @@ def decay_(
         initial: w_0, for rules with that target.
     """
     mask = _mask(weights, rule, update) if rule.is_masked else None
+    if rule.target == "initial":
+        # As w + a·(w_0 − w), which is exactly w where a weight is still what it was.
+        assert initial is not None
+        start = initial.to(weights.dtype)
+        if mask is None:
+            weights.lerp_(start, decay)
+        else:
+            weights.add_(mask.mul_(start - weights).mul_(decay))
+        return
+
     if mask is None:
         weights.mul_(kept)
     else:
@@ -64,13 +74,8 @@ def decay_(
         rounded = kept if isinstance(kept, Tensor) else float(torch.tensor(kept, dtype=mask.dtype))
         factor = mask if rule.target == "zero" else mask.clone()
         weights.mul_(factor.mul_(rounded - 1).add_(1))
-
     if rule.target == "one":
         weights.add_(decay if mask is None else mask * decay)
-    elif rule.target == "initial":
-        assert initial is not None
-        pulled = initial.to(weights.dtype) * decay
-        weights.add_(pulled if mask is None else mask * pulled)
 
 
 def _mask(weights: Tensor, rule: Rule, update: Tensor | None) -> Tensor:
