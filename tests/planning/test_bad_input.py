@@ -41,6 +41,43 @@ def test_an_override_that_is_no_pattern_or_no_number_is_refused() -> None:
     assert len(caught.value.faults) == 3
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    ["mix", ["mix"], [("mix", 0.0)], {3: 0.0}, {"mix": "0"}, {"mix": True}, None, 3, [Override(None)]],  # type: ignore[arg-type]
+)
+def test_overrides_of_another_type_are_named(overrides: Any) -> None:
+    with pytest.raises(PlanError, match=r"overrides holds|is no regular expression|is no finite number"):
+        weightdecay.plan(TiedDecoder(), overrides=overrides)
+
+
+@pytest.mark.parametrize("weight_decay", ["0.1", True, None, [0.1], float("nan"), float("inf")])
+def test_a_lambda_of_another_type_is_named(weight_decay: Any) -> None:
+    with pytest.raises(PlanError, match="weight_decay is"):
+        weightdecay.plan(TiedDecoder(), weight_decay)
+
+
+@pytest.mark.parametrize("policy", [3, None, ["default"], b"default", object])
+def test_a_policy_of_another_type_is_named(policy: Any) -> None:
+    with pytest.raises(PlanError, match="policy is"):
+        weightdecay.plan(TiedDecoder(), policy=policy)
+
+
+@pytest.mark.parametrize("model", [3, "gpt2", [1], nn.Linear, nn.Linear(2, 2).parameters()])
+def test_what_is_no_model_is_named(model: Any) -> None:
+    plan = weightdecay.plan(TiedDecoder())
+    for ask in (weightdecay.plan, plan.on):
+        with pytest.raises(PlanError, match="model is"):
+            ask(model)
+    with pytest.raises(PlanError, match="'a' is int"):
+        weightdecay.plan({"a": 3})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("lr", ["1e-3", None, True, float("nan"), float("inf"), -1.0, torch.ones(2)])
+def test_an_lr_of_another_type_is_named(lr: Any) -> None:
+    with pytest.raises(PlanError, match="lr is"):
+        weightdecay.plan(TiedDecoder()).param_groups(lr=lr)
+
+
 def test_overrides_decide_in_order_by_name_or_alias_and_pass_a_learning_rate_through() -> None:
     plan = weightdecay.plan(
         TiedDecoder(),

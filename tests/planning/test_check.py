@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import pickle
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
 
 import weightdecay
-from weightdecay.optim.rules import RULES
+from weightdecay.errors import PlanError
+from weightdecay.optim.rules import FIXED, RULES, Rule
 from weightdecay.optim.schedules import Constant, Linear
 from weightdecay.planning.decay_plan import DecayPlan
+from weightdecay.planning.step_checks import RuleName
 
 LR = 1e-2
 
@@ -52,7 +54,7 @@ def test_ours_carry_the_plan_under_every_rule(name: str, rule: Any) -> None:
     assert plan.check(weightdecay.Muon(plan, lr=LR, rule=rule)).ok
 
 
-@pytest.mark.parametrize("name", ["Adam", "SGD", "RMSprop", "Adagrad", "Adadelta", "NAdam", "RAdam", "Adamax", "ASGD"])
+@pytest.mark.parametrize("name", ["Adam", "SGD", "RMSprop", "Adagrad", "Adadelta", "NAdam", "RAdam", "Adamax"])
 def test_decay_through_the_gradient_is_a_fault_unless_it_is_meant(name: str) -> None:
     plan = planned()
     optimizer = getattr(torch.optim, name)(plan.param_groups(lr=LR))
@@ -69,6 +71,12 @@ def test_a_key_that_an_optimizer_does_not_read_is_a_fault(name: str) -> None:
     plan = planned()
     found = plan.check(getattr(torch.optim, name)(plan.param_groups(lr=LR)))
     assert f"{name} does not read weight_decay, so λ 0.1 decays nothing" in str(found)
+
+
+def test_a_decay_that_no_group_asks_for_is_a_fault() -> None:
+    plan = planned()
+    said = str(plan.check(torch.optim.ASGD(plan.param_groups(lr=LR))))  # by its `lambd`
+    assert "group 1 'no_decay': ASGD removes 1e-06 of its weights at each step even if weight_decay is 0" in said
 
 
 class ByItself(torch.optim.SGD):
@@ -230,3 +238,67 @@ def test_a_misspelt_key_is_a_fault_with_the_nearest_name(key: str) -> None:
     assert f"has '{key}', which nothing reads: did you mean 'weight_decay'?" in str(
         plan.check(torch.optim.AdamW([{**group, key: 0.3} for group in groups]))
     )
+
+
+# --- shares, rules and what is given
+
+
+def test_a_lambda_out_of_its_share_is_a_fault_while_a_schedule_sets_lambda() -> None:
+    plan = planned(overrides={"2.weight": 0.5})
+    optimizer = torch.optim.AdamW(plan.param_groups(lr=LR))
+    weightdecay.apply_schedules(optimizer, 3, weight_decay=0.04)
+    assert plan.check(optimizer).ok
+    optimizer.param_groups[1]["weight_decay"] = 0.5
+    assert "λ are not in the proportions of their shares" in str(plan.check(optimizer))
+
+
+def test_one_group_for_tensors_of_two_lr_multipliers_is_a_fault() -> None:
+    model: Any = net()
+    plan = weightdecay.plan(model, overrides=[weightdecay.Override("0.weight", None, lr_multiplier=10.0)])
+    decaying = [model[0].weight, model[2].weight]
+    rest = [p for p in model.parameters() if all(p is not one for one in decaying)]
+    groups = [{"params": decaying, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    assert "group 0 has one lr for tensors whose lr multipliers the plan keeps apart: 1, 10" in str(
+        plan.check(torch.optim.AdamW(groups, lr=LR))
+    )
+
+
+@pytest.mark.parametrize("rule", [FIXED, Rule("mine", lr_power=0)])
+def test_a_rule_that_is_given_says_how_much_a_step_should_remove(rule: Rule) -> None:
+    plan = planned()
+    assert plan.check(Fixed(plan.param_groups(lr=LR), lr=LR), rule=rule).ok
+    found = plan.check(Fixed(plan.param_groups(lr=LR), lr=LR), rule=Rule("other", lr_power=2))
+    assert "removes 0.1 of a weight where 1e-05 is meant" in str(found)
+
+
+def test_the_names_of_rules_that_check_takes_are_those_of_the_rules() -> None:
+    assert set(get_args(RuleName)) == set(RULES)
+
+
+def test_a_rule_on_groups_that_no_control_makes_is_a_fault_beside_hooks_of_others_too() -> None:
+    plan = planned()
+    optimizer = torch.optim.AdamW([{**group, "rule": "independent"} for group in plan.param_groups(lr=LR)])
+    optimizer.register_step_pre_hook(lambda *_: None)
+    assert "control the copy anew" in str(plan.check(optimizer))
+
+
+def test_plain_sgd_decays_through_the_gradient_and_beside_it_alike() -> None:
+    plan = planned()
+    optimizer = torch.optim.SGD(plan.param_groups(lr=LR))
+    assert plan.check(optimizer).ok
+    assert plan.check(optimizer, rule="l2").ok
+
+
+@pytest.mark.parametrize("given", [None, 3, [], [3], "AdamW", nn.Linear(2, 2), torch.optim.AdamW])
+def test_what_is_no_optimizer_is_named(given: Any) -> None:
+    plan = planned()
+    for ask in (plan.check, plan.add_to):
+        with pytest.raises(PlanError, match=r"optimizer is .*: give a torch optimizer"):
+            ask(given)
+
+
+@pytest.mark.parametrize("rule", ["l3", 3, {"name": "x"}, True])
+def test_what_is_no_rule_is_named(rule: Any) -> None:
+    plan = planned()
+    with pytest.raises(PlanError, match="unknown rule"):
+        plan.check(torch.optim.AdamW(plan.param_groups(lr=LR)), rule=rule)

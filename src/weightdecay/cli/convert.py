@@ -38,7 +38,7 @@ class Convert:
         from rich.text import Text
 
         from weightdecay.errors import ConfigError
-        from weightdecay.optim.convert import CONVENTIONS, convention_faults, convert
+        from weightdecay.optim.convert import convention, convention_faults, convert
         from weightdecay.optim.schedules import Schedule, schedule
 
         faults: list[str] = []
@@ -80,7 +80,7 @@ class Convert:
             (self.target, float(found), found.target_shrink),
         ):
             left = "" if shrink is None else f"   {shrink:.4%} of a weight left after {steps} steps without gradients"
-            out.print(Text(f"{value:<12.6g} {name}, rule '{CONVENTIONS[name].rule}'{left}"))
+            out.print(Text(f"{value:<12.6g} {name}, rule '{convention(name).rule.name}'{left}"))
         out.print(Text(found.note))
         return 0
 

@@ -91,7 +91,9 @@ def convert(
 ) -> Conversion:
     """The λ that decays in the target's convention as `weight_decay` does in the source's.
 
-        convert(0.1, source="torch", target="composer", lr=6e-4)  ->  6e-05
+        from weightdecay import convert
+
+        convert(0.1, source="torch", target="composer", lr=6e-4)  # 6e-05
 
     Args:
         weight_decay: λ as the source means it.
@@ -234,7 +236,9 @@ def _raise_if_unusable(rates: Sequence[float], lr: float) -> None:
     for step, rate in enumerate(rates):
         value = number(rate)
         if value is None or not (math.isfinite(value) and value >= 0):
-            raise ConfigError(f"the schedule gives lr {rate!r} at step {step}: it must be a finite number of at least 0")
+            raise ConfigError(
+                f"the schedule gives lr {rate!r} at step {step}: it must be a finite number of at least 0"
+            )
     if max(rates) > lr * (1 + 1e-9):
         raise ConfigError(f"the schedule goes up to {max(rates):g}, above the peak lr {lr:g}: give the highest as lr")
 

@@ -10,20 +10,25 @@ import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from weightdecay.errors import CheckFailedError
 from weightdecay.planning.comparison import some
-from weightdecay.probing.probe import GroupReport, probe_step
+from weightdecay.planning.step_checks import (
+    CheckedGroup,
+    DecayRule,
+    RuleName,
+    defaults_of,
+    raise_unless_rule,
+    seen_in_steps,
+)
 
 if TYPE_CHECKING:
     from weightdecay.planning.decay_plan import DecayPlan
 
-_COUPLED, _DECOUPLED = "l2", "decoupled"  # what `rule` may say of λ, as rules are named
 _REL, _ABS = 1e-9, 1e-15  # of two λ that were computed in different ways
-_ALIKE = 0.02  # of two decays per step, of which one was measured in float32
 _KEYS = ("weight_decay", "lr", "lr_multiplier", "decay_multiplier", "param_names")
 
 
@@ -52,21 +57,11 @@ class OptimizerCheck:
         return "\n".join([*self.faults, *remarks] if self.faults else ["the optimizer carries the plan", *remarks])
 
 
-@dataclass(frozen=True)
-class _Checked:
-    """An optimizer's group with its label and the plan's names for its tensors."""
-
-    optimizer: torch.optim.Optimizer
-    group: Mapping[str, Any]
-    label: str
-    names: tuple[str, ...]
-
-
 def check(
     plan: DecayPlan,
     optimizers: Sequence[torch.optim.Optimizer],
     parameters: Mapping[str, torch.Tensor],
-    rule: object | None = None,
+    rule: RuleName | DecayRule | None = None,
 ) -> OptimizerCheck:
     """Compare optimizers with the plan, tensor by tensor, and look at a step of each.
 
@@ -75,7 +70,12 @@ def check(
         optimizers: those that train the model, together.
         parameters: canonical name to tensor, of the model that they train.
         rule: how λ is meant, if not as torch.optim.AdamW means it.
+
+    Raises:
+        PlanError: there is no such rule.
     """
+    raise_unless_rule(rule)
+    optimizers = list({id(one): one for one in optimizers}.values())
     held: dict[int, list[str]] = {}
     for tensor in plan:
         if not tensor.frozen and tensor.name in parameters:
@@ -87,24 +87,24 @@ def check(
         faults += _misspelt(one) + _wrong_decay(plan, one) + _misnamed(one, held)
     for optimizer in optimizers:
         own = [one for one in groups if one.optimizer is optimizer]
-        faults += _wrong_rates(plan, own)
-    seen, opaque = _seen_in_steps(plan, optimizers, groups, rule)
+        faults += _wrong_rates(plan, own) + _out_of_proportion(own)
+    seen, opaque = seen_in_steps(plan, optimizers, groups, rule)
     return OptimizerCheck(tuple(faults + seen), tuple(opaque))
 
 
-def _checked(optimizers: Sequence[torch.optim.Optimizer], held: Mapping[int, Sequence[str]]) -> Iterator[_Checked]:
+def _checked(optimizers: Sequence[torch.optim.Optimizer], held: Mapping[int, Sequence[str]]) -> Iterator[CheckedGroup]:
     for optimizer in optimizers:
         whose = f" of {type(optimizer).__name__}" if len(optimizers) > 1 else ""
         for index, group in enumerate(optimizer.param_groups):
             label = f"group {index}" + (f" '{group['name']}'" if "name" in group else "") + whose
             names = tuple(name for parameter in group["params"] for name in held.get(id(parameter), ()))
-            yield _Checked(optimizer, group, label, names)
+            yield CheckedGroup(optimizer, group, label, names)
 
 
 # --- groups beside the plan
 
 
-def _misplaced(plan: DecayPlan, held: Mapping[int, Sequence[str]], groups: Sequence[_Checked]) -> list[str]:
+def _misplaced(plan: DecayPlan, held: Mapping[int, Sequence[str]], groups: Sequence[CheckedGroup]) -> list[str]:
     placed: dict[int, int] = {}
     for one in groups:
         for parameter in one.group["params"]:
@@ -125,8 +125,8 @@ def _misplaced(plan: DecayPlan, held: Mapping[int, Sequence[str]], groups: Seque
     return faults
 
 
-def _misspelt(one: _Checked) -> list[str]:
-    known = {*_KEYS, *one.optimizer.defaults}
+def _misspelt(one: CheckedGroup) -> list[str]:
+    known = {*_KEYS, *defaults_of(one.optimizer)}
     near = {
         key: difflib.get_close_matches(str(key), known - {key}, n=1, cutoff=0.85) for key in one.group.keys() - known
     }
@@ -137,7 +137,7 @@ def _misspelt(one: _Checked) -> list[str]:
     ]
 
 
-def _wrong_decay(plan: DecayPlan, one: _Checked) -> list[str]:
+def _wrong_decay(plan: DecayPlan, one: CheckedGroup) -> list[str]:
     """λ of one group against the plan's; while a schedule sets it, its share alone."""
     group, actual = one.group, float(one.group.get("weight_decay", 0.0))
     scheduled = "decay_step" in group and "decay_multiplier" in group
@@ -159,7 +159,7 @@ def _wrong_decay(plan: DecayPlan, one: _Checked) -> list[str]:
     ] + _lost_share(one, scheduled)
 
 
-def _lost_share(one: _Checked, scheduled: bool) -> list[str]:
+def _lost_share(one: CheckedGroup, scheduled: bool) -> list[str]:
     """A scheduled group whose λ is not in proportion to its share."""
     if not scheduled or one.group["decay_multiplier"]:
         return []
@@ -167,32 +167,54 @@ def _lost_share(one: _Checked, scheduled: bool) -> list[str]:
     return [f"{one.label} has λ {λ:g} and a share of 0: something else than the schedule set it"] if λ else []
 
 
-def _wrong_rates(plan: DecayPlan, groups: Sequence[_Checked]) -> list[str]:
+def _out_of_proportion(groups: Sequence[CheckedGroup]) -> list[str]:
+    """λ over its share is one number over the groups that one schedule sets."""
+    bases: dict[float, list[CheckedGroup]] = {}
+    for one in groups:
+        if "decay_step" in one.group and (share := float(one.group.get("decay_multiplier", 0.0))):
+            base = float(one.group["weight_decay"]) / share
+            near = next((known for known in bases if _close(known, base)), base)
+            bases.setdefault(near, []).append(one)
+    if len(bases) < 2:
+        return []
+    parts = "; ".join(
+        f"{', '.join(one.label for one in ones)}: λ {float(ones[0].group['weight_decay']):g} at a share of "
+        f"{ones[0].group['decay_multiplier']:g}"
+        for ones in bases.values()
+    )
+    return [f"the groups' λ are not in the proportions of their shares ({parts}): one was set by something else"]
+
+
+def _wrong_rates(plan: DecayPlan, groups: Sequence[CheckedGroup]) -> list[str]:
     """η over its plan's multiplier is one number over an optimizer's groups."""
-    bases: dict[float, list[_Checked]] = {}
+    bases: dict[float, list[CheckedGroup]] = {}
+    faults = []
     for one in groups:
         multipliers = {plan[name].lr_multiplier for name in one.names}
-        if len(multipliers) == 1 and "lr" in one.group and (multiplier := multipliers.pop()):
+        if len(multipliers) > 1:
+            shown = ", ".join(f"{multiplier:g}" for multiplier in sorted(multipliers))
+            faults.append(f"{one.label} has one lr for tensors whose lr multipliers the plan keeps apart: {shown}")
+        elif len(multipliers) == 1 and "lr" in one.group and (multiplier := multipliers.pop()):
             base = float(one.group["lr"]) / multiplier
             near = next((known for known in bases if math.isclose(known, base, rel_tol=1e-6)), base)
             bases.setdefault(near, []).append(one)
     planned = any(tensor.lr_multiplier != 1.0 for tensor in plan)
     marked = any("lr_multiplier" in one.group for one in groups)
     if len(bases) < 2 or not (planned or marked):
-        return []
+        return faults
     parts = "; ".join(
         f"{', '.join(one.label for one in ones)}: lr {float(ones[0].group['lr']):g} at a multiplier of "
         f"{plan[ones[0].names[0]].lr_multiplier:g}"
         for ones in bases.values()
     )
-    return [f"the groups' lr are not in the plan's proportions ({parts}): one of its lr multipliers is lost"]
+    return [*faults, f"the groups' lr are not in the plan's proportions ({parts}): one of its lr multipliers is lost"]
 
 
 def _close(one: float, other: float) -> bool:
     return math.isclose(one, other, rel_tol=_REL, abs_tol=_ABS)
 
 
-def _misnamed(one: _Checked, held: Mapping[int, Sequence[str]]) -> list[str]:
+def _misnamed(one: CheckedGroup, held: Mapping[int, Sequence[str]]) -> list[str]:
     written = one.group.get("param_names")
     if written is None:
         return []
@@ -210,113 +232,3 @@ def _misnamed(one: _Checked, held: Mapping[int, Sequence[str]]) -> list[str]:
     if swapped:
         faults.append(f"{one.label} names {len(swapped)} tensors wrongly, as if reordered: {some(swapped)}")
     return faults
-
-
-# --- what a step does
-
-
-def _seen_in_steps(
-    plan: DecayPlan, optimizers: Sequence[torch.optim.Optimizer], groups: Sequence[_Checked], rule: object | None
-) -> tuple[list[str], list[str]]:
-    """(faults, what could not be seen)."""
-    faults: list[str] = []
-    opaque: list[str] = []
-    for optimizer in optimizers:
-        own = [one for one in groups if one.optimizer is optimizer]
-        kind = type(optimizer).__name__
-        if left := _left_by_control(optimizer, own):
-            faults.append(left)
-            continue
-
-        alone, hooked = probe_step(optimizer), probe_step(optimizer, hooks=True)
-        if alone.opaque:
-            opaque.append(f"{kind}: {alone.opaque}")
-            continue
-        moved = _moved_by_schedule(own, alone.groups, hooked.groups)
-        controlled = any("rule" in one.group and "rule" not in optimizer.defaults for one in own)
-        for one, plain, with_hooks in zip(own, alone.groups, hooked.groups or alone.groups, strict=True):
-            seen = with_hooks if controlled else plain
-            if seen.opaque:
-                opaque.append(f"{one.label} of {kind}: {seen.opaque}")
-                continue
-            if one.names:
-                faults += _step_faults(plan, one, seen, rule)
-            if not controlled:
-                faults += _added_by_hooks(one, plain, with_hooks, moved)
-        if hooked.opaque:
-            opaque.append(f"the step hooks of {kind}: {hooked.opaque}")
-    return faults, opaque
-
-
-def _left_by_control(optimizer: torch.optim.Optimizer, groups: Sequence[_Checked]) -> str:
-    """A copy of a controlled optimizer keeps the groups' rule and loses the hooks that make it."""
-    hooks = getattr(optimizer, "_optimizer_step_pre_hooks", {})
-    ruled = [one for one in groups if "rule" in one.group]
-    if not ruled or "rule" in optimizer.defaults or hooks:
-        return ""
-    return (
-        f"{ruled[0].label} has the rule '{ruled[0].group['rule']}', and nothing on this {type(optimizer).__name__} "
-        "makes it: a copied or unpickled optimizer loses its hooks; control the copy anew"
-    )
-
-
-def _step_faults(plan: DecayPlan, one: _Checked, seen: GroupReport, rule: object | None) -> list[str]:
-    kind, λ = type(one.optimizer).__name__, float(one.group.get("weight_decay", 0.0))
-    wants_decay = any(plan[name].decays for name in one.names) and λ > 0
-    faults = []
-    if seen.hidden_decay > _ABS and seen.form != "coupled":
-        faults.append(
-            f"{one.label}: {kind} removes {seen.hidden_decay:.3g} of its weights at each step even if weight_decay is "
-            "0: it decays by a setting of its own"
-        )
-    if not wants_decay:
-        return faults
-    if not seen.reads_weight_decay:
-        return [*faults, f"{one.label}: {kind} does not read weight_decay, so λ {λ:g} decays nothing"]
-
-    coupled = rule == _COUPLED or bool(getattr(rule, "coupled", False))
-    if seen.form == "coupled" and not coupled:
-        faults.append(
-            f"{one.label}: {kind} adds λ·w to the gradient (coupled decay) where the plan means w ← (1 − lr·λ)·w: use "
-            "torch.optim.AdamW or weightdecay.SGDW, or weightdecay.control, or say rule='l2' if that is meant"
-        )
-    elif seen.form == "decoupled" and coupled:
-        faults.append(f"{one.label}: {kind} decays beside the gradient, and rule='l2' means through it")
-    elif _other_amount(one, seen, rule):
-        lr = float(one.group["lr"])
-        faults.append(
-            f"{one.label}: a step of {kind} removes {seen.decay_per_step:.3g} of a weight where lr·λ = {lr * λ:.3g} is "
-            "meant: weightdecay.convert gives the λ for its convention, or say which rule is meant"
-        )
-    return faults
-
-
-def _other_amount(one: _Checked, seen: GroupReport, rule: object | None) -> bool:
-    """Whether a group that says no rule decays by another amount than lr·λ."""
-    said = one.group.get("rule", rule if rule is not None else _DECOUPLED)
-    if said != _DECOUPLED or seen.form != "decoupled" or seen.own_decay_is_lr_times_lambda:
-        return False
-    asked = float(one.group["lr"]) * float(one.group["weight_decay"])
-    return not math.isclose(seen.decay_per_step, asked, rel_tol=_ALIKE, abs_tol=1e-7)
-
-
-def _moved_by_schedule(
-    groups: Sequence[_Checked], alone: Sequence[GroupReport], hooked: Sequence[GroupReport]
-) -> float:
-    """By which factor the hooks of a λ schedule move all decay alike; 1 where no schedule is seen."""
-    for one, plain, with_hooks in zip(groups, alone, hooked, strict=False):
-        if "decay_step" in one.group and plain.decay_per_step > 0:
-            return with_hooks.decay_per_step / plain.decay_per_step
-    return 1.0
-
-
-def _added_by_hooks(one: _Checked, alone: GroupReport, hooked: GroupReport, moved: float) -> list[str]:
-    expected = alone.decay_per_step * moved
-    if hooked.opaque or math.isclose(expected, hooked.decay_per_step, rel_tol=_ALIKE, abs_tol=1e-7):
-        return []
-    kind = type(one.optimizer).__name__
-    said = (
-        f"{one.label}: with its step hooks {kind} removes {hooked.decay_per_step:.3g} of a weight at each step, and "
-        f"{alone.decay_per_step:.3g} without them: a hook decays, too"
-    )
-    return [said]

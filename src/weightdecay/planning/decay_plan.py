@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from weightdecay.planning.tensors import read_tensors
 
 if TYPE_CHECKING:
     from weightdecay.planning.checking import OptimizerCheck
+    from weightdecay.planning.step_checks import DecayRule, RuleName
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,8 @@ class DecayPlan:
             PlanError: lr is no number of at least 0, the plan belongs to no model, or FSDP1 has flattened tensors
                 together that decay differently.
         """
-        given: Any = lr
-        if isinstance(given, bool) or not isinstance(given, int | float) or not given >= 0:
-            raise PlanError(f"lr is {lr!r}: give the learning rate, a number of at least 0")
+        if not _is_rate(lr):
+            raise PlanError(f"lr is {lr!r}: give the learning rate, a finite number of at least 0")
         parameters = self._parameters()
         groups: dict[tuple[float, float], dict[int, tuple[str, Any]]] = {}
         for tensor in self:
@@ -171,7 +172,7 @@ class DecayPlan:
         Raises:
             PlanError: the model has tensors that the plan does not know, lacks some, or has them in other shapes.
         """
-        present = {tensor.name: tensor for tensor in read_tensors(model)}
+        present = {tensor.name: tensor for tensor in read_tensors(checked_module(model))}
         faults = []
         unknown = [name for name in present if name not in self]
         if unknown:
@@ -208,14 +209,15 @@ class DecayPlan:
         """
         from weightdecay.planning.growing import add_to
 
-        return add_to(self, optimizer)
+        (checked,) = checked_optimizers([optimizer])
+        return add_to(self, checked)
 
     def check(
         self,
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         model: nn.Module | None = None,
         *,
-        rule: str | object | None = None,
+        rule: RuleName | DecayRule | None = None,
     ) -> OptimizerCheck:
         """Whether an optimizer really carries this plan: `.ok`, `.faults`, `.opaque`, `.raise_if_wrong()`.
 
@@ -225,14 +227,16 @@ class DecayPlan:
         Args:
             optimizer: any torch optimizer, or all of those that train the model.
             model: the (wrapped) model it trains, if not the one that was planned.
-            rule: where λ is meant otherwise: `"l2"` (or a coupled `Rule`) accepts decay through the gradient, any other
-                rule accepts a decay per step that is not lr·λ.
+            rule: where λ is meant otherwise: `"l2"` (or a coupled `Rule`) accepts decay through the gradient, another
+                name a decay per step that is not lr·λ, and a `Rule` the decay per step that it gives.
+
+        Raises:
+            PlanError: what is given is no optimizer, no module or no rule, or the plan belongs to no model.
         """
         from weightdecay.planning.checking import check
 
-        parameters = self._parameters() if model is None else parameters_by_name(model)
-        optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
-        return check(self, optimizers, parameters, rule)
+        parameters = self._parameters() if model is None else parameters_by_name(checked_module(model))
+        return check(self, checked_optimizers(optimizer), parameters, rule)
 
     def check_ranks(self) -> None:
         """Raises CheckFailedError on all ranks if any rank's plan differs from rank 0's; each rank must call it."""
@@ -250,6 +254,39 @@ class DecayPlan:
         from weightdecay.planning.lockfile import to_json
 
         return to_json(self)
+
+
+def checked_module(model: Any) -> nn.Module:
+    """The module itself.
+
+    Raises:
+        PlanError: it is none.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    what = f"the class {model.__name__}" if isinstance(model, type) else f"{type(model).__name__}"
+    raise PlanError(f"model is {what}: give a torch.nn.Module, or to `weightdecay.plan` a state dict")
+
+
+def checked_optimizers(given: Any) -> list[torch.optim.Optimizer]:
+    """One optimizer or several, as a list.
+
+    Raises:
+        PlanError: something among them is none, or there is none.
+    """
+    several = isinstance(given, list | tuple | set | frozenset | dict)
+    listed = list(given.values() if isinstance(given, dict) else given) if several else [given]
+    # Wrappers, such as DeepSpeed's, need not be of torch's class.
+    odd = [type(one).__name__ for one in listed if not isinstance(getattr(one, "param_groups", None), list)]
+    if odd or not listed:
+        raise PlanError(f"optimizer is {some(odd) or 'an empty list'}: give a torch optimizer, or a list of them")
+    return listed
+
+
+def _is_rate(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.numel() == 1 and not value.is_complex() and 0.0 <= float(value.detach()) < math.inf
+    return not isinstance(value, bool) and isinstance(value, Real) and 0.0 <= float(value) < math.inf
 
 
 def _group_name(lr_multiplier: float, multiplier: float) -> str:

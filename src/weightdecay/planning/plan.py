@@ -13,10 +13,11 @@ from torch import nn
 
 from weightdecay.errors import PlanError, did_you_mean
 from weightdecay.planning.classify import classify
-from weightdecay.planning.decay_plan import DecayPlan, PlannedTensor
+from weightdecay.planning.comparison import some
+from weightdecay.planning.decay_plan import DecayPlan, PlannedTensor, checked_module
 from weightdecay.planning.policies import Override, Policy, RolePolicy, override_faults
 from weightdecay.planning.policyfile import PolicyName, find_policy
-from weightdecay.planning.roles import Role, Verdict
+from weightdecay.planning.roles import Role, Strength, Verdict
 from weightdecay.planning.tensors import TensorFacts, read_shapes, read_tensors
 from weightdecay.planning.tracing import Batch, with_uses
 
@@ -54,9 +55,12 @@ def plan(
             and no override covers it; all faults together. Also for models without parameters, or with lazy ones.
     """
     if isinstance(model, Mapping):
+        if odd := [f"'{name}' is {type(tensor).__name__}" for name, tensor in model.items() if not _is_tensor(tensor)]:
+            raise PlanError(f"a state dict holds tensors alone, but {some(odd)}: give the tensors of one model")
         facts = read_shapes([(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in model.items()])
         return plan_tensors(facts, weight_decay, policy, overrides=overrides, unknown=unknown)
-    facts = read_tensors(model)
+
+    facts = read_tensors(checked_module(model))
     if trace:
         facts = with_uses(model, facts, batch)
     return plan_tensors(facts, weight_decay, policy, overrides=overrides, unknown=unknown, model=model)
@@ -82,16 +86,16 @@ def plan_tensors(
         chosen, more_overrides = find_policy(policy)
     except PlanError as error:
         raise PlanError([*faults, *error.faults]) from error
-    if isinstance(overrides, Mapping):
-        overrides = [Override(pattern, multiplier) for pattern, multiplier in overrides.items()]
-    ordered = [*overrides, *more_overrides]
+    ordered = [*_listed(overrides), *more_overrides]
     faults += _override_faults(ordered, facts)
     if faults:
         raise PlanError(faults)
     lines, strays = [], []
     for tensor, verdicts in zip(facts, classify(facts), strict=True):
-        override = next((override for override in ordered if override.matches(tensor)), None)
-        lines.append(_line(tensor, verdicts, chosen, override, weight_decay))
+        matching = [override for override in ordered if override.matches(tensor)]
+        override = next((one for one in matching if one.says_shares), None)
+        given = next((one for one in matching if one.role is not None), None)
+        lines.append(_line(tensor, _with_given(verdicts, given), chosen, override, weight_decay))
         overridden = override is not None and override.multiplier is not None
         if Role.UNKNOWN in lines[-1].roles and isinstance(chosen, RolePolicy) and not overridden:
             strays.append(f"{tensor.name} {list(tensor.shape)}")
@@ -101,6 +105,17 @@ def plan_tensors(
             "or exempt them with unknown='exempt'"
         )
     return DecayPlan(lines, policy=chosen.name, weight_decay=weight_decay, model=model)
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _listed(overrides: Any) -> list[Any]:
+    """Overrides in order, whatever they were given as; what is none is for `override_faults` to say."""
+    if isinstance(overrides, Mapping):
+        return [Override(pattern, multiplier) for pattern, multiplier in overrides.items()]
+    return list(overrides) if isinstance(overrides, Sequence) and not isinstance(overrides, str) else [overrides]
 
 
 def _override_faults(overrides: Sequence[Override], facts: Sequence[TensorFacts]) -> list[str]:
@@ -113,6 +128,15 @@ def _override_faults(overrides: Sequence[Override], facts: Sequence[TensorFacts]
         for override in overrides
         if not any(override.matches(tensor) for tensor in facts)
     ]
+
+
+def _with_given(verdicts: Sequence[Verdict], override: Override | None) -> Sequence[Verdict]:
+    """What is known of a tensor, or what a user knows better; what is frozen stays frozen."""
+    if override is None or override.role is None:
+        return verdicts
+    evidence = f"override '{override.pattern}'" + (f": {override.reason}" if override.reason else "")
+    frozen = [verdict for verdict in verdicts if verdict.role is Role.FROZEN]
+    return [*frozen, Verdict(Role(override.role), evidence, Strength.TRACED)]
 
 
 def _line(

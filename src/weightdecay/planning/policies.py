@@ -10,8 +10,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from numbers import Real
+from typing import Any, Protocol
 
+from weightdecay.errors import did_you_mean
 from weightdecay.planning.roles import DECAYING, DISPUTED, Role, Verdict
 from weightdecay.planning.tensors import TensorFacts
 
@@ -68,34 +70,49 @@ class Override:
         pattern: regular expression, searched in the canonical name and its aliases.
         multiplier: share of λ, 0 exempts; None leaves it to the policy.
         lr_multiplier: share of the learning rate, passed through to the parameter groups.
+        role: what the tensors are for, in place of what is seen; the policy and the optimizers then go by it.
     """
 
     pattern: str
     multiplier: float | None = None
     lr_multiplier: float = 1.0
     reason: str = ""
+    role: Role | None = None
+
+    @property
+    def says_shares(self) -> bool:
+        """Whether this decides about λ and η; one that gives a role alone leaves them to others."""
+        return self.role is None or self.multiplier is not None or self.lr_multiplier != 1.0
 
     def matches(self, facts: TensorFacts) -> bool:
         return any(re.search(self.pattern, site.name) for site in facts.sites)
 
 
 def is_multiplier(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0.0
+    return not isinstance(value, bool) and isinstance(value, Real) and 0.0 <= float(value) < math.inf
 
 
-def override_faults(override: Override) -> list[str]:
-    """What is wrong with an override in itself, before it meets a model."""
+def override_faults(override: Any) -> list[str]:
+    """What is wrong with an override in itself, before it meets a model; be it of whatever type."""
+    if not isinstance(override, Override):
+        return [f"overrides holds {override!r}: give a mapping of patterns to multipliers, or a list of Override"]
+
     faults = []
+    pattern: Any = override.pattern
     try:
-        re.compile(override.pattern)
+        re.compile(pattern)
     except re.error as error:
-        faults.append(f"'{override.pattern}' is no regular expression: {error}")
+        faults.append(f"'{pattern}' is no regular expression: {error}")
+    except TypeError:
+        faults.append(f"{pattern!r} is no regular expression: the pattern of an override is a string")
     if override.multiplier is not None and not is_multiplier(override.multiplier):
         faults.append(f"multiplier {override.multiplier!r} of '{override.pattern}' is no finite number of at least 0")
     if not is_multiplier(override.lr_multiplier):
         faults.append(
             f"lr_multiplier {override.lr_multiplier!r} of '{override.pattern}' is no finite number of at least 0"
         )
+    if override.role is not None and override.role not in (known := [role.value for role in Role]):
+        faults.append(f"role {override.role!r} of '{override.pattern}': {did_you_mean(str(override.role), known)}")
     return faults
 
 

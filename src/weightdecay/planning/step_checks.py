@@ -1,0 +1,193 @@
+"""What a step of an optimizer does to weights, beside what the plan means: seen on small copies of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+
+import torch
+
+from weightdecay.errors import PlanError, did_you_mean
+from weightdecay.probing.probe import GroupReport, probe_step
+
+if TYPE_CHECKING:
+    from weightdecay.planning.decay_plan import DecayPlan
+
+# The names of `weightdecay.rules`, which stands above this room.
+RuleName = Literal[
+    "decoupled", "independent", "fixed", "lr_squared", "corrected", "cautious", "towards_one", "towards_initial", "l2"
+]
+_COUPLED, _DECOUPLED = "l2", "decoupled"  # through the gradient; w ← (1 − lr·λ)·w, as a plan means λ
+_HIDDEN = 1e-15  # a decay that is one and no rounding
+_ALIKE = 0.02  # of two decays per step, of which one was measured in float32
+
+
+class DecayRule(Protocol):
+    """What is needed of a `weightdecay.Rule`."""
+
+    @property
+    def coupled(self) -> bool: ...
+
+    @property
+    def is_scalar(self) -> bool: ...
+
+    def decay_per_step(self, lr: float, weight_decay: float, peak_lr: float | None = None) -> float: ...
+
+
+@dataclass(frozen=True)
+class CheckedGroup:
+    """An optimizer's group with its label and the plan's names for its tensors."""
+
+    optimizer: torch.optim.Optimizer
+    group: Mapping[str, Any]
+    label: str
+    names: tuple[str, ...]
+
+
+def raise_unless_rule(rule: Any) -> None:
+    known = get_args(RuleName)
+    if rule is None or rule in known or callable(getattr(rule, "decay_per_step", None)):
+        return
+    near = did_you_mean(rule, known) if isinstance(rule, str) else f"known are: {', '.join(known)}"
+    raise PlanError(f"unknown rule {rule!r}: {near}, or give a weightdecay.Rule")
+
+
+def defaults_of(optimizer: torch.optim.Optimizer) -> Mapping[str, Any]:
+    """Empty for a wrapper that has none."""
+    return getattr(optimizer, "defaults", {})
+
+
+def seen_in_steps(
+    plan: DecayPlan,
+    optimizers: Sequence[torch.optim.Optimizer],
+    groups: Sequence[CheckedGroup],
+    rule: RuleName | DecayRule | None,
+) -> tuple[list[str], list[str]]:
+    """(faults, what could not be seen)."""
+    faults: list[str] = []
+    opaque: list[str] = []
+    for optimizer in optimizers:
+        own = [one for one in groups if one.optimizer is optimizer]
+        kind = type(optimizer).__name__
+        if left := _left_by_control(optimizer, own):
+            faults.append(left)
+            continue
+
+        alone = probe_step(optimizer)
+        hooked = probe_step(optimizer, hooks=True) if _hooks(optimizer) else alone
+        if alone.opaque:
+            opaque.append(f"{kind}: {alone.opaque}")
+            continue
+        moved = _moved_by_schedule(own, alone.groups, hooked.groups)
+        controlled = any("rule" in one.group and "rule" not in defaults_of(optimizer) for one in own)
+        for one, plain, with_hooks in zip(own, alone.groups, hooked.groups or alone.groups, strict=True):
+            seen = with_hooks if controlled else plain
+            if seen.opaque:
+                opaque.append(f"{one.label} of {kind}: {seen.opaque}")
+                continue
+            # A schedule of λ among the hooks writes its own over any that is tried, which is no reading of λ.
+            scheduled = seen.decay_per_step > 0 and plain.reads_weight_decay and not seen.reads_weight_decay
+            if one.names and not scheduled:
+                faults += _step_faults(plan, one, seen, rule)
+            if seen.form == "other":
+                opaque.append(
+                    f"{one.label} of {kind}: λ enters neither beside the gradient nor through it, so what it removes "
+                    "has no number"
+                )
+            if not controlled:
+                faults += _added_by_hooks(one, plain, with_hooks, moved)
+        if hooked.opaque:
+            opaque.append(f"the step hooks of {kind}: {hooked.opaque}")
+    return faults, opaque
+
+
+def _hooks(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """What is called beside each of its steps."""
+    tables = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    return [hook for table in tables for hook in getattr(optimizer, table, {}).values()]
+
+
+def _left_by_control(optimizer: torch.optim.Optimizer, groups: Sequence[CheckedGroup]) -> str:
+    """A copy of a controlled optimizer keeps the groups' rule and loses the hooks that make it."""
+    ruled = [one for one in groups if "rule" in one.group]
+    # A control is an object with hooks that can say what it will do.
+    controls = any(hasattr(getattr(hook, "__self__", None), "decay_per_step") for hook in _hooks(optimizer))
+    if not ruled or "rule" in defaults_of(optimizer) or controls:
+        return ""
+    return (
+        f"{ruled[0].label} has the rule '{ruled[0].group['rule']}', and nothing on this {type(optimizer).__name__} "
+        "makes it: a copied or unpickled optimizer loses its hooks; control the copy anew"
+    )
+
+
+def _step_faults(plan: DecayPlan, one: CheckedGroup, seen: GroupReport, rule: RuleName | DecayRule | None) -> list[str]:
+    kind, λ = type(one.optimizer).__name__, float(one.group.get("weight_decay", 0.0))
+    wants_decay = any(plan[name].decays for name in one.names) and λ > 0
+    faults = []
+    if seen.hidden_decay > _HIDDEN and seen.form != "coupled":
+        faults.append(
+            f"{one.label}: {kind} removes {seen.hidden_decay:.3g} of its weights at each step even if weight_decay is "
+            "0: it decays by a setting of its own"
+        )
+    if not wants_decay:
+        return faults
+    if not seen.reads_weight_decay:
+        return [*faults, f"{one.label}: {kind} does not read weight_decay, so λ {λ:g} decays nothing"]
+
+    coupled = rule == _COUPLED or bool(getattr(rule, "coupled", False))
+    if seen.form == "coupled" and not coupled:
+        faults.append(
+            f"{one.label}: {kind} adds λ·w to the gradient (coupled decay) where the plan means w ← (1 − lr·λ)·w: use "
+            "torch.optim.AdamW or weightdecay.SGDW, or weightdecay.control, or say rule='l2' if that is meant"
+        )
+    elif seen.form == "decoupled" and coupled and not seen.through_gradient:
+        faults.append(f"{one.label}: {kind} decays beside the gradient, and rule='l2' means through it")
+    elif (asked := _other_amount(one, seen, rule)) is not None:
+        formula = f"lr·λ = {asked:.3g}" if rule in (None, _DECOUPLED) else f"{asked:.3g}"
+        faults.append(
+            f"{one.label}: a step of {kind} removes {seen.decay_per_step:.3g} of a weight where {formula} is meant: "
+            "weightdecay.convert gives the λ for its convention, or say which rule is meant"
+        )
+    return faults
+
+
+def _other_amount(one: CheckedGroup, seen: GroupReport, rule: RuleName | DecayRule | None) -> float | None:
+    """What a step should remove, where a group that says no rule of its own removes something else."""
+    said: Any = one.group.get("rule", rule if rule is not None else _DECOUPLED)
+    lr, λ, peak = (one.group.get(key) for key in ("lr", "weight_decay", "peak_lr"))
+    if seen.form != "decoupled" or lr is None or λ is None:
+        return None
+
+    if said == _DECOUPLED:
+        if seen.own_decay_is_lr_times_lambda:
+            return None
+        asked = float(lr) * float(λ)
+    elif isinstance(said, str) or "rule" in one.group or not said.is_scalar:
+        return None  # ours and controlled ones make their own rule; a mask or a target has no such number
+    else:
+        asked = said.decay_per_step(float(lr), float(λ), None if peak is None else float(peak))
+    return None if math.isclose(seen.decay_per_step, asked, rel_tol=_ALIKE, abs_tol=1e-7) else asked
+
+
+def _moved_by_schedule(
+    groups: Sequence[CheckedGroup], alone: Sequence[GroupReport], hooked: Sequence[GroupReport]
+) -> float:
+    """By which factor the hooks of a λ schedule move all decay alike; 1 where no schedule is seen."""
+    for one, plain, with_hooks in zip(groups, alone, hooked, strict=False):
+        if "decay_step" in one.group and plain.decay_per_step > 0:
+            return with_hooks.decay_per_step / plain.decay_per_step
+    return 1.0
+
+
+def _added_by_hooks(one: CheckedGroup, alone: GroupReport, hooked: GroupReport, moved: float) -> list[str]:
+    expected = alone.decay_per_step * moved
+    if hooked.opaque or math.isclose(expected, hooked.decay_per_step, rel_tol=_ALIKE, abs_tol=1e-7):
+        return []
+    kind = type(one.optimizer).__name__
+    said = (
+        f"{one.label}: with its step hooks {kind} removes {hooked.decay_per_step:.3g} of a weight at each step, and "
+        f"{alone.decay_per_step:.3g} without them: a hook decays, too"
+    )
+    return [said]
