@@ -23,6 +23,8 @@ from weightdecay.errors import OptimizerError
 from weightdecay.probing.probe import GroupReport, StepReport, probe_step
 
 HEADER = ("class", "λ enters", "own decay is lr·λ", "direction reads weights", "`control`", "masks")
+# As long as control looks on.
+WATCHED = 300
 OWN, BESIDE = "exact, by its own λ", "exact, beside its step"
 
 # Some step matrices alone, some want them beside vectors.
@@ -82,7 +84,7 @@ def enters(report: StepReport) -> str:
 
 def form(group: GroupReport) -> str:
     if group.hidden_decay > 1e-9:
-        return f"{group.form}; hidden decay of {group.hidden_decay:.1g}"
+        return f"{group.form}; takes {group.hidden_decay:.1g} off at λ = 0, too"
     if group.form == "other" or not group.reads_weight_decay:
         return {"none": "not at all", "other": "otherwise"}.get(group.form, group.form)
     if group.form == "decoupled" and group.through_gradient:
@@ -106,10 +108,12 @@ def served(optimizer: Any, report: StepReport) -> tuple[str, str]:
         weightdecay.control(optimizer, rule="fixed")
     except OptimizerError as error:
         return f"refused: {short(str(error))}", "no"
-    try:
-        step(optimizer)
-    except OptimizerError as error:
-        return f"refused before a step: {short(str(error))}", "no"
+    for number in range(WATCHED):
+        try:
+            step(optimizer)
+        except OptimizerError as error:
+            before = f"stopped before step {number + 1}" if number else "refused before a step"
+            return f"{before}: {short(str(error))}", "no"
     by_itself = all(group.own_decay_is_lr_times_lambda and not group.through_gradient for group in report.groups)
     masked = not any(group.reads_weights for group in report.groups)
     return (OWN if by_itself else BESIDE), "yes" if masked else "no"
