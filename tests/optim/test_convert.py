@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from weightdecay.errors import ConfigError
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.convert import CONVENTIONS, convert
-from weightdecay.optim.rules import as_rule
+from weightdecay.optim.rules import CAUTIOUS, L2, RULES, Rule, as_rule
 from weightdecay.optim.schedules import Constant, Schedule, schedule
 
 names = st.sampled_from(sorted(CONVENTIONS))
@@ -130,3 +131,38 @@ def test_a_schedule_below_zero_or_without_end_is_refused(lowest: float) -> None:
 def test_a_run_at_lr_zero_decays_by_nothing_in_any_convention() -> None:
     found = convert(0.1, source="torch", target="fixed", lr=1e-3, schedule=lambda _: 0.0, steps=5)
     assert (float(found), found.exact, found.error, found.target_shrink) == (0.0, True, 0.0, 1.0)
+
+
+def test_a_rule_of_ones_own_converts_by_its_powers() -> None:
+    mine = Rule("mine", lr_power=2)
+    assert convert(0.1, source="torch", target=mine, lr=1e-2) == pytest.approx(10.0)
+    assert convert(10.0, source=mine, target="palm", lr=1e-2) == pytest.approx(10.0)
+    assert convert(0.1, source=CAUTIOUS, target=Rule("masked", lr_power=2, mask="agreeing"), lr=1e-2) == pytest.approx(
+        10
+    )
+
+
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if not rule.coupled])
+def test_a_rule_and_its_name_are_one_convention(name: str) -> None:
+    assert convert(0.1, source=name, target=RULES[name], lr=1e-2) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("other", ["cautious", "towards_one", "l2", L2, Rule("masked", mask="strictly_agreeing")])
+def test_what_decays_other_weights_or_elsewhere_has_no_number(other: Any) -> None:
+    with pytest.raises(ConfigError, match="no number maps"):
+        convert(0.1, source="torch", target=other, lr=1e-2)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"weight_decay": "0.1"}, {"weight_decay": None}, {"weight_decay": True}, {"lr": "6e-4"}, {"source": ["torch"]},
+        {"target": None}, {"source": 3}, {"steps": "10"}, {"steps": 10.0}, {"schedule": 3},
+        {"steps": 10, "schedule": lambda _: "1e-3"},
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_named(given: dict[str, Any]) -> None:
+    arguments: dict[str, Any] = {"weight_decay": 0.1, "source": "torch", "target": "composer", "lr": 1e-3, **given}
+    key = next(key for key in reversed(given))
+    with pytest.raises(ConfigError, match=f"{key}|is no convention"):
+        convert(arguments.pop("weight_decay"), **arguments)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import weightdecay
+from weightdecay.errors import PlanError
 from weightdecay.optim.schedules import Linear
 
 
@@ -57,6 +58,13 @@ def test_what_was_frozen_joins_with_the_plans_lambda_and_the_optimizer_then_carr
     assert plan.add_to(optimizer) == []
     model(torch.arange(12)).square().mean().backward()
     optimizer.step()
+
+
+def test_an_optimizer_of_another_model_gets_nothing() -> None:
+    optimizer = torch.optim.AdamW(Tied().parameters())
+    with pytest.raises(PlanError, match="trains no tensor of the plan's model"):
+        thawed(frozen()).add_to(optimizer)
+    assert len(optimizer.param_groups) == 1
 
 
 def test_they_join_at_the_lr_lambda_and_peak_of_now() -> None:

@@ -161,6 +161,14 @@ class DecayPlan:
                     )
                 seen[key] = name
 
+    def parameters(self) -> Iterator[Any]:
+        """The model's tensors, frozen ones too.
+
+        Raises:
+            PlanError: the plan belongs to no model.
+        """
+        return iter(self._parameters().values())
+
     def _parameters(self) -> Mapping[str, Any]:
         if self._model is None:
             raise PlanError("this plan belongs to no model, so there are no parameters to group: use plan.on(model)")
@@ -205,7 +213,7 @@ class DecayPlan:
             The names of the tensors that were added.
 
         Raises:
-            PlanError: the optimizer's groups do not tell what η or λ is now.
+            PlanError: the optimizer's groups do not tell what λ is now, or it trains another model.
         """
         from weightdecay.planning.growing import add_to
 

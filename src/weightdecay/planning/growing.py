@@ -20,6 +20,11 @@ _SETTLED = ("algorithm", "rule")  # what an optimizer's own division of the plan
 def add_to(plan: DecayPlan, optimizer: torch.optim.Optimizer) -> list[str]:
     """Add groups of the tensors that are missing; returns their names."""
     present = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if present and not present & {id(p) for p in plan.parameters()}:
+        raise PlanError(
+            f"this {type(optimizer).__name__} trains no tensor of the plan's model: was it made for another copy of it? "
+            "Plan the model that it trains"
+        )
     missing = [group for group in _missing(plan, present) if group["params"]]
     # An optimizer that divides a plan's groups by role does the same with what is added.
     divided = getattr(optimizer, "groups_of_plan", lambda _, groups: groups)(plan, missing)
