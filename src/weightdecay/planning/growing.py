@@ -22,7 +22,7 @@ def add_to(plan: DecayPlan, optimizer: torch.optim.Optimizer) -> list[str]:
     present = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if present and not present & {id(p) for p in plan.parameters()}:
         raise PlanError(
-            f"this {type(optimizer).__name__} trains no tensor of the plan's model: was it made for another copy of it? "
+            f"this {type(optimizer).__name__} trains no tensor of the plan's model: was it made for another copy? "
             "Plan the model that it trains"
         )
     missing = [group for group in _missing(plan, present) if group["params"]]
