@@ -75,7 +75,7 @@ class Run:
             document = tomllib.loads(path.read_text(encoding="utf-8"))
             sections = {key: value for key, value in document.items() if isinstance(value, dict)}
             values = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
-            return TrainConfig.from_values(values, recipe=document["recipe"], scaling=document["scaling"])
+            return TrainConfig.from_values(_as_of_now(values), recipe=document["recipe"], scaling=document["scaling"])
         except (OSError, KeyError, UnicodeDecodeError, tomllib.TOMLDecodeError, ConfigError) as error:
             raise DamagedError(f"{path}: cannot be read: {error}") from error
 
@@ -210,6 +210,15 @@ def read_json(path: Path) -> Row:
     if not isinstance(document, dict):
         raise DamagedError(f"{path}: cannot be read: not a JSON object")
     return document
+
+
+def _as_of_now(values: dict[str, Any]) -> dict[str, Any]:
+    """What an older version wrote, with settings that it did not have at what it did without them."""
+    routed = values.get("model.n_experts") and values.get("model.n_dense_layers", 0) < values.get("model.n_layers", 0)
+    if values.get("optimizer.name") == "muon" and routed:
+        # Muon took each matrix that is no table or head, routers too.
+        return {"optimizer.role_overrides": ("router=linear weight",), **values}
+    return values
 
 
 def settings_toml(config: TrainConfig) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import weightdecay
 from weightdecay.errors import ConfigError
 from weightdecay.models.decoder import GPT
 from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.muon import Muon
 from weightdecay.optim.rules import group_decay_per_step
 from weightdecay.recipes.limits import OPTIMIZERS
-from weightdecay.recipes.schema import recipe, systems
+from weightdecay.recipes.schema import Recipe, all_recipes, recipe, systems
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import Run, read_json
 from weightdecay.training.assembly import assemble
@@ -148,6 +150,72 @@ def test_moonlights_gates_and_values_are_matrices_of_their_own_in_every_expert()
         *(f"blocks.{layer}.feedforward.{kind}" for layer in (1, 2) for kind in ("expert_up", "shared.up.weight")),
     }
     assert set(stacked.values()) == {1, 2}
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        pytest.param(one, id=f"{one.system}:{one.size}", marks=() if one.size == "nano" else pytest.mark.long)
+        for one in all_recipes()
+    ],
+)
+def test_the_trainer_and_the_library_split_every_recipe_alike(one: Recipe) -> None:
+    config = one.config(OF_TWO_LAYERS if one.config().model.n_layers > 4 else {})
+    settings = dataclasses.replace(config.optimizer, name="muon", rule="decoupled", weight_decay=0.1)
+    with torch.device("meta"):
+        decided = decay_plan(GPT(config.model), settings)
+    ours, library = make_optimizer(settings, decided), weightdecay.Muon(decided, lr=settings.lr)
+    assert algorithms(ours) == algorithms(library)
+    assert set(algorithms(ours).values()) == {"muon", "adamw"}
+    for optimizer in (ours, library):
+        shares = {
+            name: (group["decay_multiplier"], group["lr_multiplier"])
+            for group in optimizer.param_groups
+            for name in group["param_names"]
+        }
+        assert shares == {t.name: (t.multiplier, t.lr_multiplier) for t in decided if t.name in shares}
+
+
+# Large systems have layers of two kinds at most, and a few more numbers that hold for as many layers.
+OF_TWO_LAYERS = {"model.n_layers": 4, "model.vocab_size": 256}
+
+
+def algorithms(optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    return {name: group["algorithm"] for group in optimizer.param_groups for name in group["param_names"]}
+
+
+def test_moonlights_routers_are_muons_as_published_and_its_plan_says_so() -> None:
+    config = recipe("moonlight:nano").config()
+    with torch.device("meta"):
+        decided = decay_plan(GPT(config.model), config.optimizer)
+    router = "blocks.1.feedforward.router.weight"
+    assert algorithms(make_optimizer(config.optimizer, decided))[router] == "muon"
+    assert decided[router].reason == "linear weight: override 'router'"
+    by_role = decay_plan(GPT(config.model), dataclasses.replace(config.optimizer, role_overrides=()))
+    assert algorithms(make_optimizer(config.optimizer, by_role))[router] == "adamw"
+
+
+def test_a_role_that_is_none_is_named_with_the_nearest() -> None:
+    config = recipe("moonlight:nano").config({"optimizer.role_overrides": ("router=linear wieght", "=bias", "gate")})
+    with torch.device("meta"), pytest.raises(ConfigError) as caught:
+        decay_plan(GPT(config.model), config.optimizer)
+    assert len(caught.value.faults) == 3
+    assert "did you mean 'linear weight'" in str(caught.value)
+
+
+def test_a_run_of_experts_that_muon_trained_before_roles_decided_goes_on_as_it_was(
+    small_text: Path, tmp_path: Path
+) -> None:
+    values = {"run.steps": 2, "run.checkpoint_every": 1, "model.n_layers": 2}
+    run = train(tiny("moonlight:nano", small_text, tmp_path, values), reporter=SilentReporter())
+    path = run.path / "run.toml"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert sum(line.startswith("role_overrides") for line in lines) == 1
+    path.write_text("".join(line for line in lines if not line.startswith("role_overrides")), encoding="utf-8")
+    assert Run.open(run.path).config().optimizer.role_overrides == ("router=linear weight",)
+    longer = tiny("moonlight:nano", small_text, tmp_path, values | {"run.steps": 3})
+    resumed = train(longer, on_change="override", resume="must", reporter=SilentReporter())
+    assert [row["step"] for row in resumed.rows("train")] == [1, 2, 3]
 
 
 MATRICES = ["attention.qkv.weight", "attention.out.weight", "feedforward.up.weight", "feedforward.down.weight"]

@@ -86,7 +86,7 @@ class Plan:
         from weightdecay.planning.policies import Override
         from weightdecay.planning.tensors import read_tensors
         from weightdecay.planning.tracing import with_uses
-        from weightdecay.training.optimizers import multiplier_overrides
+        from weightdecay.training.optimizers import plan_overrides
 
         source = _open(self.model)
         ours = [Override(pattern, multiplier) for pattern, multiplier in overrides.items()]
@@ -96,7 +96,7 @@ class Plan:
             config = self._config()
             model = _our_model(config)
             weight_decay, policy = config.optimizer.weight_decay, config.optimizer.policy
-            ours += multiplier_overrides(config.optimizer)
+            ours += plan_overrides(config.optimizer)
         else:
             model = source.model
         if model is None:

@@ -40,7 +40,7 @@ PolicyName = Literal[
 POLICIES: dict[str, Policy] = {**ROLE_POLICIES, **EMULATED}
 
 _KEYS = ("name", "base", "roles", "override")
-_OVERRIDE_KEYS = ("pattern", "multiplier", "lr_multiplier", "reason")
+_OVERRIDE_KEYS = ("pattern", "multiplier", "lr_multiplier", "reason", "role")
 
 
 def read_policy(path: Path) -> tuple[RolePolicy, tuple[Override, ...]]:

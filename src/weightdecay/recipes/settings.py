@@ -60,6 +60,8 @@ class OptimizerSettings:
         beta2_decay: c in Adafactor's β2 = 1 − t^c.
         factored: whether Adafactor keeps row and column means of g² instead of g² itself.
         lr_multipliers, weight_decay_multipliers: `PATTERN=FACTOR` for the tensors whose name the pattern is found in.
+        role_overrides: `PATTERN=ROLE`: what such tensors are taken for, by the policy and by Muon, which takes what is
+            a `linear weight`.
     """
 
     name: str
@@ -84,6 +86,7 @@ class OptimizerSettings:
     factored: bool = True
     lr_multipliers: tuple[str, ...] = ()
     weight_decay_multipliers: tuple[str, ...] = ()
+    role_overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from weightdecay.optim.sgdw import SGDW
 from weightdecay.planning.decay_plan import DecayPlan
 from weightdecay.planning.plan import plan
 from weightdecay.planning.policies import Override
+from weightdecay.planning.roles import Role
 from weightdecay.recipes.settings import OptimizerSettings
 
 
@@ -30,14 +31,14 @@ def decay_plan(model: nn.Module, settings: OptimizerSettings) -> DecayPlan:
         ConfigError: a setting by pattern that cannot be read, or whose pattern matches no tensor.
     """
     policy: Any = settings.policy  # a name or a path, which the preflight has looked up
-    decided = plan(model, weight_decay=settings.weight_decay, policy=policy, overrides=multiplier_overrides(settings))
+    decided = plan(model, weight_decay=settings.weight_decay, policy=policy, overrides=plan_overrides(settings))
     if settings.name == "muon":
         own_settings(settings, decided)
     return decided
 
 
-def multiplier_overrides(settings: OptimizerSettings) -> list[Override]:
-    """The multipliers `PATTERN=FACTOR` of λ and η as a plan takes them.
+def plan_overrides(settings: OptimizerSettings) -> list[Override]:
+    """The multipliers `PATTERN=FACTOR` of λ and η, and the roles `PATTERN=ROLE`, as a plan takes them.
 
     Raises:
         ConfigError: one that cannot be read; all of them are named.
@@ -45,9 +46,22 @@ def multiplier_overrides(settings: OptimizerSettings) -> list[Override]:
     faults: list[str] = []
     decay = dict(_pairs("weight_decay_multipliers", settings.weight_decay_multipliers, faults))
     rates = dict(_pairs("lr_multipliers", settings.lr_multipliers, faults))
+    roles = _roles(settings.role_overrides, faults)
     if faults:
         raise ConfigError(faults)
-    return [Override(pattern, decay.get(pattern), rates.get(pattern, 1.0)) for pattern in {**rates, **decay}]
+    shares = [Override(pattern, decay.get(pattern), rates.get(pattern, 1.0)) for pattern in {**rates, **decay}]
+    return shares + [Override(pattern, role=role) for pattern, role in roles]
+
+
+def _roles(entries: tuple[str, ...], faults: list[str]) -> list[tuple[str, Role]]:
+    known = {role.value: role for role in Role}
+    split = [entry.rpartition("=")[::2] for entry in entries]
+    faults += [
+        f"optimizer.role_overrides '{entry}': must be PATTERN=ROLE, {did_you_mean(role, known)}"
+        for entry, (pattern, role) in zip(entries, split, strict=True)
+        if role not in known or not pattern
+    ]
+    return [(pattern, known[role]) for pattern, role in split if role in known]
 
 
 def rule_faults(settings: OptimizerSettings) -> list[str]:
