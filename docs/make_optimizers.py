@@ -9,7 +9,7 @@ import re
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,28 +120,26 @@ def served(optimizer: Any, report: StepReport) -> tuple[str, str]:
 
 
 def step(optimizer: Any) -> None:
-    """One step: with gradients, or with sparse ones, or with a closure."""
+    """One step: with gradients, or, where it says that it wants those, with a closure or sparse gradients."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def closure(*, sparse: bool = False) -> Tensor:
+    def closure() -> Tensor:
         for p in params:
-            p.grad = torch.ones_like(p).to_sparse(1) if sparse else torch.ones_like(p)
+            p.grad = torch.ones_like(p)
         return torch.tensor(1.0)
 
-    # A closure last: control refuses it of those that could do without.
-    calls: tuple[Callable[[], object], ...] = (
-        lambda: (closure(), optimizer.step()),
-        lambda: (closure(sparse=True), optimizer.step()),
-        lambda: optimizer.step(closure),
-    )
-    for call in calls:
-        try:
-            call()
-        except OptimizerError:
-            raise
-        except Exception:  # not the call that it wants
-            continue
-        return
+    try:
+        closure()
+        optimizer.step()
+    except OptimizerError:
+        raise
+    except Exception as error:  # whatever others' code raises; a step that fails is no fault of control's
+        if "closure" in str(error):
+            optimizer.step(closure)
+        elif "sparse" in str(error):
+            for p in params:
+                p.grad = torch.ones_like(p).to_sparse(1)
+            optimizer.step()
 
 
 def short(reason: str) -> str:
