@@ -16,6 +16,7 @@ from weightdecay.optim.control import control, controlled
 from weightdecay.optim.decay import decay_
 from weightdecay.optim.rules import Rule, as_rule
 from weightdecay.optim.schedules import Linear
+from weightdecay.optim.state import load_state_by_name, settings_by_name, state_by_name
 
 PEAK, STEPS = 0.02, 8
 
@@ -227,6 +228,37 @@ def test_what_looks_at_the_weights_in_every_kth_step_is_stopped_before_it_does(k
     assert made_steps < k * (done // k + 1)
     assert torch.equal(p, before)
     assert optimizer.param_groups[0]["weight_decay"] == 1.0
+
+
+@pytest.mark.parametrize("by", ["position", "name"])
+def test_what_is_loaded_later_is_stopped_at_its_own_kth_step(by: str) -> None:
+    """The file was saved under control, so no rule of a group tells that the optimizer stands elsewhere now."""
+
+    def made_of(start: Tensor) -> tuple[nn.Parameter, torch.optim.Optimizer]:
+        p = nn.Parameter(start.clone())
+        return p, own.Lookahead([p], lr=0.01, weight_decay=1.0, k=200)
+
+    def step(p: nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+
+    start = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    (p, saved), (q, resumed) = made_of(start), made_of(start)
+    control(saved, rule="fixed")
+    control(resumed, rule="fixed")
+    for _ in range(170):
+        step(p, saved)
+    step(q, resumed)
+    if by == "position":
+        resumed.load_state_dict(saved.state_dict())
+    else:
+        state, settings = state_by_name(saved, ["w"]), settings_by_name(saved, ["w"])
+        load_state_by_name(resumed, state, settings, names=["w"], on_change="override")
+    with pytest.raises(OptimizerError, match="some of its steps"):  # noqa: PT012
+        for _ in range(200 - 170):
+            before = q.detach().clone()
+            step(q, resumed)
+    assert torch.equal(q, before)
 
 
 def test_a_decay_that_is_in_no_group_is_refused() -> None:

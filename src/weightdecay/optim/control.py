@@ -72,7 +72,7 @@ class Control:
     def __repr__(self) -> str:
         groups = "; ".join(self._described(group, index) for index, group in enumerate(self.optimizer.param_groups))
         seen = ""
-        if self._watch is not None and self._watch.seen:
+        if self._watch and self._watch.seen:
             ended = f", {self._watch.ended}" if self._watch.ended else ""
             seen = f"; exactness seen up to step {self._watch.seen} from here{ended}"
         return f"Control({type(self.optimizer).__name__}: {groups}{seen})"
@@ -80,13 +80,13 @@ class Control:
     def _described(self, group: Group, index: int) -> str:
         peak = f", peak lr {float(group['peak_lr']):g}" if group.get("peak_lr") is not None else ""
         step = f", step {group['decay_step']} of the schedule" if "decay_step" in group else ""
-        rule = group_rule(group)
         try:
             decay = group_decay_per_step(group)
         except OptimizerError:
             decay = None
         a = "" if decay is None else f", decay per step {decay:.3g}"
-        return f"{group_title(group, index)} rule {rule.name}, λ {float(group['weight_decay']):g}{peak}{a}{step}"
+        name, weight_decay = group_rule(group).name, float(group["weight_decay"])
+        return f"{group_title(group, index)} rule {name}, λ {weight_decay:g}{peak}{a}{step}"
 
     def remove(self) -> None:
         """Take the hooks off."""
@@ -124,8 +124,7 @@ class Control:
         self._watch = Watch(self.optimizer, ways, [service.report for service in self._services])
 
     def _refuse(self, decaying: Sequence[bool]) -> None:
-        faults = [s.refusal for s, does in zip(self._services, decaying, strict=True) if does and s.refusal]
-        if faults:
+        if faults := [s.refusal for s, does in zip(self._services, decaying, strict=True) if does and s.refusal]:
             raise OptimizerError(list(dict.fromkeys(faults)))
 
     def _set_scheduled(self) -> None:
@@ -133,8 +132,7 @@ class Control:
         if self.schedule is None:
             return
         groups = self.optimizer.param_groups
-        shared = ["decay_multiplier" in group for group in groups]
-        if any(shared):
+        if any("decay_multiplier" in group for group in groups):
             for group in groups:  # one that was added since has a share of its own, whole or none
                 group.setdefault("decay_multiplier", 1.0 if float(group["weight_decay"]) else 0.0)
 
@@ -146,7 +144,8 @@ class Control:
     def _adopt_new_groups(self) -> None:
         """Groups that were added, or loaded from an optimizer without control, follow the rule for the rest."""
         groups = self.optimizer.param_groups
-        if all("rule" in group for group in groups) and [group_rule(group) for group in groups] == self._rules:
+        known = all("rule" in group for group in groups) and [group_rule(group) for group in groups] == self._rules
+        if known and not (self._watch and self._watch.is_passed_over()):
             return
         rules = rules_followed(self.optimizer, self._rule)
         faults = optimizer_faults(self.optimizer, self._rule, self.schedule)
@@ -186,17 +185,17 @@ class Control:
             return
         amounts = [group_decay_per_step(group) for group in optimizer.param_groups]
         self._refuse([bool(amount) or amount is None for amount in amounts])
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer itself
-        self._refuse_step(amounts, closure)
-        if self._watch is not None:
+        # args[0] is the optimizer itself
+        self._refuse_step(amounts, args[1] if len(args) > 1 else kwargs.get("closure"))
+        if self._watch:
             self._watch.step()
         self._decay(amounts)
 
     def _is_outside(self, group: Group, index: int, amount: float | None) -> bool:
         if not amount or self._services[index].way == "left":
             return False
-        by_itself = self._services[index].way == "handed_over"
-        return not by_itself or kernel_weight_decay(self._rules[index], amount, float(group["lr"])) is None
+        own = kernel_weight_decay(self._rules[index], amount, float(group["lr"]))
+        return own is None or self._services[index].way != "handed_over"
 
     def _refuse_step(self, amounts: Sequence[float | None], closure: Any) -> None:
         """Raise for a step with which decay outside would not be exact, before anything has changed."""
@@ -264,6 +263,8 @@ class Control:
     def _after(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
         self._decay_masked()
         self._restore()
+        if self._watch:
+            self._watch.stood()
         if self.schedule is None or self._saves or bool(getattr(optimizer, "found_inf", None)):
             return  # a GradScaler's skipped step is no step, nor is one that only shows what state there is
         for group in optimizer.param_groups:
@@ -354,7 +355,7 @@ def steps_taken(optimizer: torch.optim.Optimizer, group: Group, *, before: bool 
     """
     if "decay_step" in group:
         return int(group["decay_step"])
-    states = [optimizer.state.get(p, {}) for p in group["params"]]
+    states = (optimizer.state.get(p, {}) for p in group["params"])
     counts = [int(state["step"]) for state in states if isinstance(state, dict) and "step" in state]
     return max(max(counts, default=0) - (1 if before else 0), 0)
 

@@ -53,6 +53,9 @@ class Absent:
     def __init__(self, what: str) -> None:
         object.__setattr__(self, "_what", what)
 
+    def __repr__(self) -> str:
+        return f"({object.__getattribute__(self, '_what')}, which is not copied)"
+
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise CannotCopyError(f"its step needs {object.__getattribute__(self, '_what')}, which is not copied")
 

@@ -41,6 +41,7 @@ class Watch:
         self._optimizer, self._ways, self._titles = optimizer, ways, [report.title for report in reports]
         self.seen, self.ended, self._steps = 0, "", 0
         self._fault = ""
+        self.stood()
         if all(way == "left" for way in ways):
             self.ended = "there is nothing to watch"
             return
@@ -89,6 +90,18 @@ class Watch:
                 self.ended = f"{WATCHED} steps were watched"
         if self._fault:
             raise OptimizerError(self._fault)
+
+    def stood(self) -> None:
+        """Know the state as it is after a real step."""
+        self._known = self._states()
+
+    def is_passed_over(self) -> bool:
+        """Whether other state has been put in since: the optimizer stands at another step, and the twins do not."""
+        return any(now is not known for now, known in zip(self._states(), self._known, strict=False))
+
+    def _states(self) -> list[Any]:
+        groups = self._optimizer.param_groups
+        return [self._optimizer.state.get(p) for group in groups for p in group["params"][:1]]
 
     def _show(self) -> None:
         """Give the twins what has been changed in the groups since: lr by a scheduler, betas by hand."""
