@@ -134,9 +134,10 @@ def step(optimizer: Any) -> None:
     except OptimizerError:
         raise
     except Exception as error:  # whatever others' code raises; a step that fails is no fault of control's
-        if "closure" in str(error):
+        wanted = str(error).lower()
+        if "closure" in wanted:
             optimizer.step(closure)
-        elif "sparse" in str(error):
+        elif "sparse" in wanted:
             for p in params:
                 p.grad = torch.ones_like(p).to_sparse(1)
             optimizer.step()
