@@ -67,6 +67,8 @@ def row(kind: Kind) -> Row:
         except Exception as error:  # whatever its constructor asks for that is not here
             found = Row(f"`{kind.title}`", control=f"not made here: {short(str(error))}")
             continue
+        if not hasattr(optimizer, "param_groups"):
+            return Row(f"`{kind.title}`", control="not an optimizer of groups: it keeps them in the one that it wraps")
         report = probe_step(optimizer)
         controlled, masks = served(made(kind, shapes), report)
         own, reads = (shown(report, key) for key in ("own_decay_is_lr_times_lambda", "reads_weights"))
