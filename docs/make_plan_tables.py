@@ -21,8 +21,8 @@ from tests.planning.originals import ORIGINALS  # noqa: E402
 from tests.planning.skeletons import Skeleton, read  # noqa: E402
 from tests.planning.test_skeletons import renamed  # noqa: E402
 from tests.planning.test_strangers import STRANGERS  # noqa: E402
-from weightdecay.planning.emulation import EMULATED, EmulatedPolicy  # noqa: E402
 from weightdecay.planning.decay_plan import DecayPlan  # noqa: E402
+from weightdecay.planning.emulation import EMULATED, EmulatedPolicy  # noqa: E402
 from weightdecay.planning.plan import plan, plan_tensors  # noqa: E402
 from weightdecay.planning.policies import ROLE_POLICIES  # noqa: E402
 from weightdecay.planning.roles import DISPUTED, Role  # noqa: E402
