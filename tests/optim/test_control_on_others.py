@@ -348,3 +348,20 @@ def test_a_group_that_comes_later_is_told_which_key_it_lacks() -> None:
     optimizer.param_groups[1]["peak_lr"] = 0.1
     optimizer.step()
     assert optimizer.param_groups[1]["rule"] == "independent"
+
+
+class TwiceAsFastAtSmallLambda(torch.optim.Optimizer):
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.1, "weight_decay": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        for group in self.param_groups:
+            for p in group["params"]:
+                speed = 2 if 0 < group["weight_decay"] < 0.15 else 1
+                p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(p.grad, alpha=group["lr"] * speed)
+
+
+def test_a_direction_that_branches_at_the_groups_own_lambda_is_refused() -> None:
+    with pytest.raises(OptimizerError, match="λ changes its direction"):
+        control(TwiceAsFastAtSmallLambda([nn.Parameter(torch.ones(3, 2))]), rule="fixed")

@@ -130,6 +130,9 @@ class _Bench:
         self.steps = STEPS_WITHOUT_PHASE if begun_elsewhere else STEPS
         self.lrs = self._usable("lr", _LR, _OTHER_LR)
         self.decays = self._usable("weight_decay", _WEIGHT_DECAY, _OTHER_WEIGHT_DECAY)
+        own = [_number(group["weight_decay"]) for group in self.groups] if self.decays else []
+        if any(own):  # a direction may branch on how large λ is
+            self.decays.append([value or _WEIGHT_DECAY for value in own])
 
     def _usable(self, key: str, *wanted: float) -> list[list[float]]:
         """Values for each group at which it steps: those wanted, or where a step refuses them parts of its own."""
@@ -170,7 +173,11 @@ class _Bench:
         own, hidden = self._decay_seen(), self._decay_seen(**none)
         # At an lr of 0 or nearly so a decay of its own would not be seen.
         hidden_at_lr = self._decay_seen(**lr, **none)
-        enters = [self._enters(direction, hidden_at_lr, lr, index) for index in range(2)] if self.decays else []
+        enters = (
+            [self._enters(direction, hidden_at_lr, lr, index) for index in range(len(self.decays))]
+            if self.decays
+            else []
+        )
 
         reports = []
         for index, group in enumerate(self.groups):
