@@ -375,8 +375,8 @@ def optimizer_faults(optimizer: Any, rule: Any, schedule: Any) -> list[str]:
         return [f"control takes a torch optimizer, got {type(optimizer).__name__}"]
     if schedule is not None and not callable(schedule):
         return [f"schedule must give λ for a step, such as Linear(0.1, 0.0, steps=10_000), got {schedule!r}"]
-    kind, groups = type(optimizer).__name__, optimizer.param_groups
-    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+    kind, groups = type(optimizer).__name__, getattr(optimizer, "param_groups", None)
+    if groups is None or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
         return [f"{kind} wraps an optimizer and has no step hooks of its own: give the wrapped one (`.optimizer`)"]
     try:
         asked = None if rule is None else as_rule(rule)

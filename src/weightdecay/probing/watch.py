@@ -1,8 +1,12 @@
 """Twins that step beside an optimizer's real steps, some steps ahead of it.
 
-What an optimizer does in every k-th step only, no finite trial shows. So two twins go on with the settings that the
-groups have now: one decays as it is done to the real optimizer, the other as it is meant. Where they part, the real
-one would part from what is meant some steps later; it is told before its next step.
+What an optimizer does in every k-th step only, no finite trial shows. So twins go on with the settings that the groups
+have now: one decays as it is done to the real optimizer, the others say what is meant. Where they part, the real one
+would part from what is meant some steps later; it is told before its next step.
+
+Of a direction that reads no weights, what is meant is w ← (1 − a)·w − u with the updates u of a twin that never decays:
+one that goes back to remembered weights, or follows the way that they went, has others. A direction that reads the
+weights is meant as it reads them after its own decay.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ WATCHED = 300
 
 
 class Watch:
-    """Two twins of one optimizer, the decay of one as it is done and of the other as it is meant.
+    """Twins of one optimizer, the decay of one as it is done and of the others as it is meant.
 
     Attributes:
         seen: up to which step of the optimizer, from when it was attached, all was exact.
@@ -40,7 +44,7 @@ class Watch:
     def __init__(self, optimizer: torch.optim.Optimizer, ways: Sequence[Way], reports: Sequence[GroupReport]) -> None:
         self._optimizer, self._ways, self._titles = optimizer, ways, [report.title for report in reports]
         self.seen, self.ended, self._steps = 0, "", 0
-        self._fault = ""
+        self._parted: set[int] = set()  # groups in which what is done is not what is meant
         self.stood()
         if all(way == "left" for way in ways):
             self.ended = "there is nothing to watch"
@@ -48,32 +52,31 @@ class Watch:
         with untouched(optimizer):
             self._progress = progress_keys(optimizer)
             twins = Twins(optimizer)
-            self._done, self._meant = self._pair(twins, reports)
+            self._reading = [
+                report.reads_weights and way == "handed_over" for report, way in zip(reports, ways, strict=True)
+            ]
+            self._walkers = self._make_walkers(twins, reports)
             self._likeness = [Likeness(forgets=SHRINK) for _ in ways]
             self._shown: list[dict[str, Any]] = [{} for _ in ways]
-            self._weights: Weights = self._meant.twin.weights()
+            self._weights: list[Weights] = [walker.twin.weights() for walker in self._walkers]
             begun = any(bool(state) for state in optimizer.state.values())
             ahead = STEPS if twins.manner.keeps_phase or not begun else STEPS_WITHOUT_PHASE
             for _ in range(ahead):
                 self._step()
         self.seen = ahead
-        if self._fault:
-            raise OptimizerError(self._fault)
+        self._raise_if_parted()
 
-    def _pair(self, twins: Twins, reports: Sequence[GroupReport]) -> tuple[Walker, Walker]:
-        """The one as it is done, and the one as it is meant, in as fine a precision as steps."""
-        # A direction that reads the weights of now is meant as it reads them after its own decay; any other is to be
-        # the same beside the whole weights, and also in every k-th step.
-        places: list[Where] = [
-            "before" if way == "handed_over" and report.reads_weights and report.order == "before" else "beside"
-            for way, report in zip(self._ways, reports, strict=True)
-        ]
-        shrink = [0.0 if way == "left" else SHRINK for way in self._ways]
+    def _make_walkers(self, twins: Twins, reports: Sequence[GroupReport]) -> list[Walker]:
+        """The decay as it is done, none at all, and where a direction reads weights as it is meant; all in as fine a
+        precision as steps."""
         outside = [SHRINK if way == "outside" else 0.0 for way in self._ways]
-
         dtype = fine_dtype(twins)
-        done = Walker(twins.make(dtype), shrink=outside, where="before")
-        return done, Walker(twins.make(dtype), shrink=shrink, where=places)
+        walkers = [Walker(twins.make(dtype), shrink=outside, where="before"), Walker(twins.make(dtype))]
+        if any(self._reading):
+            places: list[Where] = ["before" if report.order == "before" else "beside" for report in reports]
+            shrink = [SHRINK if reading else 0.0 for reading in self._reading]
+            walkers.append(Walker(twins.make(dtype), shrink=shrink, where=places))
+        return walkers
 
     def step(self) -> None:
         """Go one step further, before a real one.
@@ -81,15 +84,29 @@ class Watch:
         Raises:
             OptimizerError: what is done is not what is meant any more; it is raised at every step from then on.
         """
-        if not self._fault and not self.ended:
+        if not self.ended:
             self._show()
-            if self._step():
-                self.seen += 1
+            self._step()
             self._steps += 1
             if self._steps >= WATCHED:
                 self.ended = f"{WATCHED} steps were watched"
-        if self._fault:
-            raise OptimizerError(self._fault)
+        self._raise_if_parted()
+        if not self.ended:
+            self.seen += 1
+
+    def _raise_if_parted(self) -> None:
+        """Groups that do not decay are as they are, whatever their direction reads."""
+        groups = self._optimizer.param_groups
+        titles = [
+            self._titles[index]
+            for index in sorted(self._parted)
+            if groups[index]["weight_decay"] or groups[index].get("decay_multiplier")
+        ]
+        if titles:
+            raise OptimizerError(
+                f"{', '.join(titles)} of {type(self._optimizer).__name__}: its update depends on the weights in some "
+                "of its steps, as a small copy that is ahead shows, and decay beside them would not be exact"
+            )
 
     def stood(self) -> None:
         """Know the state as it is after a real step."""
@@ -113,55 +130,51 @@ class Watch:
                 if key in self._shown[index] and not _is_another(self._shown[index][key], plain):
                     continue
                 self._shown[index][key] = plain
-                for walker in (self._done, self._meant):
+                for walker in self._walkers:
                     small = walker.twin.optimizer.param_groups[index]
                     if isinstance(value, Tensor) and value.numel() == 1:
                         set_number(small, key, float(plain))
                     elif isinstance(value, bool | int | float | tuple) and key != "differentiable":
                         small[key] = plain
 
-    def _step(self) -> bool:
-        """Step both; whether they are still alike."""
-        for walker in (self._done, self._meant):
+    def _step(self) -> None:
+        """Step all twins, and compare what is done with what is meant."""
+        for walker in self._walkers:
             walker.twin.set(weight_decay=[self._handed_over(index, walker) for index in range(len(self._ways))])
-        for index in range(len(self._ways)):
-            if self._ways[index] == "handed_over" and not self._lr(index):
-                self._meant.shrink[index] = 0.0
-            elif self._ways[index] == "handed_over":
-                self._meant.shrink[index] = SHRINK
+        amounts = [0.0 if way == "handed_over" and not self._lr(i) else SHRINK for i, way in enumerate(self._ways)]
+        if len(self._walkers) > 2:
+            self._walkers[2].shrink = [a if reads else 0.0 for a, reads in zip(amounts, self._reading, strict=True)]
         try:
-            done, meant = self._done.step(guarded=False), self._meant.step(guarded=False)
+            weights = [walker.step(guarded=False) for walker in self._walkers]
         except Exception as error:  # others' code
             self.ended = f"the small copy could go no further ({type(error).__name__}: {error})"
-            return False
-        if not all(bool(torch.isfinite(w).all()) for weights in meant for w in weights):
+            return
+        if not all(bool(torch.isfinite(w).all()) for group in weights[0] for w in group):
             self.ended = "the small copy's weights are not finite any more"
-            return False
+            return
 
-        parted = [
-            title
-            for title, way, likeness, was, a, b in zip(
-                self._titles, self._ways, self._likeness, self._weights, done, meant, strict=True
-            )
-            if way != "left" and not likeness.holds(was, b, a)
-        ]
-        self._weights = meant
-        if parted:
-            self._fault = (
-                f"{', '.join(parted)} of {type(self._optimizer).__name__}: its update depends on the weights in some "
-                "of its steps, as a small copy that is ahead shows, and decay beside them would not be exact"
-            )
-        return not parted
+        for index, way in enumerate(self._ways):
+            was, done = self._weights[0][index], weights[0][index]
+            if way == "left":
+                continue
+            if self._reading[index]:
+                was, meant = self._weights[2][index], weights[2][index]
+            else:
+                plain = zip(was, self._weights[1][index], weights[1][index], strict=True)
+                meant = [(1 - amounts[index]) * w - (before - after) for w, before, after in plain]
+            if not self._likeness[index].holds(was, meant, done):
+                self._parted.add(index)
+        self._weights = weights
 
     def _handed_over(self, index: int, walker: Walker) -> float:
         """The λ of one group of a twin."""
         if self._ways[index] == "left":
             return float(self._optimizer.param_groups[index]["weight_decay"])
         lr = self._lr(index)
-        return SHRINK / lr if self._ways[index] == "handed_over" and walker is self._done and lr else 0.0
+        return SHRINK / lr if self._ways[index] == "handed_over" and walker is self._walkers[0] and lr else 0.0
 
     def _lr(self, index: int) -> float:
-        return float(self._done.twin.optimizer.param_groups[index]["lr"])
+        return float(self._walkers[0].twin.optimizer.param_groups[index]["lr"])
 
 
 def _is_another(one: Any, other: Any) -> bool:
