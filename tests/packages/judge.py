@@ -54,6 +54,9 @@ ASKED: tuple[Asked, ...] = (
 )
 NONE = Asked("decoupled", 0.0, lambda lr: 0.0)  # noqa: ARG005
 
+# Less of a weight than half of bfloat16's last place is rounded away altogether.
+_SEEN_IN_BFLOAT16 = 2**-6
+
 Outcome = Literal["exact", "refused", "stopped", "inexact", "crashed", "changed"]
 
 
@@ -89,7 +92,6 @@ def judge(kind: Kind, asked: Sequence[Asked], layout: Layout, *, zero: bool = Fa
     if len(of_group) > 1:
         of_group[-1] = NONE
     run = Run(kind, layout, [{"weight_decay": one.weight_decay * scale} for one in of_group])
-    run.set_decay([one.weight_decay * scale for one in of_group])
     for group, index in run.param_groups():
         group["rule"] = of_group[index].rule
 
@@ -103,6 +105,7 @@ def judge(kind: Kind, asked: Sequence[Asked], layout: Layout, *, zero: bool = Fa
         return Verdict("crashed", f"{type(error).__name__}: {error}")
 
     expected = reference(kind, layout, zero=zero)
+    steps = min(steps, len(expected.updates))
     if expected.reads_weights or expected.branches:
         return _as_its_own(kind, run, of_group, scale, steps, zero=zero)
     return _as_the_reference(run, of_group, scale, expected, steps, zero=zero)
@@ -129,20 +132,22 @@ def _as_the_reference(
             if one.masked:
                 # At the boundary of the mask rounding decides, and either is right.
                 off = torch.where((u * w).abs() <= room * w.abs(), torch.zeros_like(off), off)
-            if bool((off > room).any()) and bool(u.isfinite().all()):
+            if bool((off > room).any()):
                 share = float((off.sum() / (a * w.abs().sum() + 1e-30)).item())
                 return Verdict(
                     "inexact",
                     f"rule {one.name}, tensor of shape {tuple(p.shape)}: off by {share:.2g} of a·w (a = {a:.2g})",
                     number,
                 )
-            group = _group_of(run, index)
-            removed[group] += float(((w - u - p.detach().double()) * decayed).sum())
-            asked_for[group] += a * float((decayed * decayed).sum())
+            # Where a mask looks at the rounded u_t, the sum is off by the rounding that it selects.
+            if a >= _SEEN_IN_BFLOAT16 and not one.masked:
+                group = _group_of(run, index)
+                removed[group] += float(((w - u - p.detach().double()) * decayed).sum())
+                asked_for[group] += a * float((decayed * decayed).sum())
 
     # Roundings of bfloat16 are as large as a·w in one step, and nothing beside it in the sum over all.
     for one, got, wanted in zip(of_group, removed, asked_for, strict=True):
-        if wanted and abs(got / wanted - 1) > 0.03:
+        if wanted and abs(got / wanted - 1) > 0.05:
             return Verdict("inexact", f"rule {one.name}: removed {got / wanted:.3f} of what was asked for", steps)
     return Verdict("exact", steps=steps)
 
@@ -168,10 +173,12 @@ def _as_its_own(kind: Kind, run: Run, of_group: Sequence[Asked], scale: float, s
         for other, place in zip(by_hand, where, strict=True):
             _shrink_and_step(other, decays, number, place=place, zero=zero)
         fitting = [index for index, other in enumerate(by_hand) if not _apart(own, other, number)]
+        tried = by_hand
         by_hand, where = [by_hand[index] for index in fitting], [where[index] for index in fitting]
         if not by_hand:
+            why = "; ".join(_apart(own, other, number) for other in tried)
             return Verdict(
-                "inexact", "accepted, but its update reads weights or λ, and its own decay is another", number
+                "inexact", f"reads weights or λ, and its own decay is another: {why} off one by hand", number
             )
     return Verdict("exact", steps=steps)
 
@@ -192,10 +199,11 @@ def _shrink_and_step(run: Run, decays: Sequence[float], number: int, *, place: s
 def _apart(run: Run, other: Run, number: int) -> str:
     """Which tensors of two runs are apart by more than roundings, which add up; nothing where none is."""
     room = max(1e-5, 4 * rounding(run.layout.dtype)) * (number + 1) ** 0.5
-    for p, q in zip(run.params, other.params, strict=True):
-        off, size = (p.detach().double() - q.detach().double()).norm(), q.detach().double().norm()
-        if float(off) > room * float(size):
-            return f"a tensor of shape {tuple(p.shape)} is {float(off / size):.2g}"
+    for p, q, w in zip(run.params, other.params, other.start, strict=True):
+        off = float((p.detach().double() - q.detach().double()).norm())
+        size = float(q.detach().double().norm()) + float(w.double().norm())
+        if off > room * size:
+            return f"a tensor of shape {tuple(p.shape)} is {off / size:.2g}"
     return ""
 
 
@@ -220,8 +228,6 @@ def _step(run: Run, number: int, *, zero: bool) -> Verdict | None:
 def without_decay(kind: Kind, layout: Layout) -> Verdict:
     """Control with λ = 0 everywhere changes no bit of a run."""
     plain, controlled = (Run(kind, layout, [{"weight_decay": 0.0}] * len(layout.shapes)) for _ in range(2))
-    for run in (plain, controlled):
-        run.set_decay([0.0] * len(layout.shapes))
     try:
         weightdecay.control(controlled.optimizer)
     except OptimizerError as error:

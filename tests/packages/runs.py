@@ -81,9 +81,12 @@ class Run:
             for shapes in layout.shapes
         ]
         self.params = [p for group in self.groups for p in group]
+        self.start = self.weights()
         given = [{"params": params, **keys} for params, keys in zip(self.groups, groups, strict=True)]
         seed(0)
         self.optimizer = kind.make(given)
+        # Those that are made from a model make their groups themselves.
+        self.set_decay([keys["weight_decay"] for keys in groups])
 
     def step(self, number: int, *, zero: bool = False) -> None:
         for group in self.optimizer.param_groups:
@@ -218,7 +221,10 @@ Updates = tuple[list[list[Tensor]], list[list[Tensor]]]
 def _updates(
     kind: Kind, layout: Layout, steps: int, *, zero: bool = False, disturbed: bool = False, weight_decay: float = 0.0
 ) -> Updates:
-    """The updates of a run and the weights before each; if disturbed, all weights are drawn anew before each step."""
+    """The updates of a run and the weights before each; if disturbed, all weights are drawn anew before each step.
+
+    They end before a step that the class itself cannot make: some divide by lr, which ends at 0, and some diverge.
+    """
     run = Run(kind, layout, [{"weight_decay": weight_decay}] * len(layout.shapes))
     generator = torch.Generator().manual_seed(2)
     updates, sizes = [], []
@@ -228,8 +234,14 @@ def _updates(
                 for p in run.params:
                     p.copy_(torch.randn(p.shape, generator=generator))
         before = [w.double() for w in run.weights()]
-        run.step(number, zero=zero)
-        updates.append([w - p.detach().double() for w, p in zip(before, run.params, strict=True)])
+        try:
+            run.step(number, zero=zero)
+        except ArithmeticError:
+            break
+        after = [w - p.detach().double() for w, p in zip(before, run.params, strict=True)]
+        if not all(bool(u.isfinite().all()) for u in after):
+            break
+        updates.append(after)
         sizes.append([w.abs() for w in before])
     return updates, sizes
 
@@ -237,7 +249,8 @@ def _updates(
 def _differ(one: Updates, other: Updates, dtype: torch.dtype) -> bool:
     for us, ws, vs, xs in zip(*one, *other, strict=False):
         for u, w, v, x in zip(us, ws, vs, xs, strict=True):
-            if bool(((u - v).abs() > 1e-3 * u.abs() + rounding(dtype) * (w + x)).any()):
+            room = 1e-3 * u.abs() + rounding(dtype) * (w + x + u.abs() + v.abs())
+            if bool(((u - v).abs() > room).any()):
                 return True
     return False
 
