@@ -22,6 +22,7 @@ from torch import nn
 
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.clipping import clipped_step
+from weightdecay.optim.pieces import MasterWarning
 from weightdecay.optim.precision import PrecisionWarning
 from weightdecay.optim.roundings import RoundingName as Rounding
 from weightdecay.optim.rules import RULES
@@ -166,6 +167,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     warnings.simplefilter("ignore", PrecisionWarning)
+    warnings.simplefilter("ignore", MasterWarning)  # the paths share weights
     weights = Weights(torch.float32)
     if not options.json:
         total = sum(torch.Size(shape).numel() for shape in SHAPES)
