@@ -163,9 +163,11 @@ def version(package: str) -> str:
 
 
 def installed(package: str) -> bool:
-    if package == "timm.optim":
-        return importlib.util.find_spec("timm") is not None
-    return importlib.util.find_spec(package.partition(".")[0]) is not None
+    try:
+        version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def kinds(package: str, *, variants: bool = True) -> Iterator[Kind]:
