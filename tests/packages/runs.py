@@ -82,6 +82,7 @@ class Run:
         ]
         self.params = [p for group in self.groups for p in group]
         self.start = self.weights()
+        self._grads: list[Tensor] = []
         given = [{"params": params, **keys} for params, keys in zip(self.groups, groups, strict=True)]
         seed(0)
         self.optimizer = kind.make(given)
@@ -89,14 +90,23 @@ class Run:
         self.set_decay([keys["weight_decay"] for keys in groups])
 
     def step(self, number: int, *, zero: bool = False) -> None:
+        self.prepare(number, zero=zero)
+        self.make()
+
+    def prepare(self, number: int, *, zero: bool = False) -> None:
+        """Set lr, gradients and generators as this step is to find them."""
         for group in self.optimizer.param_groups:
             set_lr(group, lr_at(number))
-        grads = [torch.zeros(p.shape, dtype=p.dtype) for p in self.params] if zero else gradients(self.layout, number)
-        for p, grad in zip(self.params, grads, strict=True):
+        self._grads = (
+            [torch.zeros(p.shape, dtype=p.dtype) for p in self.params] if zero else gradients(self.layout, number)
+        )
+        for p, grad in zip(self.params, self._grads, strict=True):
             self._give(p, grad)
         seed(number)
+
+    def make(self) -> None:
         if self.layout.call == "closure":
-            self.optimizer.step(lambda: self._closure(grads))
+            self.optimizer.step(lambda: self._closure(self._grads))
         else:
             self.optimizer.step()
 
