@@ -186,7 +186,7 @@ def _rule_faults(group: Mapping[str, Any], title: str, refusal: Any) -> list[str
     if peak is not None and math.isfinite(peak) and peak > 0:
         return faults
     if given is not None:
-        return [*faults, f"Invalid peak_lr: {given!r} ({title}): give a finite number over 0, or None"]
+        return [*faults, f"Invalid peak_lr: {given!r} ({title}): give peak_lr, a finite number over 0, or None"]
     if rule.needs_peak:
         faults.append(f"rule '{rule.name}' ({title}) needs the peak lr: give peak_lr, the schedule's highest lr")
     return faults

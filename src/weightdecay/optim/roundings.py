@@ -125,11 +125,18 @@ class Stochastic(Rounding):
         self, wide: Tensor, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch, noise: Tensor | None
     ) -> None:
         assert noise is not None
-        # A NaN with low bits (CUDA's own is 0x7fffffff) would be carried into −0: all become the one without.
-        torch.nan_to_num_(wide, nan=float("nan"), posinf=float("inf"), neginf=float("-inf"))
-        bits = wide.view(torch.int32)
+        bits = _with_one_nan(wide).view(torch.int32)
         bits.add_(noise).bitwise_and_(~LOW_BITS)
         low.copy_(bits.view(torch.float32))
+
+
+def _with_one_nan(wide: Tensor) -> Tensor:
+    """Every NaN as the one without low bits: CUDA's own, 0x7fffffff, noise would carry into −0."""
+    nan = float("nan")
+    # Two spellings for speed: the compiler makes three choices of the one, and the processor two passes of the other.
+    if torch.compiler.is_compiling():
+        return torch.where(wide == wide, wide, nan)
+    return torch.nan_to_num_(wide, nan=nan, posinf=float("inf"), neginf=float("-inf"))
 
 
 class Kahan(Rounding):
