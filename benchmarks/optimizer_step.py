@@ -25,7 +25,7 @@ from weightdecay.optim.clipping import clipped_step
 from weightdecay.optim.pieces import MasterWarning
 from weightdecay.optim.precision import PrecisionWarning
 from weightdecay.optim.roundings import RoundingName as Rounding
-from weightdecay.optim.rules import RULES
+from weightdecay.rules import RULES
 
 # GPT-2 124M: token and position embeddings; 12 layers of 4 matrices with their biases and two norms
 LAYER: list[tuple[int, ...]] = [(2_304, 768), (768, 768), (3_072, 768), (768, 3_072), (2_304,), (3_072,)]

@@ -22,8 +22,8 @@ from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.lion import Lion
 from weightdecay.optim.precision import PrecisionWarning
 from weightdecay.optim.roundings import KAHAN, MASTER, STOCHASTIC
-from weightdecay.optim.rules import CAUTIOUS, DECOUPLED, INDEPENDENT, TOWARDS_INITIAL, TOWARDS_ONE
 from weightdecay.optim.sgdw import SGDW
+from weightdecay.rules import CAUTIOUS, DECOUPLED, INDEPENDENT, TOWARDS_INITIAL, TOWARDS_ONE
 
 ELEMENTS, PEER = 64, "torch fused AdamW"
 # (tensors, rounds, limit of scalar rules, limit of masks, targets and roundings)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from weightdecay.optim.adamw import AdamL2, AdamW
 from weightdecay.optim.convert import convert
 from weightdecay.optim.penalty import penalty
-from weightdecay.optim.rules import RULES
-from weightdecay.optim.schedules import schedule
 from weightdecay.optim.sgdw import SGDW
+from weightdecay.rules import RULES
+from weightdecay.schedules import schedule
 
 LR, STEPS, WARMUP, LAMBDA = 6e-4, 20_000, 1_000, 0.1
 RATES = schedule("cosine", peak=LR, steps=STEPS, warmup_steps=WARMUP)

@@ -12,7 +12,6 @@ import pytest
 
 import weightdecay
 from weightdecay import errors
-from weightdecay.optim import rules, schedules
 
 
 def seen_by_type_checkers() -> dict[str, str]:
@@ -54,18 +53,6 @@ def test_a_public_module_offers_each_of_its_names_with_a_docstring(name: str) ->
     assert inspect.ismodule(module)
     assert module.__doc__
     assert all(hasattr(module, public) for public in getattr(module, "__all__", ()))
-
-
-@pytest.mark.parametrize(("front", "room"), [(weightdecay.rules, rules), (weightdecay.schedules, schedules)])
-def test_a_front_module_leaves_out_no_rule_and_no_schedule(front: ModuleType, room: ModuleType) -> None:
-    values = {
-        name
-        for name, value in vars(room).items()
-        if not name.startswith("_")
-        and (isinstance(value, rules.Rule) or (inspect.isclass(value) and value.__module__ == room.__name__))
-    }
-    assert values <= set(front.__all__)
-    assert all(getattr(front, name) is getattr(room, name) for name in front.__all__)
 
 
 def test_importing_the_package_loads_no_torch() -> None:

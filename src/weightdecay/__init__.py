@@ -48,7 +48,6 @@ if TYPE_CHECKING:  # the same names as in _PUBLIC; a test compares
     from weightdecay.optim.pieces import MasterWarning as MasterWarning
     from weightdecay.optim.precision import PrecisionWarning as PrecisionWarning
     from weightdecay.optim.roundings import Rounding as Rounding
-    from weightdecay.optim.rules import Rule as Rule
     from weightdecay.optim.scheduling import apply_schedules as apply_schedules
     from weightdecay.optim.sgdw import SGDW as SGDW
     from weightdecay.optim.state.by_name import load_state_by_name as load_state_by_name
@@ -65,6 +64,7 @@ if TYPE_CHECKING:  # the same names as in _PUBLIC; a test compares
     from weightdecay.recipes.schema import Recipe as Recipe
     from weightdecay.recipes.schema import recipe as recipe
     from weightdecay.recipes.settings import TrainConfig as TrainConfig
+    from weightdecay.rules import Rule as Rule
     from weightdecay.runs import Run as Run
     from weightdecay.training.exporting import export as export
     from weightdecay.training.trainer import train as train
@@ -108,7 +108,7 @@ _PUBLIC: dict[str, str] = {
     "MasterWarning": "weightdecay.optim.pieces",
     "PrecisionWarning": "weightdecay.optim.precision",
     "Rounding": "weightdecay.optim.roundings",
-    "Rule": "weightdecay.optim.rules",
+    "Rule": "weightdecay.rules",
     "apply_schedules": "weightdecay.optim.scheduling",
     "SGDW": "weightdecay.optim.sgdw",
     "load_state_by_name": "weightdecay.optim.state.by_name",

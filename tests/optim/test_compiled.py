@@ -20,7 +20,7 @@ from weightdecay.optim import elementwise
 from weightdecay.optim.adamw import AdamL2, AdamW
 from weightdecay.optim.compiled import compiled_loop, usable_loop
 from weightdecay.optim.pieces import SMALL
-from weightdecay.optim.rules import Rule
+from weightdecay.rules import Rule
 
 SHAPES = ((300, 70), (5,), (1,), (40, 3, 11), (400, 300))  # the last is large enough to go in parts
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16

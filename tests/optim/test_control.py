@@ -14,11 +14,11 @@ from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.control import control
 from weightdecay.optim.precision import PrecisionWarning
-from weightdecay.optim.rules import RULES
-from weightdecay.optim.schedules import Constant, Cosine, Linear, OneOverT, Warmup
 from weightdecay.optim.scheduling import apply_schedules
 from weightdecay.optim.sgdw import SGDW
 from weightdecay.optim.state import load_state_by_name, settings_by_name, state_by_name
+from weightdecay.rules import RULES
+from weightdecay.schedules import Constant, Cosine, Linear, OneOverT, Warmup
 
 Make = Callable[..., torch.optim.Optimizer]
 STEPS, PEAK = 40, 0.02

@@ -13,7 +13,7 @@ from tests.optim.test_control import OTHERS, PEAK, parameters, run
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.control import control
-from weightdecay.optim.schedules import Constant, Linear
+from weightdecay.schedules import Constant, Linear
 
 
 def test_what_is_refused_leaves_no_hook_and_no_setting_behind() -> None:

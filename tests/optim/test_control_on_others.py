@@ -14,9 +14,9 @@ from tests.probing import optimizers as own
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.control import control, controlled
 from weightdecay.optim.decay import decay_
-from weightdecay.optim.rules import Rule, as_rule
-from weightdecay.optim.schedules import Linear
 from weightdecay.optim.state import load_state_by_name, settings_by_name, state_by_name
+from weightdecay.rules import Rule, as_rule
+from weightdecay.schedules import Linear
 
 PEAK, STEPS = 0.02, 8
 

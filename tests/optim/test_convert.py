@@ -14,8 +14,8 @@ from torch import nn
 from weightdecay.errors import ConfigError
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.convert import CONVENTIONS, convert
-from weightdecay.optim.rules import CAUTIOUS, L2, RULES, Rule, as_rule
-from weightdecay.optim.schedules import Constant, Schedule, schedule
+from weightdecay.rules import CAUTIOUS, L2, RULES, Rule, as_rule
+from weightdecay.schedules import Constant, Schedule, schedule
 
 names = st.sampled_from(sorted(CONVENTIONS))
 STEPS, LR = 1_000, 6e-4

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 import weightdecay
 from weightdecay.optim.base import DecayingOptimizer
-from weightdecay.optim.rules import FIXED, Rule
+from weightdecay.rules import FIXED, Rule
 
 KEEPING = ["stochastic", "kahan", "master"]
 MAKERS: dict[str, Callable[..., Any]] = {

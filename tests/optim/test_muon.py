@@ -15,8 +15,8 @@ from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.clipping import clipped_step
 from weightdecay.optim.muon import Muon
 from weightdecay.optim.orthogonal import orthogonalised
-from weightdecay.optim.rules import RULES
 from weightdecay.optim.state import load_state_by_name, settings_by_name, state_by_name
+from weightdecay.rules import RULES
 
 SHAPES = ((5, 8), (9, 4), (6, 6))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import weightdecay
 from weightdecay.errors import OptimizerError
-from weightdecay.optim.rules import RULES, Rule, group_decay_per_step
+from weightdecay.rules import RULES, Rule, group_decay_per_step
 
 # As modded-nanogpt decays: its matrices masked by `>= 0`, its vectors by `> 0`, both with λ·lr².
 NORMUON = Rule("of matrices", lr_power=2, mask="agreeing")

@@ -11,15 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.references.rules import decay_per_step
+from weightdecay import rules
 from weightdecay.errors import OptimizerError
-from weightdecay.optim import roundings, rules
+from weightdecay.optim import roundings
 from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.adamw import AdamL2, AdamW
 from weightdecay.optim.lion import Lion
 from weightdecay.optim.muon import Muon
-from weightdecay.optim.rules import RULES, Rule, as_rule, group_decay_per_step
-from weightdecay.optim.schedules import Cosine, Warmup
 from weightdecay.optim.sgdw import SGDW
+from weightdecay.rules import RULES, Rule, as_rule, group_decay_per_step
+from weightdecay.schedules import Cosine, Warmup
 
 FRACTIONAL = [name for name in RULES if name != "l2"]
 DECOUPLED = [AdamW, Lion, SGDW, Adafactor, Muon]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightdecay.errors import ScheduleError
-from weightdecay.optim.schedules import (
+from weightdecay.schedules import (
     SCHEDULE_NAMES,
     Constant,
     Cosine,

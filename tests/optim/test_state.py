@@ -19,7 +19,6 @@ from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.adamw import AdamL2, AdamW
 from weightdecay.optim.lion import Lion
 from weightdecay.optim.muon import Muon
-from weightdecay.optim.rules import RULES
 from weightdecay.optim.sgdw import SGDW
 from weightdecay.optim.state import (
     Change,
@@ -29,6 +28,7 @@ from weightdecay.optim.state import (
     settings_by_name,
     state_by_name,
 )
+from weightdecay.rules import RULES
 
 Make = Callable[[Any], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {

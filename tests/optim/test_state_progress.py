@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tests.optim.test_state import model, train
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
-from weightdecay.optim.rules import Rule
 from weightdecay.optim.state import changes, load_state_by_name, settings_by_name, state_by_name
+from weightdecay.rules import Rule
 
 ON_CHANGE = (None, "keep", "override")
 

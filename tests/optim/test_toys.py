@@ -13,8 +13,8 @@ from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.adamw import AdamL2, AdamW
 from weightdecay.optim.control import control
 from weightdecay.optim.lion import Lion
-from weightdecay.optim.schedules import Cosine, Linear
 from weightdecay.optim.sgdw import SGDW
+from weightdecay.schedules import Cosine, Linear
 
 A_H = torch.tensor([[5.0, 1.0], [0.5, 1.0], [-5.0, 0.01]], dtype=torch.float64)
 CLIPPED = torch.tensor([1.0, 0.5, -1.0], dtype=torch.float64)  # clip(a, ±1/λ)

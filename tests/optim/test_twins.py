@@ -14,9 +14,9 @@ from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.adamw import AdamL2, AdamW
 from weightdecay.optim.base import DecayingOptimizer
 from weightdecay.optim.lion import Lion
-from weightdecay.optim.rules import RULES
-from weightdecay.optim.schedules import Cosine, Warmup
 from weightdecay.optim.sgdw import SGDW
+from weightdecay.rules import RULES
+from weightdecay.schedules import Cosine, Warmup
 
 Make = Callable[..., DecayingOptimizer]
 SHAPES = ((5, 7), (3, 4, 6), (9,))

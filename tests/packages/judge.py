@@ -24,7 +24,7 @@ from torch import Tensor
 import weightdecay
 from tests.packages.runs import STEPS, Layout, Reference, Run, lr_at, reference, rounding
 from weightdecay.errors import OptimizerError
-from weightdecay.optim.rules import Rule
+from weightdecay.rules import Rule
 
 MINE = Rule("mine", lr_power=2, mask="agreeing")
 

@@ -12,10 +12,10 @@ from torch import nn
 
 import weightdecay
 from weightdecay.errors import PlanError
-from weightdecay.optim.rules import FIXED, RULES, Rule
-from weightdecay.optim.schedules import Constant, Linear
 from weightdecay.planning.decay_plan import DecayPlan
 from weightdecay.planning.step_checks import RuleName
+from weightdecay.rules import FIXED, RULES, Rule
+from weightdecay.schedules import Constant, Linear
 
 LR = 1e-2
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import weightdecay
 from weightdecay.errors import PlanError
-from weightdecay.optim.schedules import Linear
+from weightdecay.schedules import Linear
 
 
 class Tied(nn.Module):

@@ -13,10 +13,10 @@ from weightdecay.errors import ConfigError
 from weightdecay.models.decoder import GPT
 from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.muon import Muon
-from weightdecay.optim.rules import group_decay_per_step
 from weightdecay.recipes.limits import OPTIMIZERS
 from weightdecay.recipes.schema import Recipe, all_recipes, recipe, systems
 from weightdecay.recipes.settings import TrainConfig
+from weightdecay.rules import group_decay_per_step
 from weightdecay.runs import Run, read_json
 from weightdecay.training.assembly import assemble
 from weightdecay.training.briefing import briefing, document

@@ -39,7 +39,7 @@ class Convert:
 
         from weightdecay.errors import ConfigError
         from weightdecay.optim.convert import convention, convention_faults, convert
-        from weightdecay.optim.schedules import Schedule, schedule
+        from weightdecay.schedules import Schedule, schedule
 
         faults: list[str] = []
         weight_decay = _number("X", self.weight_decay, faults)

@@ -3,11 +3,11 @@
 In come a decay plan's groups, or any parameters, with a rule, a rounding and schedules; out goes a step in which each
 weight decays by what its group says. An optimizer is a direction, a decay rule and a rounding:
 
-    rules, roundings     the values (open `rules` first)
+    roundings            the values (and `weightdecay.rules`, which to open first)
     decay                a rule's arithmetic, once
     adamw … muon         the directions, on `base` (a step), `elementwise` and `pieces` (what no kernel of torch's
                          does), `compiled` (the same in one loop), `loading` (what a loaded state may change)
     control, serving     rules and schedules on optimizers that others wrote, by what `probing` sees
-    schedules            η and λ as functions of the step; `scheduling` applies them
+    scheduling           applies `weightdecay.schedules`, which say what η and λ are at a step
     state                optimizer state by name, and what a resume would change
 """

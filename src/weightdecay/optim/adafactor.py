@@ -23,7 +23,7 @@ from weightdecay.optim.checks import with_plain_numbers
 from weightdecay.optim.clipping import total_norm
 from weightdecay.optim.grouping import Group, Params, Rules
 from weightdecay.optim.roundings import NEAREST, RoundingLike, fresh, group_rounding
-from weightdecay.optim.rules import DECOUPLED
+from weightdecay.rules import DECOUPLED
 
 
 class Adafactor(DecayingOptimizer, torch.optim.Adafactor):

@@ -22,7 +22,7 @@ from weightdecay.optim.compiled import Direction
 from weightdecay.optim.elementwise import ElementwiseOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules
 from weightdecay.optim.roundings import NEAREST, RoundingLike
-from weightdecay.optim.rules import DECOUPLED, L2, RuleLike, group_rule
+from weightdecay.rules import DECOUPLED, L2, RuleLike, group_rule
 
 Betas = tuple[float | Tensor, float | Tensor]
 

@@ -34,8 +34,8 @@ from weightdecay.optim.loading import StateKeeping
 from weightdecay.optim.pieces import COUNTS, ROUNDED, StepKind, Workspace, flat_of, put_back
 from weightdecay.optim.precision import warn_of_rounding
 from weightdecay.optim.roundings import LOW_PRECISION, ROUNDINGS, Rounding, as_rounding, group_rounding, spelt_rounding
-from weightdecay.optim.rules import Rule, as_rule, group_decay_per_step, group_rule, spelt
 from weightdecay.planning.decay_plan import DecayPlan
+from weightdecay.rules import Rule, as_rule, group_decay_per_step, group_rule, spelt
 
 
 def _no_closure() -> None:

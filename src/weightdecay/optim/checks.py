@@ -15,7 +15,7 @@ from torch import Tensor
 from weightdecay.errors import OptimizerError, did_you_mean
 from weightdecay.optim.orthogonal import METHODS
 from weightdecay.optim.roundings import as_rounding
-from weightdecay.optim.rules import as_rule, group_decay_per_step
+from weightdecay.rules import as_rule, group_decay_per_step
 
 # setting -> torch's name for it in "Invalid …"
 _AT_LEAST_ZERO = {

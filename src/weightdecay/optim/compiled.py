@@ -22,7 +22,7 @@ from weightdecay.errors import OptimizerError
 from weightdecay.optim.decay import decay_
 from weightdecay.optim.noise import noise_, noise_keys
 from weightdecay.optim.roundings import Rounding, fresh
-from weightdecay.optim.rules import Rule
+from weightdecay.rules import Rule
 
 # From so many weights on a processor, compiling (some ten seconds, about three when torch has it on disk) is worth it
 # unasked.

@@ -27,7 +27,10 @@ from weightdecay.optim.decay import decay_, decay_all_, kernel_weight_decay, loc
 from weightdecay.optim.grouping import Group
 from weightdecay.optim.peaks import PeakLr, peak_faults, peak_of
 from weightdecay.optim.precision import warn_of_rounding
-from weightdecay.optim.rules import (
+from weightdecay.optim.scheduling import apply_schedules
+from weightdecay.optim.serving import Service, decays, is_as_torch_means, services
+from weightdecay.probing.watch import Watch
+from weightdecay.rules import (
     DECOUPLED,
     Rule,
     RuleLike,
@@ -37,10 +40,7 @@ from weightdecay.optim.rules import (
     plain_rule,
     spelt,
 )
-from weightdecay.optim.schedules import Schedule
-from weightdecay.optim.scheduling import apply_schedules
-from weightdecay.optim.serving import Service, decays, is_as_torch_means, services
-from weightdecay.probing.watch import Watch
+from weightdecay.schedules import Schedule
 
 
 class Control:

@@ -14,8 +14,8 @@ from typing import Any
 
 from weightdecay.errors import ConfigError, did_you_mean
 from weightdecay.optim.checks import number
-from weightdecay.optim.rules import CORRECTED, DECOUPLED, FIXED, INDEPENDENT, LR_SQUARED, RULES, Rule, as_rule
-from weightdecay.optim.schedules import Schedule
+from weightdecay.rules import CORRECTED, DECOUPLED, FIXED, INDEPENDENT, LR_SQUARED, RULES, Rule, as_rule
+from weightdecay.schedules import Schedule
 
 # Adam's coupled λ acts through √v: what it removes depends on the gradients, so no λ of another convention equals it.
 _NO_NUMBER = "torch_adam"

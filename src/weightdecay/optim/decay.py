@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from weightdecay.optim.rules import Rule
+from weightdecay.rules import Rule
 
 # Below this lr, λ = a/lr leaves the range of the float32 in which a kernel may hold it.
 _SMALLEST_LR = 1e-30

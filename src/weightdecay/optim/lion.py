@@ -20,7 +20,7 @@ from weightdecay.optim.checks import with_plain_numbers
 from weightdecay.optim.elementwise import ElementwiseOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules
 from weightdecay.optim.roundings import NEAREST, RoundingLike
-from weightdecay.optim.rules import DECOUPLED
+from weightdecay.rules import DECOUPLED
 
 
 class Lion(ElementwiseOptimizer):

@@ -11,7 +11,7 @@ from torch import Tensor
 from weightdecay.optim.grouping import Group, Rules, with_rule
 from weightdecay.optim.pieces import Workspace
 from weightdecay.optim.roundings import LOW_PRECISION, Rounding
-from weightdecay.optim.rules import plain_rule
+from weightdecay.rules import plain_rule
 
 
 class StateKeeping(torch.optim.Optimizer):

@@ -46,8 +46,8 @@ from weightdecay.optim.grouping import (
 )
 from weightdecay.optim.orthogonal import NEWTON_SCHULZ, Coefficients, on_whole_matrices, orthogonalised
 from weightdecay.optim.roundings import NEAREST, RoundingLike, group_rounding
-from weightdecay.optim.rules import DECOUPLED
 from weightdecay.planning.decay_plan import DecayPlan
+from weightdecay.rules import DECOUPLED
 
 ADJUSTMENTS = ("match_rms_adamw", "original")
 _FLOOR = 1e-10  # of norms and mean squares: what has no gradient stays where it is

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from weightdecay.errors import did_you_mean
 from weightdecay.optim.checks import group_title, number
 from weightdecay.optim.grouping import Group
-from weightdecay.optim.rules import Rule
+from weightdecay.rules import Rule
 
 # One peak for all groups (of one lr), one for each in order, or by group name.
 PeakLr: TypeAlias = float | Sequence[float] | Mapping[str, float]

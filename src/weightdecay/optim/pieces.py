@@ -20,7 +20,7 @@ from weightdecay.optim.decay import decay_, local, mixed
 from weightdecay.optim.noise import noise_, noise_keys
 from weightdecay.optim.precision import frames_to_the_user
 from weightdecay.optim.roundings import Rounding, fresh
-from weightdecay.optim.rules import Rule
+from weightdecay.rules import Rule
 
 # On a processor small enough that scratch stays in the cache, large enough that a call's fork and join cost little
 # beside it; chosen by benchmarks/optimizer_step.py on two threads, see docs/log.md. Elsewhere a call is what costs.

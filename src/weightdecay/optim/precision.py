@@ -12,7 +12,7 @@ from torch import Tensor
 from weightdecay.optim.checks import group_title
 from weightdecay.optim.decay import local
 from weightdecay.optim.roundings import LOW_PRECISION, NEAREST, ROUNDINGS, group_rounding
-from weightdecay.optim.rules import group_decay_per_step
+from weightdecay.rules import group_decay_per_step
 
 
 class PrecisionWarning(UserWarning):

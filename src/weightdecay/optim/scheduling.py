@@ -26,7 +26,7 @@ from torch import Tensor
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.checks import group_title, number
 from weightdecay.optim.grouping import Group
-from weightdecay.optim.schedules import Schedule
+from weightdecay.schedules import Schedule
 
 # What η or λ is at each step.
 Course: TypeAlias = float | Schedule

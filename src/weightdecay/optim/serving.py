@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 
 from weightdecay.optim.grouping import Group
-from weightdecay.optim.rules import L2, Rule
 from weightdecay.probing.probe import GroupReport, probe_step
 from weightdecay.probing.watch import Way
+from weightdecay.rules import L2, Rule
 
 # Of what rounding leaves of a step that removes nothing; in float64 it is nothing.
 _NO_DECAY = 1e-9

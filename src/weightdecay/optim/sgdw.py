@@ -18,7 +18,7 @@ from torch import Tensor
 from weightdecay.optim.elementwise import ElementwiseOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules
 from weightdecay.optim.roundings import NEAREST, RoundingLike
-from weightdecay.optim.rules import DECOUPLED, group_rule
+from weightdecay.rules import DECOUPLED, group_rule
 
 
 class SGDW(ElementwiseOptimizer, torch.optim.SGD):

@@ -17,9 +17,9 @@ from weightdecay.errors import StoppedError
 from weightdecay.models.decoder import GPT
 from weightdecay.models.objective import Objective
 from weightdecay.optim.clipping import total_norm
-from weightdecay.optim.rules import group_decay_per_step
 from weightdecay.optim.scheduling import apply_schedules
 from weightdecay.optim.state import load_state_by_name, settings_by_name, state_by_name
+from weightdecay.rules import group_decay_per_step
 from weightdecay.runs import MetricsWriter, Run
 from weightdecay.training import checkpoint
 from weightdecay.training.assembly import Assembly

@@ -15,13 +15,13 @@ from weightdecay.optim.adamw import AdamL2, AdamW
 from weightdecay.optim.grouping import muon_tensors, split_group
 from weightdecay.optim.lion import Lion
 from weightdecay.optim.muon import Muon
-from weightdecay.optim.rules import as_rule
 from weightdecay.optim.sgdw import SGDW
 from weightdecay.planning.decay_plan import DecayPlan
 from weightdecay.planning.plan import plan
 from weightdecay.planning.policies import Override
 from weightdecay.planning.roles import Role
 from weightdecay.recipes.settings import OptimizerSettings
+from weightdecay.rules import as_rule
 
 
 def decay_plan(model: nn.Module, settings: OptimizerSettings) -> DecayPlan:

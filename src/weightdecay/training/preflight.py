@@ -35,7 +35,7 @@ def unknown_choices(resume: str, on_change: str) -> list[str]:
 
 # Each imports what it needs by itself: a mistyped flag should not have to wait for torch.
 def _find_rule(name: str) -> None:
-    from weightdecay.optim.rules import as_rule
+    from weightdecay.rules import as_rule
 
     as_rule(name)
 

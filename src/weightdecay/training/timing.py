@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 from weightdecay.data.batches import BatchSizes
 from weightdecay.errors import ConfigError
-from weightdecay.optim.schedules import Constant, Cosine, InverseSqrt, Linear, Piecewise, Schedule, Warmup, schedule
 from weightdecay.recipes.moving import points, stages
 from weightdecay.recipes.settings import RunSettings, TrainConfig
+from weightdecay.schedules import Constant, Cosine, InverseSqrt, Linear, Piecewise, Schedule, Warmup, schedule
 
 
 def batch_sizes(run: RunSettings, context: int) -> BatchSizes:

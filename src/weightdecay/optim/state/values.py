@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.roundings import Rounding
-from weightdecay.optim.rules import Rule, as_rule, plain_rule, spelt
+from weightdecay.rules import Rule, as_rule, plain_rule, spelt
 
 # --- settings
 
