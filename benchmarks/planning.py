@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import weightdecay
-from weightdecay.planning.sources import open_source
+from weightdecay.planning.model_sources import open_source
 
 LLAMA_405B = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 16384, "intermediate_size": 53248,

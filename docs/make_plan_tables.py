@@ -22,11 +22,11 @@ from tests.planning.skeletons import Skeleton, read  # noqa: E402
 from tests.planning.test_skeletons import renamed  # noqa: E402
 from tests.planning.test_strangers import STRANGERS  # noqa: E402
 from weightdecay.planning.decay_plan import DecayPlan  # noqa: E402
-from weightdecay.planning.emulation import EMULATED, EmulatedPolicy  # noqa: E402
+from weightdecay.planning.evidence.tensors import TensorFacts  # noqa: E402
 from weightdecay.planning.plan import plan, plan_tensors  # noqa: E402
-from weightdecay.planning.policies import ROLE_POLICIES  # noqa: E402
-from weightdecay.planning.roles import DISPUTED, Role  # noqa: E402
-from weightdecay.planning.tensors import TensorFacts  # noqa: E402
+from weightdecay.planning.policies.emulated import EMULATED, EmulatedPolicy  # noqa: E402
+from weightdecay.planning.policies.role_policies import ROLE_POLICIES  # noqa: E402
+from weightdecay.planning.roles.roles import DISPUTED, Role  # noqa: E402
 
 PAGE = ROOT / "docs" / "plan.md"
 

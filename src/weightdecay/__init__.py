@@ -58,9 +58,9 @@ if TYPE_CHECKING:  # the same names as in _PUBLIC; a test compares
     from weightdecay.planning.decay_plan import DecayPlan as DecayPlan
     from weightdecay.planning.decay_plan import PlannedTensor as PlannedTensor
     from weightdecay.planning.plan import plan as plan
-    from weightdecay.planning.policies import Override as Override
-    from weightdecay.planning.policies import Policy as Policy
-    from weightdecay.planning.roles import Role as Role
+    from weightdecay.planning.policies.role_policies import Override as Override
+    from weightdecay.planning.policies.role_policies import Policy as Policy
+    from weightdecay.planning.roles.roles import Role as Role
     from weightdecay.recipes.schema import Recipe as Recipe
     from weightdecay.recipes.schema import recipe as recipe
     from weightdecay.recipes.settings import TrainConfig as TrainConfig
@@ -119,9 +119,9 @@ _PUBLIC: dict[str, str] = {
     "DecayPlan": "weightdecay.planning.decay_plan",
     "PlannedTensor": "weightdecay.planning.decay_plan",
     "plan": "weightdecay.planning.plan",
-    "Override": "weightdecay.planning.policies",
-    "Policy": "weightdecay.planning.policies",
-    "Role": "weightdecay.planning.roles",
+    "Override": "weightdecay.planning.policies.role_policies",
+    "Policy": "weightdecay.planning.policies.role_policies",
+    "Role": "weightdecay.planning.roles.roles",
     "Recipe": "weightdecay.recipes.schema",
     "recipe": "weightdecay.recipes.schema",
     "TrainConfig": "weightdecay.recipes.settings",

@@ -18,7 +18,7 @@ from weightdecay.models.layers import Rotary, UnitOffsetRMSNorm, alibi_slopes, m
 from weightdecay.models.objective import Objective
 from weightdecay.models.relative import RelativePositions
 from weightdecay.planning.plan import plan
-from weightdecay.planning.roles import Role
+from weightdecay.planning.roles.roles import Role
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 

@@ -9,7 +9,7 @@ from weightdecay.models.cache import Cache
 from weightdecay.models.decoder import GPT
 from weightdecay.models.latent import LatentAttention
 from weightdecay.planning.plan import plan
-from weightdecay.planning.roles import Role
+from weightdecay.planning.roles.roles import Role
 from weightdecay.recipes.schema import recipe
 
 latent_kinds = pytest.mark.parametrize("kind", ["deepseek", "moonlight"])

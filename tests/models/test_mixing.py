@@ -14,7 +14,7 @@ from weightdecay.models.attention import Attention
 from weightdecay.models.decoder import GPT
 from weightdecay.models.mixing import ResidualScales, Smear
 from weightdecay.planning.plan import plan
-from weightdecay.planning.roles import Role
+from weightdecay.planning.roles.roles import Role
 from weightdecay.recipes.schema import recipe
 
 CONFIG = KINDS["nanochat"].replace(n_layers=4)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import weightdecay
 from weightdecay.optim.grouping import HIDDEN_MATRICES, is_matrix, muon_tensors
-from weightdecay.planning.roles import Role
+from weightdecay.planning.roles.roles import Role
 
 
 class Parts(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from weightdecay.planning.tensors import Site, TensorFacts
+from weightdecay.planning.evidence.tensors import Site, TensorFacts
 
 Label = Literal["decays", "exempt", "disputed"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightdecay.planning.tensors import Site, TensorFacts
+from weightdecay.planning.evidence.tensors import Site, TensorFacts
 
 FOLDER = Path(__file__).parent / "skeletons"
 
@@ -81,8 +81,8 @@ def record(kind: str, names: list[str]) -> None:
     """Build, trace and label the named models, and write what was found."""
     from tests.planning.labels import label
     from tests.planning.zoo import tiny
-    from weightdecay.planning.tensors import read_tensors
-    from weightdecay.planning.tracing import with_uses
+    from weightdecay.planning.evidence.tensors import read_tensors
+    from weightdecay.planning.evidence.tracing import with_uses
 
     vocabulary, models = _Vocabulary(), {}
     for name in names:

@@ -52,7 +52,7 @@ def test_transformers_is_the_trainers_own_answer(name: str) -> None:
 @pytest.mark.parametrize("name", LIVE)
 def test_a_live_model_gets_the_labels_read_from_its_source(name: str) -> None:
     from tests.planning.labels import label
-    from weightdecay.planning.tensors import read_tensors
+    from weightdecay.planning.evidence.tensors import read_tensors
 
     model = live(name)
     plan = weightdecay.plan(model)
@@ -69,7 +69,7 @@ def test_every_architecture_that_builds_is_planned_right_from_the_living_model(k
     from tests.planning.labels import label
     from tests.planning.skeletons import trainer_names
     from tests.planning.zoo import causal_models, other_models, tiny
-    from weightdecay.planning.tensors import read_tensors
+    from weightdecay.planning.evidence.tensors import read_tensors
 
     wrong: dict[str, list[str]] = {}
     judged = 0

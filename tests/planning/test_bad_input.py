@@ -16,10 +16,10 @@ import weightdecay
 from tests.planning.test_plan import RootMeanSquare, TiedDecoder
 from weightdecay.errors import DamagedError, PlanError
 from weightdecay.planning.lockfile import read_lock, write_lock
-from weightdecay.planning.policies import Override
-from weightdecay.planning.policyfile import read_policy
-from weightdecay.planning.roles import Role
-from weightdecay.planning.sources import open_source, safetensors_shapes
+from weightdecay.planning.model_sources import open_source, safetensors_shapes
+from weightdecay.planning.policies.policy_file import read_policy
+from weightdecay.planning.policies.role_policies import Override
+from weightdecay.planning.roles.roles import Role
 
 
 def test_faults_in_the_arguments_come_together() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 import weightdecay
 from weightdecay import Override, PlanError, Role
 from weightdecay.planning.lockfile import read_lock, write_lock
-from weightdecay.planning.roles import DECAYING
+from weightdecay.planning.roles.roles import DECAYING
 
 
 def net() -> nn.Module:

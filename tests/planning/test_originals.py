@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from tests.planning.originals import ORIGINALS
-from weightdecay.planning.emulation import EMULATED
-from weightdecay.planning.tensors import read_tensors
+from weightdecay.planning.evidence.tensors import read_tensors
+from weightdecay.planning.policies.emulated import EMULATED
 
 
 @cache

@@ -9,7 +9,7 @@ from torch import nn
 
 import weightdecay
 from weightdecay.errors import PlanError
-from weightdecay.planning.roles import Role
+from weightdecay.planning.roles.roles import Role
 
 
 class RootMeanSquare(nn.Module):

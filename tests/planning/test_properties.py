@@ -11,7 +11,7 @@ from torch import nn
 
 import weightdecay
 from tests.planning.test_plan import RootMeanSquare
-from weightdecay.planning.policyfile import POLICIES
+from weightdecay.planning.policies.policy_file import POLICIES
 
 WIDTH = 6
 

@@ -10,10 +10,10 @@ import pytest
 
 from tests.planning.skeletons import Skeleton, read
 from weightdecay.planning.decay_plan import PlannedTensor
-from weightdecay.planning.emulation import EMULATED
+from weightdecay.planning.evidence.tensors import Site, TensorFacts
 from weightdecay.planning.plan import plan_tensors
-from weightdecay.planning.roles import Role
-from weightdecay.planning.tensors import Site, TensorFacts
+from weightdecay.planning.policies.emulated import EMULATED
+from weightdecay.planning.roles.roles import Role
 
 
 @cache

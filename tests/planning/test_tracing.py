@@ -13,9 +13,9 @@ from torch import nn
 
 import weightdecay
 from tests.planning.test_plan import RootMeanSquare
-from weightdecay.planning.tensors import read_tensors
-from weightdecay.planning.tracing import LARGEST_RUN, with_uses
-from weightdecay.planning.usage import UsageRecorder, Use
+from weightdecay.planning.evidence.recorder import UsageRecorder, Use
+from weightdecay.planning.evidence.tensors import read_tensors
+from weightdecay.planning.evidence.tracing import LARGEST_RUN, with_uses
 
 
 class Nosy(nn.Module):

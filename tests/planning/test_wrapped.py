@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 import weightdecay
 from tests.planning.test_plan import RootMeanSquare, TiedDecoder
 from weightdecay.errors import CheckFailedError, PlanError
-from weightdecay.planning.roles import Role
+from weightdecay.planning.roles.roles import Role
 
 
 class Block(nn.Module):

@@ -13,7 +13,7 @@ from weightdecay.errors import CheckFailedError, ConfigError, RecipeError, Weigh
 
 if TYPE_CHECKING:
     from weightdecay.planning.decay_plan import DecayPlan
-    from weightdecay.planning.sources import Source
+    from weightdecay.planning.model_sources import Source
     from weightdecay.recipes.schema import Recipe
     from weightdecay.recipes.settings import TrainConfig
 
@@ -82,10 +82,10 @@ class Plan:
 
     def _decider(self, overrides: dict[str, float]) -> Any:
         """A function from a policy's name to the model's plan; the model is found, built and traced once."""
+        from weightdecay.planning.evidence.tensors import read_tensors
+        from weightdecay.planning.evidence.tracing import with_uses
         from weightdecay.planning.plan import plan_tensors
-        from weightdecay.planning.policies import Override
-        from weightdecay.planning.tensors import read_tensors
-        from weightdecay.planning.tracing import with_uses
+        from weightdecay.planning.policies.role_policies import Override
         from weightdecay.training.optimizers import plan_overrides
 
         source = _open(self.model)
@@ -185,7 +185,7 @@ class Plan:
 
 def _open(name: str) -> Source | None:
     """The model of that name; what a user's own factory raises is shown as its own traceback, without our frames."""
-    from weightdecay.planning.sources import open_source
+    from weightdecay.planning.model_sources import open_source
 
     if name.startswith("hf:"):
         note(f"asking the Hugging Face hub for the configuration of {name.removeprefix('hf:')}")

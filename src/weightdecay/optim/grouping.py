@@ -12,7 +12,7 @@ from weightdecay.errors import OptimizerError
 from weightdecay.optim.checks import group_title, number
 from weightdecay.optim.roundings import as_rounding, spelt_rounding
 from weightdecay.planning.decay_plan import DecayPlan
-from weightdecay.planning.roles import Role
+from weightdecay.planning.roles.roles import Role
 from weightdecay.rules import CORRECTED, DECOUPLED, Rule, RuleLike, as_rule, spelt
 
 Group: TypeAlias = dict[str, Any]

@@ -14,8 +14,8 @@ from torch import nn
 from weightdecay.errors import PlanError, did_you_mean
 from weightdecay.naming import parameters_by_name
 from weightdecay.planning.comparison import PlanDiff, diff, some
-from weightdecay.planning.roles import Role
-from weightdecay.planning.tensors import read_tensors
+from weightdecay.planning.evidence.tensors import read_tensors
+from weightdecay.planning.roles.roles import Role
 
 if TYPE_CHECKING:
     from weightdecay.planning.checking import OptimizerCheck

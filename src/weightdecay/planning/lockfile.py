@@ -8,7 +8,7 @@ from typing import Any
 
 from weightdecay.errors import DamagedError, PlanError
 from weightdecay.planning.decay_plan import DecayPlan, PlannedTensor
-from weightdecay.planning.roles import Role
+from weightdecay.planning.roles.roles import Role
 
 FORMAT = "weightdecay plan"
 VERSION = 1

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from weightdecay.errors import PlanError, did_you_mean
-from weightdecay.planning.classify import classify
 from weightdecay.planning.comparison import some
 from weightdecay.planning.decay_plan import DecayPlan, PlannedTensor, checked_module
-from weightdecay.planning.policies import Override, Policy, RolePolicy, override_faults
-from weightdecay.planning.policyfile import PolicyName, find_policy
-from weightdecay.planning.roles import Role, Strength, Verdict
-from weightdecay.planning.tensors import TensorFacts, read_shapes, read_tensors
-from weightdecay.planning.tracing import Batch, with_uses
+from weightdecay.planning.evidence.tensors import TensorFacts, read_shapes, read_tensors
+from weightdecay.planning.evidence.tracing import Batch, with_uses
+from weightdecay.planning.policies.policy_file import PolicyName, find_policy
+from weightdecay.planning.policies.role_policies import Override, Policy, RolePolicy, override_faults
+from weightdecay.planning.roles.classify import classify
+from weightdecay.planning.roles.roles import Role, Strength, Verdict
 
 Overrides = Mapping[str, float] | Sequence[Override]
 Unknown = Literal["error", "exempt"]

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from weightdecay.planning.decay_plan import DecayPlan, PlannedTensor
 from weightdecay.planning.patterns import INDEX, pattern_of
-from weightdecay.planning.roles import DECAYING, Role
+from weightdecay.planning.roles.roles import DECAYING, Role
 
 _WIDTH_FOR_REASONS = 110  # columns below which there is no room for a reason beside the rest
 _NAME_WIDTH = {True: 48, False: 31}  # columns for names beside reasons, and in a narrow table

@@ -42,7 +42,7 @@ def _find_rule(name: str) -> None:
 
 def _find_policy(name: str) -> None:
     if name != OptimizerSettings.policy:
-        from weightdecay.planning.policyfile import find_policy
+        from weightdecay.planning.policies.policy_file import find_policy
 
         find_policy(name)
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from weightdecay.errors import OptimizerError, did_you_mean
 from weightdecay.optim.state.settings import Settings, plain_group
 from weightdecay.optim.state.tree import flattened
-from weightdecay.planning.emulation import EMULATED
-from weightdecay.planning.tensors import read_tensors
+from weightdecay.planning.evidence.tensors import read_tensors
+from weightdecay.planning.policies.emulated import EMULATED
 
 Layout = Literal["torch", "transformers", "nanogpt"]
 

@@ -11,9 +11,9 @@ import re
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
-from weightdecay.planning.roles import Role, Strength, Verdict
-from weightdecay.planning.tensors import Site, TensorFacts
-from weightdecay.planning.usage import LOOKUPS, Use
+from weightdecay.planning.evidence.recorder import LOOKUPS, Use
+from weightdecay.planning.evidence.tensors import Site, TensorFacts
+from weightdecay.planning.roles.roles import Role, Strength, Verdict
 
 _NORMS = frozenset({
     "LayerNorm", "RMSNorm", "GroupNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm",

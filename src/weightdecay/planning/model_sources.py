@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from weightdecay.errors import DamagedError, MissingExtraError, PlanError, did_you_mean
-from weightdecay.planning.tensors import TensorFacts, read_shapes
+from weightdecay.planning.evidence.tensors import TensorFacts, read_shapes
 
 _HUB = "hf:"
 _PYTHON = "python:"

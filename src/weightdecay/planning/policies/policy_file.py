@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from weightdecay.errors import PlanError, did_you_mean
-from weightdecay.planning.emulation import EMULATED
-from weightdecay.planning.policies import (
+from weightdecay.planning.policies.emulated import EMULATED
+from weightdecay.planning.policies.role_policies import (
     ROLE_POLICIES,
     Override,
     Policy,
@@ -31,7 +31,7 @@ from weightdecay.planning.policies import (
     is_multiplier,
     override_faults,
 )
-from weightdecay.planning.roles import Role
+from weightdecay.planning.roles.roles import Role
 
 PolicyName = Literal[
     "default", "all", "none", "matrices", "no-embeddings", "olmo2", "torch", "nanogpt", "transformers", "timm",

@@ -14,8 +14,8 @@ from numbers import Real
 from typing import Any, Protocol
 
 from weightdecay.errors import did_you_mean
-from weightdecay.planning.roles import DECAYING, DISPUTED, Role, Verdict
-from weightdecay.planning.tensors import TensorFacts
+from weightdecay.planning.evidence.tensors import TensorFacts
+from weightdecay.planning.roles.roles import DECAYING, DISPUTED, Role, Verdict
 
 
 @dataclass(frozen=True)

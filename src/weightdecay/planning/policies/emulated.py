@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from weightdecay.planning.policies import Decision
-from weightdecay.planning.roles import Verdict
-from weightdecay.planning.tensors import TensorFacts
+from weightdecay.planning.evidence.tensors import TensorFacts
+from weightdecay.planning.policies.role_policies import Decision
+from weightdecay.planning.roles.roles import Verdict
 
 Rule = Callable[[TensorFacts], str]
 

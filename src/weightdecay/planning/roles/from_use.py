@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from weightdecay.planning.roles import Role, Strength, Verdict
-from weightdecay.planning.structure import rows_and_columns
-from weightdecay.planning.tensors import TensorFacts
-from weightdecay.planning.usage import LOOKUPS, NORMALISING, PRODUCTS, WEIGHT_SLOTS, Use
+from weightdecay.planning.evidence.recorder import LOOKUPS, NORMALISING, PRODUCTS, WEIGHT_SLOTS, Use
+from weightdecay.planning.evidence.tensors import TensorFacts
+from weightdecay.planning.roles.from_type_and_name import rows_and_columns
+from weightdecay.planning.roles.roles import Role, Strength, Verdict
 
 _JOINS = frozenset({
     "cat", "where", "copy", "index_put", "masked_scatter", "scatter", "masked_fill", "index_copy", "slice_scatter",

@@ -6,10 +6,16 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
-from weightdecay.planning.jobs import agreeing, by_use
-from weightdecay.planning.roles import DECAYING, Role, Strength, Verdict
-from weightdecay.planning.structure import by_name, by_shape, by_torch_type, kind_of_matrix, kind_of_table
-from weightdecay.planning.tensors import Site, TensorFacts
+from weightdecay.planning.evidence.tensors import Site, TensorFacts
+from weightdecay.planning.roles.from_type_and_name import (
+    by_name,
+    by_shape,
+    by_torch_type,
+    kind_of_matrix,
+    kind_of_table,
+)
+from weightdecay.planning.roles.from_use import agreeing, by_use
+from weightdecay.planning.roles.roles import DECAYING, Role, Strength, Verdict
 
 _ADDED = frozenset({Role.BIAS, Role.POSITION_EMBEDDING, Role.RELATIVE_POSITION})  # sums look alike
 _TABLES = frozenset({Role.POSITION_EMBEDDING, Role.RELATIVE_POSITION, Role.LEARNED_TOKEN})

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from weightdecay.naming import bare_class
-from weightdecay.planning.inputs import example_inputs
+from weightdecay.planning.evidence.example_inputs import example_inputs
+from weightdecay.planning.evidence.recorder import UsageRecorder, Use
+from weightdecay.planning.evidence.runnable_copy import absent, twin, undisturbed, unwrapped
+from weightdecay.planning.evidence.small_config import shrunk
+from weightdecay.planning.evidence.tensors import Site, TensorFacts, read_tensors
 from weightdecay.planning.patterns import INDEX
-from weightdecay.planning.shrinking import shrunk
-from weightdecay.planning.structure import by_torch_type
-from weightdecay.planning.tensors import Site, TensorFacts, read_tensors
-from weightdecay.planning.twin import absent, twin, undisturbed, unwrapped
-from weightdecay.planning.usage import UsageRecorder, Use
+from weightdecay.planning.roles.from_type_and_name import by_torch_type
 
 LARGEST_RUN = 64_000_000  # elements: about a second and 300 MB
 _MOST_RUNS = 200
