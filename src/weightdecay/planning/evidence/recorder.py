@@ -15,6 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from weightdecay.planning.evidence.budget import Budget
+
 # change the form of a tensor, not what it says
 _FORM = frozenset({
     "view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "t", "transpose", "permute", "movedim",
@@ -38,13 +40,6 @@ LOOKUPS = frozenset({"embedding", "index_select", "gather", "index", "_embedding
 _SPREADS = frozenset({"sqrt", "std", "linalg_vector_norm", "norm", "frobenius_norm"})
 _KEEPS_SPREAD = frozenset({"add", "clamp", "clamp_min", "maximum", "mul", "sub"})
 _LONGEST_PATH = 6
-# what one run may take, so that a forward that loops for long ends: seconds, on one core
-_MOST_OPERATIONS = 100_000
-_MOST_ELEMENTS = 3_000_000_000
-
-
-class TookTooLongError(Exception):
-    """A traced forward did more than a look at its operations is worth."""
 
 
 class Use(NamedTuple):
@@ -97,14 +92,19 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Args:
         parameters: names and tensors to follow.
         inputs: the tensors fed to the model: what depends on them is live.
+        budget: what runs the operations, and stops where they become too many.
     """
 
-    def __init__(self, parameters: Mapping[str, torch.Tensor], inputs: Iterable[torch.Tensor]) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, torch.Tensor],
+        inputs: Iterable[torch.Tensor],
+        budget: Budget | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.uses: dict[str, set[Use]] = {}
         self._origins: Any = WeakTensorKeyDictionary()  # _Origin of each tensor that is still alive
-        self._operations = 0
-        self._elements = 0
+        self._budget = budget or Budget()
         self._live_storages: dict[int, torch.Tensor] = {}  # held, so that no storage of that address can follow it
         self._sizes = {name: tensor.numel() for name, tensor in parameters.items()}
         for name, tensor in parameters.items():
@@ -116,21 +116,17 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = self._budget.run(func, args, kwargs or {})
         name = func._schema.name.removeprefix("aten::")
         in_place = name.endswith("_") and not name.startswith("_")
         if name == "pow" and len(args) > 1 and isinstance(args[1], int | float) and args[1] < 0:
             name = "rsqrt"
         arguments = self._tensor_arguments(func, args, kwargs or {})
         origin = self._operation(name.rstrip("_") if in_place else name, arguments, out)
-        self._operations += 1
         for tensor in _tensors(out):
-            self._elements += tensor.numel()
             self._set(tensor, origin)
             if in_place and origin.live:
                 self._live_storages[tensor.untyped_storage()._cdata] = tensor
-        if self._operations > _MOST_OPERATIONS or self._elements > _MOST_ELEMENTS:
-            raise TookTooLongError(f"{self._operations} operations, {self._elements} elements")
         return out
 
     def _set(self, tensor: torch.Tensor, origin: _Origin) -> None:

@@ -35,6 +35,8 @@ class TensorFacts:
 
     `marked` says how the model's author exempts it, if so; `listed` whether the root's own `no_weight_decay()` does.
     `uses` are what a traced forward did with it, written as in `usage.py`; None where nothing was traced.
+    `unreached` says how it was seen that no gradient gets to it; empty where one does, or nothing is known.
+    `untold` says why a batch that was given could not show its use; empty where it did, or none was given.
     """
 
     shape: tuple[int, ...]
@@ -44,6 +46,8 @@ class TensorFacts:
     listed: bool = False
     dtype: str = "float32"
     uses: tuple[str, ...] | None = None
+    unreached: str = ""
+    untold: str = ""
 
     @property
     def name(self) -> str:
