@@ -14,7 +14,7 @@ from torch import nn
 from tests.probing import optimizers as own
 from tests.probing.test_probe import parameters
 from weightdecay.probing.probe import probe_step
-from weightdecay.probing.twin import progress_keys, stepped_state
+from weightdecay.probing.progress import progress_keys, stepped_state
 
 OWN = [own.Plain, own.BoundMethods, own.StateInConstructor, own.ProgressInGroups, own.CachesInGroup, own.DrawsNumbers]
 TORCHS = [torch.optim.AdamW, torch.optim.Adafactor, torch.optim.Adagrad]

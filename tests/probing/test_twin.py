@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from tests.probing import optimizers as own
 from tests.probing.test_probe import parameters
-from weightdecay.probing.twin import Twins, progress_keys, stepped_state
+from weightdecay.probing.progress import progress_keys, stepped_state
+from weightdecay.probing.twin import Twins
 
 
 def test_there_is_a_small_tensor_of_each_kind_in_the_place_of_its_own() -> None:

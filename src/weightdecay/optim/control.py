@@ -145,7 +145,7 @@ class Control:
         """Groups that were added, or loaded from an optimizer without control, follow the rule for the rest."""
         groups = self.optimizer.param_groups
         known = all("rule" in group for group in groups) and [group_rule(group) for group in groups] == self._rules
-        if known and not (self._watch and self._watch.is_passed_over()):
+        if known and not (self._watch and (self._watch.is_passed_over() or self._watch.is_outgrown())):
             return
         rules = rules_followed(self.optimizer, self._rule)
         faults = optimizer_faults(self.optimizer, self._rule, self.schedule)

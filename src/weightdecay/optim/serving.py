@@ -3,7 +3,8 @@
 The probe says what a step does to the weights, and that alone decides:
 
     handed over   its own decay is `w ← (1 − lr·λ)·w`: it gets the λ that makes this the rule's
-    outside       its direction looks neither at the weights nor at λ: λ is 0 for the step, and the weights decay beside
+    outside       its direction looks neither at the weights nor at λ: λ is 0 for the step, and the weights decay
+                  beside it, however λ enters (behind the preconditioner, say, as in NovoGrad and FAdam)
     left          the rule is the coupled one, and so is the optimizer's decay
 """
 
@@ -75,12 +76,16 @@ def _refusal(report: GroupReport, rule: Rule, kind: str) -> str:
             "weightdecay, or let its own λ follow a schedule with weightdecay.apply_schedules"
         )
     if report.reads_weights and _way(report, rule) == "outside":
-        hidden = report.hidden_decay > _NO_DECAY
-        own = f" (at weight_decay 0 a step takes {report.hidden_decay:.3g} off them)" if hidden else ""
+        hidden = ""
+        if report.hidden_decay > _NO_DECAY:
+            hidden = (
+                f" (at weight_decay 0 a step takes {report.hidden_decay:.3g} off them, by a decay that is in no group "
+                "or on a way back to other weights)"
+            )
         return (
-            f"{title}: its update depends on the weights, or on chance{own}, and weights that shrink beside it would "
-            "change it: use an optimizer of weightdecay, or a setting under which it does not look at the weights "
-            "(such as scale_parameter=False); its own λ can follow a schedule with weightdecay.apply_schedules"
+            f"{title}: its update depends on the weights, or on chance{hidden}, and weights that shrink beside it "
+            "would change it: use an optimizer of weightdecay, or a setting under which it does not look at the "
+            "weights (such as scale_parameter=False); its own λ can follow a schedule with weightdecay.apply_schedules"
         )
     if report.hidden_decay > _NO_DECAY:
         return (
@@ -89,12 +94,19 @@ def _refusal(report: GroupReport, rule: Rule, kind: str) -> str:
         )
     if rule.coupled or _way(report, rule) == "handed_over":
         return ""
-    if report.form == "other":
+    if does := _does_beside_decay(report):
         return (
-            f"{title}: λ changes its direction and not the decay alone, so that without λ it would be another "
-            "optimizer: use one of weightdecay, or let its own λ follow a schedule with weightdecay.apply_schedules"
+            f"{title}: {does}, so that without λ it would be another optimizer: use one of weightdecay, or let its own "
+            "λ follow a schedule with weightdecay.apply_schedules"
         )
     return ""
+
+
+def _does_beside_decay(report: GroupReport) -> str:
+    """What λ does that is no decay; empty where it can be taken out."""
+    if report.branches_on_weight_decay:
+        return "λ changes its direction and not the decay alone"
+    return "λ moves weights that are 0, too, and so does more than decay" if report.moves_zeros else ""
 
 
 def _unfit_rule(report: GroupReport, rule: Rule, kind: str) -> str:

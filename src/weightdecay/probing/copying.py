@@ -17,14 +17,15 @@ import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from weightdecay.errors import OptimizerError
+from weightdecay.probing.absent import Absent
 from weightdecay.probing.isolation import tolerant
+from weightdecay.probing.kinds import Sample
 
 # The axes of a small tensor. The first two are alike, so that state of one axis or of their square is cut alike,
 # and 12 can be halved, thirded and quartered by who stacks matrices or splits heads.
@@ -43,42 +44,26 @@ _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _OF_ONE_STEP = ("grad_scale", "found_inf")
 
 
-class CannotCopyError(OptimizerError):
-    """A step needs something that cannot be copied, or that is not copied on purpose."""
-
-
-class Absent:
-    """Stands where a model or a process group stood, and says so when it is used."""
-
-    def __init__(self, what: str) -> None:
-        object.__setattr__(self, "_what", what)
-
-    def __repr__(self) -> str:
-        return f"({object.__getattribute__(self, '_what')}, which is not copied)"
-
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise CannotCopyError(f"its step needs {object.__getattribute__(self, '_what')}, which is not copied")
-
-    def __getattribute__(self, key: str) -> Any:
-        if key.startswith("__") and key.endswith("__"):
-            return object.__getattribute__(self, key)
-        return object.__getattribute__(self, "_refuse")()
-
-    __call__ = __iter__ = __len__ = __bool__ = __getitem__ = __setitem__ = __setattr__ = __enter__ = __contains__ = (
-        lambda self, *_, **__: object.__getattribute__(self, "_refuse")()
-    )
-
-
 def small_shape(shape: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
     """The shape of a small tensor that stands for one of this shape; axes of length 1 stay so."""
     sizes = SIZES[: len(shape)] + (2,) * (len(shape) - len(SIZES))
     return tuple(min(n, size) or size for n, size in zip(shape, sizes, strict=True))
 
 
+def away_from_zero(shape: tuple[int, ...], generator: torch.Generator, *, is_complex: bool) -> Tensor:
+    """Random numbers of size 0.25 and more.
+
+    Squares of smaller ones vanish in float16, as Adam's eps does, and it divides by them.
+    """
+    numbers = torch.randn(shape, generator=generator, dtype=torch.complex128 if is_complex else torch.float64)
+    return numbers + 0.25 * torch.sgn(numbers)
+
+
 class Copier:
     """Copies what hangs on one optimizer; what is the same object in it is the same object in the copy.
 
     Args:
+        of: which of its parameters and groups stand for all.
         dtype: of the small tensors in place of floating ones'; None leaves each its own.
         fresh: whether parameters have no state in the copy, rather than what is cut from their own.
         hooks: whether the step hooks come along.
@@ -87,23 +72,17 @@ class Copier:
     """
 
     def __init__(
-        self, *, dtype: torch.dtype | None, fresh: bool, hooks: bool, whole: bool, generator: torch.Generator
-    ) -> None:
+        self, of: Sample, *, dtype: torch.dtype | None, fresh: bool, hooks: bool, whole: bool,
+        generator: torch.Generator,
+    ) -> None:  # fmt: skip
+        self._of = of
         self.dtype, self.fresh, self.hooks, self.generator = dtype, fresh, hooks, generator
         self._small_shape = tuple if whole else small_shape
         self.memo: dict[int, Any] = {}
         self.small: dict[int, Tensor] = {}
         self._alive: list[Any] = []  # or another object might get the id of one that is in the memo
-        self._shapes: set[torch.Size] = set()
-        self._dtypes: set[torch.dtype] = set()
 
     # --- parameters
-
-    def expect(self, param: Tensor) -> None:
-        """Know a parameter, so that what has its shape is cut like it; it gets its small tensor where it is met."""
-        self._shapes.add(param.shape)
-        self._dtypes.add(param.dtype)
-        self.memo[id(param)] = _Waiting(param)
 
     def of_param(self, param: Tensor) -> Tensor:
         """The small tensor that stands for a parameter."""
@@ -111,12 +90,8 @@ class Copier:
             # A tensor without storage can be built, and not stepped.
             device = torch.device("cpu") if param.device.type == "meta" else param.device
             dtype = self.dtype if self.dtype is not None and param.dtype.is_floating_point else param.dtype
-            numbers = torch.randn(
-                self._small_shape(param.shape),
-                generator=self.generator,
-                dtype=torch.complex128 if dtype.is_complex else torch.float64,
-            )
-            small = numbers.to(device=device, dtype=dtype)
+            shape = self._small_shape(param.shape)
+            small = away_from_zero(shape, self.generator, is_complex=dtype.is_complex).to(device=device, dtype=dtype)
             if small.is_floating_point() or small.is_complex():
                 small.requires_grad_()
             if isinstance(param, nn.Parameter):
@@ -139,8 +114,9 @@ class Copier:
         if isinstance(value, _SHARED):
             return value
         if id(value) in self.memo:
-            known = self.memo[id(value)]
-            return self.of_param(known.param) if isinstance(known, _Waiting) else known
+            return self.memo[id(value)]
+        if id(value) in self._of.params:
+            return self.of_param(value)
         if len(self.memo) > _MANY:
             return Absent(f"a {type(value).__name__} beyond {_MANY} others")
         self._alive.append(value)
@@ -155,7 +131,7 @@ class Copier:
         return made
 
     def _tensor(self, value: Tensor) -> Any:
-        of_parameters = value.shape in self._shapes or value.numel() > _LARGEST
+        of_parameters = value.shape in self._of.shapes or value.numel() > _LARGEST
         shape = small_shape(value.shape) if of_parameters else tuple(value.shape)
         return self.remember(value, self.cut(value, shape).requires_grad_(value.requires_grad))
 
@@ -165,7 +141,7 @@ class Copier:
         whole = whole.to_local() if hasattr(whole, "to_local") else whole
         part = whole[tuple(slice(0, n) for n in shape)].clone(memory_format=torch.contiguous_format)
         # A scalar, such as lr or a step's number, keeps its dtype; a tensor of the parameters' dtype follows them.
-        if self.dtype is not None and value.ndim and value.dtype in self._dtypes and value.is_floating_point():
+        if self.dtype is not None and value.ndim and value.dtype in self._of.dtypes and value.is_floating_point():
             part = part.to(self.dtype)
         return torch.zeros_like(part, device="cpu") if part.device.type == "meta" else part
 
@@ -282,7 +258,7 @@ class Copier:
         lengths = dict(zip(param.shape, small, strict=True))
 
         def walk(value: Any) -> Any:
-            if isinstance(value, Tensor) and id(value) not in self.memo:
+            if isinstance(value, Tensor) and id(value) not in self.memo and id(value) not in self._of.params:
                 return self.remember(value, self.cut(value, tuple(lengths.get(n, n) for n in value.shape)))
             if isinstance(value, dict):
                 made = self.remember(value, _empty(value))
@@ -337,13 +313,6 @@ class Copier:
         found = {**{key: getattr(value, key) for key in _slots(type(value)) if hasattr(value, key)}, **own}
         for key, item in found.items():
             object.__setattr__(made, key, None if key in left_out else self.copy(item))
-
-
-class _Waiting:
-    """A parameter that has not been met yet."""
-
-    def __init__(self, param: Tensor) -> None:
-        self.param = param
 
 
 def _slots(kind: type) -> list[str]:

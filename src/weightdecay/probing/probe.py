@@ -1,44 +1,55 @@
 """What one step of an optimizer does to weights, group by group, seen on twins of it.
 
-Twins that get the same gradients at another λ, with weights that shrink beside the step, or with λ·w in the gradient,
-either walk the same way or not. With S(λ, g, w) for a step:
+A step is some function S(λ, g, w) of λ, gradient and weights, and of state that came about in the same way. Nobody can
+read it from outside, but it can be run: on twins with a few numbers in each tensor, which all get the same gradients.
+Each question is two walks of some steps, which end at the same weights or do not:
 
-    none            S(λ, g, w) = S(0, g, w)
-    coupled         S(λ, g, w) = S(0, g + λ·w, w)
-    decoupled       S(λ, g, w) = S(0, g, (1 − c)·w)   before, or   (1 − c)·S(0, g, w)   after the update,
-                    or S(0, g, w) − c·w               beside it
-    reads weights   S(0, g, (1 − a)·w) ≠ S(0, g, w) − a·w
+                       one twin               the other
+    reads weights?     S(0, g, w)             S(0, g, w′), w′ drawn anew before each step: is the same subtracted?
+    λ enters
+      none             S(λ, g, w)             S(0, g, w)
+      coupled          S(λ, g, w)             S(0, g + λ·w, w)
+      decoupled        S(λ, g, w)             S(0, g, (1 − c)·w)      before the update,
+                                              (1 − c)·S(0, g, w)      after it, or
+                                              S(0, g, w) − c·w        beside it
+      other            S(λ → 0, g, w)         S(0, g, w)              or it branches as soon as there is a λ
+                       S(λ, g, 0)             S(0, g, 0)              or λ does what is no decay
+    hidden decay?      S(0, 0, w)             −S(0, 0, −w)
 
-over several steps and at more than one λ and lr. c is what a step without gradient removes.
+c is what a step without gradient removes; whether it is lr·λ is tried at two more pairs of lr and λ, the group's own
+among them. Why that is enough: `control` sets λ to 0 and lets the weights decay beside the step, or gives the optimizer
+another λ. The first is exact if S(0, ·) subtracts the same wherever the weights are, the second if a decay by lr·λ is
+what λ does; both are among the questions. The walks are as long as `STEPS`; what comes more seldom the watch sees.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError
+from weightdecay.probing.entering import Entry, is_equal, is_lr_times_lambda, ways_of
 from weightdecay.probing.isolation import untouched
 from weightdecay.probing.report import Form as Form
 from weightdecay.probing.report import GroupReport as GroupReport
 from weightdecay.probing.report import StepReport as StepReport
 from weightdecay.probing.twin import Twins
-from weightdecay.probing.walks import Walk, Walker, Where, fine_dtype, is_alike, longest
+from weightdecay.probing.walks import GUARDED, Walk, Walker, fine_dtype, has_same_updates, is_alike, longest
 
 STEPS = 16
 _FEW = 6
 """Steps in which the form of a decay shows: Schedule-Free's first is as AdamW's, and its second is not."""
 # A twin that cannot stand where its optimizer stands must go far enough to see what comes in every k-th step.
 STEPS_WITHOUT_PHASE = 300
-SHRINK = 0.1
-"""What the twins' weights lose beside each step: as much as an update at lr 0.1 moves them."""
 _SLOW = 0.01
+# Nothing beside a gradient, and not 0.
+_VANISHING = 1e-12
 _LR, _OTHER_LR, _WEIGHT_DECAY, _OTHER_WEIGHT_DECAY = 0.1, 0.03, 0.5, 0.2
 
 
@@ -61,11 +72,16 @@ def probe_step(optimizer: torch.optim.Optimizer, *, hooks: bool = False) -> Step
                 raise attempts[-1]  # type: ignore[misc]
     except Exception as error:  # others' code runs here
         reason = "; ".join(error.faults) if isinstance(error, OptimizerError) else f"{type(error).__name__}: {error}"
-        groups = [GroupReport(index, _title(group, index), opaque=reason) for index, group in _numbered(optimizer)]
+        groups = [GroupReport(i, _title(group, i), opaque=reason) for i, group in enumerate(optimizer.param_groups)]
         return StepReport(tuple(groups), reason)
     merged = [_merged(of_group) for of_group in zip(*reports, strict=True)]
+    # Of groups of one kind one was tried, and it says what all of them do.
+    every = [
+        replace(merged[place], index=index, title=_title(group, index))
+        for index, (group, place) in enumerate(zip(optimizer.param_groups, twins.of.stands_for, strict=True))
+    ]
     keeps_phase = twins.manner.keeps_phase or not _has_begun(optimizer)
-    return StepReport(tuple(merged), "", STEPS if keeps_phase else STEPS_WITHOUT_PHASE, keeps_phase)
+    return StepReport(tuple(every), "", STEPS if keeps_phase else STEPS_WITHOUT_PHASE, keeps_phase)
 
 
 def _reports(twins: Twins, dtype: torch.dtype | None, *, is_finest: bool) -> list[_Seen] | Exception:
@@ -73,10 +89,6 @@ def _reports(twins: Twins, dtype: torch.dtype | None, *, is_finest: bool) -> lis
         return _Bench(twins, dtype, is_finest=is_finest).reports()
     except Exception as error:  # others' code, which may take one step of another dtype and no second
         return error
-
-
-def _numbered(optimizer: torch.optim.Optimizer) -> list[tuple[int, dict[str, Any]]]:
-    return list(enumerate(optimizer.param_groups))
 
 
 def _title(group: dict[str, Any], index: int) -> str:
@@ -91,7 +103,7 @@ def _merged(reports: Sequence[_Seen]) -> GroupReport:
     """What holds in each precision; numbers are the finest's, which comes first."""
     fine = reports[0]
     if opaque := next((report.opaque for report in reports if report.opaque), ""):
-        return GroupReport(fine.index, fine.title, opaque=opaque)
+        return GroupReport(fine.index, "", opaque=opaque)
     # In low precision a decay may be rounded away, and there it says nothing that λ changes nothing.
     telling = [report.ways for report in reports if report.ways is not None]
     ways = frozenset.intersection(*telling) if telling else frozenset()
@@ -99,7 +111,7 @@ def _merged(reports: Sequence[_Seen]) -> GroupReport:
     form: Form = "decoupled" if place else "coupled" if "coupled" in ways else "other" if telling else "none"
     return GroupReport(
         fine.index,
-        fine.title,
+        "",
         form=form,
         order="before" if place == "before" else "after" if place == "after" else None,
         decay_per_step=fine.decay_per_step,
@@ -109,6 +121,8 @@ def _merged(reports: Sequence[_Seen]) -> GroupReport:
         own_decay_is_lr_times_lambda=bool(place) and "lr·λ" in ways,
         through_gradient="coupled" in ways,
         reads_weights=any(report.reads_weights for report in reports),
+        branches_on_weight_decay=any(report.branches for report in reports),
+        moves_zeros=any(report.moves_zeros for report in reports),
     )
 
 
@@ -125,7 +139,7 @@ class _Bench:
 
     def __init__(self, twins: Twins, dtype: torch.dtype | None, *, is_finest: bool) -> None:
         self.twins, self.dtype, self.is_finest = twins, dtype, is_finest
-        self.groups = twins.optimizer.param_groups
+        self.groups = twins.of.groups
         begun_elsewhere = _has_begun(twins.optimizer) and not twins.manner.keeps_phase
         self.steps = STEPS_WITHOUT_PHASE if begun_elsewhere else STEPS
         self.lrs = self._usable("lr", _LR, _OTHER_LR)
@@ -157,57 +171,75 @@ class _Bench:
         twin.set(**{key: value for key, value in settings.items() if value is not None})
         return Walker(twin, **how)
 
-    def _walk(self, steps: int = 0, **how: Any) -> Walk:
-        return self._walker(**how).walk(steps or self.steps)
+    def _walk(self, steps: int = 0, *, guarded: int = GUARDED, **how: Any) -> Walk:
+        return self._walker(**how).walk(steps or self.steps, guarded=guarded)
 
     def reports(self) -> list[_Seen]:
         """For each group what the experiments show."""
         none: dict[str, Any] = {"weight_decay": [0.0] * len(self.groups)} if self.decays else {}
         lr: dict[str, Any] = {"lr": self.lrs[0]} if self.lrs else {}
-        shrink = [SHRINK] * len(self.groups)
 
-        direction = self._walk(**lr, **none)
-        places: tuple[Where, ...] = ("before", "beside")
-        before, beside = (self._walk(**lr, **none, shrink=shrink, where=where) for where in places)
-        at_other_lr = self._walk(2, lr=self.lrs[1], **none) if self.lrs else direction
+        direction = self._walk(**lr, **none, guarded=self.steps)
+        elsewhere = self._walk(**lr, **none, drawn_anew=True)
+        at_other_lr = self._walk(3, lr=self.lrs[1], **none) if self.lrs else direction
         own, hidden = self._decay_seen(), self._decay_seen(**none)
         # At an lr of 0 or nearly so a decay of its own would not be seen.
         hidden_at_lr = self._decay_seen(**lr, **none)
-        enters = (
-            [self._enters(direction, hidden_at_lr, lr, index) for index in range(len(self.decays))]
-            if self.decays
-            else []
-        )
+        enters = [self._enters(direction, hidden_at_lr, lr, which) for which in range(len(self.decays))]
 
         reports = []
-        for index, group in enumerate(self.groups):
-            title, walk = _title(group, index), direction.of_group(index)
+        for index in range(len(self.groups)):
+            walk = direction.of_group(index)
             if not _finite(walk):
-                reason = "its small tensors become infinite or nan within a few steps of random gradients"
-                reports.append(_Seen(index, title, opaque=reason))
+                reports.append(_Seen(index, opaque=self._not_finite(index)))
                 continue
-            ways = _ways(enters, index) if enters else None
-            reads_weights = not is_alike(beside.of_group(index), before.of_group(index))
-            if (
-                ways
-                and self.lrs
-                and all(_is_lr_times_lambda(some, index) for some in (enters, self._elsewhere))
-                and not (reads_weights and self.is_finest and self._brings_weights_back(index))
-            ):
+
+            ways = ways_of(enters, index) if enters else None
+            reads_weights = not has_same_updates(direction, elsewhere, index)
+            if ways and self._is_lr_times_lambda(enters, index, reads_weights):
                 ways |= {"lr·λ"}
-            scale = _number(group["lr"]) / self.lrs[0][index] if self.lrs and self.lrs[0][index] else 1.0
+            separable = bool(ways) or ways is None
+            scale = _number(self.groups[index]["lr"]) / self.lrs[0][index] if self.lrs and self.lrs[0][index] else 1.0
             reports.append(
                 _Seen(
                     index,
-                    title,
                     ways=ways,
                     decay_per_step=own[index],
                     hidden_decay=hidden[index] or hidden_at_lr[index] * (scale or 1.0),
-                    reads_lr=not _equal(walk[:3], at_other_lr.of_group(index)[:3]),
+                    reads_lr=not is_equal(walk[:4], at_other_lr.of_group(index)[:4]),
                     reads_weights=reads_weights,
+                    branches=not separable and self._branches(direction, lr, index),
+                    moves_zeros=not separable and self._moves_zeros(index),
                 )
             )
         return reports
+
+    def _not_finite(self, index: int) -> str:
+        dtypes = {self.dtype or p.dtype for p in self.groups[index]["params"]}
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        return f"in {names} its small tensors become infinite or nan within a few steps of random gradients"
+
+    def _is_lr_times_lambda(self, enters: Sequence[Entry], index: int, reads_weights: bool) -> bool:
+        return (
+            bool(self.lrs)
+            and all(is_lr_times_lambda(some, index) for some in (enters, self._elsewhere))
+            and not (reads_weights and self.is_finest and self._brings_weights_back(index))
+        )
+
+    def _branches(self, direction: Walk, lr: dict[str, Any], index: int) -> bool:
+        """Whether it is another optimizer as soon as there is a λ."""
+        vanishing = self._walk(_FEW, **lr, weight_decay=[_VANISHING] * len(self.groups))
+        return not is_alike(vanishing.of_group(index), direction.first(_FEW).of_group(index))
+
+    def _moves_zeros(self, index: int) -> bool:
+        """Whether λ changes the steps of weights that are 0, of which no decay takes anything."""
+        lr: dict[str, Any] = {"lr": self.lrs[0]} if self.lrs else {}
+        count = len(self.groups)
+        with_decay, without = (
+            self._walk(_FEW, **lr, weight_decay=weight_decay, shrink=[1.0] * count).of_group(index)
+            for weight_decay in (self.decays[0], [0.0] * count)
+        )
+        return not is_alike(with_decay, without)
 
     @functools.cached_property
     def _decaying(self) -> list[Walk]:
@@ -215,7 +247,7 @@ class _Bench:
         rate, count = 1e-4, len(self.groups)
         how: dict[str, Any] = {"lr": [rate] * count, "weight_decay": [_SLOW / rate] * count, "gradient": 0.0}
         walkers = [self._walker(**how, mirrored=mirrored) for mirrored in (False, True)]
-        return [walker.walk(STEPS_WITHOUT_PHASE, guarded=False) for walker in walkers]
+        return [walker.walk(STEPS_WITHOUT_PHASE, guarded=0) for walker in walkers]
 
     def _brings_weights_back(self, index: int) -> bool:
         """Whether a direction that reads weights reads some that it remembers, such as a slow average's.
@@ -233,10 +265,10 @@ class _Bench:
             for w, now in zip(was, after, strict=True)
         )
 
-    def _enters(self, direction: Walk, hidden: Sequence[float], lr: dict[str, Any], which: int) -> _Entry:
+    def _enters(self, direction: Walk, hidden: Sequence[float], lr: dict[str, Any], which: int) -> Entry:
         """How one λ enters the steps, at one lr."""
         weight_decay, rates = self.decays[which], self.lrs[0] if self.lrs else [1.0] * len(self.groups)
-        none = {"weight_decay": [0.0] * len(self.groups), **lr}
+        none: dict[str, Any] = {"weight_decay": [0.0] * len(self.groups), **lr}
         whole = self._decay_seen(**lr, weight_decay=weight_decay)
         seen = [(c - h) / (1 - h) if h != 1 else 0.0 for c, h in zip(whole, hidden, strict=True)]
         named = [rate * value for rate, value in zip(rates, weight_decay, strict=True)]
@@ -249,22 +281,22 @@ class _Bench:
             "lr·λ beside": {"shrink": named, "where": "beside"},
         }
         walks = {way: functools.partial(self._walk, _FEW, **none, **how) for way, how in led.items()}
-        without = Walk(direction.places[: _FEW + 1])
-        return _Entry(self._walk(_FEW, **lr, weight_decay=weight_decay), without, walks)
+        return Entry(self._walk(_FEW, **lr, weight_decay=weight_decay), direction.first(_FEW), walks)
 
     @functools.cached_property
-    def _elsewhere(self) -> list[_Entry]:
+    def _elsewhere(self) -> list[Entry]:
         """How lr·λ enters at another lr and λ, and at the groups' own."""
         own_lr = [_number(group["lr"]) for group in self.groups]
         own_decay = [_number(group["weight_decay"]) for group in self.groups]
         entries = []
         for lr, decay in ((self.lrs[1], self.decays[1]), (own_lr, self.decays[0]), (own_lr, own_decay)):
-            led = {"lr": lr, "weight_decay": [0.0] * len(lr), "shrink": [a * b for a, b in zip(lr, decay, strict=True)]}
+            named = [rate * value for rate, value in zip(lr, decay, strict=True)]
+            led: dict[str, Any] = {"lr": lr, "weight_decay": [0.0] * len(lr), "shrink": named}
             walks = {
                 "lr·λ before": functools.partial(self._walk, _FEW, **led),
                 "lr·λ beside": functools.partial(self._walk, _FEW, **led, where="beside"),
             }
-            entries.append(_Entry(self._walk(_FEW, lr=lr, weight_decay=decay), None, walks))
+            entries.append(Entry(self._walk(_FEW, lr=lr, weight_decay=decay), None, walks))
         return entries
 
     def _decay_seen(self, **settings: Any) -> list[float]:
@@ -275,11 +307,11 @@ class _Bench:
         """
         count = len(self.groups)
         walks: list[Walk] = []
-        for scale in (0.0, 1e-3):
+        for scale in (0.0, 1e-3, 1.0):
             try:
                 walks = [self._walk(1, **settings, gradient=scale, mirrored=mirrored) for mirrored in (False, True)]
             except Exception:  # others' code, which may refuse gradients of 0
-                if scale:
+                if scale == 1.0:
                     raise
                 continue
             if all(_finite(walk.of_group(index)) for walk in walks for index in range(count)):
@@ -296,76 +328,19 @@ class _Bench:
         return fractions
 
 
-class _Entry:
-    """A walk with one λ, and what it would be if λ entered in each way; those are walked when somebody asks."""
-
-    def __init__(self, own: Walk, without: Walk | None, ways: Mapping[str, Callable[[], Walk]]) -> None:
-        self._own, self._without, self._ways = own, without, ways
-        self._walked: dict[str, Walk] = {}
-
-    def fits(self, way: str, index: int) -> bool:
-        if way not in self._walked:
-            self._walked[way] = self._ways[way]()
-        return is_alike(self._own.of_group(index), self._walked[way].of_group(index))
-
-    def fits_at_own_rate(self, index: int) -> bool:
-        """Whether each step is that without λ less some fraction of the weights, before the update or after it.
-
-        The fraction may be another at each step, as of optimizers that find their own lr, or begin later.
-        """
-        assert self._without is not None
-        own, without = self._own.of_group(index), self._without.of_group(index)
-        pairs = zip(own, own[1:], without, without[1:], strict=False)
-        steps = [list(zip(*tensors, strict=True)) for tensors in pairs]
-        return any(
-            all(_is_fraction(w if whole else w + (after - before), w + (after - before) - now)
-                for step in steps for w, now, before, after in step)
-            for whole in (True, False)
-        )  # fmt: skip
-
-    def changes_nothing(self, index: int) -> bool:
-        assert self._without is not None
-        return _equal(self._own.of_group(index), self._without.of_group(index))
-
-
-def _ways(enters: Sequence[_Entry], index: int) -> frozenset[str] | None:
-    """The ways in which λ enters at each λ that was tried; None where it changes nothing."""
-    if all(entry.changes_nothing(index) for entry in enters):
-        return None
-    ways = {way for way in ("coupled", "before", "after", "beside") if all(entry.fits(way, index) for entry in enters)}
-    if all(entry.fits_at_own_rate(index) for entry in enters):
-        ways.add("at its own rate")
-    return frozenset(ways)
-
-
-def _is_lr_times_lambda(entries: Sequence[_Entry], index: int) -> bool:
-    """Whether lr·λ of a weight goes before the step, or beside it."""
-    return any(all(entry.fits(f"lr·λ {place}", index) for entry in entries) for place in ("before", "beside"))
-
-
 @dataclass(frozen=True)
 class _Seen:
     """What is seen of a group in one precision, as in its report."""
 
     index: int
-    title: str
     ways: frozenset[str] | None = None
     decay_per_step: float = 0.0
     hidden_decay: float = 0.0
     reads_lr: bool = False
     reads_weights: bool = False
+    branches: bool = False
+    moves_zeros: bool = False
     opaque: str = ""
-
-
-def _is_fraction(weights: Tensor, removed: Tensor) -> bool:
-    """Whether `removed` is one number times the weights."""
-    squared = float((weights.conj() * weights).sum().real)
-    c = float((weights.conj() * removed).sum().real) / squared if squared else 0.0
-    return is_alike([[weights], [weights - removed]], [[weights], [(1 - c) * weights]])
-
-
-def _equal(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> bool:
-    return all(torch.equal(x, y) for a, b in zip(one, other, strict=True) for x, y in zip(a, b, strict=True))
 
 
 def _finite(walk: Sequence[Sequence[Tensor]]) -> bool:

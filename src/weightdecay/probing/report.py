@@ -14,7 +14,7 @@ class GroupReport:
     """What a step does to one group's weights.
 
     Attributes:
-        form: how λ enters; "other" where the direction branches on λ, or neither form fits.
+        form: how λ enters; "other" where none of the forms fits.
         order: of decay and update, where it is decoupled; None where both are of the whole weight, w − c·w − u(w).
         decay_per_step: the fraction that a step without gradient removes at the group's own lr and λ.
         hidden_decay: the same with `weight_decay` 0 in the group.
@@ -22,6 +22,8 @@ class GroupReport:
         own_decay_is_lr_times_lambda: whether the step is `w ← (1 − lr·λ)·w`, before the step of λ = 0 or beside it.
         through_gradient: whether it is the step of λ = 0 with λ·w added to the gradient; true of plain SGD, too.
         reads_weights: whether the direction at λ = 0 depends on the weights, or on chance.
+        branches_on_weight_decay: where the form is "other", whether its direction is another as soon as there is a λ.
+        moves_zeros: where the form is "other", whether λ changes the steps of weights that are 0, as no decay does.
         opaque: why nothing can be said; empty where it can.
     """
 
@@ -36,6 +38,8 @@ class GroupReport:
     own_decay_is_lr_times_lambda: bool = False
     through_gradient: bool = False
     reads_weights: bool = False
+    branches_on_weight_decay: bool = False
+    moves_zeros: bool = False
     opaque: str = ""
 
 

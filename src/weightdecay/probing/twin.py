@@ -1,12 +1,8 @@
-"""Twins of an optimizer: its groups and its step, with one small tensor for each kind of tensor in a group.
-
-A kind is the number of axes, which of them have length 1, and the dtype: what an optimizer may treat apart.
-"""
+"""Twins of an optimizer: its groups and its step, with one small tensor for each kind of tensor in a group."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +11,11 @@ import torch
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError
-from weightdecay.probing.copying import Copier
+from weightdecay.probing.copying import Copier, away_from_zero
 from weightdecay.probing.isolation import OnlyOwnTensors, WritesOutsideError, isolated, untouched
+from weightdecay.probing.kinds import Sample, sample
 
 _SEED = 0
-_PROGRESS_STEPS = 8  # Prodigy's estimate of its step length first grows after some
 
 
 @dataclass(frozen=True)
@@ -58,37 +54,36 @@ class Twin:
         self,
         optimizer: torch.optim.Optimizer,
         manner: Manner,
+        of: Sample,
         *,
         dtype: torch.dtype | None = None,
         hooks: bool = False,
-        groups: Sequence[Mapping[str, Any]] | None = None,
         whole: bool = False,
     ) -> None:
         self.manner, self._hooks, self._steps = manner, hooks, 0
         self._copier = Copier(
-            dtype=dtype, fresh=manner.fresh, hooks=hooks, whole=whole,
+            of, dtype=dtype, fresh=manner.fresh, hooks=hooks, whole=whole,
             generator=torch.Generator().manual_seed(_SEED),
         )  # fmt: skip
         self._own: set[int] = set()
         with torch.no_grad():
-            self.optimizer = self._made(optimizer, optimizer.param_groups if groups is None else groups)
+            self.optimizer = self._made(optimizer, of)
         if manner.train:
             self.optimizer.train()  # type: ignore[attr-defined]
         self.params: list[list[Tensor]] = [list(group["params"]) for group in self.optimizer.param_groups]
+        self._start = self.weights()
 
-    def _made(self, optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]]) -> torch.optim.Optimizer:
-        copier, chosen = self._copier, [_representatives(group["params"]) for group in groups]
-        for group in groups:
-            for p in group["params"]:
-                copier.expect(p)
+    def _made(self, optimizer: torch.optim.Optimizer, of: Sample) -> torch.optim.Optimizer:
+        # First all small tensors, so that whatever hangs on the optimizer finds them.
+        copier = self._copier
         made = []
-        for group, indices in zip(groups, chosen, strict=True):
+        for group, indices in zip(of.groups, of.tensors, strict=True):
             small: dict[str, Any] = copier.remember(group, {})
             small["params"] = copier.remember(group["params"], [copier.of_param(group["params"][i]) for i in indices])
             made.append(small)
         copier.remember(optimizer.param_groups, made)
 
-        for group, small, indices in zip(groups, made, chosen, strict=True):
+        for group, small, indices in zip(of.groups, made, of.tensors, strict=True):
             for key, value in group.items():
                 if key == "param_names":
                     small[key] = [value[index] for index in indices]
@@ -126,16 +121,20 @@ class Twin:
         """
         generator = torch.Generator().manual_seed(1_000 + self._steps)
         for index, params in enumerate(self.params):
-            for p in params:
-                p.grad = self._gradient(p, generator, scale, added[index] if added else 0.0)
+            for p, start in zip(params, self._start[index], strict=True):
+                # Gradients of normalised layers are orthogonal to the weights, and some (AdamP) treat such ones apart.
+                numbers = (
+                    away_from_zero(tuple(p.shape), generator, is_complex=p.is_complex())
+                    if self._steps
+                    else _orthogonal(start)
+                )
+                p.grad = self._gradient(p, scale * numbers, added[index] if added else 0.0)
         for p in self._copier.small.values():  # those that the optimizer itself remembers
             if p.grad is None and p.requires_grad:
                 p.grad = torch.zeros_like(p)
 
-    def _gradient(self, p: Tensor, generator: torch.Generator, scale: float, added: float) -> Tensor:
-        dtype = torch.complex128 if p.is_complex() else torch.float64
-        numbers = torch.randn(p.shape, generator=generator, dtype=dtype)
-        gradient = (scale * numbers).to(p)
+    def _gradient(self, p: Tensor, numbers: Tensor, added: float) -> Tensor:
+        gradient = numbers.to(p)
         if added:
             gradient = gradient.add(p.detach(), alpha=added)
         return gradient.to_sparse(min(p.ndim, 1)) if self.manner.sparse and p.ndim else gradient
@@ -162,48 +161,44 @@ def _no_loss() -> Tensor:
     return torch.zeros(())
 
 
+def _orthogonal(w: Tensor) -> Tensor:
+    """Numbers as large as the weights and orthogonal to them, but for the last of an odd number."""
+    flat = w.reshape(-1)
+    pairs = flat[: flat.numel() // 2 * 2].view(-1, 2)
+    turned = torch.stack([pairs[:, 1].conj(), -pairs[:, 0].conj()], dim=1).reshape(-1)
+    return 0.7 * torch.cat([turned, flat[turned.numel() :]]).view(w.shape)
+
+
 def set_number(group: dict[str, Any], key: str, value: float) -> None:
     """A number of a group; what is a tensor stays one, another than it was."""
     present = group.get(key)
     group[key] = torch.full_like(present, value) if isinstance(present, Tensor) else value
 
 
-def _representatives(params: Sequence[Tensor]) -> list[int]:
-    """The places of one tensor of each kind, the largest; which comes first in the group does not matter."""
-    chosen: dict[Any, int] = {}
-    for index, p in enumerate(params):
-        kind = (p.dtype, tuple(n == 1 for n in p.shape))
-        if kind not in chosen or params[chosen[kind]].numel() < p.numel():
-            chosen[kind] = index
-    return sorted(chosen.values())
-
-
 class Twins:
     """Makes twins of one optimizer, all alike, in the first manner in which they step.
+
+    Args:
+        of: which groups and tensors are tried; one of each kind, if not given.
 
     Raises:
         OptimizerError: none steps; the message says why.
     """
 
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        *,
-        hooks: bool = False,
-        groups: Sequence[Mapping[str, Any]] | None = None,
-    ) -> None:
-        self.optimizer, self.hooks, self.groups = optimizer, hooks, groups
+    def __init__(self, optimizer: torch.optim.Optimizer, *, hooks: bool = False, of: Sample | None = None) -> None:
+        self.optimizer, self.hooks = optimizer, hooks
+        self.of = sample(optimizer) if of is None else of
         with untouched(optimizer):
             self.manner = self._steppable()
 
     def make(self, dtype: torch.dtype | None = None) -> Twin:
-        return Twin(self.optimizer, self.manner, dtype=dtype, hooks=self.hooks, groups=self.groups)
+        return Twin(self.optimizer, self.manner, self.of, dtype=dtype, hooks=self.hooks)
 
     def _steppable(self) -> Manner:
         first: Exception | None = None
-        for manner in _manners(self.optimizer):
+        for manner in manners(self.optimizer):
             try:
-                twin = Twin(self.optimizer, manner, hooks=self.hooks, groups=self.groups)
+                twin = Twin(self.optimizer, manner, self.of, hooks=self.hooks)
                 twin.set_gradients()
                 twin.step(guarded=True)
             except WritesOutsideError:
@@ -217,7 +212,7 @@ class Twins:
         ) from first
 
 
-def _manners(optimizer: torch.optim.Optimizer) -> Iterator[Manner]:
+def manners(optimizer: torch.optim.Optimizer) -> Iterator[Manner]:
     """How to try it: where the optimizer stands, if it has begun; else from its start."""
     begun = any(bool(state) for state in optimizer.state.values())
     starts = [Manner(fresh=True), Manner(fresh=True, settings_only=True)]
@@ -231,92 +226,3 @@ def _manners(optimizer: torch.optim.Optimizer) -> Iterator[Manner]:
     for closure, sparse in ((False, True), (True, False)):
         for start in starts:
             yield Manner(start.fresh, start.settings_only, closure=closure, sparse=sparse)
-
-
-# --- what steps leave
-
-
-def stepped_state(
-    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], shape: Sequence[int], dtype: torch.dtype
-) -> dict[str, Any] | None:
-    """The state that one step leaves for a tensor of this shape and dtype in a group; None where it makes no step.
-
-    With a prime for each axis of `shape`, the axes of a state tell which of the tensor's they are.
-    """
-    # An optimizer's groups are its own, so a parameter of the shape stands in the twin's group, and its own in none.
-    stand_in = torch.empty(tuple(shape), dtype=dtype, device="meta").requires_grad_(dtype.is_floating_point)
-    alone = {**group, "params": [stand_in], **({"param_names": ["w"]} if "param_names" in group else {})}
-    for manner in _manners(optimizer):
-        if not manner.fresh:
-            continue
-        try:
-            twin = Twin(optimizer, manner, groups=[alone], whole=True)
-            twin.set_gradients()
-            twin.step(guarded=True)
-        except Exception:  # as in `Twins`
-            continue
-        state = twin.optimizer.state.get(twin.params[0][0], {})
-        return {key: value for key, value in state.items() if value is not None}
-    return None
-
-
-def _of_shape(twin: Twin, shape: tuple[int, ...]) -> Tensor:
-    """The twin's only tensor, with another shape than the small one."""
-    (p,) = twin.params[0]
-    generator = torch.Generator().manual_seed(_SEED)
-    p.data = torch.randn(shape, generator=generator, dtype=torch.float64).to(p)
-    return p
-
-
-def progress_keys(optimizer: torch.optim.Optimizer) -> frozenset[str]:
-    """The keys of groups that steps change: how far the optimizer has come, and no settings.
-
-    Seen on a twin that makes some steps; none where it makes no step.
-    """
-    groups = _different(optimizer.param_groups)
-    try:
-        manner = Twins(optimizer, groups=groups).manner
-        twin = Twin(optimizer, manner, groups=groups)
-        fresh = Manner(manner.fresh, manner.settings_only)
-        start = Twin(optimizer, fresh, groups=groups) if manner.train else twin
-        before = [copy.deepcopy(_without_params(group)) for group in start.optimizer.param_groups]
-        for _ in range(_PROGRESS_STEPS):
-            twin.set_gradients()
-            twin.step(guarded=True)
-    except Exception:
-        return frozenset()
-    after = [_without_params(group) for group in twin.optimizer.param_groups]
-    return frozenset(
-        str(key)
-        for was, now in zip(before, after, strict=True)
-        for key in now
-        if key not in was or not _same(was[key], now[key])
-    )
-
-
-def _without_params(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key not in ("params", "param_names")}
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and bool(torch.equal(a, b))
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    try:
-        return type(a) is type(b) and bool(a == b)
-    except Exception:
-        return a is b
-
-
-def _different(groups: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """One group of each kind, where there may be one for each tensor: those of a kind differ in numbers alone."""
-    kinds: dict[Any, Mapping[str, Any]] = {}
-    for group in groups:
-        words = tuple(
-            (key, value if value is None or isinstance(value, bool | str) else type(value))
-            for key, value in group.items()
-            if key not in ("params", "param_names", "name")
-        )
-        kinds.setdefault((words, frozenset((p.dtype, p.ndim) for p in group["params"])), group)
-    return list(kinds.values())

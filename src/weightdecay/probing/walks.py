@@ -9,7 +9,13 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from weightdecay.probing.copying import away_from_zero
 from weightdecay.probing.twin import Twin, Twins
+
+GUARDED = 2
+"""Steps of most walks that are guarded: one that makes state and one as all the others, for a guard takes longer than
+the step."""
+_OTHER_SEED = 7
 
 Where: TypeAlias = Literal["before", "after", "beside"]
 Weights: TypeAlias = list[list[Tensor]]
@@ -17,12 +23,21 @@ Weights: TypeAlias = list[list[Tensor]]
 
 @dataclass(frozen=True)
 class Walk:
-    """The small weights of each group before the first step and after each."""
+    """The small weights of each group along a way.
+
+    Attributes:
+        places: before the first step and after each.
+        starts: before each step; where they are drawn anew, that is not the place after the one before.
+    """
 
     places: list[Weights]
+    starts: list[Weights]
 
     def of_group(self, index: int) -> list[list[Tensor]]:
         return [weights[index] for weights in self.places]
+
+    def first(self, steps: int) -> Walk:
+        return Walk(self.places[: steps + 1], self.starts[:steps])
 
 
 class Walker:
@@ -34,6 +49,7 @@ class Walker:
         into_gradient: for each group λ, where λ·w is added to the gradient.
         gradient: the scale of random gradients; 0 for none.
         mirrored: start at the weights' opposite.
+        drawn_anew: start each step at other random weights.
     """
 
     def __init__(
@@ -45,6 +61,7 @@ class Walker:
         into_gradient: Sequence[float] | None = None,
         gradient: float = 1.0,
         mirrored: bool = False,
+        drawn_anew: bool = False,
     ) -> None:
         count = len(twin.params)
         if mirrored:
@@ -53,9 +70,14 @@ class Walker:
         self.twin, self.shrink = twin, list(shrink or [0.0] * count)
         self.where: list[Where] = [where] * count if isinstance(where, str) else list(where)
         self.into_gradient, self.gradient = into_gradient, gradient
+        self.drawn_anew = torch.Generator().manual_seed(_OTHER_SEED) if drawn_anew else None
+        self.started: Weights = []
 
     def step(self, *, guarded: bool) -> Weights:
         """Make one step; the weights after it."""
+        if self.drawn_anew:
+            self._draw(self.drawn_anew)
+            self.started = self.twin.weights()
         self.twin.set_gradients(self.gradient, self.into_gradient)
         whole = self.twin.weights() if "beside" in self.where else self.twin.params
         self._shrink("before")
@@ -73,9 +95,23 @@ class Walker:
                 for p in params:
                     p.data.mul_(1 - a)
 
-    def walk(self, steps: int, *, guarded: bool = True) -> Walk:
-        """Make some steps; the weights from the first on."""
-        return Walk([self.twin.weights(), *(self.step(guarded=guarded) for _ in range(steps))])
+    @torch.no_grad()
+    def _draw(self, generator: torch.Generator) -> None:
+        for p in (p for params in self.twin.params for p in params):
+            p.copy_(away_from_zero(tuple(p.shape), generator, is_complex=p.is_complex()))
+
+    def walk(self, steps: int, *, guarded: int = GUARDED) -> Walk:
+        """Make some steps.
+
+        Args:
+            guarded: how many of them, from the first on, may write to nothing but the twin.
+        """
+        places, starts = [self.twin.weights()], []
+        for number in range(steps):
+            place = self.step(guarded=number < guarded)
+            starts.append(self.started if self.drawn_anew else places[-1])
+            places.append(place)
+        return Walk(places, starts)
 
 
 class Likeness:
@@ -108,6 +144,17 @@ def is_alike(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]])
     """Whether two walks of a group are the same but for rounding."""
     likeness = Likeness()
     return all(likeness.holds(was, a, b) for was, a, b in zip(one, one[1:], other[1:], strict=False))
+
+
+def has_same_updates(plain: Walk, other: Walk, index: int) -> bool:
+    """Whether the steps of two walks of a group subtract the same, wherever they start."""
+    likeness = Likeness()
+    ways = zip(plain.starts, plain.places[1:], other.starts, other.places[1:], strict=True)
+    for w, after, x, place in ((part[index] for part in step) for step in ways):
+        meant = [start - (was - now) for start, was, now in zip(x, w, after, strict=True)]
+        if not likeness.holds(x, meant, place):
+            return False
+    return True
 
 
 def longest(x: Tensor) -> float:

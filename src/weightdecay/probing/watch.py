@@ -19,12 +19,17 @@ from torch import Tensor
 
 from weightdecay.errors import OptimizerError
 from weightdecay.probing.isolation import untouched
-from weightdecay.probing.probe import SHRINK, STEPS, STEPS_WITHOUT_PHASE, GroupReport
-from weightdecay.probing.twin import Twins, progress_keys, set_number
+from weightdecay.probing.kinds import options
+from weightdecay.probing.probe import STEPS, STEPS_WITHOUT_PHASE, GroupReport
+from weightdecay.probing.progress import progress_keys
+from weightdecay.probing.twin import Twins, set_number
 from weightdecay.probing.walks import Likeness, Walker, Weights, Where, fine_dtype
 
 # How a group's decay is made: by another λ for its own; by a shrink before the step, at λ = 0; not at all.
 Way: TypeAlias = Literal["handed_over", "outside", "left"]
+
+SHRINK = 0.1
+"""What the twins' weights lose in each step: as much as an update at lr 0.1 moves them."""
 
 WATCHED = 300
 """Real steps; schedules of a Lookahead and the like come round within them."""
@@ -42,9 +47,9 @@ class Watch:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, ways: Sequence[Way], reports: Sequence[GroupReport]) -> None:
-        self._optimizer, self._ways, self._titles = optimizer, ways, [report.title for report in reports]
+        self._optimizer, self._titles = optimizer, [report.title for report in reports]
         self.seen, self.ended, self._steps = 0, "", 0
-        self._parted: set[int] = set()  # groups in which what is done is not what is meant
+        self._parted: set[int] = set()  # twins' groups in which what is done is not what is meant
         self.stood()
         if all(way == "left" for way in ways):
             self.ended = "there is nothing to watch"
@@ -52,12 +57,16 @@ class Watch:
         with untouched(optimizer):
             self._progress = progress_keys(optimizer)
             twins = Twins(optimizer)
+            # From here on of the twins' groups, each of which stands for all of its kind.
+            self._places, self._stands_for = twins.of.places, twins.of.stands_for
+            self._ways = [ways[place] for place in self._places]
+            tried = [reports[place] for place in self._places]
             self._reading = [
-                report.reads_weights and way == "handed_over" for report, way in zip(reports, ways, strict=True)
+                report.reads_weights and way == "handed_over" for report, way in zip(tried, self._ways, strict=True)
             ]
-            self._walkers = self._make_walkers(twins, reports)
-            self._likeness = [Likeness(forgets=SHRINK) for _ in ways]
-            self._shown: list[dict[str, Any]] = [{} for _ in ways]
+            self._walkers = self._make_walkers(twins, tried)
+            self._likeness = [Likeness(forgets=SHRINK) for _ in self._ways]
+            self._shown: list[dict[str, Any]] = [{} for _ in self._ways]
             self._weights: list[Weights] = [walker.twin.weights() for walker in self._walkers]
             begun = any(bool(state) for state in optimizer.state.values())
             ahead = STEPS if twins.manner.keeps_phase or not begun else STEPS_WITHOUT_PHASE
@@ -99,7 +108,8 @@ class Watch:
         groups = self._optimizer.param_groups
         titles = [
             self._titles[index]
-            for index in sorted(self._parted)
+            for index, place in enumerate(self._stands_for if self._parted else ())
+            if place in self._parted
             if groups[index]["weight_decay"] or groups[index].get("decay_multiplier")
         ]
         if titles:
@@ -116,13 +126,21 @@ class Watch:
         """Whether other state has been put in since: the optimizer stands at another step, and the twins do not."""
         return any(now is not known for now, known in zip(self._states(), self._known, strict=False))
 
+    def is_outgrown(self) -> bool:
+        """Whether groups of one kind, for which one group of the twins stands, have become different."""
+        if self.ended or len(self._places) == len(self._stands_for):
+            return False
+        said = [options(group) for group in self._optimizer.param_groups[: len(self._stands_for)]]
+        return any(said[self._places[place]] != own for own, place in zip(said, self._stands_for, strict=False))
+
     def _states(self) -> list[Any]:
         groups = self._optimizer.param_groups
         return [self._optimizer.state.get(p) for group in groups for p in group["params"][:1]]
 
     def _show(self) -> None:
         """Give the twins what has been changed in the groups since: lr by a scheduler, betas by hand."""
-        for index, group in enumerate(self._optimizer.param_groups[: len(self._ways)]):
+        groups = self._optimizer.param_groups
+        for index, group in enumerate(groups[place] for place in self._places if place < len(groups)):
             for key, value in group.items():
                 if key in ("params", "param_names", "weight_decay") or key in self._progress:
                     continue
@@ -169,7 +187,7 @@ class Watch:
     def _handed_over(self, index: int, walker: Walker) -> float:
         """The λ of one group of a twin."""
         if self._ways[index] == "left":
-            return float(self._optimizer.param_groups[index]["weight_decay"])
+            return float(self._optimizer.param_groups[self._places[index]]["weight_decay"])
         lr = self._lr(index)
         return SHRINK / lr if self._ways[index] == "handed_over" and walker is self._walkers[0] and lr else 0.0
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.optim.state.settings import Change
-from weightdecay.probing.twin import stepped_state
+from weightdecay.probing.progress import stepped_state
 
 State = Mapping[str, Any]
 

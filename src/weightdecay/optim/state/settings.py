@@ -14,7 +14,7 @@ from weightdecay.errors import OptimizerError
 from weightdecay.optim.state.beyond import beyond
 from weightdecay.optim.state.names import Names, new_names, parameter_names, unwrapped
 from weightdecay.optim.state.values import decoded, encoded, plain_setting
-from weightdecay.probing.twin import progress_keys
+from weightdecay.probing.progress import progress_keys
 
 Settings: TypeAlias = dict[str, Any]
 

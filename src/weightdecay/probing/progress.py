@@ -1,0 +1,80 @@
+"""What steps of an optimizer leave: state for each tensor, and progress in its groups. Seen on twins."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightdecay.probing.kinds import sample
+from weightdecay.probing.twin import Manner, Twin, Twins, manners
+
+_PROGRESS_STEPS = 8  # Prodigy's estimate of its step length first grows after some
+
+
+def stepped_state(
+    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], shape: Sequence[int], dtype: torch.dtype
+) -> dict[str, Any] | None:
+    """The state that one step leaves for a tensor of this shape and dtype in a group; None where it makes no step.
+
+    With a prime for each axis of `shape`, the axes of a state tell which of the tensor's they are.
+    """
+    # An optimizer's groups are its own, so a parameter of the shape stands in the twin's group, and its own in none.
+    stand_in = torch.empty(tuple(shape), dtype=dtype, device="meta").requires_grad_(dtype.is_floating_point)
+    alone = {**group, "params": [stand_in], **({"param_names": ["w"]} if "param_names" in group else {})}
+    for manner in manners(optimizer):
+        if not manner.fresh:
+            continue
+        try:
+            twin = Twin(optimizer, manner, sample(optimizer, [alone]), whole=True)
+            twin.set_gradients()
+            twin.step(guarded=True)
+        except Exception:  # as in `Twins`
+            continue
+        state = twin.optimizer.state.get(twin.params[0][0], {})
+        return {key: value for key, value in state.items() if value is not None}
+    return None
+
+
+def progress_keys(optimizer: torch.optim.Optimizer) -> frozenset[str]:
+    """The keys of groups that steps change: how far the optimizer has come, and no settings.
+
+    Seen on a twin that makes some steps; none where it makes no step.
+    """
+    try:
+        # There may be a group for each tensor, and which keys move does not depend on numbers.
+        of = sample(optimizer, numbers_apart=False)
+        manner = Twins(optimizer, of=of).manner
+        twin = Twin(optimizer, manner, of)
+        start = Twin(optimizer, Manner(manner.fresh, manner.settings_only), of) if manner.train else twin
+        before = [copy.deepcopy(_without_params(group)) for group in start.optimizer.param_groups]
+        for _ in range(_PROGRESS_STEPS):
+            twin.set_gradients()
+            twin.step(guarded=True)
+    except Exception:
+        return frozenset()
+    after = [_without_params(group) for group in twin.optimizer.param_groups]
+    return frozenset(
+        str(key)
+        for was, now in zip(before, after, strict=True)
+        for key in now
+        if key not in was or not _same(was[key], now[key])
+    )
+
+
+def _without_params(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in ("params", "param_names")}
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and bool(torch.equal(a, b))
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    try:
+        return type(a) is type(b) and bool(a == b)
+    except Exception:
+        return a is b
