@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from weightdecay.optim.base import DecayingOptimizer, Work
-from weightdecay.optim.checks import with_plain_numbers
 from weightdecay.optim.clipping import total_norm
 from weightdecay.optim.grouping import Group, Params, Rules
-from weightdecay.optim.roundings import NEAREST, RoundingLike, fresh, group_rounding
+from weightdecay.optim.roundings import NEAREST, RoundingLike, fresh
 from weightdecay.rules import DECOUPLED
 
 
@@ -65,29 +64,16 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
         foreach: bool | None = None,
         maximize: bool = False,
     ) -> None:
-        decay: dict[str, Any] = {"rule": rule, "peak_lr": peak_lr, "rounding": rounding}
-        form: dict[str, Any] = {
+        form = {
             "factored": factored,
             "beta1": beta1,
             "relative_step": relative_step,
             "scale_parameter": scale_parameter,
         }
-        own = with_plain_numbers({
-            "lr": lr, "beta2_decay": beta2_decay, "eps": eps, "d": d, "weight_decay": weight_decay,
-            "foreach": foreach, "maximize": maximize,
-        })  # fmt: skip
-        groups = self._groups(params, **own, **form, **decay)
-        super().__init__(groups, **own)
-        self._finish(**decay, **form)
-        for group in self.param_groups:
-            for key, value in form.items():
-                group.setdefault(key, value)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:
-            for key in ("factored", "beta1", "relative_step", "scale_parameter"):
-                group.setdefault(key, self.defaults[key])
+        self._construct(
+            params, {"rule": rule, "peak_lr": peak_lr, "rounding": rounding}, form, lr=lr, beta2_decay=beta2_decay,
+            eps=eps, d=d, weight_decay=weight_decay, foreach=foreach, maximize=maximize,
+        )  # fmt: skip
 
     def _takes_complex(self, group: Group) -> bool:  # noqa: ARG002
         return False
@@ -105,13 +91,13 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
                 continue
             for position, p in enumerate(one.group["params"]):
                 if p.grad is not None and p.numel():
-                    update, scale = self._update_and_scale(p, one.group)
+                    update, scale = self._update_and_scale(p, one)
                     self._descend(p, update, scale, one, position)
 
-    def _update_and_scale(self, p: Tensor, group: Group) -> tuple[Tensor, float]:
+    def _update_and_scale(self, p: Tensor, one: Work) -> tuple[Tensor, float]:
         """g/√v and the scale with which it is subtracted, in the order of torch's for-loop; with momentum, m and 1."""
         assert p.grad is not None
-        weights = self._weights_meant(p, group)
+        group, weights = one.group, self._weights_meant(p, one)
         gradient = (-p.grad if group["maximize"] else p.grad).to(weights.dtype)
         state = self._state_of(p, group, weights.dtype)
         state["step"] += 1
@@ -129,12 +115,12 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
         momentum: Tensor = state["exp_avg"]
         return momentum.lerp_(update.mul_(scale), 1 - group["beta1"]), 1.0
 
-    def _weights_meant(self, p: Tensor, group: Group) -> Tensor:
+    def _weights_meant(self, p: Tensor, one: Work) -> Tensor:
         """The weights that the step works on: what low-precision ones stand for under their rounding, or `p`."""
-        rounding = group_rounding(group)
+        rounding = one.rounding
         if not rounding.acts_on(p.dtype):
             return p
-        self._begin_rounding(p, rounding)
+        self._begin(p, one)
         self._workspace.renew(rounding, p, self.state[p])
         return rounding.widen(p, self.state[p], fresh)
 

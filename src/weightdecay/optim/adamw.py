@@ -21,6 +21,7 @@ from torch import Tensor
 from weightdecay.optim.compiled import Direction
 from weightdecay.optim.elementwise import ElementwiseOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules
+from weightdecay.optim.pieces import Elements
 from weightdecay.optim.roundings import NEAREST, RoundingLike
 from weightdecay.rules import DECOUPLED, L2, RuleLike, group_rule
 
@@ -45,24 +46,12 @@ class _Adam(ElementwiseOptimizer):
 
     pieces_equal_fused = True
     direction = Direction("adam", _adam, numbers=5)
+    counts_steps = True
 
     def _next_direction(self, group: Group) -> tuple[str, tuple[float, float]]:
         beta1 = float(group["betas"][0])
         sign = -1.0 if group["maximize"] else 1.0
         return "exp_avg", (beta1, sign * (1 - beta1))
-
-    def _begin_pieces(self, p: Tensor, group: Group, dtype: torch.dtype) -> None:
-        state = self.state[p]
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-        for key in ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ())):
-            if key not in state:
-                state[key] = torch.zeros_like(p, dtype=dtype, memory_format=torch.contiguous_format)
-            elif state[key].dtype != dtype or not state[key].is_contiguous():
-                state[key] = state[key].to(dtype).contiguous()
-
-    def _count_steps(self, params: list[Any]) -> None:
-        torch._foreach_add_([self.state[p]["step"] for p in params], 1)
 
     def _state_names(self, group: Group) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
@@ -72,22 +61,18 @@ class _Adam(ElementwiseOptimizer):
         rate = float(group["lr"]) / (1 - beta1**step)
         return rate, (1 - beta1, beta2, 1 - beta2, 1 / math.sqrt(1 - beta2**step), float(group["eps"]))
 
-    def _update_pieces(
-        self,
-        weights: list[Tensor],
-        gradients: list[Tensor],
-        states: list[Mapping[str, Tensor]],
-        group: Group,
-        weight_decay: float,
-    ) -> None:
+    def _update_pieces(self, pieces: Elements, group: Group, weight_decay: float) -> None:
+        def of_each(key: str) -> list[Tensor]:
+            return [state[key] for state in pieces.states]
+
         kernel = torch._fused_adam_ if group_rule(group).coupled else torch._fused_adamw_
         kernel(
-            weights,
-            gradients,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else [],
-            [state["step"] for state in states],
+            pieces.weights,
+            pieces.gradients,
+            of_each("exp_avg"),
+            of_each("exp_avg_sq"),
+            of_each("max_exp_avg_sq") if group["amsgrad"] else [],
+            of_each("step"),
             lr=float(group["lr"]),
             beta1=float(group["betas"][0]),
             beta2=float(group["betas"][1]),

@@ -16,7 +16,7 @@ from torch._compile import _disable_dynamo
 
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.checks import group_faults, group_title, misspelt_keys, number, with_plain_numbers
-from weightdecay.optim.decay import decay_, decay_all_, kernel_weight_decay, local, placed_like
+from weightdecay.optim.decay import decay_all_, kernel_weight_decay, local, placed_like
 from weightdecay.optim.grouping import (
     Group,
     Params,
@@ -31,7 +31,7 @@ from weightdecay.optim.grouping import (
     with_rules,
 )
 from weightdecay.optim.loading import StateKeeping
-from weightdecay.optim.pieces import COUNTS, ROUNDED, StepKind, Workspace, flat_of, put_back
+from weightdecay.optim.pieces import COUNTS, ROUNDED, Elements, StepKind, Workspace, flattened
 from weightdecay.optim.precision import warn_of_rounding
 from weightdecay.optim.roundings import LOW_PRECISION, ROUNDINGS, Rounding, as_rounding, group_rounding, spelt_rounding
 from weightdecay.planning.decay_plan import DecayPlan
@@ -96,19 +96,35 @@ class DecayingOptimizer(StateKeeping):
     # --- construction
 
     def _construct(
-        self, params: Params, decay: Mapping[str, Any], *, compiled: bool | None = None, **settings: Any
+        self,
+        params: Params,
+        decay: Mapping[str, Any],
+        own: Mapping[str, Any] | None = None,
+        *,
+        compiled: bool | None = None,
+        **settings: Any,
     ) -> None:
-        """Check everything, let torch construct itself, and make `decay` the defaults of later groups.
+        """Check everything, let torch construct itself, and make the rest the defaults of later groups.
 
         Args:
             decay: the constructor's `rule`, `peak_lr` and `rounding`.
+            own: settings of groups that torch's constructor does not take.
             compiled: whether steps beside torch's kernels go through compiled loops.
             settings: what torch's constructor takes, by name.
         """
         settings = with_plain_numbers(settings)
-        groups = self._groups(params, **settings, **decay, compiled=compiled)
+        own = with_plain_numbers(own or {})
+        groups = self._groups(params, **settings, **own, **decay, compiled=compiled)
         super().__init__(groups, **settings)
-        self._finish(compiled=compiled, **decay)
+
+        self._rules: Rules = decay["rule"]
+        rest = {**own, **decay, "rule": spelt(as_rule(rule_for_the_rest(decay["rule"])))}
+        rest["rounding"] = spelt_rounding(as_rounding(decay["rounding"]))
+        self.defaults.update({key: value for key, value in rest.items() if (key, value) != ("peak_lr", None)})
+        self._workspace = Workspace(compiled=compiled)
+        for index, group in enumerate(self.param_groups):
+            group.update({key: value for key, value in own.items() if key not in group})
+            warn_of_rounding(group, index)
 
     def _groups(self, params: Params, **settings: Any) -> Any:
         """Groups with their rule and rounding, checked together before torch sees them: all faults come at once."""
@@ -134,16 +150,6 @@ class DecayingOptimizer(StateKeeping):
     def _known_keys(self, defaults: Mapping[str, Any]) -> set[str]:
         """The settings that a group may have."""
         return set(defaults)
-
-    def _finish(self, *, compiled: bool | None = None, **settings: Any) -> None:
-        """Make `rule`, `peak_lr` and `rounding` the defaults of later groups; warn of weights that would not decay."""
-        self._rules: Rules = settings["rule"]
-        settings["rule"] = spelt(as_rule(rule_for_the_rest(settings["rule"])))
-        settings["rounding"] = spelt_rounding(as_rounding(settings["rounding"]))
-        self.defaults.update({key: value for key, value in settings.items() if (key, value) != ("peak_lr", None)})
-        self._workspace = Workspace(compiled=compiled)
-        for index, group in enumerate(self.param_groups):
-            warn_of_rounding(group, index)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group as torch does; its rule and rounding are the optimizer's unless it brings its own.
@@ -267,27 +273,15 @@ class DecayingOptimizer(StateKeeping):
 
     def _descend(self, p: Tensor, update: Tensor, scale: float, one: Work, position: int) -> None:
         """Decay and update one whole tensor, for directions that no kernel of torch's does: w ← (decay of w) − s·u."""
-        state, update = self.state[p], placed_like(update, p)
-        if one.rule.target == "initial" and "initial" not in state:
-            state["initial"] = p.clone(memory_format=torch.contiguous_format)
-        if not one.rounding.acts_on(p.dtype):
-            weights, step = local(p), local(update)
-            if one.decay:
-                agreeing = step.clone() if one.rule.is_masked else None
-                initial = local(state["initial"]) if one.rule.target == "initial" else None
-                decay_(weights, one.rule, one.decay, 1 - one.decay, agreeing, initial)
-            weights.add_(step, alpha=-scale)
-            return
 
-        def descend(weights: list[Tensor], steps: list[Tensor], _: list[Mapping[str, Tensor]]) -> None:
-            weights[0].add_(steps[0], alpha=-scale)
+        def descend(elements: Elements) -> None:
+            elements.weights[0].add_(elements.gradients[0], alpha=-scale)
 
-        self._begin_rounding(p, one.rounding)
-        kind = StepKind(one.rule, one.decay or 0.0, one.rounding, "", (0.0, 1.0), descend)
-        copies: list[tuple[Tensor, Tensor]] = []
-        flat = flat_of(p, update, state, self._kept_beside(one), one.number(position), copies)
-        self._workspace.step([flat], kind)
-        put_back(copies)
+        self._begin(p, one)
+        kind = StepKind(one.rule, one.decay or 0.0, one.rounding, descend)
+        given = (p, placed_like(update, p), self.state[p], one.number(position))
+        with flattened([given], self._kept_beside(one)) as flats:
+            self._workspace.step(flats, kind)
         self._count_roundings([p], one.rounding)
 
     def _kept_beside(self, one: Work) -> tuple[str, ...]:
@@ -295,16 +289,17 @@ class DecayingOptimizer(StateKeeping):
         initial = ("initial",) if one.rule.target == "initial" else ()
         return (*one.rounding.memory(torch.bfloat16), *initial)
 
-    def _begin_rounding(self, p: Tensor, rounding: Rounding) -> None:
-        """Put what a rounding remembers between steps into a tensor's state, where it is not there yet."""
-        state = self.state[p]
-        for key in rounding.keeps:
-            if key not in state:
-                state.update(rounding.begin(p))
+    def _begin(self, p: Tensor, one: Work) -> None:
+        """Put what rule and rounding remember of a tensor between steps into its state, where it is not there yet."""
+        state, rounding = self.state[p], one.rounding
+        if rounding.acts_on(p.dtype) and not state.keys() >= set(rounding.keeps):
+            state.update(rounding.begin(p))
+        if one.rule.target == "initial" and "initial" not in state:
+            state["initial"] = p.clone(memory_format=torch.contiguous_format)
 
     def _count_roundings(self, params: list[Any], rounding: Rounding) -> None:
-        if rounding.needs_noise:
-            torch._foreach_add_([self.state[p][ROUNDED] for p in params], 1)
+        if rounding.needs_noise and (rounded := [p for p in params if rounding.acts_on(p.dtype)]):
+            torch._foreach_add_([self.state[p][ROUNDED] for p in rounded], 1)
 
     # --- meeting torch's tools
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from weightdecay.optim.base import DecayingOptimizer, Work
 from weightdecay.optim.compiled import ENOUGH, Direction, Loop, LoopKind, loop_numbers, parts_of, usable_loop
 from weightdecay.optim.decay import local
 from weightdecay.optim.grouping import Group
-from weightdecay.optim.pieces import SMALL, Flat, StepKind, Update, flat_of, put_back
+from weightdecay.optim.pieces import SMALL, Elements, Flat, StepKind, flattened
 from weightdecay.optim.roundings import LOW_PRECISION
 
 
@@ -29,6 +29,8 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
     """Whether `_update_pieces` does bit for bit what the direction's fused kernel does."""
     direction: ClassVar[Direction | None] = None
     """The direction in terms that compile into one loop, if it has such a form."""
+    counts_steps: ClassVar[bool] = False
+    """Whether each tensor's state has a `step`."""
 
     _compiles = False  # in this step
 
@@ -41,22 +43,19 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
         """Names of the state that has a number for each weight."""
 
     @abstractmethod
+    def _update_pieces(self, pieces: Elements, group: Group, weight_decay: float) -> None:
+        """The direction's step of flat pieces, in place, with the `weight_decay` that it is to apply."""
+
     def _begin_pieces(self, p: Tensor, group: Group, dtype: torch.dtype) -> None:
         """Put the state of a tensor that goes in pieces, of this dtype, where it is not there yet."""
-
-    def _count_steps(self, params: list[Any]) -> None:
-        """Count a step of tensors that go in pieces."""
-
-    @abstractmethod
-    def _update_pieces(
-        self,
-        weights: list[Tensor],
-        gradients: list[Tensor],
-        states: list[Mapping[str, Tensor]],
-        group: Group,
-        weight_decay: float,
-    ) -> None:
-        """The direction's step of flat pieces, in place, with the `weight_decay` that it is to apply."""
+        state = self.state[p]
+        if self.counts_steps and "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+        for key in self._state_names(group):
+            if key not in state:
+                state[key] = torch.zeros_like(p, dtype=dtype, memory_format=torch.contiguous_format)
+            elif state[key].dtype != dtype or not state[key].is_contiguous():
+                state[key] = state[key].to(dtype).contiguous()
 
     def _numbers_in_loop(self, group: Group, state: Mapping[str, Any]) -> tuple[float, Sequence[float]]:  # noqa: ARG002
         """(rate, own numbers) of `direction` in this step of a tensor."""
@@ -77,26 +76,19 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
 
     def _step_beside(self, one: Work) -> tuple[float | Tensor, list[Tensor]]:
         """Step by loop or in pieces what torch's step cannot serve; the rest is torch's, after its decay here."""
-        params = one.group["params"]
-        beside, outside = {}, {}
-        for position, p in enumerate(params):
-            if p.grad is not None:
-                if self._goes_in_pieces(p, one):
-                    beside[p] = position
-                elif one.rule.is_masked and one.decay:
-                    outside[p] = position
+        group, rule = one.group, one.rule
+        if (rule.is_scalar or rule.coupled) and not one.rounding.acts_on(torch.bfloat16):
+            return super()._step_beside(one)
 
+        positions = {p: position for position, p in enumerate(group["params"]) if p.grad is not None}
+        beside = {p: position for p, position in positions.items() if self._goes_in_pieces(p, one)}
         if beside:
             self._step_pieces(beside, one)
-            params = [p for p in params if p not in beside]
-        if outside:
-            self._decay_pieces(outside, one)
-            return 0.0, params
-        return self._decay_before(one._replace(group={**one.group, "params": params})), params
-
-    def _decay_outside(self, one: Work) -> None:
-        if not one.rule.is_masked:  # masks have been applied where the momentum was at hand
-            super()._decay_outside(one)
+        rest = [p for p in group["params"] if p not in beside]
+        if rule.is_masked and one.decay:
+            self._decay_pieces({p: position for p, position in positions.items() if p not in beside}, one)
+            return 0.0, rest
+        return self._decay_before(one._replace(group={**group, "params": rest})), rest
 
     # --- pieces
 
@@ -114,31 +106,21 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
 
     def _step_pieces(self, positions: Mapping[Any, int], one: Work) -> None:
         """Decay and step these tensors, each by a loop or with others of its kind."""
-        names = (*self._state_names(one.group), *self._kept_beside(one))
-        widened = one.rounding.acts_on(torch.bfloat16)
-        kinds: dict[Any, list[Flat]] = defaultdict(list)
-        copies: list[tuple[Tensor, Tensor]] = []
         for p in positions:
-            dtype = p.dtype
-            self._begin_pieces(p, one.group, torch.float32 if widened and dtype in LOW_PRECISION else dtype)
-            self._begin_rounding(p, one.rounding)
-            if one.rule.target == "initial" and "initial" not in self.state[p]:
-                self.state[p]["initial"] = p.clone(memory_format=torch.contiguous_format)
-        self._count_steps(list(positions))
+            self._begin_pieces(p, one.group, torch.float32 if one.rounding.acts_on(p.dtype) else p.dtype)
+            self._begin(p, one)
+        if self.counts_steps:
+            torch._foreach_add_([self.state[p]["step"] for p in positions], 1)
 
-        for p, position in positions.items():
-            flat = flat_of(p, p.grad, self.state[p], names, one.number(position), copies)
-            if self._compiles and (found := self._loop(p, one)) is not None:
-                self._workspace.run(*found, flat, self._numbers(p, one))
-            else:
-                kinds[_kind(p), p.grad.dtype].append(flat)
-
-        kind = self._step_kind(one)
-        for flats in kinds.values():
-            acts = one.rounding.acts_on(flats[0].weights.dtype)
-            self._workspace.step(flats, kind if acts else kind.without_rounding())
-        put_back(copies)
-        self._count_roundings([p for p in positions if one.rounding.acts_on(p.dtype)], one.rounding)
+        with self._flattened(positions, one, self._state_names(one.group)) as flats:
+            rest = []
+            for p, flat in zip(positions, flats, strict=True):
+                if self._compiles and (found := self._loop(p, one)) is not None:
+                    self._workspace.run(*found, flat, self._numbers(p, one))
+                else:
+                    rest.append(flat)
+            self._workspace.step(rest, self._step_kind(one))
+        self._count_roundings(list(positions), one.rounding)
 
     def _step_kind(self, one: Work) -> StepKind:
         """Decay and update of flat pieces, in place."""
@@ -146,30 +128,25 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
         own = group["weight_decay"] if rule.coupled else self._handed_over(one)
         kernel = float(own or 0.0)
 
-        def update(weights: list[Tensor], gradients: list[Tensor], states: list[Mapping[str, Tensor]]) -> None:
-            self._update_pieces(weights, gradients, states, group, kernel)
+        def update(pieces: Elements) -> None:
+            self._update_pieces(pieces, group, kernel)
 
-        return self._outside_kind(one, 0.0 if own is not None else one.decay or 0.0, update)
-
-    def _outside_kind(self, one: Work, decay: float, update: Update | None) -> StepKind:
-        momentum, mix = self._next_direction(one.group) if one.rule.is_masked else ("", (0.0, 1.0))
-        return StepKind(one.rule, decay, one.rounding, momentum, mix, update)
+        sign = self._next_direction(group) if rule.is_masked else ()
+        return StepKind(rule, 0.0 if own is not None else one.decay or 0.0, one.rounding, update, *sign)
 
     def _decay_pieces(self, positions: Mapping[Any, int], one: Work) -> None:
         """The masked decay of tensors that torch steps afterwards."""
-        kind = self._outside_kind(one, one.decay or 0.0, None).without_rounding()
-        names = (kind.momentum, *self._kept_beside(one))
-        kinds: dict[Any, list[Flat]] = defaultdict(list)
-        copies: list[tuple[Tensor, Tensor]] = []
-        for p, position in positions.items():
-            state = self.state[p]
-            if one.rule.target == "initial" and "initial" not in state:
-                continue  # before its first step it is there
-            flat = flat_of(p, p.grad, state, names, one.number(position), copies)
-            kinds[_kind(p), p.grad.dtype, kind.momentum in flat.state].append(flat)
-        for flats in kinds.values():
-            self._workspace.step(flats, kind)
-        put_back(copies)
+        if one.rule.target == "initial":  # before a tensor's first step it is there
+            positions = {p: position for p, position in positions.items() if "initial" in self.state[p]}
+        momentum, mix = self._next_direction(one.group)
+        with self._flattened(positions, one, (momentum,)) as flats:
+            self._workspace.step(flats, StepKind(one.rule, one.decay or 0.0, one.rounding, None, momentum, mix))
+
+    def _flattened(
+        self, positions: Mapping[Any, int], one: Work, names: tuple[str, ...]
+    ) -> AbstractContextManager[list[Flat]]:
+        tensors = ((p, p.grad, self.state[p], one.number(position)) for p, position in positions.items())
+        return flattened(tensors, (*names, *self._kept_beside(one)))
 
     # --- loops
 
@@ -199,10 +176,3 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
         shrinks = float(one.group["weight_decay"]) if one.rule.coupled else one.decay or 0.0
         sign = -1.0 if one.group["maximize"] else 1.0
         return loop_numbers(sign, shrinks, rate, own, p.device)
-
-
-def _kind(p: Any) -> tuple[Any, ...]:
-    """What tensors must share to be stepped together: a distributed one's parts have noise of their own."""
-    if not hasattr(p, "placements"):
-        return p.dtype, p.device
-    return p.dtype, p.device, p.placements, p.device_mesh

@@ -9,21 +9,27 @@ Reference: Chen et al. 2023, arXiv:2302.06675, program 1 and §5 for η and λ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from weightdecay.optim.base import with_gradient
-from weightdecay.optim.checks import with_plain_numbers
 from weightdecay.optim.elementwise import ElementwiseOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules
+from weightdecay.optim.pieces import Elements
 from weightdecay.optim.roundings import NEAREST, RoundingLike
 from weightdecay.rules import DECOUPLED
 
 
-class Lion(ElementwiseOptimizer):
+class _Settings(torch.optim.Optimizer):
+    """torch has no Lion whose constructor would take its settings by name."""
+
+    def __init__(self, params: Any, **settings: Any) -> None:
+        super().__init__(params, settings)
+
+
+class Lion(ElementwiseOptimizer, _Settings):
     """Lion with a decay rule; a for-loop and a foreach path.
 
     Args:
@@ -52,19 +58,10 @@ class Lion(ElementwiseOptimizer):
         maximize: bool = False,
         foreach: bool | None = None,
     ) -> None:
-        decay: dict[str, Any] = {"rule": rule, "peak_lr": peak_lr, "rounding": rounding}
-        own = with_plain_numbers(
-            {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize, "foreach": foreach}
-        )
-        groups = self._groups(params, **own, **decay)
-        super().__init__(groups, own)
-        self._finish(**decay)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:
-            group.setdefault("maximize", False)
-            group.setdefault("foreach", None)
+        self._construct(
+            params, {"rule": rule, "peak_lr": peak_lr, "rounding": rounding}, lr=lr, betas=betas,
+            weight_decay=weight_decay, maximize=maximize, foreach=foreach,
+        )  # fmt: skip
 
     def _direction_step(self) -> None:
         for group in self.param_groups:
@@ -86,23 +83,9 @@ class Lion(ElementwiseOptimizer):
     def _state_names(self, group: Group) -> tuple[str, ...]:  # noqa: ARG002
         return ("exp_avg",)
 
-    def _begin_pieces(self, p: Tensor, group: Group, dtype: torch.dtype) -> None:  # noqa: ARG002
-        state = self.state[p]
-        if "exp_avg" not in state:
-            state["exp_avg"] = torch.zeros_like(p, dtype=dtype, memory_format=torch.contiguous_format)
-        elif state["exp_avg"].dtype != dtype or not state["exp_avg"].is_contiguous():
-            state["exp_avg"] = state["exp_avg"].to(dtype).contiguous()
-
-    def _update_pieces(
-        self,
-        weights: list[Tensor],
-        gradients: list[Tensor],
-        states: list[Mapping[str, Tensor]],
-        group: Group,
-        weight_decay: float,
-    ) -> None:
-        momenta = [state["exp_avg"] for state in states]
-        _step(weights, gradients, momenta, {**group, "weight_decay": weight_decay, "foreach": False})
+    def _update_pieces(self, pieces: Elements, group: Group, weight_decay: float) -> None:
+        momenta = [state["exp_avg"] for state in pieces.states]
+        _step(pieces.weights, pieces.gradients, momenta, {**group, "weight_decay": weight_decay, "foreach": False})
 
 
 def _step(weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], group: Group) -> None:

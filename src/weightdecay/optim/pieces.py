@@ -8,9 +8,11 @@ small tensor the call is what costs, so those are joined into a piece, stepped a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -36,8 +38,17 @@ _SAMPLE = 1 << 12  # weights that are compared with their masters where a compil
 ROUNDED = "rounded_steps"
 COUNTS = ("step", ROUNDED)
 
-# (flat weights, flat gradients, state by name of each): the direction's step, in place
-Update: TypeAlias = Callable[[list[Tensor], list[Tensor], list[Mapping[str, Tensor]]], None]
+
+class Elements(NamedTuple):
+    """Flat tensors as a direction meets them: weights, gradients and state by name of each."""
+
+    weights: list[Tensor]
+    gradients: list[Tensor]
+    states: list[Mapping[str, Tensor]]
+
+
+# The direction's step, in place.
+Update: TypeAlias = Callable[[Elements], None]
 
 
 class MasterWarning(UserWarning):
@@ -69,21 +80,16 @@ class StepKind:
 
     Attributes:
         decay: a_t, where the decay is not the direction's own; 0 leaves it to `update`.
-        rounding: with which the step is made in float32; None steps in the weights' own dtype.
-        momentum, mix: the coming update has the sign of x·state[momentum] + y·gradient, for masked rules.
         update: the direction's step; None where torch makes it afterwards.
+        momentum, mix: the coming update has the sign of x·state[momentum] + y·gradient, for masked rules.
     """
 
     rule: Rule
     decay: float
-    rounding: Rounding | None
-    momentum: str
-    mix: tuple[float, float]
+    rounding: Rounding
     update: Update | None
-
-    def without_rounding(self) -> StepKind:
-        """The same in the weights' own dtype."""
-        return replace(self, rounding=None)
+    momentum: str = ""
+    mix: tuple[float, float] = (0.0, 1.0)
 
 
 def piece_size(device: torch.device) -> int:
@@ -157,12 +163,15 @@ class Workspace:
         return self._buffers[key][:count]
 
     def step(self, flats: Sequence[Flat], kind: StepKind) -> None:
-        """One elementwise step of tensors of one dtype on one device."""
-        for piece in _pieces(flats):
-            if kind.rounding is None:
-                self._step_as_is(piece, kind)
-            else:
-                self._step_widened(piece, kind, kind.rounding)
+        """One elementwise step of tensors, those of one kind together; a distributed one's parts have their noise."""
+        alike: dict[Any, list[Flat]] = defaultdict(list)
+        for flat in flats:
+            w, g = flat.weights, flat.gradient
+            alike[w.dtype, g.dtype, w.device, flat.shard, kind.momentum in flat.state].append(flat)
+        for (dtype, *_), together in alike.items():
+            step = self._step_widened if kind.rounding.acts_on(dtype) else self._step_as_is
+            for piece in _pieces(together):
+                step(piece, kind)
 
     def _step_as_is(self, piece: list[Flat], kind: StepKind) -> None:
         """Decay, and step, in the weights' own dtype."""
@@ -172,10 +181,11 @@ class Workspace:
         if len(piece) > 1:
             _put_back(weights, [flat.weights for flat in piece])
         if kind.update is not None:
-            kind.update([flat.weights for flat in piece], gradients, [flat.state for flat in piece])
+            kind.update(Elements([flat.weights for flat in piece], gradients, [flat.state for flat in piece]))
 
-    def _step_widened(self, piece: list[Flat], kind: StepKind, rounding: Rounding) -> None:
+    def _step_widened(self, piece: list[Flat], kind: StepKind) -> None:
         """Decay and step in float32, and round once."""
+        rounding = kind.rounding
         low = self._joined("weights", [flat.weights for flat in piece])
         names = rounding.memory(low.dtype)
         memory = {name: self._joined(name, [flat.state[name] for flat in piece]) for name in names}
@@ -188,7 +198,7 @@ class Workspace:
         if kind.update is not None:
             sizes = [flat.weights.numel() for flat in piece]
             wides, gradients = (list(torch.split_with_sizes(whole, sizes)) for whole in (wide, gradient))
-            kind.update(wides, gradients, [flat.state for flat in piece])
+            kind.update(Elements(wides, gradients, [flat.state for flat in piece]))
 
         rounding.write(wide, low, memory, self.scratch, self._noise(piece) if rounding.needs_noise else None)
         if len(piece) > 1:
@@ -204,7 +214,8 @@ class Workspace:
             assert gradient is not None
             begun = kind.momentum in piece[0].state
             momenta = self._joined("momentum", [flat.state[kind.momentum] for flat in piece]) if begun else None
-            out = None if torch.is_grad_enabled() else self.scratch("update", weights, weights.dtype)
+            wide = torch.promote_types(weights.dtype, gradient.dtype)  # or small updates would lose their sign
+            out = None if torch.is_grad_enabled() else self.scratch("update", weights, wide)
             update = mixed(momenta, gradient, kind.mix, out)
         if kind.rule.target == "initial":
             initial = self._joined("initial", [flat.state["initial"] for flat in piece])
@@ -270,46 +281,31 @@ class Workspace:
         self._warned = True
 
 
-def flat_of(
-    tensor: Tensor,
-    gradient: Any,
-    state: Mapping[str, Any],
-    names: Sequence[str],
-    number: int,
-    copies: list[tuple[Tensor, Tensor]],
-) -> Flat:
-    """A tensor as a step meets it.
+@contextmanager
+def flattened(tensors: Iterable[tuple[Any, Any, Mapping[str, Any], int]], names: Sequence[str]) -> Iterator[list[Flat]]:
+    """Tensors as a step meets them. Strided ones are copied, and written back when the step is done.
 
     Args:
+        tensors: each with its gradient, its state by name and its number.
         names: the state that has a number for each weight.
-        copies: gets (original, contiguous copy) of what is strided, for `put_back` after the step.
     """
+    copies: list[tuple[Tensor, Tensor]] = []
 
-    here = {
-        name: _flat(state[name], copies) if name in names else state[name]
-        for name in (*names, *COUNTS)
-        if name in state
-    }
-    slope = local(gradient).contiguous()
-    return Flat(
-        _flat(tensor, copies),
-        slope if slope.ndim == 1 else slope.view(-1),
-        here,
-        number,
-        shard_number(tensor),
-    )
+    def flat(original: Tensor) -> Tensor:
+        whole = local(original)
+        if not whole.is_contiguous():
+            copies.append((whole, whole.contiguous()))
+            whole = copies[-1][1]
+        return whole if whole.ndim == 1 else whole.view(-1)
 
-
-def _flat(original: Tensor, copies: list[tuple[Tensor, Tensor]]) -> Tensor:
-    whole = local(original)
-    if not whole.is_contiguous():
-        copies.append((whole, whole.contiguous()))
-        whole = copies[-1][1]
-    return whole if whole.ndim == 1 else whole.view(-1)
-
-
-def put_back(copies: list[tuple[Tensor, Tensor]]) -> None:
-    """Write what was stepped in copies into the strided tensors."""
+    flats = []
+    for tensor, gradient, state, number in tensors:
+        slope = local(gradient).contiguous()
+        here = {name: flat(state[name]) for name in names if name in state}
+        here |= {name: state[name] for name in COUNTS if name in state}
+        slope = slope if slope.ndim == 1 else slope.view(-1)
+        flats.append(Flat(flat(tensor), slope, here, number, shard_number(tensor)))
+    yield flats
     for original, copy in copies:
         original.copy_(copy)
 

@@ -9,7 +9,6 @@ Reference: Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from weightdecay.optim.elementwise import ElementwiseOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules
+from weightdecay.optim.pieces import Elements
 from weightdecay.optim.roundings import NEAREST, RoundingLike
 from weightdecay.rules import DECOUPLED, group_rule
 
@@ -80,19 +80,11 @@ class SGDW(ElementwiseOptimizer, torch.optim.SGD):
             state["momentum_buffer"] = self._ascended(p.grad, p, group, group["weight_decay"]).mul_(
                 group["dampening"] / momentum
             )
-        elif momentum:
-            state["momentum_buffer"] = state["momentum_buffer"].to(dtype).contiguous()
+        super()._begin_pieces(p, group, dtype)
 
-    def _update_pieces(
-        self,
-        weights: list[Tensor],
-        gradients: list[Tensor],
-        states: list[Mapping[str, Tensor]],
-        group: Group,
-        weight_decay: float,
-    ) -> None:
+    def _update_pieces(self, pieces: Elements, group: Group, weight_decay: float) -> None:
         momentum, lr = group["momentum"], float(group["lr"])
-        for w, given, state in zip(weights, gradients, states, strict=True):
+        for w, given, state in zip(*pieces, strict=True):
             gradient = self._ascended(given, w, group, weight_decay)
             if momentum:
                 buffer = state["momentum_buffer"]
