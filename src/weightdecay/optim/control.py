@@ -28,18 +28,17 @@ from weightdecay.optim.grouping import Group
 from weightdecay.optim.peaks import PeakLr, peak_faults, peak_of
 from weightdecay.optim.precision import warn_of_rounding
 from weightdecay.optim.scheduling import apply_schedules
-from weightdecay.optim.serving import Service, decays, is_as_torch_means, services
-from weightdecay.probing.watch import Watch
-from weightdecay.rules import (
-    DECOUPLED,
-    Rule,
-    RuleLike,
-    as_rule,
-    group_decay_per_step,
-    group_rule,
-    plain_rule,
-    spelt,
+from weightdecay.optim.serving import (
+    Service,
+    decays,
+    is_as_torch_means,
+    optimizer_faults,
+    reach_faults,
+    rules_followed,
+    services,
 )
+from weightdecay.probing.watch import Watch
+from weightdecay.rules import Rule, RuleLike, as_rule, group_decay_per_step, group_rule, plain_rule, spelt
 from weightdecay.schedules import Schedule
 
 
@@ -313,7 +312,7 @@ def control(
         raise OptimizerError(faults)
     asked = None if rule is None else as_rule(rule)
     groups, rules = optimizer.param_groups, rules_followed(optimizer, asked)
-    if faults := _reach_faults(asked, rules) + peak_faults(groups, rules, peak_lr):
+    if faults := reach_faults(asked, rules) + peak_faults(groups, rules, peak_lr):
         raise OptimizerError(faults)
 
     made = Control(optimizer, asked, schedule)
@@ -358,43 +357,3 @@ def steps_taken(optimizer: torch.optim.Optimizer, group: Group, *, before: bool 
     states = (optimizer.state.get(p, {}) for p in group["params"])
     counts = [int(state["step"]) for state in states if isinstance(state, dict) and "step" in state]
     return max(max(counts, default=0) - (1 if before else 0), 0)
-
-
-def rules_followed(optimizer: torch.optim.Optimizer, rule: Rule | None) -> list[Rule]:
-    """The rule of each group: the one that is asked for, unless the group has its own."""
-    groups = optimizer.param_groups
-    if not isinstance(optimizer, DecayingOptimizer):
-        return [group_rule(group) if "rule" in group else rule or DECOUPLED for group in groups]
-    rest = as_rule(optimizer.defaults["rule"])  # of the groups that were not given another
-    return [rule if rule and group_rule(group) == rest else group_rule(group) for group in groups]
-
-
-def optimizer_faults(optimizer: Any, rule: Any, schedule: Any) -> list[str]:
-    """What is wrong with an optimizer, a rule or a schedule, whatever the rule would do."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        return [f"control takes a torch optimizer, got {type(optimizer).__name__}"]
-    if schedule is not None and not callable(schedule):
-        return [f"schedule must give λ for a step, such as Linear(0.1, 0.0, steps=10_000), got {schedule!r}"]
-    kind, groups = type(optimizer).__name__, getattr(optimizer, "param_groups", None)
-    if groups is None or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-        return [f"{kind} wraps an optimizer and has no step hooks of its own: give the wrapped one (`.optimizer`)"]
-    try:
-        asked = None if rule is None else as_rule(rule)
-        rules_followed(optimizer, asked)
-    except OptimizerError as error:
-        return error.faults
-
-    without = [group_title(g, i) for i, g in enumerate(groups) if "weight_decay" not in g or "lr" not in g]
-    if without:
-        return [f"{kind} has no weight_decay or no lr in {', '.join(without)}: there is no decay to control"]
-    reason = optimizer.refusal(asked) if isinstance(optimizer, DecayingOptimizer) and asked else ""
-    return [f"rule '{asked.name}': {reason}"] if asked and reason else []
-
-
-def _reach_faults(rule: Rule | None, rules: Sequence[Rule]) -> list[str]:
-    if rule is None or rule in rules:
-        return []
-    own = ", ".join(sorted({followed.name for followed in rules}))
-    return [
-        f"rule '{rule.name}' reaches no group: each has its own ({own}), given or loaded; delete it where not wanted"
-    ]

@@ -40,7 +40,7 @@ from weightdecay.probing.report import Form as Form
 from weightdecay.probing.report import GroupReport as GroupReport
 from weightdecay.probing.report import StepReport as StepReport
 from weightdecay.probing.twin import Twins
-from weightdecay.probing.walks import GUARDED, Walk, Walker, fine_dtype, has_same_updates, is_alike, longest
+from weightdecay.probing.walks import Walk, Walker, fine_dtype, has_same_updates, is_alike, longest
 
 STEPS = 16
 _FEW = 6
@@ -160,7 +160,7 @@ class _Bench:
 
     def _steps_with(self, **settings: Sequence[float]) -> bool:
         try:
-            self._walker(**settings).walk(1)
+            self._walker(**settings).walk(1, guarded=1)
         except Exception:  # others' code
             return False
         return True
@@ -171,7 +171,7 @@ class _Bench:
         twin.set(**{key: value for key, value in settings.items() if value is not None})
         return Walker(twin, **how)
 
-    def _walk(self, steps: int = 0, *, guarded: int = GUARDED, **how: Any) -> Walk:
+    def _walk(self, steps: int = 0, *, guarded: int = 0, **how: Any) -> Walk:
         return self._walker(**how).walk(steps or self.steps, guarded=guarded)
 
     def reports(self) -> list[_Seen]:
@@ -179,6 +179,7 @@ class _Bench:
         none: dict[str, Any] = {"weight_decay": [0.0] * len(self.groups)} if self.decays else {}
         lr: dict[str, Any] = {"lr": self.lrs[0]} if self.lrs else {}
 
+        # A guard takes longer than a step, so it sees each kind of step once: without λ, and below with each λ.
         direction = self._walk(**lr, **none, guarded=self.steps)
         elsewhere = self._walk(**lr, **none, drawn_anew=True)
         at_other_lr = self._walk(3, lr=self.lrs[1], **none) if self.lrs else direction
@@ -247,7 +248,7 @@ class _Bench:
         rate, count = 1e-4, len(self.groups)
         how: dict[str, Any] = {"lr": [rate] * count, "weight_decay": [_SLOW / rate] * count, "gradient": 0.0}
         walkers = [self._walker(**how, mirrored=mirrored) for mirrored in (False, True)]
-        return [walker.walk(STEPS_WITHOUT_PHASE, guarded=0) for walker in walkers]
+        return [walker.walk(STEPS_WITHOUT_PHASE) for walker in walkers]
 
     def _brings_weights_back(self, index: int) -> bool:
         """Whether a direction that reads weights reads some that it remembers, such as a slow average's.
@@ -281,7 +282,8 @@ class _Bench:
             "lr·λ beside": {"shrink": named, "where": "beside"},
         }
         walks = {way: functools.partial(self._walk, _FEW, **none, **how) for way, how in led.items()}
-        return Entry(self._walk(_FEW, **lr, weight_decay=weight_decay), direction.first(_FEW), walks)
+        own = self._walk(_FEW, **lr, weight_decay=weight_decay, guarded=_FEW)
+        return Entry(own, direction.first(_FEW), walks)
 
     @functools.cached_property
     def _elsewhere(self) -> list[Entry]:

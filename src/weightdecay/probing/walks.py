@@ -12,9 +12,6 @@ from torch import Tensor
 from weightdecay.probing.copying import away_from_zero
 from weightdecay.probing.twin import Twin, Twins
 
-GUARDED = 2
-"""Steps of most walks that are guarded: one that makes state and one as all the others, for a guard takes longer than
-the step."""
 _OTHER_SEED = 7
 
 Where: TypeAlias = Literal["before", "after", "beside"]
@@ -100,7 +97,7 @@ class Walker:
         for p in (p for params in self.twin.params for p in params):
             p.copy_(away_from_zero(tuple(p.shape), generator, is_complex=p.is_complex()))
 
-    def walk(self, steps: int, *, guarded: int = GUARDED) -> Walk:
+    def walk(self, steps: int, *, guarded: int = 0) -> Walk:
         """Make some steps.
 
         Args:
