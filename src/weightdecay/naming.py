@@ -117,6 +117,13 @@ def inner(module: nn.Module) -> nn.Module | None:
     return module._modules.get(holder) if holder else None
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside all wrappers."""
+    while (wrapped := inner(module)) is not None:
+        module = wrapped
+    return module
+
+
 def bare_class(module: nn.Module) -> type:
     """The class that the module's author wrote, whatever was mixed into it since."""
     cls: type = type(module)

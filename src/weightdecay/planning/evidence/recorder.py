@@ -1,4 +1,4 @@
-"""What a forward pass does with each tensor: the strongest evidence of its job.
+"""What a forward pass does with each tensor: the strongest evidence of what it is for.
 
 A dispatch mode sees every operation below autograd. It follows each parameter through views, casts and arithmetic with
 constants (`1 + w`, `-exp(A_log)`) up to the operation in which it meets something that depends on the input, and notes
@@ -8,82 +8,46 @@ that meeting: which operation, in which argument, what was done to the parameter
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from weightdecay.planning.evidence.budget import Budget
-
-# change the form of a tensor, not what it says
-_FORM = frozenset({
-    "view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "t", "transpose", "permute", "movedim",
-    "expand", "expand_copy", "unsqueeze", "squeeze", "select", "slice", "split", "split_copy", "split_with_sizes",
-    "chunk", "unbind", "narrow", "diagonal", "unfold", "as_strided", "detach", "alias", "clone", "contiguous",
-    "_to_copy", "lift_fresh", "lift_fresh_copy", "view_as_real", "view_as_complex", "repeat", "repeat_interleave",
-    "stack", "flip", "roll", "constant_pad_nd", "native_dropout", "upsample_nearest2d", "upsample_linear1d",
-    "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa",
-})  # fmt: skip
-# where `F.linear`, `x @ w` and convolutions put the weight
-WEIGHT_SLOTS = frozenset({"mat2", "batch2", "weight"})
-PRODUCTS = frozenset(
-    {"mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv", "addbmm", "_grouped_mm", "linear", "matmul"}
+from weightdecay.planning.evidence.budget import Budget, tensors_in
+from weightdecay.planning.evidence.origins import (
+    CONSTANT,
+    LONGEST_PATH,
+    Argument,
+    Origin,
+    distinct,
+    geometry,
+    modulated,
+    partner_of,
+    trait_of,
+    varying,
 )
-NORMALISING = frozenset({
-    "native_layer_norm", "native_group_norm", "native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm",
-    "_native_batch_norm_legit_no_training", "_batch_norm_with_update", "_batch_norm_no_update", "_fused_rms_norm",
-    "rms_norm",
-})  # fmt: skip
-LOOKUPS = frozenset({"embedding", "index_select", "gather", "index", "_embedding_bag", "take"})
-_SPREADS = frozenset({"sqrt", "std", "linalg_vector_norm", "norm", "frobenius_norm"})
-_KEEPS_SPREAD = frozenset({"add", "clamp", "clamp_min", "maximum", "mul", "sub"})
-_LONGEST_PATH = 6
+from weightdecay.planning.evidence.uses import (
+    AROUND_NORM,
+    FACTORS,
+    FORM,
+    GATES,
+    LOOKUPS,
+    MODULATION,
+    NORMALISING,
+    PRODUCTS,
+    ROUTED,
+    SPREAD,
+    TERMS,
+    WEIGHT_SLOTS,
+    WEIGHTED_SUM,
+    Use,
+)
 
-
-class Use(NamedTuple):
-    """One meeting of a parameter with the input's data.
-
-    `operation.slot` is torch's own name of operation and argument; `through` what was done to the parameter before;
-    `partner` what it met; `geometry` how it lies in the result (see `_geometry`), in a product how it takes part:
-    whole as one "matrix", or as one of a "stack".
-    """
-
-    operation: str
-    slot: str
-    partner: str
-    geometry: str
-    through: tuple[str, ...]
-
-    def __str__(self) -> str:
-        path = "".join(f"{step}>" for step in self.through)
-        return f"{path}{self.operation}.{self.slot}/{self.partner}:{self.geometry}"
-
-    @classmethod
-    def parse(cls, text: str) -> Use:
-        """The inverse of `str`."""
-        *through, rest = text.split(">")
-        call, _, meeting = rest.partition("/")
-        operation, _, slot = call.partition(".")
-        partner, _, geometry = meeting.partition(":")
-        return cls(operation, slot, partner, geometry, tuple(through))
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """Where a tensor comes from: parameters (with the path from each), and whether the input had a part in it.
-
-    Both at once is a parameter that the input has modulated, as hypernetworks do: still a weight, if used as one.
-    """
-
-    parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    live: bool = False
-    trait: str = ""
-    scaled_by: frozenset[str] = frozenset()
-
-
-_CONSTANT = _Origin()
+_COPIES = frozenset({"clone", "contiguous", "_to_copy", "alias", "detach"})  # leave every axis where it is
+_REDUCTIONS = frozenset({"sum", "mean"})
+_REJOINS = frozenset({"add", "sub", "rsub", "cat", "stack", "where"})  # of one tensor's own pieces: rotations
 
 
 class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -103,167 +67,257 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.uses: dict[str, set[Use]] = {}
-        self._origins: Any = WeakTensorKeyDictionary()  # _Origin of each tensor that is still alive
+        self._origins: Any = WeakTensorKeyDictionary()  # Origin of each tensor that is still alive
         self._budget = budget or Budget()
-        self._live_storages: dict[int, torch.Tensor] = {}  # held, so that no storage of that address can follow it
+        # What was written to in place, with all views of it; held, so that no storage of that address can follow it.
+        self._written: dict[int, tuple[torch.Tensor, Origin]] = {}
         self._sizes = {name: tensor.numel() for name, tensor in parameters.items()}
+        self._sources = 0
+        self._last_gains: frozenset[str] = frozenset()
+
         for name, tensor in parameters.items():
             known = dict(self._origin(tensor).parameters)
-            self._set(tensor, _Origin({**known, name: ()}))
+            self._origins[tensor] = Origin({**known, name: ()})
         for tensor in inputs:
-            self._set(tensor, _Origin(live=True, trait="input"))
+            self._origins[tensor] = Origin(live=True, trait="input", source=self._new_source(), is_bare=True)
+
+    def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
+        super().__exit__(kind, value, traceback)
+        if kind is None:
+            for parameter in self._last_gains:
+                self._note(parameter, Use(AROUND_NORM, "order", "last", ""))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = self._budget.run(func, args, kwargs or {})
+
         name = func._schema.name.removeprefix("aten::")
         in_place = name.endswith("_") and not name.startswith("_")
         if name == "pow" and len(args) > 1 and isinstance(args[1], int | float) and args[1] < 0:
             name = "rsqrt"
-        arguments = self._tensor_arguments(func, args, kwargs or {})
-        origin = self._operation(name.rstrip("_") if in_place else name, arguments, out)
-        for tensor in _tensors(out):
-            self._set(tensor, origin)
-            if in_place and origin.live:
-                self._live_storages[tensor.untyped_storage()._cdata] = tensor
+        name = name.rstrip("_") if in_place else name
+        arguments = self._arguments(func, args, kwargs or {})
+        if name in _REDUCTIONS:
+            self._settle_weighted_sums(arguments, args)
+
+        origin = self._operation(name, arguments, out)
+        for tensor in tensors_in(out):
+            self._origins[tensor] = origin
+            if in_place and (origin.live or origin.parameters):
+                self._write(tensor, origin)
         return out
 
-    def _set(self, tensor: torch.Tensor, origin: _Origin) -> None:
-        self._origins[tensor] = origin
+    # --- where tensors come from
 
-    def _origin(self, tensor: torch.Tensor) -> _Origin:
-        origin: _Origin = self._origins.get(tensor, _CONSTANT)
-        if origin is _CONSTANT and self._live_storages and tensor.untyped_storage()._cdata in self._live_storages:
-            return _Origin(live=True, trait="activation")
-        return origin
+    def _new_source(self) -> int:
+        self._sources += 1
+        return self._sources
 
-    def _tensor_arguments(
-        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> list[tuple[str, torch.Tensor, _Origin]]:
+    def _origin(self, tensor: torch.Tensor) -> Origin:
+        origin: Origin = self._origins.get(tensor, CONSTANT)
+        if not self._written or origin.live or tensor.untyped_storage()._cdata not in self._written:
+            return origin
+        written = self._written[tensor.untyped_storage()._cdata][1]
+        if written.live:
+            return Origin(live=True, trait="activation")
+        return replace(origin, parameters={**written.parameters, **origin.parameters})
+
+    def _write(self, tensor: torch.Tensor, origin: Origin) -> None:
+        """A weight may be built piece by piece: `w[:4] = self.a` writes into all views of `w`."""
+        key = tensor.untyped_storage()._cdata
+        before = self._written[key][1] if key in self._written else CONSTANT
+        parameters = {**before.parameters, **origin.parameters}
+        self._written[key] = tensor, Origin(parameters, live=before.live or origin.live)
+
+    def _arguments(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Argument]:
         slots = [argument.name for argument in func._schema.arguments]
         named = [*zip(slots, args, strict=False), *kwargs.items()]
-        return [(slot, tensor, self._origin(tensor)) for slot, value in named for tensor in _tensors(value)]
+        return [Argument(slot, t, self._origin(t)) for slot, value in named for t in tensors_in(value)]
 
-    def _operation(self, name: str, arguments: list[tuple[str, torch.Tensor, _Origin]], out: Any) -> _Origin:
+    # --- what happens to them
+
+    def _operation(self, name: str, arguments: Sequence[Argument], out: Any) -> Origin:
         """Note what happens here and say where the result comes from."""
-        live = [origin for _, _, origin in arguments if origin.live]
-        carriers = [entry for entry in arguments if entry[2].parameters]
-        shape = next((tuple(tensor.shape) for tensor in _tensors(out)), ())
-        if carriers and (live or name in LOOKUPS | PRODUCTS or len(carriers) > 1):
-            for slot, tensor, origin in carriers:
-                if origin.live and slot not in WEIGHT_SLOTS:
-                    continue
-                partner = self._partner(slot, origin, arguments)
-                other = next((tuple(t.shape) for _, t, o in arguments if o is not origin), shape)
-                for parameter, through in origin.parameters.items():
-                    geometry = self._place(parameter, tensor) if name in PRODUCTS else ""
-                    geometry = geometry or _geometry(_distinct(tensor), shape, other)
-                    self.uses.setdefault(parameter, set()).add(Use(name, slot, partner, geometry, through))
-        if live and not (name in LOOKUPS and name != "embedding" and arguments[0][2].parameters):
-            return self._live_result(name, arguments, live)
+        live = [a.origin for a in arguments if a.origin.live]
+        carriers = [a for a in arguments if a.origin.parameters]
+        shape = next((tuple(tensor.shape) for tensor in tensors_in(out)), ())
+
+        weighed: dict[str, tuple[Use, frozenset[int]]] = {}
+        if carriers and (live or name in LOOKUPS | PRODUCTS or len(carriers) > 1 or _is_spread(name, carriers, shape)):
+            weighed = self._note_meetings(name, carriers, arguments, shape)
+        if any(origin.gains for origin in live) and name not in FORM:
+            self._note_after_norm(name, arguments)
+        if live and any(origin.summed for origin in live):
+            self._settle_tables(name, arguments)
+
+        is_row_choice = name in LOOKUPS and name != "embedding" and bool(arguments[0].origin.parameters)
+        if live and not is_row_choice:
+            return self._live_result(name, arguments, live, weighed)
         if not carriers:
-            return _CONSTANT
-        step = () if name in _FORM else (name,)
-        merged: dict[str, tuple[str, ...]] = {}
-        for _, _, origin in carriers:
-            for parameter, through in origin.parameters.items():
-                merged.setdefault(parameter, (through + step)[:_LONGEST_PATH])
-        return _Origin(merged)
+            return CONSTANT
+        return Origin(_followed(name, carriers, arguments, shape, routed=bool(live)))
+
+    def _note(self, parameter: str, use: Use) -> None:
+        self.uses.setdefault(parameter, set()).add(use)
+
+    def _note_meetings(
+        self, name: str, carriers: Sequence[Argument], arguments: Sequence[Argument], shape: tuple[int, ...]
+    ) -> dict[str, tuple[Use, frozenset[int]]]:
+        weighed: dict[str, tuple[Use, frozenset[int]]] = {}
+        for own in carriers:
+            if own.origin.live and own.slot not in WEIGHT_SLOTS:
+                continue
+            partner, form = partner_of(own, arguments), distinct(own.tensor)
+            other = next((tuple(a.tensor.shape) for a in arguments if a.origin is not own.origin), shape)
+            for parameter, through in own.origin.parameters.items():
+                place = self._place(parameter, own.tensor) if name in PRODUCTS else geometry(form, shape, other)
+                rows = sum(size > 1 for size in form)
+                use = Use(name, own.slot, partner, place, through, len(form), rows)
+                self._note(parameter, use)
+                if name == "mul" and not own.origin.live and not GATES & {*through}:
+                    weighed[parameter] = use, varying(own.tensor)
+        return weighed
 
     def _place(self, parameter: str, tensor: torch.Tensor) -> str:
         """Whether a product takes a parameter whole as one matrix, or as a stack of them, or one out of a stack."""
-        own = _distinct(tensor)
+        own = distinct(tensor)
         is_stack = (len(own) > 2 and own[0] > 1) or tensor.numel() < self._sizes[parameter]
         return "stack" if is_stack else "matrix"
 
-    def _partner(self, slot: str, own: _Origin, arguments: list[tuple[str, torch.Tensor, _Origin]]) -> str:
-        others = [origin for other, _, origin in arguments if other != slot or origin is not own]
-        live = [origin.trait or "activation" for origin in others if origin.live]
-        if live:
-            return live[0]
-        if any(origin.parameters for origin in others):
-            return "parameter"
-        return "constant"
-
     def _live_result(
-        self, name: str, arguments: list[tuple[str, torch.Tensor, _Origin]], live: list[_Origin]
-    ) -> _Origin:
-        """What an operation on live tensors yields: the trait tells a later partner what it met."""
-        traits = {origin.trait for origin in live}
-        carriers = frozenset(name for _, _, origin in arguments if not origin.live for name in origin.parameters)
-        if (name in _FORM or name in ("mul", "div")) and len(live) == 1 and not carriers:
-            return live[0]
-        modulated = _modulated(arguments) if name in _FORM or name in ("mul", "div", "add") else {}
-        if (name == "mul" and "inverse-spread" in traits) or (name == "div" and live[-1].trait == "spread"):
-            for parameter in live[0].scaled_by:
-                self._settle(parameter)
-            return _Origin(modulated, live=True, trait="normalised")
-        if name == "mul" and carriers:
-            return _Origin(modulated, live=True, trait="activation", scaled_by=live[0].scaled_by | carriers)
-        return _Origin(modulated, live=True, trait=_trait(name, traits, arguments))
+        self,
+        name: str,
+        arguments: Sequence[Argument],
+        live: Sequence[Origin],
+        weighed: Mapping[str, tuple[Use, frozenset[int]]],
+    ) -> Origin:
+        """What an operation on live tensors yields."""
+        first = live[0]
+        carriers = frozenset(name for a in arguments if not a.origin.live for name in a.origin.parameters)
 
-    def _settle(self, parameter: str) -> None:
+        # One live tensor in another form, rotated, or under a mask is what it was.
+        if not carriers and (name in FORM or name in ("mul", "div", "neg")):
+            real = [origin for origin in live if not origin.is_bare]
+            if len(live) == 1 or (len(real) == 1 and name in ("mul", "div") and not real[0].trait.endswith("spread")):
+                kept = first if len(live) == 1 else real[0]
+                return kept if name in _COPIES else replace(kept, weighed={})
+        if not carriers and name in _REJOINS and len({origin.source for origin in live}) == 1 and first.source:
+            return replace(first, weighed={})
+
+        made_of = modulated(arguments) if name in FORM or name in ("mul", "div", "add") else {}
+        fresh = Origin(made_of, live=True, source=self._new_source())
+        traits = [origin.trait for origin in live]
+        if (name == "mul" and "inverse-spread" in traits) or (name == "div" and traits[-1] == "spread"):
+            for parameter in first.scaled_by:
+                self._settle_gain(parameter)
+            before = next((trait for trait in traits if not trait.endswith("spread")), "activation")
+            return replace(fresh, trait="normalised", normalised=before)
+        if name in NORMALISING:
+            gains = frozenset(p for a in arguments if a.slot == "weight" for p in a.origin.parameters)
+            return self._normed(replace(fresh, trait="normalised", normalised=traits[0]), gains)
+
+        if name == "mul" and carriers:
+            scaled = replace(fresh, trait="activation", scaled_by=first.scaled_by | carriers, weighed=weighed)
+            return self._normed(scaled, carriers, first.normalised) if "normalised" in traits else scaled
+
+        bare = not carriers and all(origin.is_bare for origin in live)
+        result = replace(fresh, trait=trait_of(name, live, arguments), is_bare=bare)
+        if name in TERMS and carriers:  # a bias changes no trait, and is a norm's own shift
+            trait = first.trait if set(traits) == {"projection"} else result.trait
+            return replace(result, trait=trait, summed=carriers, gains=first.gains, normalised=first.normalised)
+        if name in TERMS and len(live) == 1 or (name in GATES and len(live) == 1):
+            return replace(result, summed=first.summed)
+        return result
+
+    # --- norms: which gain, of what, before what
+
+    def _normed(self, result: Origin, gains: frozenset[str], before: str = "") -> Origin:
+        for parameter in gains:
+            self._note(parameter, Use(AROUND_NORM, "before", before or result.normalised or "activation", ""))
+        self._last_gains = gains or self._last_gains
+        return replace(result, gains=gains)
+
+    def _note_after_norm(self, name: str, arguments: Sequence[Argument]) -> None:
+        for own in arguments:
+            others = [a.origin for a in arguments if a is not own]
+            meets = any(o.live and not o.is_bare for o in others)
+            if not own.origin.gains or (name in ("mul", "div", "neg") and not meets):
+                continue
+            if name in _REJOINS and all(not o.live or o.source == own.origin.source for o in others):
+                continue
+
+            after = "other"
+            if "scaled_dot_product" in name or "_flash_attention" in name:
+                after = "scores" if own.slot in ("query", "key") else "product"
+            elif name in PRODUCTS:
+                after = "scores" if any(o.live and not o.parameters for o in others) else "product"
+            elif "conv" in name:
+                after = "product"
+            elif name in TERMS:
+                after = "residual"
+            for parameter in own.origin.gains:
+                self._note(parameter, Use(AROUND_NORM, "after", after, ""))
+
+    # --- what is known only later
+
+    def _settle_gain(self, parameter: str) -> None:
         """`w * x * rsqrt(…)` multiplies by the gain first: what it met is known only now."""
         uses = self.uses[parameter]
         self.uses[parameter] = {use._replace(partner="normalised") if use.operation == "mul" else use for use in uses}
 
+    def _settle_weighted_sums(self, arguments: Sequence[Argument], args: Sequence[Any]) -> None:
+        """`(x * w).sum(-1)` is `x @ w`: a product if the sum goes over axes along which `w` varies, and no others.
 
-def _modulated(arguments: list[tuple[str, torch.Tensor, _Origin]]) -> dict[str, tuple[str, ...]]:
-    """The parameters that are no smaller than what they met: the input modulates them, and not they the input."""
-    met = max((tensor.numel() for _, tensor, origin in arguments if not origin.parameters), default=0)
-    return {
-        parameter: (*through, "modulation")[:_LONGEST_PATH] if not origin.live else through
-        for _, tensor, origin in arguments
-        for parameter, through in origin.parameters.items()
-        if tensor.numel() >= met
-    }
+        A sum over everything may as well be a loss, and tells nothing.
+        """
+        if not arguments or not arguments[0].origin.weighed:
+            return
+        axes = args[1] if len(args) > 1 else None
+        summed = [axes] if isinstance(axes, int) else axes or []
+        count = arguments[0].tensor.dim()
+        over = {axis if axis < 0 else axis - count for axis in summed}
+        for parameter, (use, varies) in arguments[0].origin.weighed.items():
+            if over and over <= varies and len(over) < count:
+                self.uses[parameter].discard(use)
+                place = self._place(parameter, arguments[0].tensor) if use.rows > 2 else "matrix"
+                self._note(parameter, use._replace(operation=WEIGHTED_SUM, slot="weight", geometry=place))
 
+    def _settle_tables(self, name: str, arguments: Sequence[Argument]) -> None:
+        """A table that the input is added to, and whose pieces then scale or shift another activation, modulates it.
 
-def _trait(name: str, traits: set[str], arguments: list[tuple[str, torch.Tensor, _Origin]]) -> str:
-    if name in PRODUCTS:
-        factors = [origin for slot, _, origin in arguments if slot != "offs" and (slot != "self" or "add" not in name)]
-        return "scores" if sum(origin.live for origin in factors) > 1 else "projection"
-    if name in NORMALISING:
-        return "normalised"
-    if name in ("rsqrt", "reciprocal"):
-        return "inverse-spread"
-    if name in _SPREADS or (name in _KEEPS_SPREAD and traits == {"spread"}):
-        return "spread"
-    if name in ("add", "sub") and "scores" in traits:
-        return "scores"
-    return "looked-up" if name == "embedding" else "activation"
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in _tensors(item)]
-    return []
+        Positions are added to activations that go on; a modulation is itself broadcast over the activation.
+        """
+        if name not in ("mul", "add") or len(arguments) < 2:
+            return
+        for own in arguments:
+            partner = next((a for a in arguments if a is not own and a.origin.live), None)
+            if partner is None or not own.origin.summed or partner.origin.is_bare:
+                continue
+            if own.tensor.numel() < partner.tensor.numel():
+                for parameter in own.origin.summed:
+                    self._note(parameter, Use(MODULATION, name, partner.origin.trait, ""))
 
 
-def _distinct(tensor: torch.Tensor) -> tuple[int, ...]:
-    """The shape, with 1 for the axes along which `expand` only repeats."""
-    if tensor.layout != torch.strided:
-        return tuple(tensor.shape)
-    return tuple(size if stride else 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+def _is_spread(name: str, carriers: Sequence[Argument], shape: tuple[int, ...]) -> bool:
+    """Whether a parameter is multiplied with a larger constant: a scale of it, or of a part of it."""
+    numel = torch.Size(shape).numel()
+    return name in FACTORS and any(torch.Size(distinct(a.tensor)).numel() < numel for a in carriers)
 
 
-def _geometry(own: tuple[int, ...], result: tuple[int, ...], partner: tuple[int, ...]) -> str:
-    """How a tensor lies in a result that it was broadcast to.
-
-    number and vector: it varies over no axis, or one. Of those that vary over more, outer: its partner is itself
-    repeated along one of them; patch: it is repeated within; repeated: it fills the last axes and is repeated over at
-    least two before them; grid: the rest.
-    """
-    mine, whole, other = own[::-1], result[::-1], partner[::-1]
-    varies = [axis for axis, size in enumerate(mine) if size > 1]
-    if len(varies) < 2:
-        return ("number", "vector")[len(varies)]
-    if any(axis >= len(other) or other[axis] == 1 for axis in varies) and len(whole) == max(len(mine), len(other)):
-        return "outer"
-    last = varies[-1]
-    if any(mine[axis] == 1 and whole[axis] > 1 for axis in range(min(last, len(whole)))):
-        return "patch"
-    return "repeated" if sum(size > 1 for size in whole[last + 1 :]) > 1 else "grid"
+def _followed(
+    name: str, carriers: Sequence[Argument], arguments: Sequence[Argument], shape: tuple[int, ...], *, routed: bool
+) -> dict[str, tuple[str, ...]]:
+    """The parameters of a result in which the input has no part, with their paths one step longer."""
+    step: tuple[str, ...] = () if name in FORM else (ROUTED,) if routed else (name,)
+    numel = torch.Size(shape).numel()
+    merged: dict[str, tuple[str, ...]] = {}
+    for own in carriers:
+        form = distinct(own.tensor)
+        is_vector = sum(size > 1 for size in form) < 2
+        by_constant = all(a is own or not a.origin.parameters for a in arguments)
+        is_scale = name in FACTORS and torch.Size(form).numel() < numel and (is_vector or by_constant)
+        more = (*step, SPREAD) if is_scale and len(arguments) > 1 else step
+        for parameter, through in own.origin.parameters.items():
+            merged.setdefault(parameter, (through + more)[:LONGEST_PATH])
+    return merged

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from weightdecay.naming import bare_class, inner
+from weightdecay.naming import bare_class, inner, unwrapped
 
 _HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
 
@@ -62,13 +62,6 @@ def twin(model: nn.Module, outside: Mapping[int, Any] | None = None) -> nn.Modul
         shell.__dict__["training"] = False
     result: nn.Module = memo[id(model)]
     return result
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside all wrappers."""
-    while (wrapped := inner(module)) is not None:
-        module = wrapped
-    return module
 
 
 def _stand_in(parameter: nn.Parameter, generator: torch.Generator) -> nn.Parameter:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from weightdecay.errors import PlanError
-from weightdecay.naming import Registered, bare_class, inner, registered
+from weightdecay.naming import Registered, bare_class, registered, unwrapped
+from weightdecay.planning.evidence.marks import Listing, Mark, listings, marks_of
+from weightdecay.planning.evidence.uses import Use
+
+
+_CONTAINERS = frozenset({"ModuleList", "ModuleDict", "Sequential"})
+_TORCHS_ATTRIBUTE = re.compile(r"weight|bias|in_proj_|[qkv]_proj_")
 
 
 @dataclass(frozen=True)
@@ -19,7 +26,8 @@ class Site:
     """One place at which a tensor is registered.
 
     `bases` are the torch.nn classes the owner inherits from, nearest first; `within` those of all modules around it,
-    the root excepted (transformers' rule looks at them).
+    the root excepted (transformers' rule looks at them). Of a parametrised tensor, `attribute` and `owner` are those
+    that its author wrote, and `original` says which part of it this is: "original", "original0" …
     """
 
     name: str
@@ -27,14 +35,20 @@ class Site:
     owner: str
     bases: tuple[str, ...] = ()
     within: tuple[str, ...] = ()
+    original: str = ""
+
+    @property
+    def is_torchs(self) -> bool:
+        """Whether one of torch's own modules, or a class that inherits from one, registered it, as far as names go."""
+        return bool(set(self.bases) - _CONTAINERS) and _TORCHS_ATTRIBUTE.match(self.attribute) is not None
 
 
 @dataclass(frozen=True)
 class TensorFacts:
     """What is known of one tensor before anyone judges it; the first site names it, the others are aliases.
 
-    `marked` says how the model's author exempts it, if so; `listed` whether the root's own `no_weight_decay()` does.
-    `uses` are what a traced forward did with it, written as in `usage.py`; None where nothing was traced.
+    `marks` is what the model's author says of it; `listed` whether the root's own `no_weight_decay()` names it.
+    `uses` are what a traced forward did with it; None where nothing was traced.
     `unreached` says how it was seen that no gradient gets to it; empty where one does, or nothing is known.
     `untold` says why a batch that was given could not show its use; empty where it did, or none was given.
     """
@@ -42,10 +56,10 @@ class TensorFacts:
     shape: tuple[int, ...]
     sites: tuple[Site, ...]
     trainable: bool = True
-    marked: str = ""
+    marks: tuple[Mark, ...] = ()
     listed: bool = False
     dtype: str = "float32"
-    uses: tuple[str, ...] | None = None
+    uses: tuple[Use, ...] | None = None
     unreached: str = ""
     untold: str = ""
 
@@ -66,25 +80,14 @@ def torch_bases(cls: type) -> tuple[str, ...]:
     )
 
 
-def _site(entry: Registered) -> Site:
-    cls = bare_class(entry.owner)
+def _site(entry: Registered, root: nn.Module) -> Site:
+    cls, attribute, original = bare_class(entry.owner), entry.attribute, ""
+    if isinstance(entry.owner, ParametrizationList):
+        # It stands at `owner.parametrizations.attribute`; what matters is whose attribute was parametrised.
+        cls = bare_class(entry.around[-3] if len(entry.around) > 2 else unwrapped(root))
+        attribute, original = entry.name.split(".")[-2], entry.attribute
     within = [base for module in entry.around for base in torch_bases(bare_class(module))]
-    return Site(entry.name, entry.attribute, cls.__name__, torch_bases(cls), tuple(dict.fromkeys(within)))
-
-
-def _listed(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """(prefix, pattern) of what `no_weight_decay()` names, as timm has it: of the model and of each model in it."""
-
-    def visit(module: nn.Module, prefix: str) -> Iterator[tuple[str, str]]:
-        wrapped = inner(module)
-        method = getattr(module, "no_weight_decay", None) if wrapped is None else None
-        names = method() if callable(method) else ()
-        if isinstance(names, set | frozenset | list | tuple):
-            yield from ((prefix, str(name)) for name in names)
-        for name, child in module.named_children():
-            yield from visit(child, prefix if child is wrapped else f"{prefix}{name}.")
-
-    return visit(model, "")
+    return Site(entry.name, attribute, cls.__name__, torch_bases(cls), tuple(dict.fromkeys(within)), original)
 
 
 @dataclass
@@ -101,7 +104,7 @@ def read_tensors(model: nn.Module) -> list[TensorFacts]:
     """
     collected: dict[object, _Collected] = {}
     for entry in registered(model):
-        collected.setdefault(entry.key, _Collected(entry)).sites.append(_site(entry))
+        collected.setdefault(entry.key, _Collected(entry)).sites.append(_site(entry, model))
     if not collected:
         raise PlanError(f"{type(model).__name__} has no parameters: there is nothing to plan")
     lazy = [found.first.name for found in collected.values() if _is_lazy(found.first.parameter)]
@@ -110,7 +113,7 @@ def read_tensors(model: nn.Module) -> list[TensorFacts]:
             f"lazy parameters have no shape yet: {', '.join(lazy[:5])}{' …' if len(lazy) > 5 else ''}: "
             "run one forward pass through the model, then plan"
         )
-    listed = list(_listed(model))
+    listed = listings(model)
     return [_facts(found, listed) for found in collected.values()]
 
 
@@ -118,22 +121,14 @@ def _is_lazy(parameter: torch.Tensor) -> bool:
     return isinstance(parameter, nn.parameter.UninitializedParameter)
 
 
-def _facts(found: _Collected, listed: Sequence[tuple[str, str]]) -> TensorFacts:
+def _facts(found: _Collected, listed: Sequence[Listing]) -> TensorFacts:
     parameter, sites = found.first.parameter, tuple(found.sites)
-    marked = ""
-    if getattr(parameter, "_no_weight_decay", False):
-        marked = "its `_no_weight_decay` attribute is set"
-    for prefix, pattern in listed:
-        if any(fnmatch(site.name, prefix + pattern) for site in sites):
-            marked = (
-                "the model's `no_weight_decay()` names it" if not prefix else f"`{prefix}no_weight_decay()` names it"
-            )
     return TensorFacts(
         shape=found.first.shape,
         sites=sites,
         trainable=bool(parameter.requires_grad),
-        marked=marked,
-        listed=any(not prefix and fnmatch(sites[0].name, pattern) for prefix, pattern in listed),
+        marks=marks_of(parameter, [site.name for site in sites], listed),
+        listed=any(not one.prefix and not one.anywhere and one.names(sites[0].name) for one in listed),
         dtype=str(parameter.dtype).removeprefix("torch."),
     )
 

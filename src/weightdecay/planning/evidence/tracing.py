@@ -16,12 +16,12 @@ from torch import nn
 
 from weightdecay.naming import bare_class
 from weightdecay.planning.evidence.example_inputs import example_inputs
-from weightdecay.planning.evidence.recorder import UsageRecorder, Use
+from weightdecay.planning.evidence.recorder import UsageRecorder
 from weightdecay.planning.evidence.runnable_copy import absent, twin, undisturbed, unwrapped
 from weightdecay.planning.evidence.small_config import shrunk
 from weightdecay.planning.evidence.tensors import Site, TensorFacts, read_tensors
+from weightdecay.planning.evidence.uses import Use
 from weightdecay.planning.patterns import INDEX
-from weightdecay.planning.roles.from_type_and_name import by_torch_type
 
 LARGEST_RUN = 64_000_000  # elements: about a second and 300 MB
 _MOST_RUNS = 200
@@ -55,13 +55,13 @@ class _Tracer:
         self.seen: set[object] = set()
         self.sisters: dict[object, set[Use]] = {}
         sites = [(site, facts) for facts in tensors for site in facts.sites]
-        self.custom = {site.name for site, facts in sites if by_torch_type(site, facts) is None}
+        self.custom = {site.name for site, facts in sites if not site.is_torchs}
         self.kinds = {site.name: self._kind_of(site, len(facts.shape)) for site, facts in sites}
 
     def _kind_of(self, site: Site, axes: int) -> object:
         """Tensors of one kind do the same: attributes of one class, or of torch's own what differs in indices only."""
         if site.name in self.custom:
-            return site.owner, site.attribute, axes
+            return site.owner, site.attribute, site.original, axes
         return site.owner, INDEX.sub("#", site.name), axes
 
     def run(self, batch: Batch | None) -> None:
@@ -81,7 +81,7 @@ class _Tracer:
             uses: set[Use] = set()
             for site in facts.sites:
                 uses |= self.found.get(site.name) or self.sisters.get(self.kinds[site.name], set())
-            traced.append(replace(facts, uses=tuple(sorted(map(str, uses))) if uses else None))
+            traced.append(replace(facts, uses=tuple(sorted(uses)) if uses else None))
         return traced
 
     def _run_shrunk(self) -> None:

@@ -2,41 +2,96 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from weightdecay.planning.evidence.tensors import Site, TensorFacts
-from weightdecay.planning.roles.from_type_and_name import (
-    by_name,
-    by_shape,
-    by_torch_type,
-    kind_of_matrix,
-    kind_of_table,
+from weightdecay.planning.evidence.uses import AROUND_NORM
+from weightdecay.planning.patterns import INDEX
+from weightdecay.planning.roles.from_name import by_name, by_shape, kind_of_matrix, kind_of_table
+from weightdecay.planning.roles.from_type import by_type
+from weightdecay.planning.roles.from_use import by_use, norm_place
+from weightdecay.planning.roles.roles import (
+    DECAYING,
+    BySister,
+    ByUse,
+    Fixed,
+    NormPlace,
+    Role,
+    Strength,
+    Verdict,
 )
-from weightdecay.planning.roles.from_use import agreeing, by_use
-from weightdecay.planning.roles.roles import DECAYING, Role, Strength, Verdict
 
 _ADDED = frozenset({Role.BIAS, Role.POSITION_EMBEDDING, Role.RELATIVE_POSITION})  # sums look alike
 _TABLES = frozenset({Role.POSITION_EMBEDDING, Role.RELATIVE_POSITION, Role.LEARNED_TOKEN})
 _PARTS_OF_RECURRENCES = frozenset({Role.STATE_SPACE, Role.SCALE, Role.BIAS})
 
+Verdicts = tuple[Verdict, ...]
 
-def classify(tensors: Sequence[TensorFacts]) -> list[tuple[Verdict, ...]]:
-    """The verdicts on each tensor, one per job; a frozen tensor's first verdict says that it is frozen."""
+
+def classify(tensors: Sequence[TensorFacts]) -> list[Verdicts]:
+    """The verdicts on each tensor, one per job; one that training does not move is said to be so first."""
     vocabularies = {facts.shape[0] for facts in tensors for site in facts.sites if "Embedding" in site.bases}
-    verdicts = _with_neighbours(tensors, [_verdicts(facts, vocabularies) for facts in tensors])
-    return [_with_frozen(facts, found) for facts, found in zip(tensors, verdicts, strict=True)]
+    verdicts = [_verdicts(facts, vocabularies) for facts in tensors]
+    verdicts = _with_neighbours(tensors, verdicts)
+    verdicts = _with_sisters(tensors, verdicts)
+    verdicts = _with_final_norm(tensors, verdicts)
+    return [_with_fixed(facts, found) for facts, found in zip(tensors, verdicts, strict=True)]
 
 
-def _with_neighbours(
-    tensors: Sequence[TensorFacts], verdicts: Sequence[tuple[Verdict, ...]]
-) -> list[tuple[Verdict, ...]]:
+def _verdicts(facts: TensorFacts, vocabularies: AbstractSet[int]) -> Verdicts:
+    """Each role once, the first verdict kept."""
+    found: dict[Role, Verdict] = {}
+    for site in facts.sites:
+        verdict = _at(site, facts, vocabularies)
+        found.setdefault(verdict.role, verdict)
+    return tuple(found.values())
+
+
+def _at(site: Site, facts: TensorFacts, vocabularies: AbstractSet[int]) -> Verdict:
+    """Use goes before type, type before name, and name before shape."""
+    verdict = _by_use_or_type(site, facts) or by_name(site, facts) or by_shape(facts)
+    if not site.owner:
+        verdict = replace(verdict, is_bare=True)
+    if verdict.strength < Strength.TRACED:
+        verdict = replace(verdict, untold=facts.untold)
+    if verdict.role is Role.NORM_GAIN:
+        return replace(verdict, norm=norm_place(facts) or _norm_by_type(site))
+
+    verdict = kind_of_table(verdict, site, facts)
+    return kind_of_matrix(verdict, site, facts, vocabularies) if verdict.role is Role.LINEAR else verdict
+
+
+def _by_use_or_type(site: Site, facts: TensorFacts) -> Verdict | None:
+    """Where both speak and agree, type has the more exact word; where they do not, use decides and is contested."""
+    used, typed = by_use(facts), by_type(site, facts)
+    if used is None:
+        return None if typed is None else Verdict(typed.role, Strength.TYPE, typed)
+
+    role, use = used
+    seen = ByUse(site.attribute, site.owner, use)
+    if typed is None or (typed.role is Role.EMBEDDING and role in _TABLES):
+        return Verdict(role, Strength.TRACED, seen)
+    if (typed.role in DECAYING) == (role in DECAYING) or {role, typed.role} <= _ADDED:
+        return Verdict(typed.role, Strength.TRACED, replace(seen, typed=typed))
+    return Verdict(role, Strength.TRACED, seen, contested_by=typed)
+
+
+def _norm_by_type(site: Site) -> NormPlace | None:
+    if "GroupNorm" in site.bases:
+        return NormPlace.GROUP
+    return NormPlace.BATCH if any("BatchNorm" in base for base in site.bases) else None
+
+
+def _with_neighbours(tensors: Sequence[TensorFacts], verdicts: Sequence[Verdicts]) -> list[Verdicts]:
     """Vectors beside the time constants or mixes of a module are parts of the same recurrence, as `D` and `dt_bias`."""
     recurrences: dict[str, Role] = {}
     for facts, found in zip(tensors, verdicts, strict=True):
         if found[0].role in (Role.STATE_SPACE, Role.TIME_MIX) and recurrences.get(_owner(facts)) is not Role.TIME_MIX:
             recurrences[_owner(facts)] = found[0].role
+
     settled = []
     for facts, found in zip(tensors, verdicts, strict=True):
         role = recurrences.get(_owner(facts))
@@ -49,36 +104,51 @@ def _owner(facts: TensorFacts) -> str:
     return facts.name.rpartition(".")[0]
 
 
-def _verdicts(facts: TensorFacts, vocabularies: AbstractSet[int]) -> tuple[Verdict, ...]:
-    return agreeing([_at(site, facts, vocabularies) for site in facts.sites])
+def _with_sisters(tensors: Sequence[TensorFacts], verdicts: Sequence[Verdicts]) -> list[Verdicts]:
+    """The same attribute of the same class does the same everywhere: what is known of one is known of all.
+
+    Where names or shapes alone would tell sisters apart, nobody knows, and all of them are unknown.
+    """
+    sisters: dict[object, list[int]] = defaultdict(list)
+    for number, facts in enumerate(tensors):
+        site = facts.sites[0]
+        if site.owner and not site.is_torchs:
+            sisters[site.owner, site.attribute, site.original, len(facts.shape)].append(number)
+
+    settled = list(verdicts)
+    for numbers in sisters.values():
+        best = max(numbers, key=lambda number: verdicts[number][0].strength)
+        known = verdicts[best][0]
+        weak = [number for number in numbers if verdicts[number][0].strength < Strength.TYPE]
+        if known.strength >= Strength.TYPE and known.role is not Role.UNKNOWN:
+            for number in weak:
+                told = BySister(tensors[best].name, known.source)
+                settled[number] = (replace(known, source=told, untold=verdicts[number][0].untold),)
+        elif len({verdicts[number][0].role in DECAYING for number in weak}) > 1:
+            for number in weak:
+                settled[number] = (replace(verdicts[number][0], role=Role.UNKNOWN),)
+    return settled
 
 
-def _at(site: Site, facts: TensorFacts, vocabularies: AbstractSet[int]) -> Verdict:
-    used, typed = by_use(facts), by_torch_type(site, facts)
-    if used is not None:
-        used = replace(used, evidence=f"`{site.attribute}` of {site.owner}; {used.evidence}")
-    verdict = _together(used, typed) or by_name(site, facts) or by_shape(facts)
-    if not site.owner:
-        verdict = replace(verdict, evidence=f"{verdict.evidence} (weak: nothing but name and shape is known)")
-    verdict = kind_of_table(verdict, site, facts)
-    return kind_of_matrix(verdict, site, facts, vocabularies) if verdict.role is Role.LINEAR else verdict
+def _with_final_norm(tensors: Sequence[TensorFacts], verdicts: Sequence[Verdicts]) -> list[Verdicts]:
+    """The norm that a whole forward came to last, if it is the only one of its name: those of blocks have sisters."""
+    alike: dict[str, int] = defaultdict(int)
+    for facts in tensors:
+        alike[INDEX.sub("#", facts.name)] += 1
+    return [
+        (replace(found[0], norm=NormPlace.FINAL), *found[1:])
+        if found[0].norm not in (None, NormPlace.GROUP, NormPlace.BATCH)
+        and alike[INDEX.sub("#", facts.name)] == 1
+        and any(use.operation == AROUND_NORM and use.slot == "order" for use in facts.uses or ())
+        else found
+        for facts, found in zip(tensors, verdicts, strict=True)
+    ]
 
 
-def _together(used: Verdict | None, typed: Verdict | None) -> Verdict | None:
-    """Use goes before type. Where they agree, type has the more exact word for it; where not, the evidence says so."""
-    if used is None or typed is None:
-        return used or typed
-    if typed.role is Role.EMBEDDING and used.role in _TABLES:
-        return used
-    traced = used.evidence.partition("; ")[2]
-    if (used.role in DECAYING) == (typed.role in DECAYING) or {used.role, typed.role} <= _ADDED:
-        return replace(typed, evidence=f"{typed.evidence}; {traced}", strength=used.strength)
-    evidence = f"{typed.evidence} and so {typed.role}, but {traced}"
-    return replace(used, evidence=evidence, contested=True)
-
-
-def _with_frozen(facts: TensorFacts, verdicts: tuple[Verdict, ...]) -> tuple[Verdict, ...]:
-    if facts.trainable:
-        return verdicts
-    why = f"holds {facts.dtype}" if "int" in facts.dtype else "`requires_grad` is False"
-    return (Verdict(Role.FROZEN, f"{why}: no optimizer moves it", Strength.TYPE), *verdicts)
+def _with_fixed(facts: TensorFacts, verdicts: Verdicts) -> Verdicts:
+    if not facts.trainable:
+        why = f"holds {facts.dtype}" if "int" in facts.dtype else "`requires_grad` is False"
+        return (Verdict(Role.FROZEN, Strength.TYPE, Fixed(f"{why}: no optimizer moves it")), *verdicts)
+    if facts.unreached:
+        return (Verdict(Role.UNREACHED, Strength.TRACED, Fixed(facts.unreached)), *verdicts)
+    return verdicts
