@@ -105,6 +105,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return "known are: " + ", ".join(choices[:_LISTED]) + more
 
 
+def misspelt(given: Iterable[object], known: Iterable[str]) -> list[str]:
+    """For each name that is not known and looks like one that is, what is wrong with it.
+
+    Names that look like none are left alone: a group of an optimizer may hold what others read.
+    """
+    settings = set(known)
+    unknown = sorted(str(name) for name in set(given) - settings)
+    near = [(name, difflib.get_close_matches(name, settings, n=1, cutoff=_LOOKS_LIKE)) for name in unknown]
+    return [f"'{name}', which nothing reads: did you mean '{found[0]}'?" for name, found in near if found]
+
+
+_LOOKS_LIKE = 0.85  # of difflib's ratio: `weigth_decay` is 0.92, `rul` 0.86; `lr_scale` is no misspelt setting
 _LISTED = 40  # names; a page of them helps nobody
 
 

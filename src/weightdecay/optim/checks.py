@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from numbers import Real
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from torch import Tensor
 
-from weightdecay.errors import OptimizerError, did_you_mean
+from weightdecay.errors import OptimizerError, did_you_mean, misspelt
 from weightdecay.optim.orthogonal import METHODS
 from weightdecay.optim.roundings import as_rounding
-from weightdecay.rules import as_rule, group_decay_per_step
+from weightdecay.rules import Rule, as_rule, group_decay_per_step
+
+_Fault: TypeAlias = tuple[str, str]  # what is wrong, and what to do
 
 # setting -> torch's name for it in "Invalid …"
 _AT_LEAST_ZERO = {
@@ -42,7 +43,6 @@ _BESIDE = frozenset({
     "params", "param_names", "name", "rule", "rounding", "peak_lr", "lr_multiplier", "decay_multiplier", "decay_step",
     "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr",
 })  # fmt: skip
-_NEAR = 0.8  # of difflib's ratio: `weigth_decay` is 0.92, `lr_scale` is no misspelt setting
 
 
 def group_title(group: Mapping[str, Any], index: int) -> str:
@@ -54,6 +54,12 @@ def number(value: Any) -> float | None:
     if isinstance(value, Tensor):
         return float(value.detach()) if value.numel() == 1 and not value.dtype.is_complex else None
     return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
+
+
+def amount(value: Any) -> float | None:
+    """A setting as a float where it is a finite number of at least 0; None where it is not."""
+    found = number(value)
+    return found if found is not None and math.isfinite(found) and found >= 0 else None
 
 
 def with_plain_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,43 +76,18 @@ def with_plain_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def misspelt_keys(group: Mapping[str, Any], known: Iterable[str], title: str) -> list[str]:
     """Faults: keys that no setting has and that look like one."""
-    settings = {*known, *_BESIDE}
-    near = {key: difflib.get_close_matches(str(key), settings, n=1, cutoff=_NEAR) for key in group.keys() - settings}
-    return [
-        f"{title} has '{key}', which nothing reads: did you mean '{found[0]}'?"
-        for key, found in sorted(near.items())
-        if found
-    ]
+    return [f"{title} has {fault}" for fault in misspelt(group, {*known, *_BESIDE})]
 
 
-def group_faults(group: Mapping[str, Any], title: str, refusal: Any) -> list[str]:
+def group_faults(group: Mapping[str, Any], title: str, refusal: Callable[[Rule], str]) -> list[str]:
     """Everything that is wrong with one group's settings.
 
     Args:
         group: with the optimizer's defaults filled in.
-        refusal: why the optimizer cannot follow a rule, or None.
+        refusal: why the optimizer cannot follow a rule; empty if it can.
     """
-    faults = []
-    if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
-        faults.append(f"Tensor lr must be 1-element ({title}): it has {group['lr'].numel()}")
-
-    for key, words in _AT_LEAST_ZERO.items():
-        given = group.get(key, 0.0)
-        if (key == "eps" and "beta2_decay" in group) or (isinstance(given, Tensor) and given.numel() != 1):
-            continue  # Adafactor's two, below; what is said above
-        value = number(given)
-        if value is None or not (math.isfinite(value) and value >= 0):
-            faults.append(f"Invalid {words}: {_shown(given)} ({title}): give a finite number of at least 0")
-
-    for key, known in _CHOICES.items():
-        if key in group and group[key] not in known:
-            faults.append(f"unknown {key} '{group[key]}' ({title}): {did_you_mean(str(group[key]), known)}")
-    steps = group.get("ns_steps", 1)
-    if isinstance(steps, bool) or not (isinstance(steps, int) and 1 <= steps < 100):
-        faults.append(f"Invalid ns_steps: {steps} ({title}): give a whole number from 1 to 99, usually 5")
-
-    faults += _switch_faults(group, title) + _beta_faults(group, title) + _adafactor_faults(group, title)
-    faults += _rule_faults(group, title, refusal)
+    found = [*_number_faults(group), *_choice_faults(group), *_beta_faults(group), *_adafactor_faults(group)]
+    faults = [f"{what} ({title}): {remedy}" for what, remedy in found] + _rule_faults(group, title, refusal)
     if not faults:
         try:
             group_decay_per_step(group)
@@ -119,56 +100,60 @@ def _shown(given: Any) -> str:
     return str(given) if isinstance(given, Real) and not isinstance(given, bool) else repr(given)
 
 
-def _switch_faults(group: Mapping[str, Any], title: str) -> list[str]:
-    faults = [
-        f"Invalid {key}: {group[key]!r} ({title}): give True or False"
-        for key in _SWITCHES
-        if key in group and not isinstance(group[key], bool)
-    ]
-    return faults + [
-        f"Invalid {key}: {group[key]!r} ({title}): give True, False or None"
-        for key in _SWITCHES_OR_NONE
-        if key in group and not (group[key] is None or isinstance(group[key], bool))
-    ]
+def _number_faults(group: Mapping[str, Any]) -> Iterator[_Fault]:
+    for key, words in _AT_LEAST_ZERO.items():
+        given = group.get(key, 0.0)
+        if key == "eps" and "beta2_decay" in group:
+            continue  # Adafactor's two, below
+        if isinstance(given, Tensor) and given.numel() != 1:
+            yield f"Tensor {key} must be 1-element", f"it has {given.numel()}"
+        elif amount(given) is None:
+            yield f"Invalid {words}: {_shown(given)}", "give a finite number of at least 0"
+
+    steps = group.get("ns_steps", 1)
+    if isinstance(steps, bool) or not (isinstance(steps, int) and 1 <= steps < 100):
+        yield f"Invalid ns_steps: {steps}", "give a whole number from 1 to 99, usually 5"
 
 
-def _beta_faults(group: Mapping[str, Any], title: str) -> list[str]:
+def _choice_faults(group: Mapping[str, Any]) -> Iterator[_Fault]:
+    for key, known in _CHOICES.items():
+        if key in group and group[key] not in known:
+            yield f"unknown {key} '{group[key]}'", did_you_mean(str(group[key]), known)
+    for key in (*_SWITCHES, *_SWITCHES_OR_NONE):
+        given, or_none = group.get(key, False), key in _SWITCHES_OR_NONE
+        if not isinstance(given, bool) and not (or_none and given is None):
+            yield f"Invalid {key}: {given!r}", "give True, False or None" if or_none else "give True or False"
+
+
+def _beta_faults(group: Mapping[str, Any]) -> Iterator[_Fault]:
     betas = group.get("betas", (0.0, 0.0))
     if not isinstance(betas, tuple | list) or len(betas) != 2:
-        return [f"Invalid betas: {betas} ({title}): give two numbers in [0, 1)"]
+        yield f"Invalid betas: {betas}", "give two numbers in [0, 1)"
+        return
     singles = [(0, group.get("beta1")), (1, group.get("neuron_beta2"))]  # Adafactor's and Muon's
-    named = [*enumerate(betas), *((index, one) for index, one in singles if one is not None)]
-    values = [(index, beta, number(beta)) for index, beta in named]
-    return [
-        f"Invalid beta parameter at index {index}: {beta} ({title}): give a number in [0, 1)"
-        for index, beta, value in values
-        if value is None or not 0.0 <= value < 1.0
-    ]
+    for index, beta in [*enumerate(betas), *((index, one) for index, one in singles if one is not None)]:
+        value = number(beta)
+        if value is None or not 0.0 <= value < 1.0:
+            yield f"Invalid beta parameter at index {index}: {beta}", "give a number in [0, 1)"
 
 
-def _adafactor_faults(group: Mapping[str, Any], title: str) -> list[str]:
+def _adafactor_faults(group: Mapping[str, Any]) -> Iterator[_Fault]:
     if "beta2_decay" not in group:
-        return []
-    faults = []
-    power = number(group["beta2_decay"])
-    if power is None or not (math.isfinite(power) and power <= 0):
-        faults.append(f"beta2_decay should be <= 0 but is: {group['beta2_decay']!r} ({title}): give a finite number")
-
-    threshold = number(group.get("d", 1.0))
-    if threshold is None or not (math.isfinite(threshold) and threshold >= 1):
-        faults.append(f"Clipping threshold d should be >= 1 but is: {group['d']!r} ({title}): give a finite number")
-
-    eps = group.get("eps")
+        return
+    power, threshold, eps = number(group["beta2_decay"]), number(group.get("d", 1.0)), group.get("eps")
+    if power is None or amount(-power) is None:
+        yield f"beta2_decay should be <= 0 but is: {group['beta2_decay']!r}", "give a finite number"
+    if threshold is None or amount(threshold - 1) is None:
+        yield f"Clipping threshold d should be >= 1 but is: {group['d']!r}", "give a finite number"
     if not isinstance(eps, tuple | list) or len(eps) != 2:
-        return [*faults, f"Invalid eps: {eps!r} ({title}): give two numbers of at least 0, the first may be None"]
+        yield f"Invalid eps: {eps!r}", "give two numbers of at least 0, the first may be None"
+        return
     for index, one in enumerate(eps):
-        value = number(one)
-        if not (index == 0 and one is None) and (value is None or not (math.isfinite(value) and value >= 0)):
-            faults.append(f"epsilon{index + 1} should be >= 0 but is: {_shown(one)} ({title}): give a finite number")
-    return faults
+        if amount(one) is None and not (index == 0 and one is None):
+            yield f"epsilon{index + 1} should be >= 0 but is: {_shown(one)}", "give a finite number"
 
 
-def _rule_faults(group: Mapping[str, Any], title: str, refusal: Any) -> list[str]:
+def _rule_faults(group: Mapping[str, Any], title: str, refusal: Callable[[Rule], str]) -> list[str]:
     faults = []
     try:
         as_rounding(group["rounding"])
@@ -179,14 +164,11 @@ def _rule_faults(group: Mapping[str, Any], title: str, refusal: Any) -> list[str
     except OptimizerError as error:
         return faults + [f"{fault} ({title})" for fault in error.faults]
 
+    peak = group.get("peak_lr")
     if reason := refusal(rule):
-        return [*faults, f"rule '{rule.name}' ({title}): {reason}"]
-    given = group.get("peak_lr")
-    peak = number(given)
-    if peak is not None and math.isfinite(peak) and peak > 0:
-        return faults
-    if given is not None:
-        return [*faults, f"Invalid peak_lr: {given!r} ({title}): give peak_lr, a finite number over 0, or None"]
-    if rule.needs_peak:
+        faults.append(f"rule '{rule.name}' ({title}): {reason}")
+    elif peak is not None and not amount(peak):
+        faults.append(f"Invalid peak_lr: {peak!r} ({title}): give peak_lr, a finite number over 0, or None")
+    elif peak is None and rule.needs_peak:
         faults.append(f"rule '{rule.name}' ({title}) needs the peak lr: give peak_lr, the schedule's highest lr")
     return faults

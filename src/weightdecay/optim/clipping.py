@@ -21,7 +21,7 @@ from torch import Tensor
 
 from weightdecay.errors import OptimizerError, TrainingError, did_you_mean
 from weightdecay.optim.base import DecayingOptimizer
-from weightdecay.optim.checks import number
+from weightdecay.optim.checks import amount
 from weightdecay.optim.decay import local
 
 OnNonfinite = Literal["stop", "skip"]
@@ -180,8 +180,7 @@ def _finite_everywhere(norm: float, process_group: torch.distributed.ProcessGrou
 
 def _raise_if_unusable(max_norm: Any, on_nonfinite: Any) -> None:
     faults = []
-    largest = number(max_norm)
-    if max_norm is not None and (largest is None or not (math.isfinite(largest) and largest > 0)):
+    if max_norm is not None and not amount(max_norm):
         faults.append(f"max_norm must be a finite number over 0, got {max_norm!r}: give None to clip nothing")
     if on_nonfinite not in ("stop", "skip"):
         faults.append(f"unknown on_nonfinite '{on_nonfinite}': {did_you_mean(str(on_nonfinite), ('stop', 'skip'))}")

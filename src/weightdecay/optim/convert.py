@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightdecay.errors import ConfigError, did_you_mean
-from weightdecay.optim.checks import number
+from weightdecay.optim.checks import amount
 from weightdecay.rules import CORRECTED, DECOUPLED, FIXED, INDEPENDENT, LR_SQUARED, RULES, Rule, as_rule
 from weightdecay.schedules import Schedule
 
@@ -222,10 +222,9 @@ def _faults(weight_decay: Any, source: str | Rule, target: str | Rule, lr: Any, 
                 f"'{there.name}' and '{here.name}' do not decay the same weights towards the same target (mask "
                 f"{there.mask} and {here.mask}, target {there.target} and {here.target}), so no number maps"
             )
-    decay, rate = number(weight_decay), number(lr)
-    if decay is None or not (math.isfinite(decay) and decay >= 0):
+    if amount(weight_decay) is None:
         faults.append(f"weight_decay must be a finite number of at least 0, got {weight_decay!r}")
-    if rate is None or not (math.isfinite(rate) and rate > 0):
+    if not amount(lr):
         faults.append(f"lr must be a finite number over 0, the peak of the schedule, got {lr!r}")
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         faults.append(f"steps must be at least 1 and a whole number, got {steps!r}")
@@ -234,8 +233,7 @@ def _faults(weight_decay: Any, source: str | Rule, target: str | Rule, lr: Any, 
 
 def _raise_if_unusable(rates: Sequence[float], lr: float) -> None:
     for step, rate in enumerate(rates):
-        value = number(rate)
-        if value is None or not (math.isfinite(value) and value >= 0):
+        if amount(rate) is None:
             raise ConfigError(
                 f"the schedule gives lr {rate!r} at step {step}: it must be a finite number of at least 0"
             )

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError
-from weightdecay.optim.checks import group_title, number
+from weightdecay.optim.checks import amount, group_title, number
 from weightdecay.optim.grouping import Group
 from weightdecay.schedules import Schedule
 
@@ -95,8 +95,8 @@ def _call_faults(every: Sequence[Group], chosen: set[int], step: Any) -> list[st
 
 def _value(course: Any, key: str, step: int, faults: list[str]) -> float:
     given = course(step) if callable(course) else course
-    value = number(given)
-    if value is None or not (math.isfinite(value) and value >= 0):
+    value = amount(given)
+    if value is None:
         faults.append(f"{key} at step {step} is {given!r}: it must be a finite number of at least 0")
         return 0.0
     return value

@@ -15,7 +15,7 @@ loaded, and a changed setting is obeyed by an explicit choice, from the first st
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,22 +28,19 @@ from weightdecay.optim.state.expected import State, dtype_changes, expected_stat
 from weightdecay.optim.state.faults import impossible
 from weightdecay.optim.state.names import Names, new_names, parameter_names, unwrapped
 from weightdecay.optim.state.settings import (
-    HARMLESS,
-    NOT_SETTINGS,
     Change,
-    GroupSettings,
     Settings,
     comparable,
     describe,
     differences,
     has_state,
+    kept_settings,
     progress_of_groups,
+    put_values,
     renamed_settings,
     saved_names,
-    set_progress,
 )
 from weightdecay.optim.state.tree import flattened, unflattened
-from weightdecay.optim.state.values import names_a_type, plain_setting, set_setting
 
 OnChange = Literal["keep", "override"]
 
@@ -63,9 +60,8 @@ def state_by_name(optimizer: torch.optim.Optimizer, names: Names = None) -> dict
     faults = []
     for p, state in optimizer.state.items():
         if p not in named or not isinstance(state, Mapping):
-            owner = (
-                f"a tensor of shape {tuple(p.shape)}" if hasattr(p, "shape") else repr(p)
-            )  # others keep it under text
+            # Others keep it under text.
+            owner = f"a tensor of shape {tuple(p.shape)}" if hasattr(p, "shape") else repr(p)
             faults.append(f"{type(optimizer).__name__} keeps state of {owner}, which is no parameter of its groups")
             continue
         try:
@@ -119,19 +115,18 @@ def load_state_by_name(
         loading.found = loading.tensors_that_came_or_went()
     loading.judge_state()
     loading.judge_choice(on_change)
-    kept = loading.kept_settings(before, ignore) if on_change == "keep" else []
-    progress, faults = progress_of_groups(optimizer, before, loading.named)
-    if loading.faults or faults:
-        raise OptimizerError([*loading.faults, *faults])
+    kept, unkept = kept_settings(optimizer, before, loading.named, ignore) if on_change == "keep" else ([], [])
+    progress, apart = progress_of_groups(optimizer, before, loading.named)
+    if faults := loading.faults + unkept + apart:
+        raise OptimizerError(faults)
 
     if saved.settings is not None:
         restore(optimizer, saved.settings.get("beyond", {}))
     loading.put_state()
     for group, values in zip(optimizer.param_groups, kept, strict=False):
-        for key, value in values.items():
-            set_setting(group, key, value)
+        put_values(group, values)
     for group, values in zip(optimizer.param_groups, progress, strict=True):
-        set_progress(group, {key: value for key, value in values.items() if key not in ignore})
+        put_values(group, {key: value for key, value in values.items() if key not in ignore})
     return loading.found
 
 
@@ -250,34 +245,6 @@ class _Loading:
                 "make the optimizer, or its weights, as they were"
                 for line in describe(other)
             ]
-
-    def kept_settings(self, saved: Mapping[str, GroupSettings], ignore: Collection[str]) -> list[dict[str, Any]]:
-        """For each group the saved values that differ from its own; a fault where they cannot be had again."""
-        kept = []
-        for index, group in enumerate(self.optimizer.param_groups):
-            members = {id(saved[name]): saved[name].settings for name in self._names(group) if name in saved}
-            kept.append(self._kept(index, group, list(members.values()), ignore))
-        return kept
-
-    def _names(self, group: Mapping[str, Any]) -> list[str]:
-        return [self.named[p] for p in group["params"]]
-
-    def _kept(
-        self, index: int, group: Mapping[str, Any], members: Sequence[Mapping[str, Any]], ignore: Collection[str]
-    ) -> dict[str, Any]:
-        values = {}
-        for key in sorted({key for member in members for key in member} - NOT_SETTINGS - HARMLESS - set(ignore)):
-            value = members[0].get(key)
-            if any(member.get(key) != value for member in members):
-                self.faults.append(f"group {index}: its tensors were saved with different {key}, so it cannot be kept")
-            if plain_setting(group.get(key)) == value:
-                continue
-            if names_a_type(value):
-                self.faults.append(
-                    f"group {index}: {key} was saved by the name of its type, {value}, and cannot be kept"
-                )
-            values[key] = value
-        return values
 
     def put_state(self) -> None:
         for p, name in self.named.items():

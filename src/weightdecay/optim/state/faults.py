@@ -13,12 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Means of squares, under the names that torch's optimizers and ours give them.
-_SQUARES = (
-    "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "sum", "variance", "row_var", "col_var",
-    "second_momentum_buffer",
-)  # fmt: skip
-# Each square that an optimizer divides by, and the mean of gradients that it divides.
+# Means of squares that an optimizer divides by, as torch's optimizers and ours name them, and the mean of gradients
+# that each divides.
 _DIVIDED = {
     "exp_avg_sq": "exp_avg",
     "max_exp_avg_sq": "exp_avg",
@@ -28,11 +24,9 @@ _DIVIDED = {
     "col_var": "exp_avg",
     "second_momentum_buffer": "momentum_buffer",
 }
-# What only steps leave. Not Adagrad's `sum`, which begins at a value of the user's.
-_LEFT_BY_STEPS = (
-    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "grad_avg", "acc_delta", "momentum_buffer",
-    "variance", "row_var", "col_var", "second_momentum_buffer",
-)  # fmt: skip
+_SQUARES = {*_DIVIDED, "square_avg", "acc_delta", "sum"}
+# What only steps leave; Adagrad's `sum` begins at a value of the user's.
+_LEFT_BY_STEPS = (*_DIVIDED, *dict.fromkeys(_DIVIDED.values()), "square_avg", "acc_delta", "grad_avg")
 _COUNTS = ("step", "rounded_steps")
 
 

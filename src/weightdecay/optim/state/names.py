@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -42,22 +42,18 @@ def parameter_names(optimizer: torch.optim.Optimizer, names: Names = None) -> di
 def _named(optimizer: torch.optim.Optimizer, params: list[Tensor], names: Names) -> dict[Tensor, str]:
     if isinstance(names, nn.Module):
         found = names_by_parameter(names)
-        return {p: found[p] for p in params if p in found}
-    if isinstance(names, Mapping):
-        found = {
-            p: name for name, p in reversed(list(names.items()))
-        }  # the first name of a tied tensor is the last one set
-        return {p: found[p] for p in params if p in found}
-    if names is not None:
-        if len(names) != len(params):
-            raise OptimizerError(f"{len(names)} names for {len(params)} parameters: give one for each, in their order")
-        return dict(zip(params, names, strict=True))
-
-    listed = [name for group in optimizer.param_groups for name in group.get("param_names", ())]
-    if len(listed) != len(params):
-        return {}
-    bare = [without_wrappers(name) for name in listed]
-    return dict(zip(params, bare if len(set(bare)) == len(set(listed)) else listed, strict=True))
+    elif isinstance(names, Mapping):
+        found = {p: name for name, p in reversed(list(names.items()))}  # a tied tensor's first name is the last one set
+    elif names is None:
+        listed = [name for group in optimizer.param_groups for name in group.get("param_names", ())]
+        bare = [without_wrappers(name) for name in listed]
+        own = bare if len(set(bare)) == len(set(listed)) else listed
+        found = dict(zip(params, own, strict=True)) if len(own) == len(params) else {}
+    elif len(names) == len(params):
+        found = dict(zip(params, names, strict=True))
+    else:
+        raise OptimizerError(f"{len(names)} names for {len(params)} parameters: give one for each, in their order")
+    return {p: found[p] for p in params if p in found}
 
 
 def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -90,7 +86,7 @@ def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 # --- renamed modules
 
 
-def new_names(names: Iterable[str], rename: Mapping[str, str] | None) -> dict[str, str]:
+def new_names(names: Iterable[str], rename: Mapping[str, str]) -> dict[str, str]:
     """Saved name -> the one it has now.
 
     Args:
@@ -102,8 +98,6 @@ def new_names(names: Iterable[str], rename: Mapping[str, str] | None) -> dict[st
         OptimizerError: a pattern fits nothing, has another number of `*` than its new name, or two names become one.
     """
     names = list(dict.fromkeys(names))
-    if not rename:
-        return {name: name for name in names}
     patterns = {pattern: _matcher(pattern) for pattern in rename}
     faults = [
         f"rename: '{pattern}' has {pattern.count('*')} `*` and '{new}' has {new.count('*')}: give as many"
@@ -118,26 +112,24 @@ def new_names(names: Iterable[str], rename: Mapping[str, str] | None) -> dict[st
     if faults:
         raise OptimizerError(faults)
 
-    renamed = {name: _renamed(name, rename, patterns) for name in names}
-    became: dict[str, list[str]] = {}
-    for old, new in renamed.items():
-        became.setdefault(new, []).append(old)
+    templates = [(patterns[pattern], _template(new)) for pattern, new in rename.items()]
+    became: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        found = ((matcher.fullmatch(name), template) for matcher, template in templates)
+        became[next((match.expand(template) for match, template in found if match), name)].append(name)
     if faults := [f"rename: {' and '.join(old)} would both be '{new}'" for new, old in became.items() if len(old) > 1]:
         raise OptimizerError(faults)
-    return renamed
+    return {old: new for new, (old,) in became.items()}
 
 
 def _matcher(pattern: str) -> re.Pattern[str]:
     return re.compile("(.*?)".join(re.escape(part) for part in pattern.split("*")), re.DOTALL)
 
 
-def _renamed(name: str, rename: Mapping[str, str], patterns: Mapping[str, re.Pattern[str]]) -> str:
-    for pattern, matcher in patterns.items():
-        if found := matcher.fullmatch(name):
-            parts = rename[pattern].split("*")
-            filled: list[Any] = [part for pair in zip(parts, (*found.groups(), ""), strict=True) for part in pair]
-            return "".join(filled)
-    return name
+def _template(new: str) -> str:
+    """The new name as `re.Match.expand` takes it: what the n-th `*` stood for in the place of the n-th."""
+    first, *others = new.replace("\\", r"\\").split("*")
+    return first + "".join(rf"\g<{place}>{part}" for place, part in enumerate(others, start=1))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.state.beyond import beyond
 from weightdecay.optim.state.names import Names, new_names, parameter_names, unwrapped
-from weightdecay.optim.state.values import decoded, encoded, plain_setting
+from weightdecay.optim.state.values import decoded, encoded, names_a_type, plain_setting
 from weightdecay.probing.progress import progress_keys
+from weightdecay.rules import as_rule, spelt
 
 Settings: TypeAlias = dict[str, Any]
 
@@ -190,11 +191,8 @@ def has_state(optimizer: torch.optim.Optimizer, p: Tensor) -> bool:
 # --- reading what was saved
 
 
-def by_parameter(settings: Settings, moving: Collection[str] = ()) -> dict[str, GroupSettings]:
-    """Name -> what its group was saved with.
-
-    Args:
-        moving: keys that are progress even where the file has them among the settings, as older ones do.
+def groups_of(settings: Settings) -> list[dict[str, Any]]:
+    """The saved groups.
 
     Raises:
         OptimizerError: these are no settings that `settings_by_name` gave.
@@ -202,52 +200,36 @@ def by_parameter(settings: Settings, moving: Collection[str] = ()) -> dict[str, 
     groups = settings.get("groups")
     if not isinstance(groups, list) or not all(isinstance(g, Mapping) and "params" in g for g in groups):
         raise OptimizerError("the settings hold no groups with params: give what settings_by_name gave when saving")
-    found: dict[str, GroupSettings] = {}
-    for group in groups:
-        progress = {key: group[key] for key in moving if key in group} | dict(group.get("progress", {}))
-        left_out = {"params", "progress", *progress}
-        plain = {key: plain_setting(value) for key, value in group.items() if key not in left_out}
-        found |= dict.fromkeys(group["params"], GroupSettings(plain, progress))
-    return found
+    return groups
 
 
 def comparable(
     settings: Settings, optimizer: torch.optim.Optimizer, names: Names
 ) -> tuple[dict[str, GroupSettings], dict[str, GroupSettings]]:
     """The saved settings and the optimizer's own by parameter, with the same keys taken for progress in both."""
-    optimizer = unwrapped(optimizer)
-    groups = settings.get("groups")
-    moving = _moving_keys(optimizer)
-    if isinstance(groups, list):  # otherwise `by_parameter` says what is wrong
-        moving |= {key for group in groups if isinstance(group, Mapping) for key in group.get("progress", ())}
+    optimizer, groups = unwrapped(optimizer), groups_of(settings)
+    # Older files have progress among the settings.
+    moving = _moving_keys(optimizer) | {key for group in groups for key in group.get("progress", ())}
     own = _settings_of(optimizer, names, moving)
-    saved, asked = by_parameter(settings, moving), by_parameter(own)
-    if settings.get("optimizer") != own["optimizer"]:
-        return saved, asked
-
-    # What the first steps put into a group is not there in a fresh optimizer, and not always seen on a small twin.
-    split: dict[tuple[int, int], GroupSettings] = {}
-    for name, group in saved.items():
-        if name in asked:
-            pair = (id(group), id(asked[name]))
-            if pair not in split:
-                split[pair] = _with_what_is_lacking(group, asked[name].settings)
-            saved[name] = split[pair]
-    return saved, asked
+    if settings.get("optimizer") == own["optimizer"]:
+        # What the first steps put into a group is not there in a fresh optimizer, and not always seen on a small twin.
+        known = {key for group in own["groups"] for key in group} | _CHOSEN | NOT_SETTINGS
+        numbers = {key for group in groups for key, value in group.items() if isinstance(value, int | float)}
+        moving |= numbers - known
+    return _by_parameter(groups, moving), _by_parameter(own["groups"])
 
 
-def _with_what_is_lacking(saved: GroupSettings, asked: Mapping[str, Any]) -> GroupSettings:
-    lacking = {
-        key: value
-        for key, value in saved.settings.items()
-        if key not in asked and key not in _CHOSEN | NOT_SETTINGS and isinstance(value, int | float)
-    }
-    kept = {key: value for key, value in saved.settings.items() if key not in lacking}
-    return replace(saved, settings=kept, progress={**lacking, **saved.progress}) if lacking else saved
+def _by_parameter(groups: Iterable[Mapping[str, Any]], moving: Collection[str] = ()) -> dict[str, GroupSettings]:
+    found: dict[str, GroupSettings] = {}
+    for group in groups:
+        progress = {key: group[key] for key in moving if key in group} | dict(group.get("progress", {}))
+        plain = plain_group(group, without={"progress", *progress})
+        found |= dict.fromkeys(group["params"], GroupSettings(plain, progress))
+    return found
 
 
 def saved_names(settings: Settings) -> list[str]:
-    return list(by_parameter(settings))
+    return list(dict.fromkeys(name for group in groups_of(settings) for name in group["params"]))
 
 
 def renamed_settings(settings: Settings, now: Mapping[str, str]) -> Settings:
@@ -261,7 +243,31 @@ def renamed_settings(settings: Settings, now: Mapping[str, str]) -> Settings:
     }
 
 
-# --- progress
+# --- what comes back
+
+
+def kept_settings(
+    optimizer: torch.optim.Optimizer,
+    saved: Mapping[str, GroupSettings],
+    named: Mapping[Tensor, str],
+    ignore: Collection[str],
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """For each group the saved values that differ from its own; and those that cannot be had again."""
+    kept, faults = [], []
+    for index, group in enumerate(optimizer.param_groups):
+        members = [member.settings for member in _saved_for(group, saved, named)]
+        values: dict[str, Any] = {}
+        for key in sorted({key for member in members for key in member} - NOT_SETTINGS - HARMLESS - set(ignore)):
+            value = members[0].get(key)
+            if any(member.get(key) != value for member in members):
+                faults.append(f"group {index}: its tensors were saved with different {key}, so it cannot be kept")
+            if plain_setting(group.get(key)) == value:
+                continue
+            if names_a_type(value):
+                faults.append(f"group {index}: {key} was saved by the name of its type, {value}, and cannot be kept")
+            values[key] = spelt(as_rule(value)) if key == "rule" else decoded(value, group.get(key), _place(group))
+        kept.append(values)
+    return kept, faults
 
 
 def progress_of_groups(
@@ -270,10 +276,10 @@ def progress_of_groups(
     """For each group what it held of how far it had come, and what stands against it."""
     restored, faults = [], []
     for index, group in enumerate(optimizer.param_groups):
-        members = {id(saved[named[p]]): saved[named[p]].progress for p in group["params"] if named[p] in saved}
+        members = [member.progress for member in _saved_for(group, saved, named)]
         values: dict[str, Any] = {}
-        for key in sorted({key for progress in members.values() for key in progress}):
-            found = [progress[key] for progress in members.values() if key in progress]
+        for key in sorted({key for member in members for key in member}):
+            found = [member[key] for member in members if key in member]
             if key == "decay_step":  # of a group that was added later: a schedule of λ has seen one number of steps
                 found = [max(found)]
             if any(value != found[0] for value in found):
@@ -284,18 +290,23 @@ def progress_of_groups(
     return restored, faults
 
 
-def set_progress(group: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Write it into a group; a tensor that is there already is filled, for others may hold it."""
+def _saved_for(
+    group: Mapping[str, Any], saved: Mapping[str, GroupSettings], named: Mapping[Tensor, str]
+) -> list[GroupSettings]:
+    """What the group's tensors were saved with, each saved group once."""
+    found = [saved[named[p]] for p in group["params"] if named[p] in saved]
+    return list({id(one): one for one in found}.values())
+
+
+def put_values(group: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Write values into a group; a tensor that is there already is filled, for others may hold it."""
     for key, value in values.items():
-        present = group.get(key)
-        if isinstance(present, Tensor) and isinstance(value, Tensor) and _alike(present, value):
+        present: Any = group.get(key)
+        tensors = isinstance(present, Tensor) and isinstance(value, Tensor)
+        if tensors and (present.shape, present.dtype) == (value.shape, value.dtype):
             present.copy_(value)
         else:
             group[key] = value
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype
 
 
 def _place(group: Mapping[str, Any]) -> torch.device:

@@ -179,15 +179,13 @@ def _written(step: Step) -> str:
 
 
 def _read(found: re.Match[str]) -> Step:
-    if found["number"] is not None:
-        number = found["number"]
-        return "dict", int(number) if number.lstrip("-").isdecimal() else float(number)
-    for kind in _BRACKETS:
-        if found[kind] is not None:
-            return kind, int(found[kind])
-    if found["key"] == "%":
-        return "dict", ""
-    return "dict", re.sub(r"%([0-9a-f]{2})", lambda code: chr(int(code[1], 16)), found["key"])
+    kind = str(found.lastgroup)
+    text = found[kind]
+    if kind == "number":
+        return "dict", int(text) if text.lstrip("-").isdecimal() else float(text)
+    if kind == "key":
+        return "dict", "" if text == "%" else re.sub(r"%([0-9a-f]{2})", lambda code: chr(int(code[1], 16)), text)
+    return kind, int(text)
 
 
 def _nothing() -> Tensor:

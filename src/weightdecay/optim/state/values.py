@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.roundings import Rounding
-from weightdecay.rules import Rule, as_rule, plain_rule, spelt
+from weightdecay.rules import Rule, plain_rule
 
 # --- settings
 
@@ -31,19 +31,6 @@ def plain_setting(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": repr(float(value))}  # JSON has no NaN and no infinity
     return value if value is None or isinstance(value, str | int | float | bool) else f"<{type(value).__name__}>"
-
-
-def set_setting(group: dict[str, Any], key: str, value: Any) -> None:
-    """Write a plain setting into a group, in the form that it has there."""
-    present = group.get(key)
-    if isinstance(value, Mapping) and set(value) == {"float"}:
-        value = float(value["float"])
-    if key == "rule" and isinstance(value, Mapping):
-        value = spelt(as_rule(value))
-    if isinstance(present, Tensor):
-        present.copy_(torch.as_tensor(value, dtype=present.dtype))
-    else:
-        group[key] = tuple(value) if isinstance(present, tuple) else value
 
 
 def names_a_type(value: Any) -> bool:
@@ -91,12 +78,15 @@ def encoded(value: Any, where: str, weights: torch.device) -> Any:
 
 
 def decoded(value: Any, present: Any, weights: torch.device) -> Any:
-    """The value of what `encoded` made; of a plain number, as older files have it, in the type that is there now.
+    """The value of what `encoded` made; of a plain setting in the type that is there now.
 
     Args:
         present: what the group holds now.
         weights: where the group's weights are.
     """
+    if isinstance(present, Tensor) and isinstance(value, list | int | float):
+        given = torch.as_tensor(value, dtype=present.dtype, device=present.device)
+        return given.expand_as(present).clone()
     if isinstance(value, list):
         items = [decoded(item, None, weights) for item in value]
         return tuple(items) if isinstance(present, tuple) else items
@@ -111,8 +101,6 @@ def decoded(value: Any, present: Any, weights: torch.device) -> Any:
         if tag == "dict":
             return {decoded(key, None, weights): decoded(item, None, weights) for key, item in value["dict"]}
         return dict(value)  # saved as a setting, when it had not moved
-    if isinstance(present, Tensor) and isinstance(value, int | float):
-        return torch.full_like(present, value)
     return value
 
 
