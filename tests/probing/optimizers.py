@@ -45,6 +45,48 @@ class BranchesOnDecay(Plain):
         p.sub_(update, alpha=float(group["lr"]))
 
 
+class DecaysBehindNorm(Plain):
+    """λ·w joins the momentum behind the gradient's normalisation, as in NovoGrad and FAdam."""
+
+    def change(self, p: Any, group: dict[str, Any]) -> None:
+        momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+        momentum.mul_(0.9).add_(p.grad / p.grad.norm()).add_(p, alpha=group["weight_decay"])
+        p.sub_(momentum, alpha=float(group["lr"]))
+
+
+class LambdaIsAConstant(Plain):
+    """Takes lr·λ off every weight, whatever it is, as torch_optimizer's SGDW does."""
+
+    def change(self, p: Any, group: dict[str, Any]) -> None:
+        p.sub_(p.grad + group["weight_decay"], alpha=float(group["lr"]))
+
+
+class LambdaScalesGradient(Plain):
+    """Without λ it does not step, as BSAM."""
+
+    def change(self, p: Any, group: dict[str, Any]) -> None:
+        p.sub_(group["weight_decay"] * p.grad, alpha=float(group["lr"]))
+
+
+class ProjectsOrthogonal(Plain):
+    """Leaves away what goes along the weights where their gradient is orthogonal to them, as AdamP."""
+
+    def change(self, p: Any, group: dict[str, Any]) -> None:
+        update = p.grad.sign()
+        cosine = (p.grad * p).sum() / (p.grad.norm() * p.norm())
+        if abs(cosine) < 0.1 / p.numel() ** 0.5:
+            update -= p * (update * p).sum() / (p * p).sum()
+        p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=float(group["lr"]))
+
+
+class KeepsListOfGroups(Plain):
+    """Has something for each group beside its groups."""
+
+    def __init__(self, params: Any, **settings: Any) -> None:
+        super().__init__(params, **settings)
+        self.scales = [1.0 + index for index, _ in enumerate(self.param_groups)]
+
+
 class ReadsMatrices(Plain):
     """A trust ratio for matrices alone."""
 

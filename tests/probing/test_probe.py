@@ -90,6 +90,26 @@ def test_a_direction_that_branches_on_lambda_fits_no_form() -> None:
     assert (report.form, report.reads_weights) == ("other", False)
 
 
+@pytest.mark.parametrize(
+    ("cls", "can_be_taken_out"),
+    [
+        (own.DecaysBehindNorm, True),
+        (own.BranchesOnDecay, False),
+        (own.LambdaIsAConstant, False),
+        (own.LambdaScalesGradient, False),
+    ],
+)
+def test_where_no_form_fits_it_is_seen_whether_lambda_can_be_taken_out(cls: Any, can_be_taken_out: bool) -> None:
+    report = seen(cls(parameters(), lr=0.1, weight_decay=0.1))
+    assert report.form == "other"
+    assert not report.reads_weights
+    assert (report.branches_on_weight_decay or report.moves_zeros) is not can_be_taken_out
+
+
+def test_what_happens_to_gradients_orthogonal_to_the_weights_is_seen() -> None:
+    assert seen(own.ProjectsOrthogonal(parameters())).reads_weights
+
+
 @pytest.mark.parametrize("shapes", [((5,), (6, 7)), ((6, 7), (5,)), ((5,), (2, 2), (6, 7))])
 def test_what_holds_for_some_numbers_of_axes_is_seen_wherever_they_stand(shapes: Any) -> None:
     assert seen(own.ReadsMatrices(parameters(*shapes))).reads_weights

@@ -73,7 +73,10 @@ class Control:
         seen = ""
         if self._watch and self._watch.seen:
             ended = f", {self._watch.ended}" if self._watch.ended else ""
-            seen = f"; exactness seen up to step {self._watch.seen} from here{ended}"
+            seen = (
+                f"; exactness seen up to step {self._watch.seen} from here on copies of at most "
+                f"{self._watch.largest} elements{ended}"
+            )
         return f"Control({type(self.optimizer).__name__}: {groups}{seen})"
 
     def _described(self, group: Group, index: int) -> str:

@@ -41,6 +41,7 @@ class Watch:
     Attributes:
         seen: up to which step of the optimizer, from when it was attached, all was exact.
         ended: why nothing more is seen; empty while it goes on.
+        largest: the elements of its largest tensor; what an optimizer does to larger ones alone is not seen.
 
     Raises:
         OptimizerError: they part before the first real step; each group is named.
@@ -48,7 +49,7 @@ class Watch:
 
     def __init__(self, optimizer: torch.optim.Optimizer, ways: Sequence[Way], reports: Sequence[GroupReport]) -> None:
         self._optimizer, self._titles = optimizer, [report.title for report in reports]
-        self.seen, self.ended, self._steps = 0, "", 0
+        self.seen, self.ended, self.largest, self._steps = 0, "", 0, 0
         self._parted: set[int] = set()  # twins' groups in which what is done is not what is meant
         self.stood()
         if all(way == "left" for way in ways):
@@ -65,6 +66,7 @@ class Watch:
                 report.reads_weights and way == "handed_over" for report, way in zip(tried, self._ways, strict=True)
             ]
             self._walkers = self._make_walkers(twins, tried)
+            self.largest = max((p.numel() for params in self._walkers[0].twin.params for p in params), default=0)
             self._likeness = [Likeness(forgets=SHRINK) for _ in self._ways]
             self._shown: list[dict[str, Any]] = [{} for _ in self._ways]
             self._weights: list[Weights] = [walker.twin.weights() for walker in self._walkers]
@@ -98,7 +100,7 @@ class Watch:
             self._step()
             self._steps += 1
             if self._steps >= WATCHED:
-                self.ended = f"{WATCHED} steps were watched"
+                self.ended = f"{WATCHED} steps were watched, and what comes more seldom is not seen"
         self._raise_if_parted()
         if not self.ended:
             self.seen += 1
