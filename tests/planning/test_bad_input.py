@@ -18,7 +18,7 @@ from weightdecay.errors import DamagedError, PlanError
 from weightdecay.planning.lockfile import read_lock, write_lock
 from weightdecay.planning.model_sources import open_source, safetensors_shapes
 from weightdecay.planning.policies.policy_file import read_policy
-from weightdecay.planning.policies.role_policies import Override
+from weightdecay.planning.policies.overrides import Override
 from weightdecay.planning.roles.roles import Role
 
 

@@ -33,17 +33,21 @@ class Plan:
     weight_decay: Number = ""
     """λ; by default the recipe's, else 0.1."""
     override: Words = ()
-    """PATTERN=MULTIPLIER for the tensors in whose name the regular expression is found; the first decides."""
+    """PATTERN=MULTIPLIER, one or more, for the tensors in whose name the regular expression is found; the first
+    decides."""
     against: Name = ""
     """Another policy's name, or a lock: who differs on what, and why it matters."""
     why: Name = ""
     """One tensor's story."""
     lock: Name = ""
-    """Write the plan to this file, for a repository to commit."""
+    """Write the plan to this file, for a repository to commit; an incomplete one is refused, exit 3."""
     check: Name = ""
     """Compare with that file; exit 3 if a tensor, role or multiplier changed."""
     unknown: Choice = "error"
     """error or exempt: what to do with a tensor whose job nothing tells."""
+    strict: Switch = False
+    """Exit 3 if verdicts rest on shapes alone, or the look at the model was cut short; they are listed, with the
+    overrides to paste."""
     trace: Choice = "on"
     """on or off: whether small copies are run to see how tensors are used."""
     json: Switch = False
@@ -51,14 +55,16 @@ class Plan:
 
     def run(self) -> int:
         overrides = self._checked()
-        decide = self._decider(overrides)
-        decided: DecayPlan = decide(self.policy)
+        decided = self._decided(overrides)
+        if self.json:  # one document, or the error
+            self._refuse(decided)
         if self.why:
             self._show_story(decided)
         elif self.against:
-            self._show_comparison(decided, decide)
+            self._show_comparison(decided)
         elif not self.check:
             self._show_plan(decided)
+        self._refuse(decided)
         return self._lock_and_check(decided)
 
     def _checked(self) -> dict[str, float]:
@@ -80,38 +86,46 @@ class Plan:
         raise_together(faults)
         return overrides
 
-    def _decider(self, overrides: dict[str, float]) -> Any:
-        """A function from a policy's name to the model's plan; the model is found, built and traced once."""
-        from weightdecay.planning.evidence.tensors import read_tensors
-        from weightdecay.planning.evidence.tracing import with_uses
-        from weightdecay.planning.plan import plan_tensors
-        from weightdecay.planning.policies.role_policies import Override
-        from weightdecay.training.optimizers import plan_overrides
+    def _decided(self, overrides: dict[str, float]) -> DecayPlan:
+        """The plan: the model is found, built and looked at once."""
+        from weightdecay.planning.plan import plan
+        from weightdecay.planning.policies.overrides import Override
 
         source = _open(self.model)
         ours = [Override(pattern, multiplier) for pattern, multiplier in overrides.items()]
         weight_decay = float(self.weight_decay) if self.weight_decay else _DEFAULT_WEIGHT_DECAY
-        policy = "default"
+        policy: Any = self.policy or "default"
         if source is None:
+            from weightdecay.training.optimizers import plan_overrides
+
             config = self._config()
-            model = _our_model(config)
-            weight_decay, policy = config.optimizer.weight_decay, config.optimizer.policy
+            to_plan: Any = _our_model(config)
+            weight_decay, policy = config.optimizer.weight_decay, self.policy or config.optimizer.policy
             ours += plan_overrides(config.optimizer)
         else:
-            model = source.model
-        if model is None:
-            assert source is not None
-            facts = list(source.shapes)
-            note("names and shapes only: these verdicts are weaker than those on a model")
-        else:
-            facts = read_tensors(model)
-            facts = with_uses(model, facts) if self.trace == "on" else facts
+            to_plan = source.to_plan
+            if source.model is None:
+                note("names and shapes only: these verdicts are weaker than those on a model")
+        unknown: Any = self.unknown
+        return plan(to_plan, weight_decay, policy, overrides=ours, unknown=unknown, trace=self.trace == "on")
 
-        def decide(name: str) -> DecayPlan:
-            unknown: Any = self.unknown
-            return plan_tensors(facts, weight_decay, name or policy, overrides=ours, unknown=unknown)
+    def _refuse(self, decided: DecayPlan) -> None:
+        """What was asked for and this plan cannot give.
 
-        return decide
+        Raises:
+            CheckFailedError: `--strict` and verdicts that rest on little, or an incomplete plan to lock or to check.
+        """
+        faults = []
+        if decided.incomplete and (self.lock or self.check):
+            flag = "--lock" if self.lock else "--check"
+            faults.append(f"{flag}: the plan is incomplete, and may be another one elsewhere: {decided.incomplete}")
+        if self.strict:
+            try:
+                decided.raise_if_weak()
+            except CheckFailedError as error:
+                faults += [f"--strict: {fault}" for fault in error.faults]
+        if faults:
+            raise CheckFailedError(faults)
 
     def _config(self) -> TrainConfig:
         from pathlib import Path
@@ -149,15 +163,16 @@ class Plan:
         else:
             console().print(RichText(story(tensor)))
 
-    def _show_comparison(self, decided: DecayPlan, decide: Any) -> None:
+    def _show_comparison(self, decided: DecayPlan) -> None:
         from pathlib import Path
 
         from rich.text import Text as RichText
 
-        from weightdecay.planning.lockfile import read_lock
         from weightdecay.planning.render import comparison, comparison_document
 
-        other = read_lock(Path(self.against)) if Path(self.against).is_file() else decide(self.against)
+        against: Any = self.against
+        is_lock = Path(against).is_file() and not against.endswith(".toml")
+        other = type(decided).read(against) if is_lock else decided.under(against)
         if self.json:
             print_json(comparison_document(decided, other))
         else:
@@ -167,12 +182,10 @@ class Plan:
     def _lock_and_check(self, decided: DecayPlan) -> int:
         from pathlib import Path
 
-        from weightdecay.planning.lockfile import read_lock, write_lock
+        from weightdecay.planning.lockfile import check_lock, write_lock
 
         if self.check:
-            changes = read_lock(Path(self.check)).diff(decided)
-            if changes:
-                raise CheckFailedError(f"the plan is not the one in {self.check}:\n{changes}\nIf meant, lock it anew")
+            check_lock(decided, Path(self.check))
             if self.json:
                 print_json({"check": self.check, "holds": True, "tensors": len(decided)})
             else:

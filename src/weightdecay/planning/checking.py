@@ -10,12 +10,13 @@ import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from weightdecay.errors import CheckFailedError
-from weightdecay.planning.comparison import some
+from weightdecay.planning.patterns import some
+from weightdecay.planning.planned import Plan, PlannedTensor
 from weightdecay.planning.step_checks import (
     CheckedGroup,
     DecayRule,
@@ -24,9 +25,6 @@ from weightdecay.planning.step_checks import (
     raise_unless_rule,
     seen_in_steps,
 )
-
-if TYPE_CHECKING:
-    from weightdecay.planning.decay_plan import DecayPlan
 
 _REL, _ABS = 1e-9, 1e-15  # of two λ that were computed in different ways
 _KEYS = ("weight_decay", "lr", "lr_multiplier", "decay_multiplier", "param_names")
@@ -58,7 +56,7 @@ class OptimizerCheck:
 
 
 def check(
-    plan: DecayPlan,
+    plan: Plan,
     optimizers: Sequence[torch.optim.Optimizer],
     parameters: Mapping[str, torch.Tensor],
     rule: RuleName | DecayRule | None = None,
@@ -104,7 +102,7 @@ def _checked(optimizers: Sequence[torch.optim.Optimizer], held: Mapping[int, Seq
 # --- groups beside the plan
 
 
-def _misplaced(plan: DecayPlan, held: Mapping[int, Sequence[str]], groups: Sequence[CheckedGroup]) -> list[str]:
+def _misplaced(plan: Plan, held: Mapping[int, Sequence[str]], groups: Sequence[CheckedGroup]) -> list[str]:
     placed: dict[int, int] = {}
     for one in groups:
         for parameter in one.group["params"]:
@@ -137,7 +135,7 @@ def _misspelt(one: CheckedGroup) -> list[str]:
     ]
 
 
-def _wrong_decay(plan: DecayPlan, one: CheckedGroup) -> list[str]:
+def _wrong_decay(plan: Plan, one: CheckedGroup) -> list[str]:
     """λ of one group against the plan's; while a schedule sets it, its share alone."""
     group, actual = one.group, float(one.group.get("weight_decay", 0.0))
     scheduled = "decay_step" in group and "decay_multiplier" in group
@@ -185,12 +183,12 @@ def _out_of_proportion(groups: Sequence[CheckedGroup]) -> list[str]:
     return [f"the groups' λ are not in the proportions of their shares ({parts}): one was set by something else"]
 
 
-def _wrong_rates(plan: DecayPlan, groups: Sequence[CheckedGroup]) -> list[str]:
+def _wrong_rates(plan: Plan, groups: Sequence[CheckedGroup]) -> list[str]:
     """η over its plan's multiplier is one number over an optimizer's groups."""
     bases: dict[float, list[CheckedGroup]] = {}
     faults = []
     for one in groups:
-        multipliers = {plan[name].lr_multiplier for name in one.names}
+        multipliers = {_share_of_rate(plan[name], one.group) for name in one.names}
         if len(multipliers) > 1:
             shown = ", ".join(f"{multiplier:g}" for multiplier in sorted(multipliers))
             faults.append(f"{one.label} has one lr for tensors whose lr multipliers the plan keeps apart: {shown}")
@@ -198,16 +196,23 @@ def _wrong_rates(plan: DecayPlan, groups: Sequence[CheckedGroup]) -> list[str]:
             base = float(one.group["lr"]) / multiplier
             near = next((known for known in bases if math.isclose(known, base, rel_tol=1e-6)), base)
             bases.setdefault(near, []).append(one)
-    planned = any(tensor.lr_multiplier != 1.0 for tensor in plan)
+    planned = any(tensor.lr_multiplier != 1.0 or tensor.lr is not None for tensor in plan)
     marked = any("lr_multiplier" in one.group for one in groups)
     if len(bases) < 2 or not (planned or marked):
         return faults
     parts = "; ".join(
         f"{', '.join(one.label for one in ones)}: lr {float(ones[0].group['lr']):g} at a multiplier of "
-        f"{plan[ones[0].names[0]].lr_multiplier:g}"
+        f"{_share_of_rate(plan[ones[0].names[0]], ones[0].group):g}"
         for ones in bases.values()
     )
     return [*faults, f"the groups' lr are not in the plan's proportions ({parts}): one of its lr multipliers is lost"]
+
+
+def _share_of_rate(tensor: PlannedTensor, group: Mapping[str, Any]) -> float:
+    """A tensor's share of η. Of a rate that its author set, only its group knows it: it depends on the run's η."""
+    if tensor.lr is None:
+        return tensor.lr_multiplier
+    return float(group.get("lr_multiplier", 1.0 if float(group.get("lr", 0.0)) != tensor.lr else 0.0))
 
 
 def _close(one: float, other: float) -> bool:

@@ -1,17 +1,12 @@
-"""Plans beside each other, and a plan beside an optimizer: what differs, in sentences."""
+"""Two plans beside each other: where they differ, tensor by tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from weightdecay.planning.patterns import INDEX, pattern_of
-
-if TYPE_CHECKING:
-    from weightdecay.planning.decay_plan import DecayPlan, PlannedTensor
-
-_SHOWN = 4  # names in one sentence
+from weightdecay.planning.patterns import alike, pattern_of
+from weightdecay.planning.planned import Plan, PlannedTensor
 
 
 @dataclass(frozen=True)
@@ -30,14 +25,27 @@ class Difference:
         pairs = {
             "shape": (list(self.ours.shape), list(self.theirs.shape)),
             "role": (" + ".join(self.ours.roles), " + ".join(self.theirs.roles)),
+            "norm": _places(self.ours, self.theirs),
             "multiplier": (f"{self.ours.multiplier:g}", f"{self.theirs.multiplier:g}"),
             "λ": (f"{self.ours.weight_decay:g}", f"{self.theirs.weight_decay:g}"),
             "lr multiplier": (f"{self.ours.lr_multiplier:g}", f"{self.theirs.lr_multiplier:g}"),
+            "lr": (_own_rate(self.ours), _own_rate(self.theirs)),
         }
         return tuple(f"{what} {one} → {other}" for what, (one, other) in pairs.items() if one != other)
 
     def __str__(self) -> str:
         return f"{self.name}: {', '.join(self.changes)}"
+
+
+def _places(ours: PlannedTensor, theirs: PlannedTensor) -> tuple[str, str]:
+    """Where a gain's norm stands; older locks do not say, and that is no difference."""
+    if ours.norm is None or theirs.norm is None:
+        return "", ""
+    return str(ours.norm), str(theirs.norm)
+
+
+def _own_rate(tensor: PlannedTensor) -> str:
+    return "the run's" if tensor.lr is None else f"{tensor.lr:g}"
 
 
 @dataclass(frozen=True)
@@ -57,18 +65,14 @@ class PlanDiff:
 
     def __str__(self) -> str:
         """A line for tensors that differ in the same way and in nothing but the indices in their names."""
-        alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-        for difference in self:
-            key = INDEX.sub("#", difference.name), difference.changes
-            alike.setdefault(key, []).append(difference.name)
-        lines = [
-            f"{pattern_of(names)}{f' (×{len(names)})' if len(names) > 1 else ''}: {', '.join(changes)}"
-            for (_, changes), names in alike.items()
-        ]
+        lines = []
+        for group in alike(self, lambda one: one.name, lambda one: one.changes):
+            count = f" (×{len(group)})" if len(group) > 1 else ""
+            lines.append(f"{pattern_of([one.name for one in group])}{count}: {', '.join(group[0].changes)}")
         return "\n".join(lines) or "the plans agree"
 
 
-def diff(ours: DecayPlan, theirs: DecayPlan) -> PlanDiff:
+def diff(ours: Plan, theirs: Plan) -> PlanDiff:
     """Tensors that only one plan has, or whose shape, role, multiplier or λ differs."""
     names = [tensor.name for tensor in ours] + [tensor.name for tensor in theirs if tensor.name not in ours]
     found = []
@@ -77,8 +81,3 @@ def diff(ours: DecayPlan, theirs: DecayPlan) -> PlanDiff:
         if difference.changes:
             found.append(difference)
     return PlanDiff(tuple(found))
-
-
-def some(names: Sequence[str]) -> str:
-    """A few of many names."""
-    return ", ".join(names[:_SHOWN]) + (f" … and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -2,86 +2,96 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from weightdecay.errors import PlanError, did_you_mean
+from weightdecay.errors import CheckFailedError, PlanError, did_you_mean
 from weightdecay.naming import parameters_by_name
-from weightdecay.planning.comparison import PlanDiff, diff, some
+from weightdecay.planning.comparison import PlanDiff, diff
+from weightdecay.planning.deciding import Terms, decided
 from weightdecay.planning.evidence.tensors import read_tensors
-from weightdecay.planning.roles.roles import Role
+from weightdecay.planning.evidence_summary import weak
+from weightdecay.planning.groups import param_groups
+from weightdecay.planning.lock_format import lock_text, read_lock_text
+from weightdecay.planning.patterns import some
+from weightdecay.planning.planned import Plan, PlannedTensor, PlanSummary, summary
+from weightdecay.planning.policies.policy_file import PolicyName
+from weightdecay.planning.policies.role_policies import Policy
+from weightdecay.planning.ranks import check_ranks
 
 if TYPE_CHECKING:
     from weightdecay.planning.checking import OptimizerCheck
     from weightdecay.planning.step_checks import DecayRule, RuleName
 
 
-@dataclass(frozen=True)
-class PlannedTensor:
-    """One tensor's line in the plan; `weight_decay` is λ · multiplier, `contested` as in `Verdict`."""
-
-    name: str
-    aliases: tuple[str, ...]
-    shape: tuple[int, ...]
-    roles: tuple[Role, ...]
-    evidence: str
-    multiplier: float
-    reason: str
-    weight_decay: float
-    lr_multiplier: float = 1.0
-    contested: bool = False
-
-    @property
-    def role(self) -> Role:
-        """The first role; only a tied or frozen tensor has more."""
-        return self.roles[0]
-
-    @property
-    def decays(self) -> bool:
-        return self.multiplier != 0.0
-
-    @property
-    def frozen(self) -> bool:
-        return Role.FROZEN in self.roles
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True)
-class PlanSummary:
-    """How many tensors and elements decay, and how many do not."""
-
-    decayed_tensors: int
-    decayed_elements: int
-    exempt_tensors: int
-    exempt_elements: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.decayed_tensors} tensor{'' if self.decayed_tensors == 1 else 's'} "
-            f"({self.decayed_elements:,} elements) decay, {self.exempt_tensors} ({self.exempt_elements:,}) do not"
-        )
-
-
 class DecayPlan:
-    """A total, ordered partition of a model's tensors by how much of λ they take."""
+    """A total, ordered partition of a model's tensors by how much of λ they take.
+
+    Attributes:
+        tensors: one for each tensor, in the model's order.
+        policy: the name of what decided.
+        weight_decay: λ, of which each tensor takes its share.
+        incomplete: why the evidence was cut short, in words; empty where it was not.
+    """
 
     def __init__(
-        self, tensors: Sequence[PlannedTensor], *, policy: str, weight_decay: float, model: nn.Module | None = None
+        self,
+        tensors: Sequence[PlannedTensor],
+        *,
+        policy: str,
+        weight_decay: float,
+        model: nn.Module | None = None,
+        incomplete: str = "",
+        terms: Terms | None = None,
     ) -> None:
         self.tensors = tuple(tensors)
         self.policy = policy
         self.weight_decay = weight_decay
+        self.incomplete = incomplete
         self._model = model
+        self._terms = terms
         self._by_name = {name: tensor for tensor in self.tensors for name in (tensor.name, *tensor.aliases)}
+
+    @classmethod
+    def decided(
+        cls, terms: Terms, policy: str | Path | Policy, *, model: nn.Module | None = None, incomplete: str = ""
+    ) -> DecayPlan:
+        """What a policy makes of the facts.
+
+        Raises:
+            PlanError: as `weightdecay.plan`.
+        """
+        name, tensors = decided(terms, policy)
+        return cls(
+            tensors, policy=name, weight_decay=terms.weight_decay, model=model, incomplete=incomplete, terms=terms
+        )
+
+    @classmethod
+    def read(cls, path: str | Path) -> DecayPlan:
+        """The plan in a lock file; it belongs to no model until `on(model)`.
+
+        Raises:
+            PlanError: the file is no lock, or of a newer format.
+            DamagedError: it is one, but does not hold together.
+        """
+        lock = read_lock_text(Path(path))
+        return cls(lock.tensors, policy=lock.policy, weight_decay=lock.weight_decay, incomplete=lock.incomplete)
+
+    def under(self, policy: PolicyName | Path | Policy) -> DecayPlan:
+        """The same tensors under another policy: the evidence, λ and overrides are this plan's, nothing is run again.
+
+            plan.diff(plan.under("transformers"))
+
+        Raises:
+            PlanError: there is no such policy, or the plan was read from a lock, which holds no evidence.
+        """
+        if self._terms is None:
+            raise PlanError("a plan from a lock holds no evidence for another policy: plan the model itself")
+        return DecayPlan.decided(self._terms, policy, model=self._model, incomplete=self.incomplete)
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -106,9 +116,18 @@ class DecayPlan:
         return {**self.__dict__, "_model": None}  # a copied or pickled plan carries no weights along
 
     def summary(self) -> PlanSummary:
-        decayed = [tensor for tensor in self if tensor.decays]
-        exempt = [tensor for tensor in self if not tensor.decays]
-        return PlanSummary(len(decayed), sum(t.numel for t in decayed), len(exempt), sum(t.numel for t in exempt))
+        return summary(self)
+
+    @property
+    def by_shape(self) -> tuple[PlannedTensor, ...]:
+        """Tensors whose decay rests on nothing but their shape: look at these."""
+        return tuple(tensor for tensor in self if tensor.by_shape)
+
+    def raise_if_weak(self) -> None:
+        """Raises CheckFailedError if verdicts rest on shapes alone, or the evidence was cut short; all are named."""
+        incomplete = f"the plan is incomplete: {self.incomplete}" if self.incomplete else ""
+        if faults := [fault for fault in (incomplete, weak(self)) if fault]:
+            raise CheckFailedError(faults)
 
     def param_groups(self, *, lr: float, names: bool = True, **options: Any) -> list[dict[str, Any]]:
         """Parameter groups for any torch optimizer, decaying ones first; frozen tensors are in none.
@@ -117,7 +136,8 @@ class DecayPlan:
         The tensors are looked up by name now, so that a plan made before `fully_shard` groups what stands there after.
 
         Args:
-            lr: learning rate, times each tensor's own lr multiplier.
+            lr: learning rate, times each tensor's own lr multiplier. A rate that the model's author has set stays as
+                it is, and its multiplier follows from it.
             names: whether groups have `param_names`; torch lets no nameless group join named ones, so leave them out
                 where others' code adds groups, such as callbacks that unfreeze layers.
             options: further entries of every group, such as `betas`.
@@ -126,40 +146,7 @@ class DecayPlan:
             PlanError: lr is no number of at least 0, the plan belongs to no model, or FSDP1 has flattened tensors
                 together that decay differently.
         """
-        if not _is_rate(lr):
-            raise PlanError(f"lr is {lr!r}: give the learning rate, a finite number of at least 0")
-        parameters = self._parameters()
-        groups: dict[tuple[float, float], dict[int, tuple[str, Any]]] = {}
-        for tensor in self:
-            if not tensor.frozen:
-                members = groups.setdefault((tensor.lr_multiplier, tensor.multiplier), {})
-                members.setdefault(id(parameters[tensor.name]), (tensor.name, parameters[tensor.name]))
-        self._refuse_torn(groups)
-        return [
-            {
-                "params": [parameter for _, parameter in groups[key].values()],
-                **({"param_names": [name for name, _ in groups[key].values()]} if names else {}),
-                "weight_decay": self.weight_decay * key[1],
-                "decay_multiplier": key[1],
-                "name": _group_name(*key),
-                "lr": lr * key[0],
-                "lr_multiplier": key[0],
-                **options,
-            }
-            for key in sorted(groups, key=lambda key: (key[0] != 1.0, key[0], -key[1]))
-        ]
-
-    def _refuse_torn(self, groups: Mapping[tuple[float, float], Mapping[int, tuple[str, Any]]]) -> None:
-        """A flat parameter of FSDP1 can be in one group only."""
-        seen: dict[int, str] = {}
-        for members in groups.values():
-            for key, (name, _) in members.items():
-                if key in seen:
-                    raise PlanError(
-                        f"FSDP1 has flattened {seen[key]} and {name} into one tensor, but they decay differently: wrap "
-                        "with use_orig_params=True, or use fully_shard"
-                    )
-                seen[key] = name
+        return param_groups(self, self._parameters(), lr=lr, names=names, options=options)
 
     def parameters(self) -> Iterator[Any]:
         """The model's tensors, frozen ones too.
@@ -197,9 +184,16 @@ class DecayPlan:
         ]
         if faults:
             raise PlanError(faults)
-        return DecayPlan(carried, policy=self.policy, weight_decay=self.weight_decay, model=model)
+        return DecayPlan(
+            carried,
+            policy=self.policy,
+            weight_decay=self.weight_decay,
+            model=model,
+            incomplete=self.incomplete,
+            terms=self._terms if len(carried) == len(self) else None,
+        )
 
-    def diff(self, other: DecayPlan) -> PlanDiff:
+    def diff(self, other: Plan) -> PlanDiff:
         """What this plan says otherwise than another; falsy if they agree."""
         return diff(self, other)
 
@@ -248,8 +242,6 @@ class DecayPlan:
 
     def check_ranks(self) -> None:
         """Raises CheckFailedError on all ranks if any rank's plan differs from rank 0's; each rank must call it."""
-        from weightdecay.planning.ranks import check_ranks
-
         check_ranks(self)
 
     def __str__(self) -> str:
@@ -259,9 +251,7 @@ class DecayPlan:
 
     def to_json(self) -> str:
         """The plan in the lock format."""
-        from weightdecay.planning.lockfile import to_json
-
-        return to_json(self)
+        return lock_text(self)
 
 
 def checked_module(model: Any) -> nn.Module:
@@ -289,14 +279,3 @@ def checked_optimizers(given: Any) -> list[torch.optim.Optimizer]:
     if odd or not listed:
         raise PlanError(f"optimizer is {some(odd) or 'an empty list'}: give a torch optimizer, or a list of them")
     return listed
-
-
-def _is_rate(value: Any) -> bool:
-    if isinstance(value, torch.Tensor):
-        return value.numel() == 1 and not value.is_complex() and 0.0 <= float(value.detach()) < math.inf
-    return not isinstance(value, bool) and isinstance(value, Real) and 0.0 <= float(value) < math.inf
-
-
-def _group_name(lr_multiplier: float, multiplier: float) -> str:
-    name = "no_decay" if multiplier == 0.0 else "decay" if multiplier == 1.0 else f"decay×{multiplier:g}"
-    return name if lr_multiplier == 1.0 else f"{name} lr×{lr_multiplier:g}"

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 
 from weightdecay.errors import PlanError
-
-if TYPE_CHECKING:
-    from weightdecay.planning.decay_plan import DecayPlan
+from weightdecay.planning.planned import Plan
 
 _OF_ITS_TENSORS = ("params", "param_names", "name")
 _SCALED = ("lr", "initial_lr", "peak_lr", "max_lr", "min_lr")  # by the lr multiplier
 _SETTLED = ("algorithm", "rule")  # what an optimizer's own division of the plan's groups may say
 
 
-def add_to(plan: DecayPlan, optimizer: torch.optim.Optimizer) -> list[str]:
+class PlanOfModel(Plan, Protocol):
+    """A plan that belongs to a model."""
+
+    def parameters(self) -> Iterator[Any]: ...
+
+    def param_groups(self, *, lr: float) -> list[dict[str, Any]]: ...
+
+
+def add_to(plan: PlanOfModel, optimizer: torch.optim.Optimizer) -> list[str]:
     """Add groups of the tensors that are missing; returns their names."""
     present = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if present and not present & {id(p) for p in plan.parameters()}:
@@ -25,7 +31,7 @@ def add_to(plan: DecayPlan, optimizer: torch.optim.Optimizer) -> list[str]:
             f"this {type(optimizer).__name__} trains no tensor of the plan's model: was it made for another copy? "
             "Plan the model that it trains"
         )
-    missing = [group for group in _missing(plan, present) if group["params"]]
+    missing = [group for group in _missing(plan, present, _rate(optimizer.param_groups)) if group["params"]]
     # An optimizer that divides a plan's groups by role does the same with what is added.
     divided = getattr(optimizer, "groups_of_plan", lambda _, groups: groups)(plan, missing)
 
@@ -39,9 +45,19 @@ def add_to(plan: DecayPlan, optimizer: torch.optim.Optimizer) -> list[str]:
     return added
 
 
-def _missing(plan: DecayPlan, present: set[int]) -> list[dict[str, Any]]:
+def _rate(present: Sequence[Mapping[str, Any]]) -> float:
+    """The run's η before any schedule, as far as the groups still know it: rates of their own are shares of it."""
+    for group in present:
+        rate = next((group[key] for key in ("initial_lr", "peak_lr", "lr") if group.get(key)), None)
+        share = float(group.get("lr_multiplier", 1.0))
+        if rate is not None and share:
+            return float(rate) / share
+    return 1.0
+
+
+def _missing(plan: PlanOfModel, present: set[int], lr: float) -> list[dict[str, Any]]:
     groups = []
-    for group in plan.param_groups(lr=1.0):
+    for group in plan.param_groups(lr=lr):
         kept = [place for place, p in enumerate(group["params"]) if id(p) not in present]
         groups.append({**group, **{k: [group[k][place] for place in kept] for k in ("params", "param_names")}})
     return groups

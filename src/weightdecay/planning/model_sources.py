@@ -13,7 +13,7 @@ import struct
 import sys
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,13 @@ class Source:
 
     model: nn.Module | None = None
     shapes: tuple[TensorFacts, ...] = ()
+
+    @property
+    def to_plan(self) -> nn.Module | dict[str, torch.Tensor]:
+        """What `weightdecay.plan` takes: the module, or tensors without memory of these names and shapes."""
+        if self.model is not None:
+            return self.model
+        return {facts.name: torch.empty(facts.shape, device="meta") for facts in self.shapes}
 
 
 def open_source(text: str) -> Source | None:
@@ -149,7 +156,10 @@ def _in_short(error: Exception) -> str:
 
 
 def _from_factory(text: str) -> nn.Module:
-    """`package.module:factory`, called without arguments on the meta device. What it raises is the user's own."""
+    """`package.module:factory`, called without arguments on the meta device; or a model that stands there already.
+
+    What the factory raises is the user's own.
+    """
     module_name, _, factory_name = text.partition(":")
     if not module_name or not factory_name:
         raise PlanError(f"python:{text} names no factory: write python:package.module:factory")
@@ -168,11 +178,26 @@ def _from_factory(text: str) -> nn.Module:
         raise PlanError(
             f"{module_name} has no callable '{factory_name}': {did_you_mean(factory_name, names or ['none'])}"
         )
+    if isinstance(factory, nn.Module):
+        return factory
     with torch.device("meta"):
-        model = factory()
-    if not isinstance(model, nn.Module):
-        raise PlanError(f"{text} made a {type(model).__name__}: a factory must return a torch.nn.Module")
-    return model
+        made = factory()
+    if not isinstance(made, nn.Module):
+        raise PlanError(f"{text} made {_what(made)}: a factory must return a torch.nn.Module")
+    return made
+
+
+def _what(made: Any) -> str:
+    """What a factory made instead of a model, in words, with where the model may be in it."""
+    if isinstance(made, type):
+        return f"the class {made.__name__}, not an instance of it"
+    kind = type(made).__name__
+    if isinstance(made, Mapping | Sequence):
+        pairs = made.items() if isinstance(made, Mapping) else enumerate(made)
+        inside = [key for key, value in pairs if isinstance(value, nn.Module)]
+        if inside:
+            return f"a {kind} with a model at [{inside[0]!r}]: return that alone"
+    return f"a {kind}"
 
 
 def _shards(index: Path) -> list[Path]:

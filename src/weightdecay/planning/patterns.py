@@ -1,19 +1,59 @@
-"""Names that differ in nothing but their indices, written as one."""
+"""Names that differ in nothing but their indices, written as one: for people, and as the regular expression of them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from typing import TypeVar
 
 INDEX = re.compile(r"(?<![^.])\d+(?![^.])")  # a part of a name that is a number
 _SPANS = 4  # more gaps than that in a row of indices are not all written out
+_SHOWN = 4  # names in one sentence
+
+T = TypeVar("T")
+
+
+def alike(items: Iterable[T], name: Callable[[T], str], key: Callable[[T], Hashable]) -> list[list[T]]:
+    """Items with the same key whose names differ in their indices alone, in order of first appearance."""
+    groups: dict[tuple[str, Hashable], list[T]] = {}
+    for item in items:
+        groups.setdefault((INDEX.sub("#", name(item)), key(item)), []).append(item)
+    return list(groups.values())
 
 
 def pattern_of(names: Sequence[str]) -> str:
     """`layers.{0-31}.mlp.up_proj.weight` for names that differ in nothing but their indices."""
-    columns = list(zip(*(INDEX.findall(name) for name in names), strict=True))
-    ranges = iter([_range({int(index) for index in column}) for column in columns])
+    ranges = iter([_range({int(index) for index in column}) for column in _columns(names)])
     return INDEX.sub(lambda _: next(ranges), names[0])
+
+
+def regex_of(names: Sequence[str], known: Collection[str]) -> str:
+    r"""`^layers\\.\\d+\\.scale$`: finds these names, and no other of the known ones."""
+    columns = _columns(names)
+    parts = re.split(INDEX, names[0])
+    for any_index in (True, False):
+        indices = [_indices(column, any_index) for column in columns]
+        found = "".join(re.escape(part) + index for part, index in zip(parts, [*indices, ""], strict=True))
+        if {name for name in known if re.search(f"^{found}$", name)} <= set(names):
+            break
+    return f"^{found}$"
+
+
+def some(names: Sequence[str]) -> str:
+    """A few of many names."""
+    return ", ".join(names[:_SHOWN]) + (f" … and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _columns(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The indices of each place at which the names have one."""
+    return list(zip(*(INDEX.findall(name) for name in names), strict=True))
+
+
+def _indices(column: Sequence[str], any_index: bool) -> str:
+    distinct = sorted(set(column), key=int)
+    if len(distinct) == 1:
+        return distinct[0]
+    return r"\d+" if any_index else f"({'|'.join(distinct)})"
 
 
 def _range(indices: set[int]) -> str:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.distributed as dist
 
 from weightdecay.errors import CheckFailedError
-from weightdecay.planning.comparison import some
-
-if TYPE_CHECKING:
-    from weightdecay.planning.decay_plan import DecayPlan
+from weightdecay.planning.patterns import some
+from weightdecay.planning.planned import Plan
 
 
-def check_ranks(plan: DecayPlan) -> None:
+def check_ranks(plan: Plan) -> None:
     """Compare the plan with those of all ranks of the default process group; nothing to do without one.
 
     Every rank must call it. Only a digest travels, and the plans themselves where digests differ.
@@ -24,7 +22,7 @@ def check_ranks(plan: DecayPlan) -> None:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return
-    lines = [(t.name, t.shape, tuple(t.roles), t.weight_decay, t.lr_multiplier) for t in plan]
+    lines = [(t.name, t.shape, tuple(t.roles), t.weight_decay, t.lr_multiplier, t.lr) for t in plan]
     digests = _gather(hashlib.sha256(repr(lines).encode()).hexdigest())
     if len(set(digests)) == 1:
         return

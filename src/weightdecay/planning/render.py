@@ -1,9 +1,9 @@
-"""A plan for people: the table grouped by pattern, and one tensor's story."""
+"""A plan for people: the table grouped by pattern, one tensor's story, and two plans beside each other."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,16 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from weightdecay.planning.decay_plan import DecayPlan, PlannedTensor
-from weightdecay.planning.patterns import INDEX, pattern_of
-from weightdecay.planning.roles.roles import DECAYING, Role
+from weightdecay.planning.comparison import diff
+from weightdecay.planning.evidence_summary import rests_on
+from weightdecay.planning.patterns import alike, pattern_of
+from weightdecay.planning.planned import Plan, PlannedTensor
+from weightdecay.planning.policies.opinions import Opinion, consequence, opinion
+from weightdecay.planning.roles.roles import NormPlace, Role
 
-_WIDTH_FOR_REASONS = 110  # columns below which there is no room for a reason beside the rest
-_NAME_WIDTH = {True: 48, False: 31}  # columns for names beside reasons, and in a narrow table
+# columns below which there is no room for these beside the rest
+_ROOM_FOR = {"why": 110, "shape": 72}
+_SHORT_PLACES = {NormPlace.QUERY_KEY: "q/k"}
 
 
 @dataclass(frozen=True)
@@ -30,60 +34,94 @@ class Row:
 
 def grouped(tensors: Iterable[PlannedTensor]) -> list[Row]:
     """Rows by name pattern, in order of first appearance: `layers.{0-31}.mlp.up_proj.weight`."""
-    alike: dict[tuple[object, ...], list[PlannedTensor]] = {}
-    for tensor in tensors:
-        template = INDEX.sub("#", tensor.name)
-        key = (template, tensor.shape, tensor.roles, tensor.multiplier, tensor.contested)
-        alike.setdefault(key, []).append(tensor)
-    return [Row(pattern_of([tensor.name for tensor in group]), tuple(group)) for group in alike.values()]
+    groups = alike(
+        tensors,
+        lambda t: t.name,
+        lambda t: (t.shape, _role(t), t.multiplier, t.weight_decay, t.lr_multiplier, t.lr),
+    )
+    return [Row(pattern_of([tensor.name for tensor in group]), tuple(group)) for group in groups]
+
+
+def _role(tensor: PlannedTensor) -> str:
+    """The role as tables show it: where a gain's norm stands, and what to look at."""
+    role = " + ".join(_with_place(role, tensor.norm) for role in tensor.roles)
+    marks = [word for word, holds in (("contested", tensor.contested), ("by shape alone", tensor.by_shape)) if holds]
+    return role + (f" ({', '.join(marks)})" if marks else "")
+
+
+def _with_place(role: Role, norm: NormPlace | None) -> str:
+    if role is not Role.NORM_GAIN or norm is None or norm is NormPlace.OTHER:
+        return str(role)
+    return f"{role} ({_SHORT_PLACES.get(norm, norm.removesuffix(' norm'))})"
 
 
 def _grid(title: str, *headings: str) -> Table:
     grid = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in headings:
         grid.add_column(
-            Text(heading), justify="right" if heading in ("n", "λ") else "left", overflow="fold",
-            no_wrap=heading == "tensor",
+            Text(heading), justify="right" if heading in ("n", "λ", "lr") else "left", overflow="fold",
+            no_wrap=heading in ("tensor", "λ"),
         )  # fmt: skip
     return grid
 
 
+def _name_width(width: int) -> int:
+    """Columns for names in a table of that many: what the rest leaves, within reason."""
+    return min(max(width - 50, 24), 48)
+
+
 def _broken(name: str, width: int) -> str:
-    """A name that is too long, in two lines, broken where one of its parts begins."""
-    if len(name) <= width:
-        return name
-    cut = name.rfind(".", 0, width)
-    return name if cut < 1 else f"{name[:cut]}\n  {name[cut:]}"
-
-
-def _first_cells(row: Row, width: int) -> list[Text]:
-    """What is said of a row in every table: names, how many, shape, role."""
-    first = row.tensors[0]
-    role = " + ".join(first.roles) + (" (contested)" if first.contested else "")
-    count = str(len(row.tensors)) if len(row.tensors) > 1 else ""
-    shape = "×".join(map(str, first.shape)) or "scalar"
-    return [Text(_broken(row.pattern, width)), Text(count, style="dim"), Text(shape, style="dim"), Text(role)]
+    """A name that is too long, in several lines, each broken where one of its parts begins."""
+    lines = [name]
+    while len(lines[-1]) > width and (cut := lines[-1].rfind(".", 3, width)) > 0:
+        lines[-1:] = [lines[-1][:cut], f"  {lines[-1][cut:]}"]
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class PlanTable:
-    """The plan as rich prints it, a row per pattern; on a narrow screen without the reasons."""
+    """The plan as rich prints it, a row per pattern, with what it rests on; a narrow screen says what it leaves out."""
 
-    plan: DecayPlan
+    plan: Plan
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        reasons = options.max_width >= _WIDTH_FOR_REASONS
-        title = f"decay plan: policy {self.plan.policy}, λ = {self.plan.weight_decay:g}"
-        grid = _grid(title, "tensor", "n", "shape", "role", "λ", *(["why"] if reasons else []))
+        width = options.max_width
+        own_rates = any(tensor.lr_multiplier != 1.0 or tensor.lr is not None for tensor in self.plan)
+        missing = [column for column, needed in _ROOM_FOR.items() if width < needed]
+        columns = ["tensor", "n", "shape", "role", "λ", *(["lr"] if own_rates else []), "why"]
+        columns = [column for column in columns if column not in missing]
+
+        grid = _grid(f"decay plan: policy {self.plan.policy}, λ = {self.plan.weight_decay:g}", *columns)
         for row in grouped(self.plan):
-            first = row.tensors[0]
-            decay = Text(f"{first.weight_decay:g}", style="bold" if first.decays else "dim")
-            why = Text(first.reason.removeprefix(f"{first.role}: "), style="dim")
-            grid.add_row(*_first_cells(row, _NAME_WIDTH[reasons]), decay, *([why] if reasons else []))
+            cells = _cells(row, _name_width(width))
+            grid.add_row(*(cells[column] for column in columns))
         yield grid
+        if missing:
+            left_out = " and ".join(f"'{column}' (from {_ROOM_FOR[column]} on)" for column in missing)
+            yield Text(f"{width} columns have no room for {left_out}", style="dim")
+        yield Text(rests_on(self.plan), style="dim")
 
 
-def table_text(plan: DecayPlan, width: int = 140) -> str:
+def _cells(row: Row, name_width: int) -> dict[str, Text]:
+    """What is said of a row, by column."""
+    first = row.tensors[0]
+    rate = f"{first.lr:g}" if first.lr is not None else f"×{first.lr_multiplier:g}" if first.lr_multiplier != 1 else ""
+    return {
+        "tensor": Text(_broken(row.pattern, name_width)),
+        "n": Text(str(len(row.tensors)) if len(row.tensors) > 1 else "", style="dim"),
+        "shape": Text(_shape(first), style="dim"),
+        "role": Text(_role(first), style="yellow" if first.contested or first.by_shape else ""),
+        "λ": Text(f"{first.weight_decay:g}", style="bold" if first.decays else "dim"),
+        "lr": Text(rate),
+        "why": Text(first.why, style="dim"),
+    }
+
+
+def _shape(tensor: PlannedTensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "scalar"
+
+
+def table_text(plan: Plan, width: int = 140) -> str:
     """The table and the totals as plain text."""
     console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(PlanTable(plan))
@@ -94,18 +132,21 @@ def table_text(plan: DecayPlan, width: int = 140) -> str:
 def story(tensor: PlannedTensor) -> str:
     """One tensor's "why", a few lines."""
     reason = tensor.reason
-    role, _, rest = reason.partition(": ")
-    if role in tensor.roles and rest in tensor.evidence:  # what stands above already
-        reason = f"{role}, which {'decays' if tensor.decays else 'does not decay'}"
-    lines = [
-        f"{tensor.name}  {'×'.join(map(str, tensor.shape)) or 'a single number'}",
-        f"  role:      {' + '.join(tensor.roles)}{' (contested)' if tensor.contested else ''}",
-        f"  evidence:  {tensor.evidence}",
-        f"  decision:  λ = {tensor.weight_decay:g}: {reason}",
-    ]
-    if tensor.aliases:
-        lines.insert(1, f"  also:      {', '.join(tensor.aliases)}")
-    return "\n".join(lines)
+    if tensor.ruling is not None and tensor.why in tensor.evidence:  # what stands above already
+        reason = f"{tensor.ruling}, which {'decays' if tensor.decays else 'does not decay'}"
+    said = {
+        "also": ", ".join(tensor.aliases),
+        "role": _role(tensor),
+        "evidence": tensor.evidence,
+        "lr": f"{tensor.lr:g}, whatever the run's" if tensor.lr is not None else _share(tensor.lr_multiplier),
+        "decision": f"λ = {tensor.weight_decay:g}: {reason}",
+    }
+    lines = [f"  {f'{what}:':<10} {words}" for what, words in said.items() if words]
+    return "\n".join([f"{tensor.name}  {'×'.join(map(str, tensor.shape)) or 'a single number'}", *lines])
+
+
+def _share(lr_multiplier: float) -> str:
+    return "" if lr_multiplier == 1.0 else f"{lr_multiplier:g} of the run's"
 
 
 def story_document(tensor: PlannedTensor) -> dict[str, Any]:
@@ -115,48 +156,60 @@ def story_document(tensor: PlannedTensor) -> dict[str, Any]:
         "aliases": list(tensor.aliases),
         "shape": list(tensor.shape),
         "roles": [role.value for role in tensor.roles],
+        "norm": tensor.norm.value if tensor.norm else None,
         "evidence": tensor.evidence,
+        "strength": tensor.strength.name.lower() if tensor.strength else None,
+        "by_shape": tensor.by_shape,
         "contested": tensor.contested,
         "decays": tensor.decays,
         "multiplier": tensor.multiplier,
         "weight_decay": tensor.weight_decay,
+        "lr_multiplier": tensor.lr_multiplier,
+        "lr": tensor.lr,
+        "given": tensor.given,
         "reason": tensor.reason,
     }
 
 
-# why a wrong verdict matters, by role: shown where two plans differ
-_CONSEQUENCES = {
-    Role.NORM_GAIN: "decay pulls a gain to 0 (one stored as 1 + w to 1), against what training sets it to",
-    Role.BIAS: "a bias has no scale to keep small; decay only shifts what the layer can express",
-    Role.SCALE: "decay closes the gate or shrinks the scale however the loss wants it",
-    Role.STATE_SPACE: "decay moves the time constants: exp(A_log) goes to 1 and memory with it",
-    Role.TIME_MIX: "decay pulls the mix to one side and the time constants to a fixed value",
-    Role.WEIGHT_NORM_GAIN: "the gain is the layer's only scale",
-    Role.LEARNED_TOKEN: "opinions differ; decay shrinks a token that many positions share",
-    Role.RELATIVE_POSITION: "opinions differ; decay flattens the learned preference for distances",
-}
-_WITHOUT_DECAY = "without decay its norm grows and its effective learning rate falls through training"
+# --- two plans
 
 
-def comparison(ours: DecayPlan, theirs: DecayPlan) -> Group:
-    """Where two plans differ, a row per pattern, and below what it means, once per role."""
+def comparison(ours: Plan, theirs: Plan) -> Group:
+    """Where two plans differ, a row per pattern, and below what it means, once per role or place of a norm."""
     differing = _differing(ours, theirs)
     if not differing:
-        return Group(Text(f"{theirs.policy} does with every tensor what {ours.policy} does"))
+        return Group(Text(f"{theirs.policy} does with every tensor what {ours.policy} does"), Text(rests_on(ours)))
     grid = _grid(
         f"where {theirs.policy} differs from {ours.policy}", "tensor", "n", "shape", "role", ours.policy, theirs.policy
     )
-    consequences: dict[str, str] = {}
     for row in differing:
-        first, other = row.tensors[0], theirs.get(row.tensors[0].name)
-        grid.add_row(*_first_cells(row, _NAME_WIDTH[False]), Text(_lambda(first)), Text(_lambda(other)))
-        if other is not None and first.decays != other.decays:
-            consequences[first.role] = _WITHOUT_DECAY if first.role in DECAYING else _CONSEQUENCES.get(first.role, "")
-    lines = [Text(f"{role}: {consequence}") for role, consequence in consequences.items() if consequence]
-    return Group(grid, *lines)
+        first = row.tensors[0]
+        both = [Text(_lambda(plan.get(first.name))) for plan in (ours, theirs)]
+        cells = _cells(row, _name_width(80))
+        grid.add_row(*(cells[column] for column in ("tensor", "n", "shape", "role")), *both)
+    meanings = [Text(f"{about}: {meant}") for about, meant in _meanings(ours, theirs).items()]
+    return Group(grid, *meanings, Text(rests_on(ours), style="dim"))
 
 
-def comparison_document(ours: DecayPlan, theirs: DecayPlan) -> dict[str, Any]:
+def _meanings(ours: Plan, theirs: Plan) -> dict[str, Opinion | str]:
+    """Why it matters, or who is for which, of each role (and place of a norm) that one side decays and one does not."""
+    found: dict[str, Opinion | str] = {}
+    for first, other in _opposed(ours, theirs):
+        norm = first.norm or other.norm
+        meant = opinion(first.role, norm) or consequence(first.role)
+        if meant:
+            found.setdefault(_with_place(first.role, norm), meant)
+    return found
+
+
+def _opposed(ours: Plan, theirs: Plan) -> Iterator[tuple[PlannedTensor, PlannedTensor]]:
+    for difference in diff(ours, theirs):
+        one, other = difference.ours, difference.theirs
+        if one is not None and other is not None and one.decays != other.decays:
+            yield one, other
+
+
+def comparison_document(ours: Plan, theirs: Plan) -> dict[str, Any]:
     """The same for machines, tensor by tensor."""
     return {
         "ours": ours.policy,
@@ -169,13 +222,18 @@ def comparison_document(ours: DecayPlan, theirs: DecayPlan) -> dict[str, Any]:
                 "theirs": None if difference.theirs is None else story_document(difference.theirs),
                 "changes": list(difference.changes),
             }
-            for difference in ours.diff(theirs)
+            for difference in diff(ours, theirs)
+        ],
+        "opinions": [
+            {"about": about, "decay": meant.decays, "no_decay": meant.exempts}
+            for about, meant in _meanings(ours, theirs).items()
+            if isinstance(meant, Opinion)
         ],
     }
 
 
-def _differing(ours: DecayPlan, theirs: DecayPlan) -> list[Row]:
-    names = {difference.name for difference in ours.diff(theirs)}
+def _differing(ours: Plan, theirs: Plan) -> list[Row]:
+    names = {difference.name for difference in diff(ours, theirs)}
     return grouped([tensor for tensor in ours if tensor.name in names] + [t for t in theirs if t.name not in ours])
 
 

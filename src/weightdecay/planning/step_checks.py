@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
 from weightdecay.errors import PlanError, did_you_mean
+from weightdecay.planning.planned import Plan
 from weightdecay.probing.probe import GroupReport, probe_step
-
-if TYPE_CHECKING:
-    from weightdecay.planning.decay_plan import DecayPlan
 
 # The names of `weightdecay.rules`, which stands above this room.
 RuleName = Literal[
@@ -60,7 +58,7 @@ def defaults_of(optimizer: torch.optim.Optimizer) -> Mapping[str, Any]:
 
 
 def seen_in_steps(
-    plan: DecayPlan,
+    plan: Plan,
     optimizers: Sequence[torch.optim.Optimizer],
     groups: Sequence[CheckedGroup],
     rule: RuleName | DecayRule | None,
@@ -122,7 +120,7 @@ def _left_by_control(optimizer: torch.optim.Optimizer, groups: Sequence[CheckedG
     )
 
 
-def _step_faults(plan: DecayPlan, one: CheckedGroup, seen: GroupReport, rule: RuleName | DecayRule | None) -> list[str]:
+def _step_faults(plan: Plan, one: CheckedGroup, seen: GroupReport, rule: RuleName | DecayRule | None) -> list[str]:
     kind, λ = type(one.optimizer).__name__, float(one.group.get("weight_decay", 0.0))
     wants_decay = any(plan[name].decays for name in one.names) and λ > 0
     faults = []

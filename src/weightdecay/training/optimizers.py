@@ -18,7 +18,7 @@ from weightdecay.optim.muon import Muon
 from weightdecay.optim.sgdw import SGDW
 from weightdecay.planning.decay_plan import DecayPlan
 from weightdecay.planning.plan import plan
-from weightdecay.planning.policies.role_policies import Override
+from weightdecay.planning.policies.overrides import Override
 from weightdecay.planning.roles.roles import Role
 from weightdecay.recipes.settings import OptimizerSettings
 from weightdecay.rules import as_rule

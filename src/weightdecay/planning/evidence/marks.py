@@ -82,7 +82,9 @@ def _on_tensor(parameter: Tensor) -> Iterator[Mark]:
 
     own = getattr(parameter, "_optim", None)
     if isinstance(own, Mapping):
-        beside = tuple(str(key) for key, value in own.items() if key not in ("weight_decay", "lr") and value is not None)
+        beside = tuple(
+            str(key) for key, value in own.items() if key not in ("weight_decay", "lr") and value is not None
+        )
         yield from _mark("its `_optim`", beside, weight_decay=own.get("weight_decay"), lr=own.get("lr"))
 
     overrides = getattr(parameter, "optim_overrides", None)

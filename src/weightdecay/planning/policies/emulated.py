@@ -71,11 +71,11 @@ def _mingpt(facts: TensorFacts) -> str:
     """`configure_optimizers` of minGPT, which stops with an assertion on what it does not know; here that is exempt."""
     site = facts.sites[0]
     around = {*site.within, *site.bases}
-    if site.attribute.endswith("bias"):
+    if site.name.endswith("bias"):
         return "its name ends in 'bias'"
-    if site.attribute.endswith("weight") and "Linear" in around:
+    if site.name.endswith("weight") and "Linear" in around:
         return ""
-    if site.attribute.endswith("weight") and around & {"LayerNorm", "Embedding"}:
+    if site.name.endswith("weight") and around & {"LayerNorm", "Embedding"}:
         return "it is the weight of an nn.LayerNorm or nn.Embedding"
     return "neither list knows it, and minGPT itself would stop here"
 

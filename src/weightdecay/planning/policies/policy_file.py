@@ -7,6 +7,9 @@ base = "default"            # any policy that decides by role
 "embedding" = 0.0
 "expert stack" = 0.5
 
+[norms]                     # norm gains by where the norm stands, before what `roles` says of all of them
+"query/key norm" = 1.0
+
 [[override]]                # in order; the first found in a name decides, and each must match something
 pattern = 'layers\\.\\d+\\.mlp\\.gate'
 multiplier = 0.0
@@ -19,28 +22,24 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from weightdecay.errors import PlanError, did_you_mean
 from weightdecay.planning.policies.emulated import EMULATED
-from weightdecay.planning.policies.role_policies import (
-    ROLE_POLICIES,
-    Override,
-    Policy,
-    RolePolicy,
-    is_multiplier,
-    override_faults,
-)
-from weightdecay.planning.roles.roles import Role
+from weightdecay.planning.policies.overrides import Override, is_multiplier, override_faults
+from weightdecay.planning.policies.role_policies import ROLE_POLICIES, Policy, RolePolicy
+from weightdecay.planning.roles.roles import NormPlace, Role
 
 PolicyName = Literal[
-    "default", "all", "none", "matrices", "no-embeddings", "olmo2", "torch", "nanogpt", "transformers", "timm",
-    "mingpt", "bert", "levanter", "composer",
+    "default", "all", "none", "matrices", "no-embeddings", "olmo2", "qwen3-next", "torch", "nanogpt", "transformers",
+    "timm", "mingpt", "bert", "levanter", "composer",
 ]  # fmt: skip
 POLICIES: dict[str, Policy] = {**ROLE_POLICIES, **EMULATED}
 
-_KEYS = ("name", "base", "roles", "override")
+_KEYS = ("name", "base", "roles", "norms", "override")
 _OVERRIDE_KEYS = ("pattern", "multiplier", "lr_multiplier", "reason", "role")
+
+K = TypeVar("K", Role, NormPlace)
 
 
 def read_policy(path: Path) -> tuple[RolePolicy, tuple[Override, ...]]:
@@ -61,20 +60,28 @@ def read_policy(path: Path) -> tuple[RolePolicy, tuple[Override, ...]]:
         faults.append(
             f"{path}: base '{base}' is no policy that decides by role: {did_you_mean(str(base), ROLE_POLICIES)}"
         )
-    multipliers = _multipliers(path, content.get("roles", {}), faults)
+    multipliers = _multipliers(path, "role", Role, content.get("roles", {}), faults)
+    norms = _multipliers(path, "place of a norm", NormPlace, content.get("norms", {}), faults)
     overrides = _overrides(path, content.get("override", []), faults)
     if faults:
         raise PlanError(faults)
     name = str(content.get("name", path.stem))
-    return RolePolicy(name, {**ROLE_POLICIES[base].multipliers, **multipliers}), overrides
+    # What the file says of all gains goes before what its base says of some.
+    of_base = {} if Role.NORM_GAIN in multipliers else ROLE_POLICIES[base].norms
+    policy = RolePolicy(name, {**ROLE_POLICIES[base].multipliers, **multipliers}, {**of_base, **norms})
+    return policy, overrides
 
 
-def _multipliers(path: Path, roles: Mapping[str, Any], faults: list[str]) -> dict[Role, float]:
-    known = {role.value: role for role in Role}
-    found: dict[Role, float] = {}
-    for name, value in roles.items():
+def _multipliers(path: Path, kind: str, names: type[K], table: Any, faults: list[str]) -> dict[K, float]:
+    """The multipliers of a table, by the values of an enumeration."""
+    if not isinstance(table, Mapping):
+        faults.append(f"{path}: {table!r} should be a table of multipliers, each after its {kind}")
+        return {}
+    known = {member.value: member for member in names}
+    found: dict[K, float] = {}
+    for name, value in table.items():
         if name not in known:
-            faults.append(f"{path}: there is no role '{name}': {did_you_mean(name, known)}")
+            faults.append(f"{path}: there is no {kind} '{name}': {did_you_mean(name, known)}")
         elif not is_multiplier(value):
             faults.append(f"{path}: the multiplier of '{name}' is {value!r}: give a finite number of at least 0")
         else:

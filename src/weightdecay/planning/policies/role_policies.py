@@ -1,29 +1,37 @@
-"""A policy gives each tensor its multiplier of λ, with the reason.
+"""A policy gives each tensor its share of λ, and what decided.
 
-Ours decide by role. What other frameworks do is emulated in `emulation.py`, quirks included. Overrides are regular
-expressions in order; the first that is found in a name (or alias) decides, and one that matches nothing is an error.
+Ours decide by role, and for norm gains by where the norm stands. What other frameworks do is emulated in `emulated.py`,
+quirks included.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
-from typing import Any, Protocol
+from typing import Protocol
 
-from weightdecay.errors import did_you_mean
+from weightdecay.planning.evidence.marks import Mark
 from weightdecay.planning.evidence.tensors import TensorFacts
-from weightdecay.planning.roles.roles import DECAYING, DISPUTED, Role, Verdict
+from weightdecay.planning.roles.roles import DECAYING, NEVER, NormPlace, Role, Verdict
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The share of λ that a tensor takes, and why."""
+    """The share of λ that a tensor takes, and what decided; a policy of your own may say the reason in words.
+
+    Attributes:
+        multiplier: share of the run's λ.
+        reason: why, in words; empty where the rest says it.
+        ruling: the verdict by whose role it was decided.
+        others: those by which it would have been decided otherwise.
+        marks: what the model's author says of the tensor, which goes before its role.
+    """
 
     multiplier: float
-    reason: str
+    reason: str = ""
+    ruling: Verdict | None = None
+    others: tuple[Verdict, ...] = ()
+    marks: tuple[Mark, ...] = ()
 
 
 class Policy(Protocol):
@@ -37,93 +45,48 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class RolePolicy:
-    """One multiplier per role. A tensor with several roles takes the smallest: who exempts one, exempts the tensor."""
+    """One multiplier per role, and per place of a norm where gains do not all fare alike.
+
+    A tensor with several roles takes the smallest: who exempts one, exempts the tensor.
+    """
 
     name: str
     multipliers: Mapping[Role, float] = field(hash=False)
+    norms: Mapping[NormPlace, float] = field(default_factory=dict, hash=False)
 
     def decide(self, facts: TensorFacts, verdicts: Sequence[Verdict]) -> Decision:
-        if facts.marked:
-            return Decision(0.0, f"exempt: {facts.marked}")
-        ruling = min(verdicts, key=lambda verdict: self.multipliers[verdict.role])
-        multiplier = self.multipliers[ruling.role]
-        reason = f"{ruling.role}: {ruling.evidence}"
-        others = [verdict.role for verdict in verdicts if self.multipliers[verdict.role] != multiplier]
-        if others and ruling.role is Role.FROZEN:
-            reason += f"; if trained, it would decay as {' and '.join(others)}"
-        elif others:
-            reason += f"; also {' and '.join(others)}, but one exempt role exempts a tied tensor"
-        if multiplier == 0.0 and ruling.role in DISPUTED:
-            reason += "; opinions differ on whether such tensors should decay"
-        return Decision(multiplier, reason)
+        shares = [self.share(verdict) for verdict in verdicts]
+        lowest = min(shares)
+        ruling = verdicts[shares.index(lowest)]
+        others = tuple(verdict for verdict, share in zip(verdicts, shares, strict=True) if share != lowest)
+        # A mark is for the optimizer, and what is frozen comes to none.
+        marks = () if Role.FROZEN in [verdict.role for verdict in verdicts] else facts.marks
+        return Decision(lowest, ruling=ruling, others=others, marks=marks)
+
+    def share(self, verdict: Verdict) -> float:
+        """The multiplier of one verdict."""
+        of_role = self.multipliers[verdict.role]
+        if verdict.role is not Role.NORM_GAIN or verdict.norm is None:
+            return of_role
+        return self.norms.get(verdict.norm, of_role)
 
 
-def by_roles(name: str, decaying: frozenset[Role]) -> RolePolicy:
-    return RolePolicy(name, {role: 1.0 if role in decaying else 0.0 for role in Role})
+def by_roles(name: str, decaying: frozenset[Role], norms: Mapping[NormPlace, float] | None = None) -> RolePolicy:
+    return RolePolicy(name, {role: 1.0 if role in decaying else 0.0 for role in Role}, norms or {})
 
 
-@dataclass(frozen=True)
-class Override:
-    """What a user says about the tensors whose name `pattern` is found in.
-
-    Args:
-        pattern: regular expression, searched in the canonical name and its aliases.
-        multiplier: share of λ, 0 exempts; None leaves it to the policy.
-        lr_multiplier: share of the learning rate, passed through to the parameter groups.
-        role: what the tensors are for, in place of what is seen; the policy and the optimizers then go by it.
-    """
-
-    pattern: str
-    multiplier: float | None = None
-    lr_multiplier: float = 1.0
-    reason: str = ""
-    role: Role | None = None
-
-    @property
-    def says_shares(self) -> bool:
-        """Whether this decides about λ and η; one that gives a role alone leaves them to others."""
-        return self.role is None or self.multiplier is not None or self.lr_multiplier != 1.0
-
-    def matches(self, facts: TensorFacts) -> bool:
-        return any(re.search(self.pattern, site.name) for site in facts.sites)
-
-
-def is_multiplier(value: object) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Real) and 0.0 <= float(value) < math.inf
-
-
-def override_faults(override: Any) -> list[str]:
-    """What is wrong with an override in itself, before it meets a model; be it of whatever type."""
-    if not isinstance(override, Override):
-        return [f"overrides holds {override!r}: give a mapping of patterns to multipliers, or a list of Override"]
-
-    faults = []
-    pattern: Any = override.pattern
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        faults.append(f"'{pattern}' is no regular expression: {error}")
-    except TypeError:
-        faults.append(f"{pattern!r} is no regular expression: the pattern of an override is a string")
-    if override.multiplier is not None and not is_multiplier(override.multiplier):
-        faults.append(f"multiplier {override.multiplier!r} of '{override.pattern}' is no finite number of at least 0")
-    if not is_multiplier(override.lr_multiplier):
-        faults.append(
-            f"lr_multiplier {override.lr_multiplier!r} of '{override.pattern}' is no finite number of at least 0"
-        )
-    if override.role is not None and override.role not in (known := [role.value for role in Role]):
-        faults.append(f"role {override.role!r} of '{override.pattern}': {did_you_mean(str(override.role), known)}")
-    return faults
-
+_TRAINED = frozenset(Role) - NEVER
 
 ROLE_POLICIES: dict[str, RolePolicy] = {
     policy.name: policy
     for policy in (
         by_roles("default", DECAYING),
-        by_roles("all", frozenset(Role) - {Role.FROZEN, Role.UNKNOWN}),
+        by_roles("all", _TRAINED),
         by_roles("none", frozenset()),
         by_roles("matrices", DECAYING - {Role.EMBEDDING, Role.POSITION_EMBEDDING, Role.OUTPUT_HEAD}),
         by_roles("no-embeddings", DECAYING - {Role.EMBEDDING, Role.POSITION_EMBEDDING}),
-        by_roles("olmo2", frozenset(Role) - {Role.FROZEN, Role.UNKNOWN, Role.EMBEDDING}),
+        by_roles("olmo2", _TRAINED - {Role.EMBEDDING}),
+        # NVIDIA/Megatron-LM PR #2753, `--apply-wd-to-qk-layernorm`: for Qwen3-Next
+        by_roles("qwen3-next", DECAYING, {NormPlace.QUERY_KEY: 1.0}),
     )
 }

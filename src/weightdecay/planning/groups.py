@@ -1,0 +1,96 @@
+"""A plan's tensors as parameter groups of any torch optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import Any, NamedTuple
+
+import torch
+
+from weightdecay.errors import PlanError
+from weightdecay.planning.planned import PlannedTensor
+
+
+class _Shares(NamedTuple):
+    """What the tensors of one group have in common."""
+
+    lr_multiplier: float
+    multiplier: float
+    weight_decay: float
+    lr: Any  # a number, or a tensor that captured graphs look at
+
+    @property
+    def order(self) -> tuple[bool, float, float, float]:
+        """Groups at the plain η first, and in them the decaying ones."""
+        return self.lr_multiplier != 1.0, self.lr_multiplier, -self.multiplier, -self.weight_decay
+
+    @property
+    def name(self) -> str:
+        decay = "decay" if self.multiplier == 1.0 else f"decay×{self.multiplier:g}"
+        name = "no_decay" if self.multiplier == 0.0 else decay
+        return name if self.lr_multiplier == 1.0 else f"{name} lr×{self.lr_multiplier:g}"
+
+
+def param_groups(
+    tensors: Iterable[PlannedTensor],
+    parameters: Mapping[str, Any],
+    *,
+    lr: float,
+    names: bool = True,
+    options: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """The groups, decaying ones first; frozen tensors are in none. `DecayPlan.param_groups` says the rest."""
+    if not _is_rate(lr):
+        raise PlanError(f"lr is {lr!r}: give the learning rate, a finite number of at least 0")
+
+    members: dict[tuple[bool, float, float, float], tuple[_Shares, dict[int, tuple[str, Any]]]] = {}
+    for tensor in tensors:
+        if not tensor.frozen:
+            shares = _shares(tensor, lr)
+            _, group = members.setdefault(shares.order, (shares, {}))
+            group.setdefault(id(parameters[tensor.name]), (tensor.name, parameters[tensor.name]))
+    _refuse_torn(group for _, group in members.values())
+
+    return [
+        {
+            "params": [parameter for _, parameter in group.values()],
+            **({"param_names": [name for name, _ in group.values()]} if names else {}),
+            "weight_decay": shares.weight_decay,
+            "decay_multiplier": shares.multiplier,
+            "name": shares.name,
+            "lr": shares.lr,
+            "lr_multiplier": shares.lr_multiplier,
+            **options,
+        }
+        for _, (shares, group) in sorted(members.items())
+    ]
+
+
+def _shares(tensor: PlannedTensor, lr: Any) -> _Shares:
+    """A tensor's λ and η with its shares of the run's; of η = 0 a rate of its own is no share, and counts as whole."""
+    if tensor.lr is None:
+        return _Shares(tensor.lr_multiplier, tensor.multiplier, tensor.weight_decay, lr * tensor.lr_multiplier)
+    share = tensor.lr / float(lr) if float(lr) else 1.0
+    own = lr * share if isinstance(lr, torch.Tensor) and float(lr) else tensor.lr
+    return _Shares(share, tensor.multiplier, tensor.weight_decay, own)
+
+
+def _refuse_torn(groups: Iterable[Mapping[int, tuple[str, Any]]]) -> None:
+    """A flat parameter of FSDP1 can be in one group only."""
+    seen: dict[int, str] = {}
+    for members in groups:
+        for key, (name, _) in members.items():
+            if key in seen:
+                raise PlanError(
+                    f"FSDP1 has flattened {seen[key]} and {name} into one tensor, but they decay differently: wrap "
+                    "with use_orig_params=True, or use fully_shard"
+                )
+            seen[key] = name
+
+
+def _is_rate(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.numel() == 1 and not value.is_complex() and 0.0 <= float(value.detach()) < math.inf
+    return not isinstance(value, bool) and isinstance(value, Real) and 0.0 <= float(value) < math.inf
