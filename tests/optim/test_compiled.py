@@ -18,7 +18,7 @@ from torch._dynamo.utils import counters
 
 from weightdecay.optim import elementwise
 from weightdecay.optim.adamw import AdamL2, AdamW
-from weightdecay.optim.compiled import compiled_loop, usable_loop
+from weightdecay.optim.compiled import usable_loop
 from weightdecay.optim.pieces import SMALL
 from weightdecay.rules import Rule
 
@@ -104,7 +104,6 @@ def test_a_loop_computes_what_the_pieces_do_up_to_rounding(
 def test_one_loop_serves_all_shapes_steps_and_numbers(dtype: torch.dtype, rounding: str, loops: int) -> None:
     """Two do where large tensors go in parts."""
     torch._dynamo.reset()
-    compiled_loop.cache_clear()
     usable_loop.cache_clear()
     counters.clear()
     stepped(made("cautious", dtype, rounding, compiled=True))

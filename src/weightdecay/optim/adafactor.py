@@ -87,12 +87,8 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
         if plain:
             super()._step_groups(list(plain.values()))
         for one in work:
-            if one.place in plain:
-                continue
-            for position, p in enumerate(one.group["params"]):
-                if p.grad is not None and p.numel():
-                    update, scale = self._update_and_scale(p, one)
-                    self._descend(p, update, scale, one, position)
+            if one.place not in plain:
+                self._descend(one, self._update_and_scale)
 
     def _update_and_scale(self, p: Tensor, one: Work) -> tuple[Tensor, float]:
         """g/√v and the scale with which it is subtracted, in the order of torch's for-loop; with momentum, m and 1."""

@@ -271,18 +271,25 @@ class DecayingOptimizer(StateKeeping):
             if "initial" not in self.state[p]
         }
 
-    def _descend(self, p: Tensor, update: Tensor, scale: float, one: Work, position: int) -> None:
-        """Decay and update one whole tensor, for directions that no kernel of torch's does: w ← (decay of w) − s·u."""
+    def _descend(self, one: Work, direction: Callable[[Any, Work], tuple[Tensor, float]]) -> None:
+        """Decay and update whole tensors, for directions that no kernel of torch's does: w ← (decay of w) − s·u.
 
-        def descend(elements: Elements) -> None:
-            elements.weights[0].add_(elements.gradients[0], alpha=-scale)
+        Args:
+            direction: gives (u, s) for a tensor.
+        """
+        for position, p in enumerate(one.group["params"]):
+            if p.grad is None or not p.numel():
+                continue
+            update, scale = direction(p, one)
 
-        self._begin(p, one)
-        kind = StepKind(one.rule, one.decay or 0.0, one.rounding, descend)
-        given = (p, placed_like(update, p), self.state[p], one.number(position))
-        with flattened([given], self._kept_beside(one)) as flats:
-            self._workspace.step(flats, kind)
-        self._count_roundings([p], one.rounding)
+            def descend(elements: Elements, scale: float = scale) -> None:
+                elements.weights[0].add_(elements.gradients[0], alpha=-scale)
+
+            self._begin(p, one)
+            given = (p, placed_like(update, p), self.state[p], one.number(position))
+            with flattened([given], self._kept_beside(one)) as flats:
+                self._workspace.step(flats, StepKind(one.rule, one.decay or 0.0, one.rounding, descend))
+            self._count_roundings([p], one.rounding)
 
     def _kept_beside(self, one: Work) -> tuple[str, ...]:
         """Names of the state that has a number for each weight, for the rule and the rounding."""

@@ -9,10 +9,11 @@ from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError, did_you_mean, misspelt
-from weightdecay.optim.orthogonal import METHODS
+from weightdecay.optim.orthogonal import ADJUSTMENTS, METHODS
 from weightdecay.optim.roundings import as_rounding
 from weightdecay.rules import Rule, as_rule, group_decay_per_step
 
@@ -86,7 +87,8 @@ def group_faults(group: Mapping[str, Any], title: str, refusal: Callable[[Rule],
         group: with the optimizer's defaults filled in.
         refusal: why the optimizer cannot follow a rule; empty if it can.
     """
-    found = [*_number_faults(group), *_choice_faults(group), *_beta_faults(group), *_adafactor_faults(group)]
+    kinds = (_number_faults, _choice_faults, _beta_faults, _adafactor_faults, _muon_faults)
+    found = [fault for faults_of in kinds for fault in faults_of(group)]
     faults = [f"{what} ({title}): {remedy}" for what, remedy in found] + _rule_faults(group, title, refusal)
     if not faults:
         try:
@@ -110,10 +112,6 @@ def _number_faults(group: Mapping[str, Any]) -> Iterator[_Fault]:
         elif amount(given) is None:
             yield f"Invalid {words}: {_shown(given)}", "give a finite number of at least 0"
 
-    steps = group.get("ns_steps", 1)
-    if isinstance(steps, bool) or not (isinstance(steps, int) and 1 <= steps < 100):
-        yield f"Invalid ns_steps: {steps}", "give a whole number from 1 to 99, usually 5"
-
 
 def _choice_faults(group: Mapping[str, Any]) -> Iterator[_Fault]:
     for key, known in _CHOICES.items():
@@ -135,6 +133,28 @@ def _beta_faults(group: Mapping[str, Any]) -> Iterator[_Fault]:
         value = number(beta)
         if value is None or not 0.0 <= value < 1.0:
             yield f"Invalid beta parameter at index {index}: {beta}", "give a number in [0, 1)"
+
+
+def _muon_faults(group: Mapping[str, Any]) -> Iterator[_Fault]:
+    if group.get("algorithm") != "muon":
+        return
+    adjustment, dtype, coefficients = (group.get(key) for key in ("adjust_lr_fn", "ns_dtype", "ns_coefficients"))
+    if adjustment not in (None, *ADJUSTMENTS):
+        yield f"Adjust learning rate function {adjustment} is not supported", did_you_mean(str(adjustment), ADJUSTMENTS)
+    if "ns_dtype" in group and not getattr(getattr(torch, str(dtype), None), "is_floating_point", False):
+        yield f"Invalid ns_dtype: {dtype!r}", "give the name of a dtype of torch, such as 'bfloat16'"
+    if "ns_coefficients" in group and not _are_three_numbers(coefficients):
+        yield f"Invalid ns_coefficients: {coefficients!r}", "give three numbers"
+
+    steps, stacked = group.get("ns_steps", 1), group.get("stacked", 1)
+    if isinstance(steps, bool) or not (isinstance(steps, int) and 1 <= steps < 100):
+        yield f"Invalid ns_steps: {steps}", "give a whole number from 1 to 99, usually 5"
+    if isinstance(stacked, bool) or not (isinstance(stacked, int) and stacked >= 1):
+        yield f"Invalid stacked: {stacked!r}", "give the number of matrices in each tensor, at least 1"
+
+
+def _are_three_numbers(given: Any) -> bool:
+    return isinstance(given, tuple | list) and len(given) == 3 and all(number(one) is not None for one in given)
 
 
 def _adafactor_faults(group: Mapping[str, Any]) -> Iterator[_Fault]:

@@ -95,8 +95,31 @@ def parts_of(size: int, rounding: Rounding, dtype: torch.dtype) -> int:
 
 
 @functools.cache
-def compiled_loop(kind: LoopKind) -> Loop | str:
-    """The loop, compiled by this call; or why it cannot be."""
+def usable_loop(kind: LoopKind, asked: bool) -> Loop | None:
+    """The compiled loop; None, said once, where it cannot be had and nobody asked for it.
+
+    Raises:
+        OptimizerError: it was asked for and cannot be had.
+    """
+    try:
+        return _compiled(kind)
+    except Exception as error:  # a compiler fails in its own ways: none installed, no room on disk …
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    if asked:
+        raise OptimizerError(
+            f"compiled=True: torch.compile failed ({reason}): install a C++ compiler and Python's headers, or leave "
+            "`compiled` out"
+        )
+    warnings.warn(
+        f"torch.compile failed ({reason}): steps go operation by operation, about half as fast; install a C++ compiler "
+        "and Python's headers, or give compiled=False",
+        CompileWarning,
+        stacklevel=2,
+    )
+    return None
+
+
+def _compiled(kind: LoopKind) -> Loop:
     step = _loop_of(kind)
     # torch counts and looks up compilations by code object, so each kind has its own.
     code = step.__code__.replace(co_name=str(kind))
@@ -109,38 +132,11 @@ def compiled_loop(kind: LoopKind) -> Loop | str:
     parts = [{name: zeros(dtype) for name, dtype in dtypes.items()} for _ in range(kind.parts)]
     numbers = loop_numbers(1.0, 0.0, 0.0, [1.0] * kind.direction.numbers, torch.device(kind.device))
     keys = noise_keys(0, [0] * kind.parts, [0] * kind.parts).to(kind.device) if kind.rounding.needs_noise else None
-    try:
-        # Else the compiler takes float32 → bfloat16 → float32 for nothing, and the remainder of Kahan's sum for zero.
-        loop: Loop = torch.compile(own, dynamic=True, fullgraph=True, options={"emulate_precision_casts": True})
-        with torch.no_grad():  # as a step is
-            loop(parts, numbers, keys)
-    except Exception as error:  # a compiler fails in its own ways: none installed, no room on disk …
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    # Else the compiler takes float32 → bfloat16 → float32 for nothing, and the remainder of Kahan's sum for zero.
+    loop: Loop = torch.compile(own, dynamic=True, fullgraph=True, options={"emulate_precision_casts": True})
+    with torch.no_grad():  # as a step is
+        loop(parts, numbers, keys)  # which compiles it
     return loop
-
-
-@functools.cache
-def usable_loop(kind: LoopKind, asked: bool) -> Loop | None:
-    """The compiled loop; None, said once, where it cannot be had and nobody asked for it.
-
-    Raises:
-        OptimizerError: it was asked for and cannot be had.
-    """
-    loop = compiled_loop(kind)
-    if not isinstance(loop, str):
-        return loop
-    if asked:
-        raise OptimizerError(
-            f"compiled=True: torch.compile failed ({loop}): install a C++ compiler and Python's headers, or leave "
-            "`compiled` out"
-        )
-    warnings.warn(
-        f"torch.compile failed ({loop}): steps go operation by operation, about half as fast; install a C++ compiler "
-        "and Python's headers, or give compiled=False",
-        CompileWarning,
-        stacklevel=2,
-    )
-    return None
 
 
 def _loop_of(kind: LoopKind) -> Loop:

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weightdecay.errors import OptimizerError, did_you_mean
+from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.base import DecayingOptimizer, Work
 from weightdecay.optim.grouping import (
@@ -44,12 +44,11 @@ from weightdecay.optim.grouping import (
     tables_and_heads,
     with_rules,
 )
-from weightdecay.optim.orthogonal import NEWTON_SCHULZ, Coefficients, on_whole_matrices, orthogonalised
-from weightdecay.optim.roundings import NEAREST, RoundingLike, group_rounding
+from weightdecay.optim.orthogonal import NEWTON_SCHULZ, Coefficients, on_whole_matrices, orthogonalised, update_scale
+from weightdecay.optim.roundings import NEAREST, RoundingLike
 from weightdecay.planning.decay_plan import DecayPlan
 from weightdecay.rules import DECOUPLED
 
-ADJUSTMENTS = ("match_rms_adamw", "original")
 _FLOOR = 1e-10  # of norms and mean squares: what has no gradient stays where it is
 
 
@@ -109,11 +108,6 @@ class Muon(AdamW):
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
-        if adjust_lr_fn not in (None, *ADJUSTMENTS):
-            raise OptimizerError(
-                f"Adjust learning rate function {adjust_lr_fn} is not supported: "
-                f"{did_you_mean(str(adjust_lr_fn), ADJUSTMENTS)}"
-            )
         self._own: Group = {
             "momentum": momentum,
             "nesterov": nesterov,
@@ -177,35 +171,30 @@ class Muon(AdamW):
     def _step_groups(self, work: list[Work]) -> None:
         rest = [one for one in work if one.group["algorithm"] != "muon"]
         for one in work:
-            group = one.group
-            if group["algorithm"] != "muon":
-                continue
-            for position, p in enumerate(group["params"]):
-                if p.grad is None or not p.numel():
-                    continue
-                rows, columns = p.shape[-2] // group["stacked"], p.shape[-1]
-                original = math.sqrt(max(1.0, rows / columns))
-                match = group["adjust_lr_fn"] == "match_rms_adamw"  # torch writes None for the original
-                scale = 0.2 * math.sqrt(max(rows, columns)) if match else original
-                update = self._orthogonal_update(p, group)
-                self._descend(p, update, float(group["lr"]) * scale, one, position)
+            if one.group["algorithm"] == "muon":
+                self._descend(one, self._orthogonal_update)
         if rest:
             super()._step_groups(rest)
 
-    def _orthogonal_update(self, p: Tensor, group: Group) -> Tensor:
+    def _orthogonal_update(self, p: Tensor, one: Work) -> tuple[Tensor, float]:
+        """O, and the scale with which it is subtracted."""
         assert p.grad is not None
-        wide = torch.float32 if group_rounding(group).acts_on(p.dtype) else p.dtype
+        group, wide = one.group, torch.float32 if one.rounding.acts_on(p.dtype) else p.dtype
         gradient = (-p.grad if group["maximize"] else p.grad).to(wide)
         state = self.state[p]
         if "momentum_buffer" not in state:
             state["step"] = torch.tensor(0.0)
             state["momentum_buffer"] = torch.zeros_like(gradient)
         state["step"] += 1
+
         momentum, buffer = group["momentum"], state["momentum_buffer"]
         buffer.lerp_(gradient, 1 - momentum)
         update = gradient.lerp(buffer, momentum) if group["nesterov"] else buffer
         orthogonal = on_whole_matrices(lambda x: _orthogonal(x, group), update)
-        return self._evened(orthogonal, group, state) if group["neuron_beta2"] else orthogonal
+        if group["neuron_beta2"]:
+            orthogonal = self._evened(orthogonal, group, state)
+        scale = update_scale(p.shape[-2] // group["stacked"], p.shape[-1], group["adjust_lr_fn"])
+        return orthogonal, float(group["lr"]) * scale
 
     def _evened(self, update: Tensor, group: Group, state: dict[str, Any]) -> Tensor:
         """The update with neurons that are of one size over time, and the norm of an orthogonal matrix."""
@@ -277,20 +266,18 @@ def _divided(group: Group, hidden: frozenset[str] | None, own: Group) -> list[Gr
     ]
 
 
-def _raise_unless_matrices(tensors: list[Tensor], stacked: Any) -> None:
-    if not isinstance(stacked, int) or stacked < 1:
-        raise OptimizerError(f"Invalid stacked: {stacked!r}: give the number of matrices in each tensor, at least 1")
-    faults = [
-        f"Muon only supports 2D parameters and 3D stacks of them, whereas one has size {tuple(t.shape)}: put it into "
-        "a group with algorithm='adamw'"
-        for t in tensors
-        if t.ndim not in (2, 3)
-    ]
-    faults += [
-        f"{t.shape[-2]} rows of a tensor of size {tuple(t.shape)} are not {stacked} matrices of one size: give their "
-        "number as stacked"
-        for t in tensors
-        if t.ndim in (2, 3) and t.shape[-2] % stacked
-    ]
+def _raise_unless_matrices(tensors: list[Tensor], stacked: int) -> None:
+    faults = []
+    for shape in (tuple(tensor.shape) for tensor in tensors):
+        if len(shape) not in (2, 3):
+            faults.append(
+                f"Muon only supports 2D parameters and 3D stacks of them, whereas one has size {shape}: put it into "
+                "a group with algorithm='adamw'"
+            )
+        elif shape[-2] % stacked:
+            faults.append(
+                f"{shape[-2]} rows of a tensor of size {shape} are not {stacked} matrices of one size: give their "
+                "number as stacked"
+            )
     if faults:
         raise OptimizerError(faults)

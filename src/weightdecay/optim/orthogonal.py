@@ -11,6 +11,7 @@ from torch import Tensor
 Coefficients: TypeAlias = tuple[float, float, float]
 
 METHODS = ("newton_schulz", "polar_express")
+ADJUSTMENTS = ("match_rms_adamw", "original")
 
 # Steep at 0; ends between about 0.7 and 1.2.
 NEWTON_SCHULZ: Coefficients = (3.4445, -4.7750, 2.0315)
@@ -58,6 +59,15 @@ def orthogonalised(
         gram = x @ x.mT
         x = add_product(x, add_product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+def update_scale(rows: int, columns: int, adjustment: str | None) -> float:
+    """s of w ← w − η·s·O: 0.2·√max(rows, columns) gives O the usual RMS of AdamW's update.
+
+    Args:
+        adjustment: one of `ADJUSTMENTS`; None, as torch writes it, is `original`, √max(1, rows/columns).
+    """
+    return 0.2 * max(rows, columns) ** 0.5 if adjustment == "match_rms_adamw" else max(1.0, rows / columns) ** 0.5
 
 
 def on_whole_matrices(function: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:

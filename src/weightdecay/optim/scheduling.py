@@ -66,7 +66,7 @@ def apply_schedules(
         for key, course in (("lr", lr), ("weight_decay", weight_decay))
         if course is not None and not faults
     }
-    shares = {key: (_lr_shares if key == "lr" else _decay_shares)(every, kind, faults) for key in values}
+    shares = {} if faults else {key: _shares(every, key, kind, faults) for key in values}
     for key in () if faults else values:
         faults += _shared_tensors(every, key, shares[key], chosen)
     if faults:
@@ -102,12 +102,16 @@ def _value(course: Any, key: str, step: int, faults: list[str]) -> float:
     return value
 
 
+def _shares(groups: Sequence[Group], key: str, kind: str, faults: list[str]) -> list[float]:
+    """Each group's share of η or λ."""
+    if without := [group_title(group, index) for index, group in enumerate(groups) if key not in group]:
+        faults.append(f"{kind} has no {key} in {', '.join(without)}: there is nothing to schedule")
+        return []
+    return (_lr_shares if key == "lr" else _decay_shares)(groups, kind, faults)
+
+
 def _decay_shares(groups: Sequence[Group], kind: str, faults: list[str]) -> list[float]:
     """Each group's share of λ."""
-    if without := [group_title(group, i) for i, group in enumerate(groups) if "weight_decay" not in group]:
-        faults.append(f"{kind} has no weight_decay in {', '.join(without)}: there is no decay to schedule")
-        return []
-
     present = [number(group["weight_decay"]) or 0.0 for group in groups]
     unshared = [λ for λ, group in zip(present, groups, strict=True) if "decay_multiplier" not in group]
     # A plan's groups tell what λ their share is of; others are measured by the largest among them.
@@ -127,10 +131,6 @@ def _decay_shares(groups: Sequence[Group], kind: str, faults: list[str]) -> list
 
 def _lr_shares(groups: Sequence[Group], kind: str, faults: list[str]) -> list[float]:
     """Each group's share of η."""
-    if without := [group_title(group, i) for i, group in enumerate(groups) if "lr" not in group]:
-        faults.append(f"{kind} has no lr in {', '.join(without)}: there is nothing to schedule")
-        return []
-
     shares = [group.get("lr_multiplier", 1.0) for group in groups]
     unshared = [group_title(group, i) for i, group in enumerate(groups) if "lr_multiplier" not in group]
     # The η that each group is at now: of one that another share or another scheduler moved, nobody knows the share.
