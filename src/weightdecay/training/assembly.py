@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -41,7 +42,7 @@ class Assembly:
 
     Attributes:
         config: resolved: steps, λ, intervals and vocabulary are concrete numbers.
-        plan: made on a model without weights, equal to the trained model's.
+        blueprint: the model without weights.
         lr, weight_decay, momentum, grad_clip: η, λ, Muon's momentum and the largest norm of the gradient at every step,
             counted from 0.
         sizes: tokens of every step.
@@ -53,7 +54,7 @@ class Assembly:
     config: TrainConfig
     data: Prepared
     loader: Loader
-    plan: DecayPlan
+    blueprint: GPT
     lr: Schedule
     weight_decay: Schedule
     momentum: Schedule
@@ -63,6 +64,15 @@ class Assembly:
     tokens_per_parameter: float
     n_parameters: int
     automatic: bool
+
+    @cached_property
+    def plan(self) -> DecayPlan:
+        """Which tensors decay: made of the blueprint, once for the whole run, when it is first asked for.
+
+        Raises:
+            ConfigError: a setting by pattern that cannot be read, or whose pattern matches no tensor.
+        """
+        return decay_plan(self.blueprint, self.config.optimizer)
 
 
 def assemble(config: TrainConfig, progress: Progress | None = None) -> Assembly:
@@ -101,7 +111,7 @@ def assemble(config: TrainConfig, progress: Progress | None = None) -> Assembly:
         config=config,
         data=data,
         loader=Loader(data.training.tokens, config.model.context, sizes.full, config.run.seed, sizes.ramp),
-        plan=decay_plan(model, config.optimizer),
+        blueprint=model,
         lr=lr,
         weight_decay=weight_decay,
         momentum=momentum_schedule(config),

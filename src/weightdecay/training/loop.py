@@ -24,7 +24,7 @@ from weightdecay.runs import MetricsWriter, Run
 from weightdecay.training import checkpoint
 from weightdecay.training.assembly import Assembly
 from weightdecay.training.distributed import Ranks
-from weightdecay.training.optimizers import decay_plan, make_optimizer
+from weightdecay.training.optimizers import make_optimizer
 from weightdecay.training.progress import Reporter, duration
 from weightdecay.training.resuming import initial_weights, load_weights
 from weightdecay.training.signals import StopRequest
@@ -51,7 +51,7 @@ class TrainingLoop:
 
     @classmethod
     def build(cls, assembly: Assembly, run: Run, ranks: Ranks, reporter: Reporter, *, fresh: bool) -> TrainingLoop:
-        """Model, plan and optimizer of a configuration, at step 0; `fresh` obeys `--init-from`."""
+        """Model and optimizer of a configuration, by its plan, at step 0; `fresh` obeys `--init-from`."""
         config = assembly.config
         torch.manual_seed(config.run.seed)
         model = GPT(config.model)
@@ -59,8 +59,7 @@ class TrainingLoop:
             tensors, where = initial_weights(config.run.init_from, assembly.data.tokenizer.sha256, reporter.note)
             load_weights(model, tensors, where)
         model.to(ranks.device)
-        settings = config.optimizer
-        optimizer = make_optimizer(settings, decay_plan(model, settings))
+        optimizer = make_optimizer(config.optimizer, assembly.plan.on(model))
         if config.run.compile:
             for block in model.blocks:
                 block.compile()
