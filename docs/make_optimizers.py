@@ -1,6 +1,7 @@
 """Write the tables of optimizers.md: what a step of every optimizer class here does, and what `control` says.
 
-Run in two environments, `.venv` and `.venv-packages`: each writes the blocks of the packages that it has.
+Run in `.venv-packages`, which has all packages; one that is missing keeps its block. Names of packages as arguments write
+theirs alone.
 """
 
 from __future__ import annotations

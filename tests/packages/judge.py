@@ -52,6 +52,8 @@ ASKED: tuple[Asked, ...] = (
     Asked("corrected", 0.5, lambda lr: lr**2 / LR * 0.5),
     Asked(MINE, 25.0, lambda lr: lr**2 * 25.0, masked=True),
 )
+SCALAR = tuple(one for one in ASKED if not one.masked)
+MASKED = tuple(one for one in ASKED if one.masked)
 NONE = Asked("decoupled", 0.0, lambda lr: 0.0)  # noqa: ARG005
 
 # Less of a weight than half of bfloat16's last place is rounded away altogether.
@@ -264,7 +266,7 @@ def snapshot(optimizer: Any) -> dict[str, Any]:
         "state": [_frozen(optimizer.state.get(p)) for group in optimizer.param_groups for p in group["params"]],
         "torch's generator": torch.get_rng_state(),
         "random's generator": random.getstate(),
-        "numpy's generator": str(np.random.get_state()),
+        "numpy's generator": np.random.get_state(legacy=False)["state"]["key"].tobytes(),
     }
 
 
@@ -294,7 +296,7 @@ def _same(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
     if isinstance(a, list):
         return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, int | float | str | bool | None):
+    if isinstance(a, int | float | str | bytes | bool | None):
         return bool(a == b) or (a != a and b != b)
     return type(a) is type(b)
 

@@ -57,7 +57,7 @@ class Layout:
 
     @property
     def short(self) -> Layout:
-        """Matrices first, biases first and a third group, for a rule alone."""
+        """Matrices first, biases first and a third group, for one rule."""
         return replace(self, shapes=self.shapes[:3])
 
 
