@@ -1,13 +1,14 @@
 """Write the tables of optimizers.md: what a step of every optimizer class here does, and what `control` says.
 
-Run in `.venv-packages`, which has all packages; one that is missing keeps its block. Names of packages as arguments write
-theirs alone.
+Run in `.venv-packages`, which has all packages; one that is missing keeps its block. Names of packages as arguments
+write theirs alone.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -86,13 +87,17 @@ def enters(report: StepReport) -> str:
 
 
 def form(group: GroupReport) -> str:
-    if group.hidden_decay > 1e-9:
-        return f"{group.form}; takes {group.hidden_decay:.1g} off at λ = 0, too"
-    if group.form == "other" or not group.reads_weight_decay:
-        return {"none": "not at all", "other": "otherwise"}.get(group.form, group.form)
-    if group.form == "decoupled" and group.through_gradient:
-        return "decoupled and coupled, which are the same in it"
-    return f"{group.form}, {group.order or 'beside'} the step" if group.form == "decoupled" else group.form
+    """How λ enters one group's steps, in words."""
+    if group.form == "other":
+        entangled = group.reads_weights or group.branches_on_weight_decay or group.moves_zeros
+        said = "otherwise" if entangled else "otherwise, and can be taken out"
+    elif not group.reads_weight_decay:
+        said = "not at all"
+    elif group.form == "decoupled" and group.through_gradient:
+        said = "decoupled and coupled, which are the same in it"
+    else:
+        said = f"{group.form}, {group.order or 'beside'} the step" if group.form == "decoupled" else group.form
+    return f"{said}; takes {group.hidden_decay:.1g} off at λ = 0, too" if group.hidden_decay > 1e-9 else said
 
 
 def shown(report: StepReport, key: str) -> str:
@@ -147,10 +152,11 @@ def step(optimizer: Any) -> None:
 
 
 def short(reason: str) -> str:
-    """The first sentence of an error, without the name and the group that it begins with."""
+    """The first clause of an error, without the name and the group that it begins with."""
     line = re.sub(r"^\w+, group \d+( \('[^']*'\))?: ", "", " ".join(reason.split("\n")[0].split()))
-    cut = re.split(r"(?<=[a-z\)]): |; ", line)[0]
-    return cut.replace("|", "\\|")[:140]
+    ends = [found.start() for found in re.finditer(r": |; |, and |, so that ", line)]
+    outside = [end for end in ends if line.count("(", 0, end) == line.count(")", 0, end)]
+    return textwrap.shorten(line[: min(outside, default=len(line))], 170, placeholder=" …").replace("|", "\\|")
 
 
 def rows(package: str) -> list[Row]:
