@@ -118,10 +118,19 @@ def inner(module: nn.Module) -> nn.Module | None:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside all wrappers."""
-    while (wrapped := inner(module)) is not None:
+    """The module inside all that only wrap it; what has parameters of its own, as adapters have, is part of the model.
+
+    Names go by `inner`, which leaves adapters out of them too.
+    """
+    while (wrapped := inner(module)) is not None and not _has_own_parameters(module, wrapped):
         module = wrapped
     return module
+
+
+def _has_own_parameters(module: nn.Module, wrapped: nn.Module) -> bool:
+    own = [parameter for parameter in module._parameters.values() if parameter is not None and not _is_flat(parameter)]
+    beside = [child for child in module._modules.values() if child is not None and child is not wrapped]
+    return bool(own) or any(next(child.parameters(), None) is not None for child in beside)
 
 
 def bare_class(module: nn.Module) -> type:

@@ -6,32 +6,49 @@ counted; the clock is a safety stop alone, and a plan that it cut says so.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
+from torch.utils.flop_counter import flop_registry
 
 MOST_OPERATIONS = 100_000
-MOST_ELEMENTS = 3_000_000_000
-LARGEST_RESULT = 1 << 28  # elements of one result in memory: 1 GiB of float32
+MOST_ELEMENTS = 6_000_000_000  # a few seconds of one core
+MOST_IN_MEMORY = 1 << 28  # elements that may be alive at once: 1 GiB of float32
+_LARGE = 1 << 20  # elements of a result below which memory is not looked at
+_FLOPS_AN_ELEMENT = 64  # floating-point operations of a matrix product that take as long as writing one element
 
 
-class OverBudgetError(Exception):
-    """A forward that was run did more than a look at its operations is worth."""
+class OverBudgetError(BaseException):
+    """A forward that was run did more than a look at its operations is worth.
+
+    No `Exception`: a forward that goes on whatever happens must not go on after this.
+    """
 
 
 class DeadlineError(OverBudgetError):
     """The clock stopped it."""
 
 
+class Runner(Protocol):
+    """What carries out the operations of a forward that is looked at."""
+
+    def run(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The operation's result."""
+
+
 class Budget:
-    """What may still be done; every operation of a traced forward asks it.
+    """What may still be done; every operation of a forward that is run asks it.
+
+        cost of an operation = elements of its result + its flops / 64
 
     Args:
         operations: how many operations may be run.
-        elements: how many elements their results may hold, together.
+        elements: what they may cost together.
         deadline: seconds from now after which nothing more is run.
     """
 
@@ -41,29 +58,125 @@ class Budget:
         self.operations = operations
         self.elements = elements
         self.ends = time.monotonic() + deadline
+        self.cut = False
+        self._kept_operations = 0
+        self._kept_elements = 0
+        self._large: list[weakref.ref[torch.Tensor]] = []
 
-    def run(self, operation: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    @property
+    def left(self) -> bool:
+        """Whether anything may still be run."""
+        self.cut = self.cut or time.monotonic() > self.ends
+        return not self.cut and self.operations > self._kept_operations and self.elements > self._kept_elements
+
+    @contextlib.contextmanager
+    def one_run(self) -> Iterator[None]:
+        """Inside, half of what is left may be spent, so that a forward without end leaves the other half."""
+        kept = self._kept_operations, self._kept_elements
+        self._kept_operations += (self.operations - kept[0]) // 2
+        self._kept_elements += (self.elements - kept[1]) // 2
+        try:
+            yield
+        finally:
+            self._kept_operations, self._kept_elements = kept
+
+    def spend(self, operations: int = 0, elements: int = 0) -> None:
+        """Pay for work.
+
+        Raises:
+            OverBudgetError: nothing is left for it.
+        """
+        if not self.left:
+            if self.cut:
+                raise DeadlineError("the deadline has passed")
+            raise OverBudgetError("it runs for longer than a look at its operations is worth")
+        self.operations -= operations
+        self.elements -= elements
+
+    def run(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """The operation's result, paid for.
 
         Raises:
-            OverBudgetError: no work is left for it.
+            OverBudgetError: no work is left for it, or its result, as far as shapes foretell it, would take too much
+                memory. What grows by values (`repeat_interleave` by a tensor) is seen only once it is there, and what
+                a forward allocates without torch is not seen.
         """
-        if time.monotonic() > self.ends:
-            raise DeadlineError("the deadline has passed")
-        if self.operations <= 0 or self.elements <= 0:
-            raise OverBudgetError("all operations and elements of the budget are spent")
+        self.spend(operations=1)
+        if getattr(operation, "namespace", "") in ("c10d", "_c10d_functional"):
+            raise OverBudgetError("it talks to other processes, which may not be there to answer")
+        in_memory = not any(tensor.is_meta for tensor in tensors_in([*args, *kwargs.values()]))
+        if in_memory and _may_be_large(args, kwargs):
+            self._allocate(_foreseen(operation, args, kwargs))
 
         result = operation(*args, **kwargs)
 
-        self.operations -= 1
-        self.elements -= sum(tensor.numel() for tensor in tensors_in(result))
+        if in_memory:
+            tensors = tensors_in(result)
+            self.elements -= sum(tensor.numel() for tensor in tensors) + _flops(operation, args, kwargs, result)
+            self._large += [weakref.ref(tensor) for tensor in tensors if tensor.numel() > _LARGE]
         return result
+
+    def _allocate(self, elements: int) -> None:
+        if elements <= _LARGE:
+            return
+        alive = [reference for reference in self._large if reference() is not None]
+        self._large = alive
+        storages = {
+            one.untyped_storage()._cdata: one.numel() for reference in alive if (one := reference()) is not None
+        }
+        if elements + sum(storages.values()) > MOST_IN_MEMORY:
+            raise OverBudgetError(f"it would allocate too much: a result of {elements:,} elements")
+
+
+def _may_be_large(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether what the arguments multiply up to is large: an upper bound without a look at the operation."""
+    bound = 1
+    for value in _leaves([*args, *kwargs.values()]):
+        if isinstance(value, torch.Tensor):
+            bound *= max(value.numel(), 1)
+        elif isinstance(value, int) and value > 1:
+            bound *= value
+    return bound > MOST_IN_MEMORY // 4
+
+
+def _foreseen(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """Elements of the largest new result, by the same operation on tensors without memory; 0 where that cannot be."""
+
+    def without_memory(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.detach().to("meta")
+        if isinstance(value, list | tuple):
+            return type(value)(map(without_memory, value))
+        return torch.device("meta") if isinstance(value, torch.device) else value
+
+    if any(returned.alias_info is not None for returned in operation._schema.returns):
+        return 0  # a view, or written in place
+    try:
+        keywords = {name: without_memory(value) for name, value in kwargs.items()}
+        if not tensors_in(args) and "device" in {argument.name for argument in operation._schema.arguments}:
+            keywords["device"] = torch.device("meta")
+        results = tensors_in(operation(*map(without_memory, args), **keywords))
+    except Exception:  # no kernel for shapes alone, or values decide: then it is run, and seen afterwards
+        return 0
+    return max((tensor.numel() for tensor in results), default=0)
+
+
+def _flops(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> int:
+    """Of matrix products and convolutions, in elements."""
+    formula = flop_registry.get(getattr(operation, "overloadpacket", None))
+    if formula is None:
+        return 0
+    return int(formula(*args, **kwargs, out_val=result)) // _FLOPS_AN_ELEMENT
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
     """The tensors of an argument or a result, also in lists."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in tensors_in(item)]
-    return []
+    return [leaf for leaf in _leaves(value) if isinstance(leaf, torch.Tensor)]

@@ -18,24 +18,41 @@ from typing import Any
 import torch
 from torch import nn
 
+from weightdecay.planning.evidence.configurations import as_mapping
+from weightdecay.planning.evidence.diffusion_inputs import diffusion_inputs
+
 BATCH, LENGTH = 2, 9  # unlike each other and unlike the usual widths, so that axes can be told apart
 
 _LARGEST_GAIN = 65_536  # elements of a tensor with several axes that may still be a gain of as many features
 _OPTIONAL = re.compile(r"mask|past|cache|bias|kwargs|pos|residual|output|return|state$|states?_out|layer_idx|head")
 _IDS = re.compile(r"(^|_)(ids?|tokens?|idx|indices|inputs_ids)$|^input$")
 _IMAGE = re.compile(r"pixel|image|img|video")
+_PICTURES = ((3, 32, 32), (3, 64, 64), (3, 256, 256), (3, 224, 224), (1, 32, 32), (3, 4, 32, 32))
+_MOST_COMBINATIONS = 24
+_REST = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
-def example_inputs(module: nn.Module) -> Iterator[dict[str, Any]]:
-    """Keyword arguments for `module.forward`, most plausible first; none if it wants more than can be guessed."""
-    try:
-        signature = list(inspect.signature(module.forward).parameters.values())
-    except (TypeError, ValueError):
+def can_be_guessed(module: nn.Module) -> bool:
+    """Whether the forward's signature says anything of what it takes. Reads nothing that may be a property."""
+    parameters = _signature(vars(module).get("forward") or type(module).forward)
+    return parameters is not None and (not parameters or any(p.kind not in _REST for p in parameters))
+
+
+def example_inputs(module: nn.Module, *, whole: bool = False) -> Iterator[dict[str, Any]]:
+    """Keyword arguments for `module.forward`, most plausible first; none if it wants more than can be guessed.
+
+    Args:
+        module: a runnable copy.
+        whole: whether it is the whole model, which may want large pictures.
+    """
+    signature = _signature(module.forward)
+    if signature is None:
         return
-    parameters = [p for p in signature if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    parameters = [p for p in signature if p.kind not in _REST]
     config = getattr(module, "config", None)
-    if config is not None and hasattr(config, "to_dict"):
+    if hasattr(config, "to_dict"):
         yield from _configured(module, config, [parameter.name for parameter in parameters])
+    yield from diffusion_inputs(module, as_mapping(config), parameters)
     wanted = [p for p in parameters if p.default is inspect.Parameter.empty]
     if not signature:
         yield {}
@@ -44,14 +61,26 @@ def example_inputs(module: nn.Module) -> Iterator[dict[str, Any]]:
     if not wanted:
         wanted = parameters[:1]
     essential = [p.name for p in wanted if not _OPTIONAL.search(p.name)] or [p.name for p in wanted[:1]]
-    if not essential or len(essential) > 3:
+    if len(essential) > 3:
         return
     absent = {p.name: None for p in wanted if p.name not in essential}
-    choices = [list(_values(module, name)) for name in essential]
-    for count, combination in enumerate(itertools.product(*choices)):
-        if count >= 24:
-            return
+    choices = [list(_values(module, name, whole)) for name in essential]
+    for combination in _combinations(choices):
         yield {**dict(zip(essential, combination, strict=True)), **absent}
+
+
+def _signature(forward: Any) -> list[inspect.Parameter] | None:
+    try:
+        parameters = list(inspect.signature(forward).parameters.values())
+    except (TypeError, ValueError):
+        return None
+    return parameters[1:] if parameters and parameters[0].name == "self" else parameters
+
+
+def _combinations(choices: list[list[torch.Tensor]]) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Those of like shapes first: two streams of activations are mostly as wide as each other."""
+    yield from zip(*choices, strict=False)
+    yield from itertools.islice(itertools.product(*choices), _MOST_COMBINATIONS)
 
 
 def _ids(module: nn.Module) -> torch.Tensor | None:
@@ -64,7 +93,7 @@ def _ids(module: nn.Module) -> torch.Tensor | None:
     return torch.arange(BATCH * LENGTH).reshape(BATCH, LENGTH) % max(rows - 1, 1) + (1 if rows > BATCH * LENGTH else 0)
 
 
-def _values(module: nn.Module, name: str) -> Iterator[torch.Tensor]:
+def _values(module: nn.Module, name: str, whole: bool) -> Iterator[torch.Tensor]:
     """Tensors for one argument."""
     if re.search(r"top_?k|expert|routing|selected", name):
         rows = torch.arange(BATCH * LENGTH * 2).reshape(BATCH * LENGTH, 2) % 2
@@ -79,21 +108,23 @@ def _values(module: nn.Module, name: str) -> Iterator[torch.Tensor]:
         yield torch.arange(BATCH * LENGTH).reshape(BATCH, LENGTH) % 8
     layer = next((m for m in module.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)), None)
     if isinstance(layer, nn.Linear):
+        if _IMAGE.search(name):  # cut into patches before the first layer
+            yield from (_floats(BATCH, *axes) for axes in _PICTURES)
         widths = dict.fromkeys(m.in_features for m in module.modules() if isinstance(m, nn.Linear))
         for width in list(widths)[:3]:
             yield from (_floats(BATCH, LENGTH, width), _floats(BATCH, width), _floats(BATCH, width, 6, 6))
     elif layer is not None:
-        yield from _signals(layer)
+        yield from _signals(layer, whole)
     yield from _own_widths(module)
 
 
-def _signals(layer: nn.modules.conv._ConvNd) -> Iterator[torch.Tensor]:
+def _signals(layer: nn.modules.conv._ConvNd, whole: bool) -> Iterator[torch.Tensor]:
     """What a convolution takes: a picture, or a signal in time, channels first or last or none."""
     channels = layer.in_channels
-    if layer.weight.dim() == 4:
-        for side in (32, 64, 224):
+    if len(layer.kernel_size) == 2:
+        for side in (32, 64, 224) if whole else (32, 64):
             yield _floats(BATCH, channels, side, side)
-    elif layer.weight.dim() == 3:
+    elif len(layer.kernel_size) == 1:
         yield from (_floats(BATCH, channels, 64), _floats(BATCH, LENGTH, channels), _floats(BATCH, 64))
     else:
         yield _floats(BATCH, channels, 4, 32, 32)

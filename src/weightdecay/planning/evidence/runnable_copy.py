@@ -1,113 +1,197 @@
-"""A stand-in for a model that may be run: same code, own small-valued tensors, on the CPU.
+"""A copy of a model that may be run: same code, own small-valued tensors, on the CPU or without memory at all.
 
-Tracing must not touch what the user owns. The twin shares no tensor with the model, has no hooks and no compiled code,
-is in evaluation mode, and stands on the CPU even where the model is on the meta device or sharded.
+Tracing must not touch what the user owns. The copy shares no tensor with the model, has no hooks but torch's own, no
+compiled code, is in evaluation mode, and stands on the CPU or the meta device wherever the model is, or is sharded.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
-import logging
-import random
 import sys
-import warnings
-from collections import OrderedDict
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
-from typing import Any
+from types import CellType, FunctionType
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
-from weightdecay.naming import bare_class, inner, unwrapped
+from weightdecay.naming import bare_class, unwrapped
 
+Device = Literal["cpu", "meta"]
+
+_LARGEST_WITH_VALUES = 1 << 20  # elements of a buffer that keeps its values where parameters have none
 _HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
+_NOT_COPIED = frozenset({"_fsdp_param_group", *_HOOKS})
+_LOCKS: dict[type, Any] = {type(threading.Lock()): threading.Lock, type(threading.RLock()): threading.RLock}
 
 
-def absent(model: nn.Module) -> dict[int, Any]:
-    """Placeholders without memory for a model's tensors, for parts of it that hold a reference to the whole."""
+def placeholders(model: nn.Module) -> dict[int, Any]:
+    """Tensors without memory for a model's own, for parts of it that hold a reference to the whole."""
     tensors = [*model.parameters(), *model.buffers()]
     return {id(tensor): torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for tensor in tensors}
 
 
-def twin(model: nn.Module, outside: Mapping[int, Any] | None = None) -> nn.Module:
-    """A runnable stand-in for a model or for one part of it.
+def runnable_copy(model: nn.Module, device: Device = "cpu", outside: Mapping[int, Any] | None = None) -> nn.Module:
+    """A copy of a model, or of one part of it, that may be run.
 
     Args:
-        model: what to copy; whatever in it cannot be copied raises what `copy.deepcopy` raises.
-        outside: what `absent` made of the whole, so that a reference to it does not copy its tensors.
+        model: what to copy.
+        device: "meta" for a copy whose parameters have shapes only; small buffers keep their values.
+        outside: what `placeholders` made of the whole, so that a reference to it does not copy its tensors.
     """
-    memo: dict[int, Any] = dict(outside or {})
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        memo[id(parameter)] = _stand_in(parameter, generator)
-    for buffer in model.buffers():
-        memo[id(buffer)] = _buffer(buffer)
-    shells: list[tuple[nn.Module, nn.Module]] = []
-    for module in model.modules():
-        if inner(module) is None:
-            cls: Any = bare_class(module)
-            shells.append((module, cls.__new__(cls)))
-            memo[id(module)] = shells[-1][1]
-    for module in model.modules():
-        if inner(module) is not None:
-            memo[id(module)] = memo[id(unwrapped(module))]
+    modules = list(_without_scripted(model))
+    memo: dict[int, Any] = {**(outside or {}), **_own_tensors(modules, device)}
+
+    # shells first, since modules refer to each other; what only wraps is left out
+    shells = [(module, object.__new__(bare_class(module))) for module in modules if unwrapped(module) is module]
+    memo.update({id(module): shell for module, shell in shells})
+    for module in modules:
+        if id(module) not in memo:
+            memo[id(module)] = copied(unwrapped(module), memo)
+
     for module, shell in shells:
-        state = {name: value for name, value in vars(module).items() if name not in ("_fsdp_param_group", *_HOOKS)}
-        state["_compiled_call_impl"] = None
-        shell.__dict__.update(copy.deepcopy(state, memo))
-        shell.__dict__.update({name: OrderedDict() for name in _HOOKS if name in vars(module)})
-        shell.__dict__["training"] = False
-    result: nn.Module = memo[id(model)]
+        _fill(shell, module, memo)
+    result: nn.Module = copied(model, memo)
+    for module in result.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            module.eval()
     return result
 
 
-def _stand_in(parameter: nn.Parameter, generator: torch.Generator) -> nn.Parameter:
-    dtype = parameter.dtype if parameter.dtype.is_floating_point or parameter.dtype.is_complex else torch.float32
-    if dtype.itemsize < 4 and dtype.is_floating_point:
-        dtype = torch.float32
-    values = torch.empty(parameter.shape, dtype=dtype).normal_(0.0, 0.02, generator=generator)
-    return nn.Parameter(values, requires_grad=False)
+def copied(value: Any, memo: dict[int, Any]) -> Any:
+    """A copy as `copy.deepcopy` makes it, of what it refuses as well.
 
-
-def _buffer(buffer: torch.Tensor) -> torch.Tensor:
-    if buffer.device.type == "meta" or type(buffer) is not torch.Tensor:
-        values = torch.ones(buffer.shape)
-        return values if buffer.dtype in (torch.float16, torch.bfloat16) else values.to(buffer.dtype)
-    detached = buffer.detach().to("cpu", copy=True)
-    return detached.float() if detached.dtype in (torch.float16, torch.bfloat16) else detached
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Whatever runs inside leaves random states, default dtype, warnings and standard streams as they were."""
-    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    disabled, dtype = logging.root.manager.disable, torch.get_default_dtype()
-    logging.disable(logging.CRITICAL)
+    A lock gets a lock of its own, an iterator or an open file is left out (None), since to run it would move it; what
+    else cannot be copied (a thread, a process group, a module of Python) is shared, and so are its like inside others.
+    """
+    known = len(memo)
     try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-            _uncompiled(),
-            torch.device("cpu"),
-            torch.no_grad(),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-        torch.set_default_dtype(dtype)
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
+        return copy.deepcopy(value, memo)
+    except Exception:  # whatever the `__deepcopy__` or `__reduce__` of the user's objects raises
+        for key in list(memo)[known:]:  # what was begun and not ended
+            del memo[key]
+    if isinstance(value, dict):
+        return _filled_dict(value, memo)
+    if type(value) in (list, tuple, set, deque):
+        return type(value)(copied(item, memo) for item in value)
+    if type(value) in _LOCKS:
+        return _LOCKS[type(value)]()
+    if isinstance(value, Iterator | io.IOBase):
+        return None
+    if type(value).__module__.partition(".")[0] in sys.stdlib_module_names or not hasattr(value, "__dict__"):
+        return value
+    if isinstance(value, type) or type(value).__module__.startswith("torch."):
+        return value
+    memo[id(value)] = shell = object.__new__(type(value))
+    shell.__dict__.update(_filled_dict(vars(value), memo))
+    return shell
 
 
-def _uncompiled() -> contextlib.AbstractContextManager[object]:
-    """Compiled functions run as they were written; without a compiler loaded there are none."""
-    if "torch._dynamo" not in sys.modules:
-        return contextlib.nullcontext()
-    stance: contextlib.AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
-    return stance
+def _filled_dict(values: Mapping[Any, Any], memo: dict[int, Any]) -> Any:
+    filled: Any = OrderedDict() if isinstance(values, OrderedDict) else {}
+    for key, item in values.items():
+        filled[key] = copied(item, memo)
+    return filled
+
+
+def _without_scripted(model: nn.Module) -> Iterator[nn.Module]:
+    """All modules but those of TorchScript, which copy themselves with all that is in them."""
+    seen: set[int] = set()
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        if id(module) in seen or isinstance(module, torch.jit.ScriptModule):
+            continue
+        seen.add(id(module))
+        yield module
+        waiting += [child for child in module._modules.values() if child is not None]
+
+
+def _fill(shell: Any, module: nn.Module, memo: dict[int, Any]) -> None:
+    state = {name: value for name, value in vars(module).items() if name not in _NOT_COPIED}
+    if isinstance(module, torch.fx.GraphModule):
+        memo[id(state["_graph"])] = state["_graph"]  # its code is in its class; the graph is not run
+    state.update(training=False, _compiled_call_impl=None)
+    for value in state.values():
+        if isinstance(value, FunctionType) and value.__closure__:
+            memo[id(value)] = _rebound(value, memo)
+    shell.__dict__.update(copied(state, memo))
+    for name in _HOOKS:
+        hooks = vars(module).get(name, {})
+        shell.__dict__[name] = OrderedDict((key, copied(hook, memo)) for key, hook in hooks.items() if _is_torchs(hook))
+
+
+def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    """A function that closes over the copy's modules and tensors where the original closes over the model's."""
+    cells = []
+    for cell in function.__closure__ or ():
+        try:
+            cells.append(CellType(memo[id(cell.cell_contents)]))
+        except (KeyError, ValueError):  # of something else, or empty
+            cells.append(cell)
+    bound = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
+    )
+    bound.__kwdefaults__ = function.__kwdefaults__
+    return bound
+
+
+def _is_torchs(hook: object) -> bool:
+    """Whether it makes a weight of others, as the older weight and spectral norms do: the forward needs it."""
+    return type(hook).__module__.startswith("torch.nn.utils.")
+
+
+def _own_tensors(modules: list[nn.Module], device: Device) -> dict[int, Any]:
+    """What stands in the copy for each tensor that these modules hold, registered or not."""
+    generator = torch.Generator().manual_seed(0)
+    own: dict[int, Any] = {}
+    for module in modules:
+        for parameter in module._parameters.values():
+            if parameter is not None and id(parameter) not in own:
+                own[id(parameter)] = _stand_in(parameter, device, generator)
+    for module in modules:
+        for tensor in _held(vars(module)):
+            if id(tensor) not in own and not isinstance(tensor, nn.Parameter):
+                own[id(tensor)] = _with_values(tensor, device)
+    return own
+
+
+def _held(value: Any, depth: int = 4) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple) and depth:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _held(item, depth - 1)
+
+
+def _stand_in(parameter: nn.Parameter, device: Device, generator: torch.Generator) -> torch.Tensor:
+    """A parameter of that shape and small values; what holds integers or is sparse keeps what it has."""
+    dtype, shape = single(parameter.dtype), parameter.shape
+    drawn = dtype.is_floating_point or dtype.is_complex
+    if device == "meta":
+        values = torch.empty(shape, dtype=dtype, device="meta")
+    elif drawn and parameter.layout == torch.strided:
+        values = torch.empty(shape, dtype=dtype).normal_(0.0, 0.02, generator=generator)
+    elif parameter.device.type == "meta":
+        values = torch.ones(shape, dtype=dtype)
+    else:
+        return copy.deepcopy(parameter).cpu()  # of its own class, which knows how it is packed
+    return nn.Parameter(values, requires_grad=bool(parameter.requires_grad) and drawn)
+
+
+def _with_values(tensor: torch.Tensor, device: Device) -> torch.Tensor:
+    """The same values where it has some and may, else ones."""
+    dtype = single(tensor.dtype)
+    if device == "meta" and tensor.numel() > _LARGEST_WITH_VALUES:
+        return torch.empty(tensor.shape, dtype=dtype, device="meta")
+    if tensor.device.type == "meta" or type(tensor) is not torch.Tensor:
+        return torch.ones(tensor.shape, dtype=dtype)
+    return tensor.detach().to("cpu", copy=True).to(dtype)
+
+
+def single(dtype: torch.dtype) -> torch.dtype:
+    """The precision in which a copy runs: half precision has no kernel for some operations on a CPU."""
+    return torch.float32 if dtype.is_floating_point and dtype.itemsize < 4 else dtype

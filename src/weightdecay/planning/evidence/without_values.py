@@ -1,0 +1,52 @@
+"""Operations on tensors without memory: a recorder needs shapes only, so a model of any size can be run whole.
+
+Parameters, and what is computed from them, stand on the meta device. What is known (small inputs, constants, masks,
+positions) stays on the CPU and is computed there, so that a forward may ask for its values. Where both meet, the result
+has a shape and no values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from weightdecay.planning.evidence.budget import Budget, tensors_in
+
+_META = torch.device("meta")
+
+
+class WithoutValues:
+    """Runs operations for a copy whose parameters are on the meta device, as far as the budget allows."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+
+    def run(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The operation's result, with values if all that it takes has some."""
+        tensors = tensors_in([*args, *kwargs.values()])
+        if not any(tensor.is_meta for tensor in tensors):
+            if not tensors and kwargs.get("device") == _META:
+                kwargs = {**kwargs, "device": torch.device("cpu")}  # a constant: its values cost nothing
+            return self._budget.run(operation, args, kwargs)
+
+        if _is_written(operation, args) and not args[0].is_meta:
+            return args[0]  # values that are not known cannot be written into ones that are
+        return self._budget.run(
+            operation, [_moved(value) for value in args], {name: _moved(value) for name, value in kwargs.items()}
+        )
+
+
+def _is_written(operation: Any, args: Sequence[Any]) -> bool:
+    first = operation._schema.arguments[0] if operation._schema.arguments else None
+    is_written = first is not None and first.alias_info is not None and first.alias_info.is_write
+    return bool(is_written) and isinstance(args[0] if args else None, torch.Tensor)
+
+
+def _moved(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value if value.is_meta else value.to(_META)
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(item) for item in value)
+    return _META if isinstance(value, torch.device) else value
