@@ -81,7 +81,7 @@ def test_a_contradicted_value_says_what_is_there_instead(one: Recipe) -> None:
 def test_every_system_that_is_promised_has_a_published_size_and_two_small_ones() -> None:
     promised = (
         "bloom chinchilla deepseek-v3 gpt1 gpt2 gpt3 grok1 llama1 llama2 llama3 mistral mixtral moonlight nanochat "
-        "nanogpt olmo2 opt palm pythia"
+        "nanogpt olmo2 olmo3 opt palm pythia"
     )
     assert systems() == promised.split()
     for system in systems():
