@@ -68,8 +68,9 @@ def test_the_rows_of_a_palm_run_as_published_have_a_decay_per_step_of_the_rate_s
     assert (settings.name, settings.rule, settings.weight_decay) == ("adafactor", "lr_squared", 1.0)
 
 
-def test_olmo2_decays_its_gains_and_spares_its_embedding() -> None:
-    config = recipe("olmo2:nano").config()
+@pytest.mark.parametrize("name", ["olmo2:nano", "olmo3:nano"])
+def test_olmo_decays_its_gains_and_spares_its_embedding(name: str) -> None:
+    config = recipe(name).config()
     with torch.device("meta"):
         decided = decay_plan(GPT(config.model), config.optimizer)
     assert decided["embedding.weight"].weight_decay == 0.0
@@ -84,7 +85,7 @@ def test_the_policy_of_every_recipe_plans_its_own_model(system: str) -> None:
         model = GPT(config.model)
     decided = decay_plan(model, config.optimizer)
     decaying = sum(p.numel() for name, p in model.named_parameters() if decided[name].weight_decay > 0)
-    assert decaying > 0.6 * model.n_parameters() or system == "olmo2"
+    assert decaying > 0.6 * model.n_parameters() or system in ("olmo2", "olmo3")
 
 
 def test_opt_and_moonlight_decay_everything() -> None:

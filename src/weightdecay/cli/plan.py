@@ -50,6 +50,8 @@ class Plan:
     overrides to paste."""
     trace: Choice = "on"
     """on or off: whether small copies are run to see how tensors are used."""
+    deadline: Number = "60"
+    """Seconds after which nothing more is run; a plan that this cuts is incomplete, and says so."""
     json: Switch = False
     """One JSON document on stdout; of a plan, in the format of a run's plan.json."""
 
@@ -83,6 +85,8 @@ class Plan:
             faults.append("--weight-decay auto depends on the run's length, which a plan has not: give a number")
         elif self.weight_decay and not _is_number(self.weight_decay):
             faults.append(f"--weight-decay {self.weight_decay}: must be a number, like 0.1")
+        if not _is_number(self.deadline) or not float(self.deadline) > 0:
+            faults.append(f"--deadline {self.deadline}: must be a number of seconds above 0")
         raise_together(faults)
         return overrides
 
@@ -107,7 +111,8 @@ class Plan:
             if source.model is None:
                 note("names and shapes only: these verdicts are weaker than those on a model")
         unknown: Any = self.unknown
-        return plan(to_plan, weight_decay, policy, overrides=ours, unknown=unknown, trace=self.trace == "on")
+        looking: dict[str, Any] = {"trace": self.trace == "on", "deadline": float(self.deadline)}
+        return plan(to_plan, weight_decay, policy, overrides=ours, unknown=unknown, **looking)
 
     def _refuse(self, decided: DecayPlan) -> None:
         """What was asked for and this plan cannot give.
