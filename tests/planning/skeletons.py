@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from weightdecay.planning.evidence.tensors import Site, TensorFacts
+from weightdecay.planning.evidence.uses import Use
 
 FOLDER = Path(__file__).parent / "skeletons"
 
@@ -39,15 +40,21 @@ def read(kind: str) -> Iterator[Skeleton]:
 def _decode(vocabulary: list[Any], line: dict[str, Any]) -> TensorFacts:
     sites = []
     for name, kind in line["sites"]:
-        owner, bases, within = vocabulary[kind]
-        sites.append(Site(name, name.rpartition(".")[2], owner, tuple(bases), tuple(within)))
+        owner, bases, within, original = vocabulary[kind]
+        attribute = name.split(".")[-2 if original else -1]
+        sites.append(Site(name, attribute, owner, tuple(bases), tuple(within), original))
     uses = line.get("uses")
     return TensorFacts(
         shape=tuple(line["shape"]),
         sites=tuple(sites),
         trainable=not line.get("frozen", False),
-        uses=None if uses is None else tuple(vocabulary[uses]),
+        uses=None if uses is None else tuple(_use(vocabulary[number]) for number in uses),
     )
+
+
+def _use(fields: list[Any]) -> Use:
+    operation, slot, partner, geometry, through, axes, rows = fields
+    return Use(operation, slot, partner, geometry, tuple(through), axes, rows)
 
 
 class _Vocabulary:
@@ -66,14 +73,16 @@ class _Vocabulary:
 def _encode(facts: TensorFacts, vocabulary: _Vocabulary, label: str, trainer: bool) -> dict[str, Any]:
     line: dict[str, Any] = {
         "shape": facts.shape,
-        "sites": [[site.name, vocabulary.number([site.owner, site.bases, site.within])] for site in facts.sites],
+        "sites": [
+            [site.name, vocabulary.number([site.owner, site.bases, site.within, site.original])] for site in facts.sites
+        ],
         "label": label,
         "trainer": trainer,
     }
     if not facts.trainable:
         line["frozen"] = True
     if facts.uses is not None:
-        line["uses"] = vocabulary.number(facts.uses)
+        line["uses"] = [vocabulary.number(use) for use in facts.uses]
     return line
 
 

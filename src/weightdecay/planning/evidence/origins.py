@@ -31,7 +31,8 @@ class Origin:
         scaled_by: parameters by which it was multiplied.
         weighed: of those the ones that the very last operation multiplied by, with that use and the axes, counted from
             the end, along which the parameter varies.
-        summed: tables that were added, as long as nothing else was done.
+        summed: tables that were added, with how many of their axes were longer than 1 there, as long as nothing else
+            was done.
         gains: gains of the norm whose result it is.
         normalised: what kind of tensor was normalised to make it.
     """
@@ -43,7 +44,7 @@ class Origin:
     is_bare: bool = False
     scaled_by: frozenset[str] = frozenset()
     weighed: Mapping[str, tuple[Use, frozenset[int]]] = field(default_factory=dict)
-    summed: frozenset[str] = frozenset()
+    summed: Mapping[str, int] = field(default_factory=dict)
     gains: frozenset[str] = frozenset()
     normalised: str = ""
 
@@ -78,6 +79,8 @@ def trait_of(name: str, live: Sequence[Origin], arguments: Sequence[Argument]) -
         return "scores" if sum(origin.live for origin in factors) > 1 else "projection"
     if name in NORMALISING:
         return "normalised"
+    if name.startswith("_fft_") and name != "_fft_c2r":
+        return "spectrum"
     if name in ("rsqrt", "reciprocal"):
         return "inverse-spread"
     if name in _SPREADS or (name in _KEEPS_SPREAD and traits == {"spread"}):

@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from weightdecay.planning.evidence.budget import Budget, tensors_in
+from weightdecay.planning.evidence.budget import Budget, Runner, tensors_in
 from weightdecay.planning.evidence.origins import (
     CONSTANT,
     LONGEST_PATH,
@@ -63,12 +63,12 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self,
         parameters: Mapping[str, torch.Tensor],
         inputs: Iterable[torch.Tensor],
-        budget: Budget | None = None,
+        budget: Runner | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.uses: dict[str, set[Use]] = {}
         self._origins: Any = WeakTensorKeyDictionary()  # Origin of each tensor that is still alive
-        self._budget = budget or Budget()
+        self._budget: Runner = budget or Budget()
         # What was written to in place, with all views of it; held, so that no storage of that address can follow it.
         self._written: dict[int, tuple[torch.Tensor, Origin]] = {}
         self._sizes = {name: tensor.numel() for name, tensor in parameters.items()}
@@ -82,7 +82,7 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._origins[tensor] = Origin(live=True, trait="input", source=self._new_source(), is_bare=True)
 
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
-        super().__exit__(kind, value, traceback)
+        super().__exit__(kind, value, traceback)  # type: ignore[no-untyped-call]
         if kind is None:
             for parameter in self._last_gains:
                 self._note(parameter, Use(AROUND_NORM, "order", "last", ""))
@@ -151,7 +151,8 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if live and any(origin.summed for origin in live):
             self._settle_tables(name, arguments)
 
-        is_row_choice = name in LOOKUPS and name != "embedding" and bool(arguments[0].origin.parameters)
+        table = arguments[0].origin if arguments else CONSTANT
+        is_row_choice = name in LOOKUPS and name != "embedding" and bool(table.parameters) and not table.live
         if live and not is_row_choice:
             return self._live_result(name, arguments, live, weighed)
         if not carriers:
@@ -212,29 +213,38 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for parameter in first.scaled_by:
                 self._settle_gain(parameter)
             before = next((trait for trait in traits if not trait.endswith("spread")), "activation")
-            return replace(fresh, trait="normalised", normalised=before)
+            result = replace(fresh, trait="normalised", normalised=first.normalised if first.scaled_by else before)
+            return self._normed(result, first.scaled_by) if first.scaled_by else result
         if name in NORMALISING:
             gains = frozenset(p for a in arguments if a.slot == "weight" for p in a.origin.parameters)
             return self._normed(replace(fresh, trait="normalised", normalised=traits[0]), gains)
 
         if name == "mul" and carriers:
+            before = first.normalised if "normalised" in traits else first.trait
             scaled = replace(fresh, trait="activation", scaled_by=first.scaled_by | carriers, weighed=weighed)
-            return self._normed(scaled, carriers, first.normalised) if "normalised" in traits else scaled
+            scaled = replace(scaled, normalised=before)
+            return self._normed(scaled, carriers) if "normalised" in traits else scaled
 
         bare = not carriers and all(origin.is_bare for origin in live)
         result = replace(fresh, trait=trait_of(name, live, arguments), is_bare=bare)
         if name in TERMS and carriers:  # a bias changes no trait, and is a norm's own shift
             trait = first.trait if set(traits) == {"projection"} else result.trait
-            return replace(result, trait=trait, summed=carriers, gains=first.gains, normalised=first.normalised)
-        if name in TERMS and len(live) == 1 or (name in GATES and len(live) == 1):
+            summed = {
+                name: sum(size > 1 for size in distinct(a.tensor))
+                for a in arguments
+                if not a.origin.live
+                for name in a.origin.parameters
+            }
+            return replace(result, trait=trait, summed=summed, gains=first.gains, normalised=first.normalised)
+        if (name in TERMS and len(live) == 1) or (name in GATES and len(live) == 1):
             return replace(result, summed=first.summed)
         return result
 
     # --- norms: which gain, of what, before what
 
-    def _normed(self, result: Origin, gains: frozenset[str], before: str = "") -> Origin:
+    def _normed(self, result: Origin, gains: frozenset[str]) -> Origin:
         for parameter in gains:
-            self._note(parameter, Use(AROUND_NORM, "before", before or result.normalised or "activation", ""))
+            self._note(parameter, Use(AROUND_NORM, "before", result.normalised or "activation", ""))
         self._last_gains = gains or self._last_gains
         return replace(result, gains=gains)
 
@@ -295,8 +305,8 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if partner is None or not own.origin.summed or partner.origin.is_bare:
                 continue
             if own.tensor.numel() < partner.tensor.numel():
-                for parameter in own.origin.summed:
-                    self._note(parameter, Use(MODULATION, name, partner.origin.trait, ""))
+                for parameter, rows in own.origin.summed.items():
+                    self._note(parameter, Use(MODULATION, name, partner.origin.trait, "", rows=rows))
 
 
 def _is_spread(name: str, carriers: Sequence[Argument], shape: tuple[int, ...]) -> bool:

@@ -14,11 +14,12 @@ FORM = frozenset({
     "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa",
 })  # fmt: skip
 # where `F.linear`, `x @ w` and convolutions put the weight
-WEIGHT_SLOTS = frozenset({"mat2", "batch2", "weight"})
+WEIGHT_SLOTS = frozenset({"mat2", "batch2", "weight", "i2"})
 # a multiplication that is summed over the axis along which the parameter varies is a matrix product, too
 WEIGHTED_SUM = "weighted_sum"
 PRODUCTS = frozenset({
-    "mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv", "addbmm", "_grouped_mm", "linear", "matmul", WEIGHTED_SUM,
+    "mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv", "addbmm", "_grouped_mm", "linear", "matmul",
+    "_trilinear", "_sparse_addmm", "_sparse_mm", WEIGHTED_SUM,
 })  # fmt: skip
 # the slots in which such a product takes a bias
 BIAS_SLOTS = frozenset({("addmm", "self"), ("baddbmm", "self"), ("addmv", "self"), ("addbmm", "self")})

@@ -13,7 +13,7 @@ from dataclasses import replace
 from weightdecay.planning.evidence.tensors import Site, TensorFacts
 from weightdecay.planning.evidence.uses import LOOKUPS
 from weightdecay.planning.roles.from_use import rows_and_columns
-from weightdecay.planning.roles.roles import DECAYING, ByName, ByShape, Role, Strength, Verdict
+from weightdecay.planning.roles.roles import DECAYING, ByName, ByShape, NameHow, Role, Strength, Verdict
 
 # (pattern in the attribute's or owner's name, role); the first that is found decides
 _HABITS: tuple[tuple[re.Pattern[str], Role], ...] = tuple(
@@ -123,7 +123,7 @@ def by_name(site: Site, facts: TensorFacts) -> Verdict | None:
         role = Role.LEARNED_TOKEN if vector and habit in (Role.EMBEDDING, Role.POSITION_EMBEDDING) else habit
         if not pattern.search(attribute):
             continue
-        if _fits(role, facts.shape, owner) or _GAINS.search(attribute):
+        if _fits(role, facts.shape, owner, attribute) or _GAINS.search(attribute):
             # A name of scales on what is no scale: whatever else the name may say, it is not to be trusted.
             return _named(Role.UNKNOWN if misfit else role, site, facts, "misfit" if misfit else "habit")
         misfit = misfit or role not in DECAYING
@@ -132,7 +132,7 @@ def by_name(site: Site, facts: TensorFacts) -> Verdict | None:
     return _table_or_matrix(site, facts) if attribute == "weight" and not site.owner else None
 
 
-def _named(role: Role, site: Site, facts: TensorFacts, how: str) -> Verdict:
+def _named(role: Role, site: Site, facts: TensorFacts, how: NameHow) -> Verdict:
     source = ByName(site.name if how == "path" else site.attribute, site.owner or _parent(site.name), facts.shape, how)
     return Verdict(role, Strength.NAME, source)
 
@@ -153,12 +153,14 @@ def _parent(name: str) -> str:
     return name.rpartition(".")[0].rpartition(".")[2]
 
 
-def _fits(role: Role, shape: tuple[int, ...], owner: str) -> bool:
+def _fits(role: Role, shape: tuple[int, ...], owner: str, attribute: str) -> bool:
     effective = len(rows_and_columns(shape))
     if role in (Role.NORM_GAIN, Role.SCALE):
         return effective < 2
     if role is Role.STATE_SPACE and effective > 1:
         return _OWNER_STATE_SPACE.search(owner) is not None
+    if role is Role.BIAS and effective > 1:
+        return attribute != "b"  # the matrix of a pair, A and B, as likely
     if role is Role.EXPERT_STACK:
         return effective > 2
     if role in (Role.EMBEDDING, Role.POSITION_EMBEDDING, Role.ROUTER, Role.LINEAR):

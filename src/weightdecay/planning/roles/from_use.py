@@ -95,6 +95,8 @@ def _product(case: _Case) -> Role | None:
 def _convolution(case: _Case) -> Role | None:
     use = case.use
     is_kernel = "conv" in use.operation and use.slot == "weight" and (use.rows > 1 or not use.through)
+    # What multiplies a spectrum is the spectrum of a kernel.
+    is_kernel = is_kernel or (use.operation == "mul" and use.partner == "spectrum" and use.rows > 1)
     return Role.CONVOLUTION if is_kernel else None
 
 
@@ -168,7 +170,7 @@ def _factor(case: _Case) -> Role | None:
 
 def _modulation(case: _Case) -> Role | None:
     """The input is added to it, and its pieces then scale and shift another activation."""
-    return Role.SCALE if case.use.operation == MODULATION and case.rows > 1 else None
+    return Role.SCALE if case.use.operation == MODULATION and case.use.rows > 1 else None
 
 
 def _term(case: _Case) -> Role | None:
@@ -270,4 +272,4 @@ def norm_place(facts: TensorFacts) -> NormPlace | None:
         return NormPlace.OUTPUT
     if "residual" in after:
         return NormPlace.STREAM
-    return NormPlace.INPUT if after == {"product"} else NormPlace.OTHER
+    return NormPlace.INPUT if "product" in after else NormPlace.OTHER

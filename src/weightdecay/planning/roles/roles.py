@@ -103,6 +103,9 @@ class ByUse:
     typed: ByType | None = None
 
 
+NameHow = Literal["habit", "norm", "sinusoidal", "path", "misfit"]
+
+
 @dataclass(frozen=True)
 class ByName:
     """The habits of naming: of attributes, of a norm's vector, of sinusoidal tables, of paths in a bare state dict.
@@ -113,7 +116,7 @@ class ByName:
     name: str
     owner: str
     shape: tuple[int, ...]
-    how: Literal["habit", "norm", "sinusoidal", "path", "misfit"] = "habit"
+    how: NameHow = "habit"
 
 
 @dataclass(frozen=True)
