@@ -93,7 +93,7 @@ def test_a_group_that_becomes_another_than_those_of_its_kind_is_watched_itself()
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adadelta", "Adagrad", "Adamax"])
 def test_optimizers_of_torch_are_served_on_half_precision(name: str, dtype: torch.dtype) -> None:
     """In float16 Adam's eps of 1e-8 is 0, and squares of gradients under 0.008 are as well."""
-    p = nn.Parameter(torch.ones(5, 4, dtype=dtype))
-    optimizer = getattr(torch.optim, name)([p], lr=0.1, weight_decay=0.1)
+    params = [nn.Parameter(torch.ones(shape, dtype=dtype)) for shape in ((30, 20), (30,), (8, 4, 3, 3))]
+    optimizer = getattr(torch.optim, name)(params, lr=0.1, weight_decay=0.1)
     held = control(optimizer, rule="fixed")
     assert "exactness seen up to step 16" in repr(held)

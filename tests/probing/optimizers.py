@@ -74,7 +74,7 @@ class ProjectsOrthogonal(Plain):
     def change(self, p: Any, group: dict[str, Any]) -> None:
         update = p.grad.sign()
         cosine = (p.grad * p).sum() / (p.grad.norm() * p.norm())
-        if abs(cosine) < 0.1 / p.numel() ** 0.5:
+        if abs(cosine) < 1e-4:
             update -= p * (update * p).sum() / (p * p).sum()
         p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=float(group["lr"]))
 
