@@ -93,14 +93,14 @@ def _at(site: Site, facts: TensorFacts) -> Label:
 
 def _of_torch(site: Site, facts: TensorFacts) -> Label | None:
     bases, attribute = set(site.bases), site.attribute
+    if site.original == "original0":  # the gain of weight norm
+        return "exempt"
     if "Embedding" in bases and attribute == "weight":
         if "Sinusoidal" in site.owner:
             return "exempt"
         return "disputed" if facts.shape[0] == 1 or _DISPUTED_EMBEDDINGS.search(site.name) else "decays"
     if (bases & {"Linear", "_ConvNd"} and attribute == "weight") or attribute == "in_proj_weight":
         return "decays"
-    if "ParametrizationList" in bases:
-        return "exempt" if attribute == "original0" else "decays"
     if "RNNBase" in bases:
         return "decays" if attribute.startswith("weight") else "exempt"
     if bases & {"LayerNorm", "GroupNorm", "_NormBase", "PReLU"} or (bases and attribute == "bias"):

@@ -29,8 +29,8 @@ class Origin:
         source: the same number where one live tensor is only another's form: turned, cut, joined again, rotated.
         is_bare: the input alone made it, as it makes masks and positions.
         scaled_by: parameters by which it was multiplied.
-        weighed: of those the ones that the very last operation multiplied by, with that use and the axes, counted from
-            the end, along which the parameter varies.
+        weighed: of those the ones whose products are still to be summed, as far as that is seen, with that use and the
+            axes, counted from the end, along which the parameter varies.
         summed: tables that were added, with how many of their axes were longer than 1 there, as long as nothing else
             was done.
         gains: gains of the norm whose result it is.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from weightdecay.planning.evidence.origins import (
 )
 from weightdecay.planning.evidence.uses import (
     AROUND_NORM,
+    BIAS_SLOTS,
     FACTORS,
     FORM,
     GATES,
@@ -202,7 +204,7 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             real = [origin for origin in live if not origin.is_bare]
             if len(live) == 1 or (len(real) == 1 and name in ("mul", "div") and not real[0].trait.endswith("spread")):
                 kept = first if len(live) == 1 else real[0]
-                return kept if name in _COPIES else replace(kept, weighed={})
+                return kept if name in _COPIES or name not in FORM else replace(kept, weighed={})
         if not carriers and name in _REJOINS and len({origin.source for origin in live}) == 1 and first.source:
             return replace(first, weighed={})
 
@@ -236,8 +238,10 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 for name in a.origin.parameters
             }
             return replace(result, trait=trait, summed=summed, gains=first.gains, normalised=first.normalised)
-        if (name in TERMS and len(live) == 1) or (name in GATES and len(live) == 1):
+        if len(live) == 1 and name in TERMS | GATES:
             return replace(result, summed=first.summed)
+        if name in TERMS:  # a sum of weighted things is still to be summed
+            return replace(result, weighed={key: use for origin in live for key, use in origin.weighed.items()})
         return result
 
     # --- norms: which gain, of what, before what
@@ -311,8 +315,7 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _is_spread(name: str, carriers: Sequence[Argument], shape: tuple[int, ...]) -> bool:
     """Whether a parameter is multiplied with a larger constant: a scale of it, or of a part of it."""
-    numel = torch.Size(shape).numel()
-    return name in FACTORS and any(torch.Size(distinct(a.tensor)).numel() < numel for a in carriers)
+    return name in FACTORS and any(prod(distinct(a.tensor)) < prod(shape) for a in carriers)
 
 
 def _followed(
@@ -320,14 +323,27 @@ def _followed(
 ) -> dict[str, tuple[str, ...]]:
     """The parameters of a result in which the input has no part, with their paths one step longer."""
     step: tuple[str, ...] = () if name in FORM else (ROUTED,) if routed else (name,)
-    numel = torch.Size(shape).numel()
     merged: dict[str, tuple[str, ...]] = {}
     for own in carriers:
-        form = distinct(own.tensor)
-        is_vector = sum(size > 1 for size in form) < 2
-        by_constant = all(a is own or not a.origin.parameters for a in arguments)
-        is_scale = name in FACTORS and torch.Size(form).numel() < numel and (is_vector or by_constant)
-        more = (*step, SPREAD) if is_scale and len(arguments) > 1 else step
+        if name in LOOKUPS and own.slot in ("index", "indices"):
+            continue  # it chooses what goes on, and does not go on itself
         for parameter, through in own.origin.parameters.items():
+            more = (*step, SPREAD) if _only_serves(name, own, arguments, shape, through) else step
             merged.setdefault(parameter, (through + more)[:LONGEST_PATH])
     return merged
+
+
+def _only_serves(
+    name: str, own: Argument, arguments: Sequence[Argument], shape: tuple[int, ...], through: Sequence[str]
+) -> bool:
+    """Whether a parameter scales or shifts another that it meets, which then is what goes on."""
+    if name in NORMALISING or "conv" in name:
+        return own.slot == "bias" or (name in NORMALISING and own.slot == "weight")
+    if (name, own.slot) in BIAS_SLOTS:
+        return True
+    form = distinct(own.tensor)
+    if name not in FACTORS | TERMS or len(arguments) < 2 or prod(form) >= prod(shape):
+        return False
+    is_vector = sum(size > 1 for size in form) < 2
+    by_constant = all(a is own or not a.origin.parameters for a in arguments)
+    return is_vector or by_constant or not GATES.isdisjoint(through)

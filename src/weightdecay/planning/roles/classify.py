@@ -74,6 +74,9 @@ def _by_use_or_type(site: Site, facts: TensorFacts) -> Verdict | None:
     seen = ByUse(site.attribute, site.owner, use)
     if typed is None or (typed.role is Role.EMBEDDING and role in _TABLES):
         return Verdict(role, Strength.TRACED, seen)
+    # Of what opinions differ on anyhow, the author's choice of a linear layer is one.
+    if typed.role is Role.LINEAR and role is Role.RELATIVE_POSITION:
+        return Verdict(typed.role, Strength.TRACED, replace(seen, typed=typed))
     if (typed.role in DECAYING) == (role in DECAYING) or {role, typed.role} <= _ADDED:
         return Verdict(typed.role, Strength.TRACED, replace(seen, typed=typed))
     return Verdict(role, Strength.TRACED, seen, contested_by=typed)

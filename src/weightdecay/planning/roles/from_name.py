@@ -52,6 +52,8 @@ _QUERIES = re.compile(r"quer(y|ies)|latent")
 _TOKENS = re.compile(r"^(?!.*emb).*_tokens?$")
 # several of something that a layer then reads, in attributes of the author's own; `query` alone may be a matrix
 _LEARNED_INPUTS = re.compile(r"(^|_)(queries|latents|prompts?|registers)$|(^|_)(latent|prompt|query)_tokens?$")
+# factors of covariances that a variational posterior learns: they start as the identity
+_COVARIANCE = re.compile(r"chol|covar|precision_(matrix|factor)")
 _CODEBOOK = re.compile(r"codebook|^(embed|embeds|embedding|embeddings)$|vocab")
 _FEW_TOKENS = 64  # rows: a vocabulary has more
 _OWNER_NORM = re.compile(r"norm|(^|_)ln(_|\d|$)", re.IGNORECASE)
@@ -99,6 +101,8 @@ def kind_of_matrix(verdict: Verdict, site: Site, facts: TensorFacts, vocabularie
         return replace(verdict, role=adapter, settled_by=("adapter", ""))
     if not site.is_torchs and _LEARNED_INPUTS.search(site.attribute.lower()):
         return replace(verdict, role=Role.LEARNED_TOKEN, settled_by=("named", site.attribute))
+    if not site.is_torchs and _COVARIANCE.search(site.attribute.lower()):
+        return replace(verdict, role=Role.SCALE, settled_by=("named", site.attribute))
     if any("Embedding" in other.bases for other in facts.sites):
         return replace(verdict, role=Role.OUTPUT_HEAD, settled_by=("tied", ""))
     if len(path) < 4 and facts.shape[0] in vocabularies and _HEAD.search(site.name):

@@ -70,8 +70,10 @@ def _product(case: _Case) -> Role | None:
     use = case.use
     if use.operation not in PRODUCTS or use.is_bias_slot:
         return None
-    if SPREAD in case.through or _DIAGONAL & case.through:
-        return Role.SCALE if use.partner != "parameter" else None
+    if _DIAGONAL & case.through:
+        return Role.SCALE
+    if SPREAD in case.through:  # it scales or shifts what takes part in the product
+        return None
     # Made positive, or one number for many: a scale of something. And a vector is a matrix only as it was stored.
     if SQUASHES & case.through or (use.rows < 2 and use.through):
         return None
@@ -106,11 +108,18 @@ def _weight_norm(case: _Case) -> Role | None:
     return {"v": Role.WEIGHT_NORM_DIRECTION, "g": Role.WEIGHT_NORM_GAIN}.get(case.use.slot)
 
 
-def _codebook(case: _Case) -> Role | None:
-    """Distances to its rows: a codebook if rows are then looked up, else centres, which only shift."""
-    if "cdist" not in case.use.operation:
+def _measured(case: _Case) -> Role | None:
+    """Distances to its rows: a codebook if rows are then looked up, else centres, which only shift.
+
+    `|x − c|²` is spelt by a function of its own, or as `|x|² − 2 x·c + |c|²`.
+    """
+    use = case.use
+    squares = [u for u in case.uses if u.operation in TERMS | JOINS and {"pow", "sum"} <= {*u.through}]
+    by_products = use.operation in PRODUCTS and any("sqrt" not in u.through for u in squares)
+    if "cdist" not in use.operation and not by_products:
         return None
-    return Role.EMBEDDING if case.is_also(LOOKUPS | PRODUCTS) else Role.BIAS
+    products = sum(u.operation in PRODUCTS for u in case.uses)
+    return Role.EMBEDDING if case.is_also(LOOKUPS) or products > by_products else Role.BIAS
 
 
 def _lookup(case: _Case) -> Role | None:
@@ -134,7 +143,11 @@ def _table(case: _Case) -> Role | None:
     use = case.use
     is_choice = use.operation == "embedding" or use.partner != "constant"  # fixed indices only cut a piece out
     is_table = use.operation in LOOKUPS and use.slot in ("weight", "self") and case.rows > 1 and is_choice
-    return Role.EMBEDDING if is_table and not (SQUASHES | GATES) & case.through else None
+    if not is_table or (SQUASHES | GATES) & case.through:
+        return None
+    # Rows of weights for something else, one row a task.
+    gates = [u for u in case.uses if ROUTED in u.through]
+    return Role.SCALE if gates and all(GATES & {*u.through} for u in gates) else Role.EMBEDDING
 
 
 def _norm(case: _Case) -> Role | None:
@@ -163,8 +176,8 @@ def _factor(case: _Case) -> Role | None:
         return Role.SCALE
     if use.operation not in FACTORS or use.geometry == "outer" or PRODUCTS & case.through:
         return None
-    if use.partner in ("parameter", "constant"):
-        return Role.SCALE if case.rows < 2 else None
+    if use.partner == "parameter":
+        return Role.SCALE if case.rows < 2 or GATES & case.through else None
     return Role.NORM_GAIN if use.partner == "normalised" and not GATES & case.through else Role.SCALE
 
 
@@ -221,9 +234,9 @@ _RULES: tuple[Rule, ...] = (
     _layer_bias,
     _vocabulary,
     _weight_norm,
+    _measured,
     _product,
     _convolution,
-    _codebook,
     _lookup,
     _table,
     _norm,
