@@ -22,9 +22,9 @@ class _Shares(NamedTuple):
     lr: Any  # a number, or a tensor that captured graphs look at
 
     @property
-    def order(self) -> tuple[bool, float, float, float]:
+    def order(self) -> tuple[bool, float, float, float, float]:
         """Groups at the plain η first, and in them the decaying ones."""
-        return self.lr_multiplier != 1.0, self.lr_multiplier, -self.multiplier, -self.weight_decay
+        return self.lr_multiplier != 1.0, self.lr_multiplier, -self.multiplier, -self.weight_decay, float(self.lr)
 
     @property
     def name(self) -> str:
@@ -45,7 +45,7 @@ def param_groups(
     if not _is_rate(lr):
         raise PlanError(f"lr is {lr!r}: give the learning rate, a finite number of at least 0")
 
-    members: dict[tuple[bool, float, float, float], tuple[_Shares, dict[int, tuple[str, Any]]]] = {}
+    members: dict[tuple[float, ...], tuple[_Shares, dict[int, tuple[str, Any]]]] = {}
     for tensor in tensors:
         if not tensor.frozen:
             shares = _shares(tensor, lr)

@@ -51,7 +51,7 @@ def _to_dict(tensor: PlannedTensor, weight_decay: float) -> dict[str, Any]:
         "reason": tensor.reason,
     }
     said = {
-        "aliases": list(tensor.aliases),
+        "aliases": list(tensor.aliases) or None,
         "ruling": tensor.ruling.value if tensor.ruling else None,
         # λ follows from the multiplier, but for one that the model's author has set
         "weight_decay": None if tensor.weight_decay == weight_decay * tensor.multiplier else tensor.weight_decay,
@@ -59,10 +59,10 @@ def _to_dict(tensor: PlannedTensor, weight_decay: float) -> dict[str, Any]:
         "lr": tensor.lr,
         "strength": tensor.strength.name.lower() if tensor.strength else None,
         "norm": tensor.norm.value if tensor.norm else None,
-        "contested": tensor.contested,
-        "given": tensor.given,
+        "contested": tensor.contested or None,
+        "given": tensor.given or None,
     }
-    return line | {key: value for key, value in said.items() if value not in (None, False, [])}
+    return line | {key: value for key, value in said.items() if value is not None}
 
 
 def read_lock_text(path: Path) -> Lock:
