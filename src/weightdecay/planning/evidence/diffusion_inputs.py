@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 _BATCH, _TOKENS, _SIDE, _FRAMES = 2, 9, 32, 2
-_TIME = re.compile(r"^(timesteps?|time|t|sigma|noise_levels?|noise_cond|log_snr)$")
+TIME = re.compile(r"^(timesteps?|time|t|sigma|noise_levels?|noise_cond|log_snr)$")
 _OTHERS = re.compile(r"^(hidden_states|sample|x|img|image|latents?|noisy_\w+)$")
 _CONTEXT = re.compile(r"encoder_hidden_states$|^context$|^text$|^txt$|caption|prompt|^cond$")
 _CONTEXT_WIDTHS = (
-    "joint_attention_dim", "cross_attention_dim", "caption_channels", "text_dim", "text_embed_dim", "context_dim",
-    "encoder_hid_dim", "cap_feat_dim", "caption_projection_dim",
+    "caption_channels", "joint_attention_dim", "text_dim", "text_embed_dim", "context_dim", "encoder_hid_dim",
+    "cap_feat_dim", "cross_attention_dim", "embedding_dim",
 )  # fmt: skip
 _POOLED_WIDTHS = ("pooled_projection_dim", "projection_dim", "pooled_dim")
 _CONTEXT_LAYER = re.compile(r"context|text|txt|caption|to_k$|to_kv$|cond")
@@ -32,13 +32,28 @@ class _Asked(NamedTuple):
     config: Mapping[str, Any]
     shape: tuple[int, ...]
 
+    @property
+    def text_tokens(self) -> int:
+        """How many; some models have a table of positions for exactly so many."""
+        return _first(self.config, ("max_text_seq_length", "num_embeddings")) or _TOKENS
+
+    @property
+    def image_tokens(self) -> int:
+        """How many, each of which has a position of its own."""
+        return self.shape[1] if len(self.shape) == 3 else _SIDE * _SIDE
+
+    @property
+    def position_axes(self) -> int:
+        """How many numbers a position has."""
+        return len(self.config.get("axes_dims_rope") or (0, 0, 0))
+
 
 def diffusion_inputs(
     module: nn.Module, config: Mapping[str, Any], parameters: Sequence[inspect.Parameter]
 ) -> Iterator[dict[str, Any]]:
     """Keyword arguments for a forward that takes a sample and a time; none for any other."""
     names = [parameter.name for parameter in parameters]
-    time = next((name for name in names if _TIME.search(name)), None)
+    time = next((name for name in names if TIME.search(name)), None)
     sample = next((name for name in names if _OTHERS.search(name)), None)
     if time is None or sample is None:
         return
@@ -59,7 +74,7 @@ def _sample_shapes(module: nn.Module, config: Mapping[str, Any]) -> Iterator[tup
     """As the first layer takes it: tokens, a picture, or a video with its frames before or after the channels."""
     layers = (m for m in module.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd))
     first = next(layers, None)
-    channels = _first(config, ("in_channels", "latent_channels", "channels", "in_dim"))
+    channels = _first(config, ("in_channels", "latent_channels", "channels", "in_dim", "embedding_dim"))
     convolution = next((m for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
     if convolution is not None:
         axes = len(convolution.kernel_size)
@@ -80,13 +95,14 @@ def _sample_shapes(module: nn.Module, config: Mapping[str, Any]) -> Iterator[tup
         yield _BATCH, first.in_features
         if channels:
             yield _BATCH, channels, _SIDE, _SIDE
+            yield _BATCH, channels
 
 
 def _value(name: str, module: nn.Module, asked: _Asked) -> Any:
     """What an argument of that name takes; None where its name or the configuration does not say."""
     if _CONTEXT.search(name):
         width = _first(asked.config, _CONTEXT_WIDTHS) or _width_of_layer(module, _CONTEXT_LAYER)
-        return _floats(_BATCH, _TOKENS, width) if width else None
+        return _floats(_BATCH, asked.text_tokens, width) if width else None
     maker = _BY_NAME.get(name)
     return None if maker is None else maker(asked)
 
@@ -109,9 +125,9 @@ def _added_conditions(asked: _Asked) -> Any:
     if kind in ("image", "text_image", "image_hint"):
         width = _first(asked.config, ("encoder_hid_dim", "cross_attention_dim"))
         return {"image_embeds": _floats(_BATCH, width), "text_embeds": _floats(_BATCH, width)} if width else None
-    if asked.config.get("use_additional_conditions"):
+    if "use_additional_conditions" in asked.config:
         return {"resolution": _floats(_BATCH, 2), "aspect_ratio": _floats(_BATCH, 1)}
-    return {"resolution": None, "aspect_ratio": None} if "caption_channels" in asked.config else None
+    return None
 
 
 def _added_times(asked: _Asked) -> Any:
@@ -127,14 +143,24 @@ def _classes(asked: _Asked) -> Any:
     return torch.ones(_BATCH, dtype=torch.long) if counted else None
 
 
-def _tokens_of_image(asked: _Asked) -> Any:
-    return torch.zeros(
-        asked.shape[1] if len(asked.shape) == 3 else _SIDE * _SIDE, len(asked.config.get("axes_dims_rope") or (0, 0, 0))
-    )
+def _image_context(asked: _Asked) -> Any:
+    width = _first(asked.config, ("image_dim",))
+    return _floats(_BATCH, _TOKENS, width) if width else None
 
 
-def _tokens_of_text(asked: _Asked) -> Any:
-    return torch.zeros(_TOKENS, len(asked.config.get("axes_dims_rope") or (0, 0, 0)))
+def _control(asked: _Asked) -> Any:
+    """A picture to follow, eight times as large as the latents."""
+    channels = _first(asked.config, ("conditioning_channels",)) or asked.shape[1]
+    return _floats(_BATCH, channels, 8 * _SIDE, 8 * _SIDE)
+
+
+def _proposed(asked: _Asked) -> Any:
+    width = _first(asked.config, ("embedding_dim",))
+    return _floats(_BATCH, width) if width else None
+
+
+def _mask(asked: _Asked) -> Any:
+    return torch.ones(_BATCH, asked.text_tokens, dtype=torch.long)
 
 
 _BY_NAME: dict[str, Callable[[_Asked], Any]] = {
@@ -144,12 +170,15 @@ _BY_NAME: dict[str, Callable[[_Asked], Any]] = {
     "added_time_ids": _added_times,
     "class_labels": _classes,
     "y": _classes,
-    "img_ids": _tokens_of_image,
-    "txt_ids": _tokens_of_text,
-    "encoder_attention_mask": lambda _: torch.ones(_BATCH, _TOKENS, dtype=torch.long),
-    "encoder_hidden_states_mask": lambda _: torch.ones(_BATCH, _TOKENS, dtype=torch.long),
+    "encoder_hidden_states_image": _image_context,
+    "controlnet_cond": _control,
+    "proj_embedding": _proposed,
+    "encoder_attention_mask": _mask,
+    "encoder_hidden_states_mask": _mask,
+    "img_ids": lambda asked: torch.zeros(asked.image_tokens, asked.position_axes),
+    "txt_ids": lambda asked: torch.zeros(asked.text_tokens, asked.position_axes),
     "img_shapes": lambda _: [[(1, 3, 3)]] * _BATCH,
-    "txt_seq_lens": lambda _: [_TOKENS] * _BATCH,
+    "txt_seq_lens": lambda asked: [asked.text_tokens] * _BATCH,
     "num_frames": lambda _: 1,
     "height": lambda _: 3,
     "width": lambda _: 3,
@@ -157,7 +186,8 @@ _BY_NAME: dict[str, Callable[[_Asked], Any]] = {
 # given also where the forward has a default: the configuration says that it wants them
 _IF_CONFIGURED = frozenset({
     "encoder_hidden_states", "pooled_projections", "guidance", "added_cond_kwargs", "added_time_ids", "class_labels",
-    "img_ids", "txt_ids", "encoder_hidden_states_mask", "img_shapes", "num_frames", "height", "width",
+    "img_ids", "txt_ids", "encoder_hidden_states_mask", "encoder_hidden_states_image", "img_shapes", "num_frames",
+    "height", "width",
 })  # fmt: skip
 
 

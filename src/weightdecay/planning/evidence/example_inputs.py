@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from weightdecay.planning.evidence.configurations import as_mapping
-from weightdecay.planning.evidence.diffusion_inputs import diffusion_inputs
+from weightdecay.planning.evidence.diffusion_inputs import TIME, diffusion_inputs
 
 BATCH, LENGTH = 2, 9  # unlike each other and unlike the usual widths, so that axes can be told apart
 
@@ -95,6 +95,9 @@ def _ids(module: nn.Module) -> torch.Tensor | None:
 
 def _values(module: nn.Module, name: str, whole: bool) -> Iterator[torch.Tensor]:
     """Tensors for one argument."""
+    if TIME.search(name):
+        yield torch.ones(BATCH)
+        return
     if re.search(r"top_?k|expert|routing|selected", name):
         rows = torch.arange(BATCH * LENGTH * 2).reshape(BATCH * LENGTH, 2) % 2
         yield rows if re.search(r"ind|ids|selected", name) else rows * 0.0 + 0.5

@@ -46,7 +46,9 @@ def runnable_copy(model: nn.Module, device: Device = "cpu", outside: Mapping[int
     memo: dict[int, Any] = {**(outside or {}), **_own_tensors(modules, device)}
 
     # shells first, since modules refer to each other; what only wraps is left out
-    shells = [(module, object.__new__(bare_class(module))) for module in modules if unwrapped(module) is module]
+    shells: list[tuple[nn.Module, Any]] = [
+        (module, object.__new__(bare_class(module))) for module in modules if unwrapped(module) is module
+    ]
     memo.update({id(module): shell for module, shell in shells})
     for module in modules:
         if id(module) not in memo:

@@ -15,7 +15,7 @@ from weightdecay.planning.evidence.budget import Budget, OverBudgetError
 from weightdecay.planning.evidence.gradients import reached
 from weightdecay.planning.evidence.recorder import UsageRecorder
 from weightdecay.planning.evidence.uses import Use
-from weightdecay.planning.evidence.without_values import WithoutValues
+from weightdecay.planning.evidence.without_values import WithoutValues, autocast_as_on_the_cpu
 
 # what a forward that was written for inference says where gradients are recorded
 _NO_GRADIENTS_WANTED = re.compile(r"requires? grad|[Ii]nference tensor|leaf [Vv]ariable")
@@ -53,11 +53,11 @@ def _run(
     copy: nn.Module, inputs: Any, parameters: Mapping[str, torch.Tensor], budget: Budget, *, gradients: bool
 ) -> Run:
     positional, named = as_arguments(inputs)
-    is_whole_in_memory = not any(tensor.is_meta for tensor in parameters.values())
-    runner = budget if is_whole_in_memory else WithoutValues(budget)
+    has_values = not any(tensor.is_meta for tensor in parameters.values())
+    runner = budget if has_values else WithoutValues(budget)
     recorder = UsageRecorder(parameters, [tensor for _, tensor in named_tensors(inputs)], runner)
     try:
-        with budget.one_run(), torch.set_grad_enabled(gradients), recorder:
+        with budget.one_run(), torch.set_grad_enabled(gradients), autocast_as_on_the_cpu(), recorder:
             output = copy(*positional, **named)
     except (Exception, OverBudgetError, SystemExit) as error:  # whatever the user's forward raises
         return Run(recorder.uses, error)

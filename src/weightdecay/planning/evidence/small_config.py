@@ -1,37 +1,45 @@
 """A small model of the same architecture, built from the configuration of one that is too large to run.
 
-Only models with a configuration in the manner of transformers can be shrunk: known sizes are lowered, everything that
-says which parts there are stays. Several degrees are tried, since some families tie their sizes to each other.
+Configurations of any library serve that a class takes back: transformers' objects, diffusers' frozen dictionaries,
+dataclasses, plain dictionaries. Known sizes are lowered, everything that says which parts there are stays. Several
+degrees are tried, since some families tie their sizes to each other.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from weightdecay.naming import bare_class
+from weightdecay.planning.evidence.configurations import as_mapping, configuration_of
+
 _DEPTH = {
     "num_hidden_layers": 4, "num_layers": 4, "n_layer": 4, "n_layers": 4, "encoder_layers": 4, "decoder_layers": 4,
-    "num_encoder_layers": 4, "num_decoder_layers": 4, "depth": 4,
+    "num_encoder_layers": 4, "num_decoder_layers": 4, "depth": 4, "num_single_layers": 4, "num_blocks": 4,
 }  # fmt: skip
 _TABLES = {
     "vocab_size": 256, "max_position_embeddings": 256, "n_positions": 256, "n_ctx": 256, "max_seq_len": 256,
-    "vocab_size_per_layer_input": 256,
+    "vocab_size_per_layer_input": 256, "block_size": 256, "padded_vocab_size": 256, "context_length": 256,
 }  # fmt: skip
 _WIDTHS = {
     "hidden_size": 64, "d_model": 64, "n_embd": 64, "embed_dim": 64, "emb_dim": 64, "dim": 64, "embedding_size": 64,
     "intermediate_size": 96, "ffn_dim": 96, "d_ff": 96, "n_inner": 96, "ffn_hidden_size": 96, "encoder_ffn_dim": 96,
     "decoder_ffn_dim": 96, "moe_intermediate_size": 48, "shared_expert_intermediate_size": 48,
     "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4, "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4, "num_key_value_heads": 2, "q_lora_rank": 16, "kv_lora_rank": 16,
+    "decoder_attention_heads": 4, "num_key_value_heads": 2, "q_lora_rank": 16, "kv_lora_rank": 16, "n_query_groups": 2,
 }  # fmt: skip
-_HEADS = {"head_dim": 16, "d_kv": 16, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16}
+_HEADS = {
+    "head_dim": 16, "d_kv": 16, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "head_size": 16,
+}  # fmt: skip
 _EXPERTS = {
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2,
-    "n_group": 1, "topk_group": 1,
+    "n_group": 1, "topk_group": 1, "n_expert": 4, "n_expert_per_token": 2,
 }  # fmt: skip
 
 
@@ -56,25 +64,48 @@ _DEGREES = (
 
 def shrunk(model: nn.Module, largest: int) -> Iterator[nn.Module]:
     """Models of the same class with at most `largest` elements; none if it has no configuration or will not shrink."""
-    config = getattr(model, "config", None)
-    if config is None or not hasattr(config, "to_dict"):
+    config = configuration_of(model)
+    if config is None:
         return
+    cls = bare_class(model)
     for degree in _DEGREES:
         try:
-            small = _shrunk_config(config, degree)
             with torch.device("meta"):
-                elements = sum(parameter.numel() for parameter in type(model)(small).parameters())
-            built = type(model)(small) if elements <= largest else None
+                elements = sum(parameter.numel() for parameter in _built(cls, config, degree).parameters())
+            small = _built(cls, config, degree) if elements <= largest else None
         except Exception:  # a family that refuses these sizes: try others
             continue
-        if built is not None:
-            yield built
+        if small is not None:
+            yield small
 
 
-def _shrunk_config(config: Any, degree: _Degree) -> Any:
-    small = copy.deepcopy(config)
-    changed = _lower(small.to_dict(), degree)
-    return type(config)(**{name: value for name, value in changed.items() if name not in ("id2label", "label2id")})
+def _built(cls: Any, config: Any, degree: _Degree) -> nn.Module:
+    """The class called as its own library calls it with a configuration."""
+    values = _lower(as_mapping(copy.deepcopy(config)), degree)
+    if hasattr(config, "to_dict"):
+        small: Any = type(config)(**{name: v for name, v in values.items() if name not in ("id2label", "label2id")})
+    elif dataclasses.is_dataclass(config):
+        fields = {field.name for field in dataclasses.fields(config) if field.init}
+        small = type(config)(**{name: value for name, value in values.items() if name in fields})
+    else:
+        return _from_mapping(cls, values)
+    model: nn.Module = cls(small)
+    return model
+
+
+def _from_mapping(cls: Any, values: dict[str, Any]) -> nn.Module:
+    """By `from_config`, or by keywords, or by the dictionary as the one argument."""
+    model: nn.Module
+    if hasattr(cls, "from_config"):
+        model = cls.from_config(values)
+        return model
+    taken = inspect.signature(cls).parameters
+    wanted = [name for name, parameter in taken.items() if parameter.default is parameter.empty]
+    if set(wanted) <= values.keys() and values.keys() <= taken.keys():
+        model = cls(**values)
+    else:
+        model = cls(values)
+    return model
 
 
 def _lower(values: Mapping[str, Any], degree: _Degree) -> dict[str, Any]:

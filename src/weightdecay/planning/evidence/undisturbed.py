@@ -35,7 +35,7 @@ def _set_path(before: list[str]) -> None:
 
 
 def _cuda_states() -> list[torch.Tensor]:
-    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
 
 
 def _set_cuda_states(states: list[torch.Tensor]) -> None:

@@ -7,7 +7,8 @@ has a shape and no values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +37,21 @@ class WithoutValues:
         return self._budget.run(
             operation, [_moved(value) for value in args], {name: _moved(value) for name, value in kwargs.items()}
         )
+
+
+@contextlib.contextmanager
+def autocast_as_on_the_cpu() -> Iterator[None]:
+    """`torch.autocast(x.device.type)` stands in many a forward, and torch refuses it for the meta device."""
+    original: Any = torch.autocast.__init__
+
+    def begin(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+        original(self, "cpu" if device_type == "meta" else device_type, *args, **kwargs)
+
+    torch.autocast.__init__ = begin  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.autocast.__init__ = original  # type: ignore[method-assign]
 
 
 def _is_written(operation: Any, args: Sequence[Any]) -> bool:
