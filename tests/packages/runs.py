@@ -124,6 +124,11 @@ class Run:
     def weights(self) -> list[Tensor]:
         return [p.detach().clone() for p in self.params]
 
+    def put(self, weights: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for p, w in zip(self.params, weights, strict=True):
+                p.copy_(w)
+
     def _closure(self, grads: list[Tensor]) -> Tensor:
         for p, grad in zip(self.params, grads, strict=True):
             p.grad = grad.clone()

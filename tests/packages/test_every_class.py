@@ -44,12 +44,12 @@ def laid_out(kind: Kind, dtype: torch.dtype, *, reverse: bool) -> Layout:
         pytest.skip(f"it makes no step here: {error}")
 
 
-def judged(kind: Kind, layout: Layout) -> dict[str, Verdict]:
+def judged(kind: Kind, layout: Layout, *, zero: bool = False) -> dict[str, Verdict]:
     """All rules in one optimizer, a group each; where that is not served, scalar rules and masks apart."""
-    together = judge(kind, ASKED, layout)
+    together = judge(kind, ASKED, layout, zero=zero)
     if together.outcome not in ("refused", "stopped"):
         return {"all rules": together}
-    scalar, masked = judge(kind, SCALAR, layout), judge(kind, MASKED, layout.short)
+    scalar, masked = judge(kind, SCALAR, layout, zero=zero), judge(kind, MASKED, layout.short, zero=zero)
     return {"all rules": together, "scalar rules": scalar, "masks": masked}
 
 
@@ -81,7 +81,7 @@ def test_in_bfloat16_with_biases_first_each_rule_is_exact_or_refused(kind: Kind)
 
 def test_without_gradients_a_weight_is_left_with_the_product_of_its_rule_over_the_steps(kind: Kind) -> None:
     layout = laid_out(kind, torch.float32, reverse=True)
-    assert not wrong({"all rules": judge(kind, ASKED, layout, zero=True)})
+    assert not wrong(judged(kind, layout, zero=True))
 
 
 def test_control_of_groups_that_do_not_decay_changes_no_bit(kind: Kind) -> None:

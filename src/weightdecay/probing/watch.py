@@ -184,7 +184,19 @@ class Watch:
                 meant = [(1 - amounts[index]) * w - (before - after) for w, before, after in plain]
             if not self._likeness[index].holds(was, meant, done):
                 self._parted.add(index)
+            if self._reading[index]:
+                self._begin_alike(index, weights)
         self._weights = weights
+
+    @torch.no_grad()
+    def _begin_alike(self, index: int, weights: list[Weights]) -> None:
+        """Both twins of a direction that reads weights make the next step from the same, for it may be chaotic.
+
+        OrthoGrad multiplies a rounding of float64 by 1e10 within 150 steps.
+        """
+        for p, w in zip(self._walkers[2].twin.params[index], weights[0][index], strict=True):
+            p.copy_(w)
+        weights[2][index] = weights[0][index]
 
     def _handed_over(self, index: int, walker: Walker) -> float:
         """The λ of one group of a twin."""
