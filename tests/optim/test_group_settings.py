@@ -73,11 +73,24 @@ def test_an_lr_or_lambda_that_is_no_number_is_refused_by_name(name: str, key: st
         ("Muon", {"momentum": None}, "Invalid momentum value"),
         ("Muon", {"equal_rows": 1}, "Invalid equal_rows"),
         ("Muon", {"ns_steps": True}, "Invalid ns_steps"),
+        ("Muon", {"ns_dtype": "flaot16"}, "Invalid ns_dtype: 'flaot16'"),
+        ("Muon", {"ns_coefficients": (3.4, -4.7)}, "Invalid ns_coefficients.*three numbers"),
+        ("Muon", {"adjust_lr_fn": "orignal"}, "orignal is not supported.*did you mean 'original'"),
+        ("Muon", {"orthogonalisation": np.ones(2)}, "unknown orthogonalisation"),
+        ("SGDW", {"nesterov": True}, "Nesterov momentum requires a momentum and zero dampening"),
+        ("SGDW", {"nesterov": True, "momentum": 0.9, "dampening": 0.1}, "Nesterov momentum requires"),
+        ("SGDW", {"lr": torch.tensor(True)}, "Invalid learning rate"),
+        ("Lion", {"lr": 10**400}, "Invalid learning rate"),
+        ("AdamW", {"eps": fractions.Fraction(10**400)}, "Invalid epsilon value"),
+        ("AdamW", {"rule": np.ones(2)}, "unknown rule"),
     ],
 )
 def test_settings_of_the_wrong_type_are_refused_by_name(name: str, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(OptimizerError, match=said):
         made(name, [matrix()], **settings)
+    if "compiled" not in settings:  # the optimizer's, not a group's
+        with pytest.raises(OptimizerError, match=f"{said}|{said.partition('.')[0]}"):
+            made(name, [matrix()]).add_param_group({"params": [matrix()], **settings})
 
 
 def test_all_faults_come_at_once() -> None:

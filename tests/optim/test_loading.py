@@ -191,6 +191,23 @@ def test_what_a_group_was_constructed_with_holds_over_a_state_of_torchs(name: st
         assert after["lr"] == 1e-4
 
 
+@pytest.mark.parametrize("name", ["AdamW", "SGDW", "Adafactor", "Muon"])
+@pytest.mark.parametrize("rounding", KEEPING)
+def test_state_that_torch_kept_in_bfloat16_goes_on_in_float32_under_a_rounding(name: str, rounding: str) -> None:
+    p = nn.Parameter(torch.ones(4, 3, dtype=torch.bfloat16))
+    p.grad = torch.full_like(p, 0.01)
+    momentum = {"momentum": 0.9} if name == "SGDW" else {}
+    torchs = {"SGDW": torch.optim.SGD}.get(name) or getattr(torch.optim, name)
+    theirs = torchs([p], lr=1e-3, weight_decay=0.1, **momentum)
+    theirs.step()
+
+    ours = getattr(weightdecay, name)([p], lr=1e-3, weight_decay=0.1, rounding=rounding, **momentum)
+    ours.load_state_dict(theirs.state_dict())
+    ours.step()
+    moments = {key: value.dtype for key, value in ours.state[p].items() if value.ndim and key != "compensation"}
+    assert set(moments.values()) == {torch.float32}, moments
+
+
 def test_groups_with_rules_by_pattern_keep_them_over_a_state_of_torchs() -> None:
     net = Net(torch.float32)
     groups = [{"params": net.first.parameters()}, {"params": net.second.parameters()}]

@@ -22,6 +22,7 @@ MORE: dict[str, Any] = {
     "torch Adafactor": lambda p: torch.optim.Adafactor(p, lr=0.01),
     "torch Adamax": lambda p: torch.optim.Adamax(p, lr=0.01),
     "torch Adadelta": lambda p: torch.optim.Adadelta(p, lr=0.01),
+    "torch NAdam": lambda p: torch.optim.NAdam(p, lr=0.01),
     "torch RAdam": lambda p: torch.optim.RAdam(p, lr=0.01),
     "torch SGD": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
 }
@@ -95,6 +96,28 @@ def test_counts_that_no_run_has_are_named(name: str, count: float, words: str) -
         owner = victim.rpartition("/")[0]
         if count or any(f"{owner}/{key}" in tensors for key in moments):
             refused(fresh, {**tensors, victim: torch.tensor(count)}, f"{victim}: {words}")
+
+
+@every
+def test_a_count_that_was_saved_as_true_or_false_is_named(name: str) -> None:
+    _, tensors, optimizer = stepped(name)
+    counts = [key for key in tensors if key.endswith(("/step", "/rounded_steps"))]
+    if counts:
+        refused(optimizer, tensors | {key: tensors[key].bool() for key in counts}, *counts)
+
+
+@pytest.mark.parametrize("value", [-0.5, 1.5])
+def test_a_product_of_momenta_outside_its_range_is_named(value: float) -> None:
+    _, tensors, optimizer = stepped("torch NAdam")
+    refused(optimizer, tensors | {"0.weight/mu_product": torch.tensor(value)}, "0.weight/mu_product: a product")
+    assert load_state_by_name(optimizer, tensors | {"0.weight/mu_product": torch.tensor(0.0)}) == []  # of a long run
+
+
+def test_a_scalar_that_was_rounded_is_a_change_and_no_count() -> None:
+    _, tensors, optimizer = stepped("torch NAdam")
+    rounded = tensors | {"0.weight/mu_product": tensors["0.weight/mu_product"].bfloat16()}
+    with pytest.raises(OptimizerError, match="dtype of mu_product: saved bfloat16, asked float32"):
+        load_state_by_name(optimizer, rounded)
 
 
 def test_all_damage_is_told_at_once() -> None:

@@ -280,6 +280,7 @@ class DecayingOptimizer(StateKeeping):
         for position, p in enumerate(one.group["params"]):
             if p.grad is None or not p.numel():
                 continue
+            self._widen_state(p, one)
             update, scale = direction(p, one)
 
             def descend(elements: Elements, scale: float = scale) -> None:
@@ -290,6 +291,13 @@ class DecayingOptimizer(StateKeeping):
             with flattened([given], self._kept_beside(one)) as flats:
                 self._workspace.step(flats, StepKind(one.rule, one.decay or 0.0, one.rounding, descend))
             self._count_roundings([p], one.rounding)
+
+    def _widen_state(self, p: Tensor, one: Work) -> None:
+        """What torch kept in the weights' low precision goes on in float32, as the step does."""
+        state = self.state[p]
+        for key in state.keys() - set(self._kept_beside(one)) if one.rounding.acts_on(p.dtype) else ():
+            if isinstance(state[key], Tensor) and state[key].dtype in LOW_PRECISION:
+                state[key] = state[key].to(torch.float32)
 
     def _kept_beside(self, one: Work) -> tuple[str, ...]:
         """Names of the state that has a number for each weight, for the rule and the rounding."""

@@ -53,8 +53,14 @@ def group_title(group: Mapping[str, Any], index: int) -> str:
 def number(value: Any) -> float | None:
     """A setting as a float; None where it is no single number."""
     if isinstance(value, Tensor):
-        return float(value.detach()) if value.numel() == 1 and not value.dtype.is_complex else None
-    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
+        is_real = value.numel() == 1 and not value.dtype.is_complex and value.dtype != torch.bool
+        return float(value.detach()) if is_real else None
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf  # of an int or a fraction beyond what floats hold
 
 
 def amount(value: Any) -> float | None:
@@ -70,7 +76,9 @@ def with_plain_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
         if key not in _NUMBERS or isinstance(value, Tensor | bool | int | float):
             return value
         single = isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "fiu"
-        return float(value) if single or isinstance(value, Real | Decimal) else value
+        if single or isinstance(value, Decimal):
+            return float(value)
+        return number(value) if isinstance(value, Real) else value
 
     return {key: plain(key, value) for key, value in settings.items()}
 
@@ -115,12 +123,15 @@ def _number_faults(group: Mapping[str, Any]) -> Iterator[_Fault]:
 
 def _choice_faults(group: Mapping[str, Any]) -> Iterator[_Fault]:
     for key, known in _CHOICES.items():
-        if key in group and group[key] not in known:
+        if key in group and not (isinstance(group[key], str) and group[key] in known):
             yield f"unknown {key} '{group[key]}'", did_you_mean(str(group[key]), known)
     for key in (*_SWITCHES, *_SWITCHES_OR_NONE):
         given, or_none = group.get(key, False), key in _SWITCHES_OR_NONE
         if not isinstance(given, bool) and not (or_none and given is None):
             yield f"Invalid {key}: {given!r}", "give True, False or None" if or_none else "give True or False"
+
+    if "dampening" in group and group.get("nesterov") is True and not (group["momentum"] and not group["dampening"]):
+        yield "Nesterov momentum requires a momentum and zero dampening", "give both, or nesterov=False"
 
 
 def _beta_faults(group: Mapping[str, Any]) -> Iterator[_Fault]:
@@ -139,7 +150,7 @@ def _muon_faults(group: Mapping[str, Any]) -> Iterator[_Fault]:
     if group.get("algorithm") != "muon":
         return
     adjustment, dtype, coefficients = (group.get(key) for key in ("adjust_lr_fn", "ns_dtype", "ns_coefficients"))
-    if adjustment not in (None, *ADJUSTMENTS):
+    if adjustment is not None and not (isinstance(adjustment, str) and adjustment in ADJUSTMENTS):
         yield f"Adjust learning rate function {adjustment} is not supported", did_you_mean(str(adjustment), ADJUSTMENTS)
     if "ns_dtype" in group and not getattr(getattr(torch, str(dtype), None), "is_floating_point", False):
         yield f"Invalid ns_dtype: {dtype!r}", "give the name of a dtype of torch, such as 'bfloat16'"

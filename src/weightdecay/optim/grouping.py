@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 from torch import Tensor
 
@@ -202,16 +202,21 @@ def with_rules(groups: list[Group], rule: Rules, apart: frozenset[str]) -> list[
 
 def _patterns(rule: Rules, apart: frozenset[str]) -> dict[str, Rule] | None:
     """The rule of each pattern; None where all tensors follow one."""
-    if isinstance(rule, Mapping) and "name" not in rule:
+    if _is_by_pattern(rule):
         return {pattern: as_rule(one) for pattern, one in rule.items()}
-    if rule in (CORRECTED, CORRECTED.name) and apart:
+    if apart and isinstance(rule, str | Rule) and rule in (CORRECTED, CORRECTED.name):
         return dict.fromkeys(apart, DECOUPLED) | {"*": CORRECTED}
     return None
 
 
+def _is_by_pattern(rule: Rules) -> TypeGuard[Mapping[str, RuleLike]]:
+    """Whether these are rules by pattern; the fields of one rule, as a saved state holds it, say its name."""
+    return isinstance(rule, Mapping) and "name" not in rule
+
+
 def rule_for_the_rest(rule: Rules) -> Any:
     """The rule of a tensor that nothing else is known of, such as one that is added later."""
-    return rule.get("*", DECOUPLED) if isinstance(rule, Mapping) and "name" not in rule else rule
+    return rule.get("*", DECOUPLED) if _is_by_pattern(rule) else rule
 
 
 def with_rule(group: Group, settings: Mapping[str, Any]) -> Group:

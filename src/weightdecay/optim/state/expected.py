@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightdecay.optim.state.faults import COUNTS
 from weightdecay.optim.state.settings import Change
 from weightdecay.probing.progress import stepped_state
 
@@ -83,8 +84,7 @@ def dtype_changes(name: str, state: State, expected: State | None) -> tuple[list
         value = state.get(key)
         if not isinstance(value, Tensor) or not isinstance(kept, Tensor) or value.dtype == kept.dtype:
             continue
-        is_moment = value.ndim > 0 and _is_number_of_reals(value) and _is_number_of_reals(kept)
-        if is_moment:
+        if key not in COUNTS and _is_number_of_reals(value) and _is_number_of_reals(kept):
             found.append(Change(name, f"dtype of {key}", _spelt(value), _spelt(kept)))
         elif value.ndim > 0 or not bool(((back := value.to(kept.dtype).to(value.dtype)) == value) | (back != back)):
             faults.append(f"{name}/{key}: saved as {_spelt(value)}, which {_spelt(kept)} cannot hold")

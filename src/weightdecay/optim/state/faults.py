@@ -25,9 +25,10 @@ _DIVIDED = {
     "second_momentum_buffer": "momentum_buffer",
 }
 _SQUARES = {*_DIVIDED, "square_avg", "acc_delta", "sum"}
+_PRODUCT = "mu_product"  # NAdam's, of all momenta so far; after many steps float32 has none but 0 for it
 # What only steps leave; Adagrad's `sum` begins at a value of the user's.
 _LEFT_BY_STEPS = (*_DIVIDED, *dict.fromkeys(_DIVIDED.values()), "square_avg", "acc_delta", "grad_avg")
-_COUNTS = ("step", "rounded_steps")
+COUNTS = ("step", "rounded_steps")
 
 
 def impossible(name: str, state: Mapping[str, Any], group: Mapping[str, Any], kept: Mapping[str, Any]) -> Iterator[str]:
@@ -39,7 +40,7 @@ def impossible(name: str, state: Mapping[str, Any], group: Mapping[str, Any], ke
     """
     for key in sorted(state, key=str):
         value = state[key]
-        if key in _COUNTS:
+        if key in COUNTS:
             if fault := _count_fault(value):
                 yield f"{name}/{key}: {fault}"
             continue
@@ -48,6 +49,8 @@ def impossible(name: str, state: Mapping[str, Any], group: Mapping[str, Any], ke
         low, high = (torch.view_as_real(value) if value.is_complex() else value).aminmax()  # NaN comes through
         if not (math.isfinite(low) and math.isfinite(high)):
             yield f"{name}/{key}: it is not finite: a run that left it so has diverged, go back to an earlier state"
+        elif key == _PRODUCT and not (float(low) >= 0 and float(high) <= 1):
+            yield f"{name}/{key}: a product of numbers from 0 to 1, and {float(low):g}: it is damaged"
         elif key in _SQUARES and not value.is_complex() and float(low) < 0:
             yield f"{name}/{key}: a mean of squares, and down to {float(low):g}: it is damaged"
         elif (
@@ -69,7 +72,7 @@ def impossible(name: str, state: Mapping[str, Any], group: Mapping[str, Any], ke
 def _count_fault(value: Any) -> str:
     if isinstance(value, Tensor) and value.numel() != 1:
         return f"a count of steps has one number, this has {value.numel()}"
-    count = float(value)
+    count = math.nan if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool else float(value)
     if not math.isfinite(count) or count < 0 or count != int(count):
         return f"{count:g} is no count of steps: it is damaged"
     return ""
