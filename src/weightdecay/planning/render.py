@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from weightdecay.planning.policies.opinions import Opinion, consequence, opinion
 from weightdecay.planning.roles.roles import NormPlace, Role
 
 # columns below which there is no room for these beside the rest
-_ROOM_FOR = {"why": 110, "shape": 72}
+_ROOM_FOR = {"why": 110, "shape": 72, "n": 48}
+_WIDTHS = {"n": 4, "shape": 11, "role": 16, "λ": 5, "lr": 6, "why": 30}  # what each takes at least
 _SHORT_PLACES = {NormPlace.QUERY_KEY: "q/k"}
 
 
@@ -37,16 +38,19 @@ def grouped(tensors: Iterable[PlannedTensor]) -> list[Row]:
     groups = alike(
         tensors,
         lambda t: t.name,
-        lambda t: (t.shape, _role(t), t.multiplier, t.weight_decay, t.lr_multiplier, t.lr),
+        lambda t: (t.shape, _role(t), _look_at(t), t.multiplier, t.weight_decay, t.lr_multiplier, t.lr),
     )
     return [Row(pattern_of([tensor.name for tensor in group]), tuple(group)) for group in groups]
 
 
 def _role(tensor: PlannedTensor) -> str:
-    """The role as tables show it: where a gain's norm stands, and what to look at."""
-    role = " + ".join(_with_place(role, tensor.norm) for role in tensor.roles)
-    marks = [word for word, holds in (("contested", tensor.contested), ("by shape alone", tensor.by_shape)) if holds]
-    return role + (f" ({', '.join(marks)})" if marks else "")
+    """The role as tables show it: with where a gain's norm stands."""
+    return " + ".join(_with_place(role, tensor.norm) for role in tensor.roles)
+
+
+def _look_at(tensor: PlannedTensor) -> str:
+    """Why a reader should look at this verdict; empty where there is no reason to."""
+    return "(contested)" if tensor.contested else "(by shape alone)" if tensor.by_shape else ""
 
 
 def _with_place(role: Role, norm: NormPlace | None) -> str:
@@ -60,20 +64,23 @@ def _grid(title: str, *headings: str) -> Table:
     for heading in headings:
         grid.add_column(
             Text(heading), justify="right" if heading in ("n", "λ", "lr") else "left", overflow="fold",
-            no_wrap=heading in ("tensor", "λ"),
+            no_wrap=heading in ("tensor", "λ"), min_width=16 if heading == "role" else None,
         )  # fmt: skip
     return grid
 
 
-def _name_width(width: int) -> int:
-    """Columns for names in a table of that many: what the rest leaves, within reason."""
-    return min(max(width - 50, 24), 48)
+def _name_width(width: int, columns: Sequence[str]) -> int:
+    """Columns of the screen for names: what the others leave, within reason; or they would be squeezed to nothing."""
+    others = sum(_WIDTHS[column] + 2 for column in columns if column != "tensor")
+    return min(max(width - others, 12), 48)
 
 
 def _broken(name: str, width: int) -> str:
-    """A name that is too long, in several lines, each broken where one of its parts begins."""
+    """A name that is too long, in several lines, broken where its parts begin, and within one that is longer still."""
     lines = [name]
-    while len(lines[-1]) > width and (cut := lines[-1].rfind(".", 3, width)) > 0:
+    while len(lines[-1]) > width:
+        cut = lines[-1].rfind(".", 3, width)
+        cut = cut if cut > 0 else width
         lines[-1:] = [lines[-1][:cut], f"  {lines[-1][cut:]}"]
     return "\n".join(lines)
 
@@ -93,7 +100,7 @@ class PlanTable:
 
         grid = _grid(f"decay plan: policy {self.plan.policy}, λ = {self.plan.weight_decay:g}", *columns)
         for row in grouped(self.plan):
-            cells = _cells(row, _name_width(width))
+            cells = _cells(row, _name_width(width, columns))
             grid.add_row(*(cells[column] for column in columns))
         yield grid
         if missing:
@@ -105,12 +112,14 @@ class PlanTable:
 def _cells(row: Row, name_width: int) -> dict[str, Text]:
     """What is said of a row, by column."""
     first = row.tensors[0]
+    flag = _look_at(first)
     rate = f"{first.lr:g}" if first.lr is not None else f"×{first.lr_multiplier:g}" if first.lr_multiplier != 1 else ""
     return {
         "tensor": Text(_broken(row.pattern, name_width)),
         "n": Text(str(len(row.tensors)) if len(row.tensors) > 1 else "", style="dim"),
         "shape": Text(_shape(first), style="dim"),
-        "role": Text(_role(first), style="yellow" if first.contested or first.by_shape else ""),
+        # in a line of its own, so that a narrow column does not tear it
+        "role": Text("\n".join(filter(None, (_role(first), flag))), style="yellow" if flag else ""),
         "λ": Text(f"{first.weight_decay:g}", style="bold" if first.decays else "dim"),
         "lr": Text(rate),
         "why": Text(first.why, style="dim"),
@@ -136,7 +145,7 @@ def story(tensor: PlannedTensor) -> str:
         reason = f"{tensor.ruling}, which {'decays' if tensor.decays else 'does not decay'}"
     said = {
         "also": ", ".join(tensor.aliases),
-        "role": _role(tensor),
+        "role": " ".join(filter(None, (_role(tensor), _look_at(tensor)))),
         "evidence": tensor.evidence,
         "lr": f"{tensor.lr:g}, whatever the run's" if tensor.lr is not None else _share(tensor.lr_multiplier),
         "decision": f"λ = {tensor.weight_decay:g}: {reason}",
@@ -185,7 +194,7 @@ def comparison(ours: Plan, theirs: Plan) -> Group:
     for row in differing:
         first = row.tensors[0]
         both = [Text(_lambda(plan.get(first.name))) for plan in (ours, theirs)]
-        cells = _cells(row, _name_width(80))
+        cells = _cells(row, 31)
         grid.add_row(*(cells[column] for column in ("tensor", "n", "shape", "role")), *both)
     meanings = [Text(f"{about}: {meant}") for about, meant in _meanings(ours, theirs).items()]
     return Group(grid, *meanings, Text(rests_on(ours), style="dim"))
