@@ -86,7 +86,8 @@ def _built(cls: Any, config: Any, degree: _Degree) -> nn.Module:
         small: Any = type(config)(**{name: v for name, v in values.items() if name not in ("id2label", "label2id")})
     elif dataclasses.is_dataclass(config):
         fields = {field.name for field in dataclasses.fields(config) if field.init}
-        small = type(config)(**{name: value for name, value in values.items() if name in fields})
+        make: Any = type(config)
+        small = make(**{name: value for name, value in values.items() if name in fields})
     else:
         return _from_mapping(cls, values)
     model: nn.Module = cls(small)
@@ -101,10 +102,8 @@ def _from_mapping(cls: Any, values: dict[str, Any]) -> nn.Module:
         return model
     taken = inspect.signature(cls).parameters
     wanted = [name for name, parameter in taken.items() if parameter.default is parameter.empty]
-    if set(wanted) <= values.keys() and values.keys() <= taken.keys():
-        model = cls(**values)
-    else:
-        model = cls(values)
+    by_keywords = set(wanted) <= values.keys() <= taken.keys()
+    model = cls(**values) if by_keywords else cls(values)
     return model
 
 

@@ -20,8 +20,13 @@ import numpy as np
 import torch
 
 
-def _set_deterministic(state: tuple[bool, bool]) -> None:
-    torch.use_deterministic_algorithms(state[0], warn_only=state[1])
+def _deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def _set_deterministic(before: tuple[bool, bool]) -> None:
+    if _deterministic() != before:  # setting it imports torch's compiler, which takes a second
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def _set_environment(before: dict[str, str]) -> None:
@@ -53,10 +58,7 @@ _STATES: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_num_threads, torch.set_num_threads),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    (
-        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
-        _set_deterministic,
-    ),
+    (_deterministic, _set_deterministic),
     (lambda: torch.is_autocast_enabled("cpu"), lambda enabled: torch.set_autocast_enabled("cpu", enabled)),
     (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
     (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
