@@ -6,7 +6,6 @@ step of a small copy.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from weightdecay.errors import CheckFailedError
+from weightdecay.errors import CheckFailedError, misspelt
 from weightdecay.planning.patterns import some
 from weightdecay.planning.planned import Plan, PlannedTensor
 from weightdecay.planning.step_checks import (
@@ -124,15 +123,7 @@ def _misplaced(plan: Plan, held: Mapping[int, Sequence[str]], groups: Sequence[C
 
 
 def _misspelt(one: CheckedGroup) -> list[str]:
-    known = {*_KEYS, *defaults_of(one.optimizer)}
-    near = {
-        key: difflib.get_close_matches(str(key), known - {key}, n=1, cutoff=0.85) for key in one.group.keys() - known
-    }
-    return [
-        f"{one.label} has '{key}', which nothing reads: did you mean '{found[0]}'?"
-        for key, found in sorted(near.items())
-        if found
-    ]
+    return [f"{one.label} has {fault}" for fault in misspelt(one.group, {*_KEYS, *defaults_of(one.optimizer)})]
 
 
 def _wrong_decay(plan: Plan, one: CheckedGroup) -> list[str]:
