@@ -40,6 +40,7 @@ from weightdecay.planning.evidence.uses import (
     NORMALISING,
     PRODUCTS,
     ROUTED,
+    SHAPE_ONLY,
     SPREAD,
     TERMS,
     WEIGHT_SLOTS,
@@ -88,6 +89,11 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if kind is None:
             for parameter in self._last_gains:
                 self._note(parameter, Use(AROUND_NORM, "order", "last", ""))
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch's compiler is not there while this is active; to tell it so would import it, which takes a second."""
+        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -142,6 +148,8 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _operation(self, name: str, arguments: Sequence[Argument], out: Any) -> Origin:
         """Note what happens here and say where the result comes from."""
         live = [a.origin for a in arguments if a.origin.live]
+        if name in SHAPE_ONLY and not live:
+            return CONSTANT
         carriers = [a for a in arguments if a.origin.parameters]
         shape = next((tuple(tensor.shape) for tensor in tensors_in(out)), ())
 
@@ -223,8 +231,8 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         if name == "mul" and carriers:
             before = first.normalised if "normalised" in traits else first.trait
-            scaled = replace(fresh, trait="activation", scaled_by=first.scaled_by | carriers, weighed=weighed)
-            scaled = replace(scaled, normalised=before)
+            scaled = replace(fresh, trait="activation", scaled_by=first.scaled_by | carriers, normalised=before)
+            scaled = replace(scaled, weighed={**first.weighed, **weighed})
             return self._normed(scaled, carriers) if "normalised" in traits else scaled
 
         bare = not carriers and all(origin.is_bare for origin in live)

@@ -13,13 +13,19 @@ FORM = frozenset({
     "stack", "flip", "roll", "constant_pad_nd", "native_dropout", "upsample_nearest2d", "upsample_linear1d",
     "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa",
 })  # fmt: skip
+# take the shape of a tensor, and nothing that it says
+SHAPE_ONLY = frozenset({
+    "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "zeros_like", "ones_like", "full_like",
+    "empty_like", "rand_like", "randn_like",
+})  # fmt: skip
 # where `F.linear`, `x @ w` and convolutions put the weight
 WEIGHT_SLOTS = frozenset({"mat2", "batch2", "weight", "i2"})
 # a multiplication that is summed over the axis along which the parameter varies is a matrix product, too
 WEIGHTED_SUM = "weighted_sum"
 PRODUCTS = frozenset({
     "mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv", "addbmm", "_grouped_mm", "linear", "matmul",
-    "_trilinear", "_sparse_addmm", "_sparse_mm", WEIGHTED_SUM,
+    "_trilinear", "_sparse_addmm", "_sparse_mm", "linalg_solve_triangular", "_linalg_solve_ex", "triangular_solve",
+    "linalg_lu_solve", "cholesky_solve", WEIGHTED_SUM,
 })  # fmt: skip
 # the slots in which such a product takes a bias
 BIAS_SLOTS = frozenset({("addmm", "self"), ("baddbmm", "self"), ("addmv", "self"), ("addbmm", "self")})

@@ -29,6 +29,7 @@ from weightdecay.planning.evidence.uses import (
 from weightdecay.planning.roles.roles import NormPlace, Role
 
 _DIAGONAL = frozenset({"diag", "diag_embed"})
+_MASK_SLOTS = frozenset({"attn_mask", "attn_bias"})
 _TAKEN = LOOKUPS | {ROUTED}
 _FEW_TOKENS = 64  # rows: what is joined to a sequence has no more, a vocabulary or a codebook does
 
@@ -114,6 +115,8 @@ def _measured(case: _Case) -> Role | None:
     `|x − c|²` is spelt by a function of its own, or as `|x|² − 2 x·c + |c|²`.
     """
     use = case.use
+    if SPREAD in case.through or SQUASHES & case.through:
+        return None
     squares = [u for u in case.uses if u.operation in TERMS | JOINS and {"pow", "sum"} <= {*u.through}]
     by_products = use.operation in PRODUCTS and any("sqrt" not in u.through for u in squares)
     if "cdist" not in use.operation and not by_products:
@@ -125,7 +128,7 @@ def _measured(case: _Case) -> Role | None:
 def _lookup(case: _Case) -> Role | None:
     use = case.use
     taken = _TAKEN & case.through
-    if not taken:
+    if not taken or PRODUCTS & case.through:
         return None
     if use.operation in TERMS:
         if (SQUASHES | GATES) & case.through:  # the knots of a spline
@@ -136,7 +139,8 @@ def _lookup(case: _Case) -> Role | None:
             return Role.RELATIVE_POSITION
         # Chosen by a router and added to what experts made: their biases. Fixed indices choose positions.
         return Role.BIAS if use.partner == "projection" and ROUTED in taken else Role.POSITION_EMBEDDING
-    return Role.RELATIVE_POSITION if use.operation.startswith("_scaled_dot_product") else None
+    is_mask = use.operation.startswith("_scaled_dot_product") and use.slot in _MASK_SLOTS
+    return Role.RELATIVE_POSITION if is_mask else None
 
 
 def _table(case: _Case) -> Role | None:
@@ -191,7 +195,7 @@ def _term(case: _Case) -> Role | None:
     rows = case.rows if use.through else max(case.rows, use.rows)
     if use.is_bias_slot or (use.operation, use.slot) == ("convolution", "bias"):
         return Role.BIAS
-    if use.operation.startswith("_scaled_dot_product") and use.slot in ("attn_mask", "attn_bias"):
+    if use.operation.startswith("_scaled_dot_product") and use.slot in _MASK_SLOTS:
         return Role.RELATIVE_POSITION
     if use.operation not in TERMS or PRODUCTS & case.through or (use.partner == "parameter" and rows > 1):
         return None
