@@ -15,6 +15,7 @@ from weightdecay.errors import PlanError
 from weightdecay.planning.decay_plan import DecayPlan, checked_module
 from weightdecay.planning.deciding import Terms, Unknown
 from weightdecay.planning.evidence.batches import Batch, BatchWarning, batch_faults
+from weightdecay.planning.evidence.budget import Budget
 from weightdecay.planning.evidence.tensors import TensorFacts, read_shapes, read_tensors
 from weightdecay.planning.evidence.tracing import trace as traced_uses
 from weightdecay.planning.patterns import some
@@ -74,7 +75,7 @@ def plan(
     if not trace:
         return plan_tensors(facts, model=model, **asked)
 
-    traced = traced_uses(model, facts, batch, deadline)
+    traced = traced_uses(model, facts, batch, Budget(deadline=float(deadline)))
     if traced.batch_fault:
         said = f"the batch does not go through {type(model).__name__}: {traced.batch_fault}"
         if trace is True:

@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 MOST_OPERATIONS = 100_000
-MOST_ELEMENTS = 6_000_000_000  # a few seconds of one core
+MOST_ELEMENTS = 4_000_000_000  # a few seconds of one core
 MOST_IN_MEMORY = 1 << 28  # elements that may be alive at once: 1 GiB of float32
 _LARGE = 1 << 20  # elements of a result below which memory is not looked at
 _FLOPS_AN_ELEMENT = 64  # floating-point operations of a matrix product that take as long as writing one element
@@ -28,6 +28,10 @@ class OverBudgetError(BaseException):
 
     No `Exception`: a forward that goes on whatever happens must not go on after this.
     """
+
+
+class TooLargeError(OverBudgetError):
+    """It is its tensors that are too large: without values it may still run."""
 
 
 class DeadlineError(OverBudgetError):
@@ -57,7 +61,8 @@ class Budget:
     ) -> None:
         self.operations = operations
         self.elements = elements
-        self.ends = time.monotonic() + deadline
+        self.deadline = deadline
+        self._ends = time.monotonic() + deadline
         self.cut = False
         self._kept_operations = 0
         self._kept_elements = 0
@@ -66,7 +71,7 @@ class Budget:
     @property
     def left(self) -> bool:
         """Whether anything may still be run."""
-        self.cut = self.cut or time.monotonic() > self.ends
+        self.cut = self.cut or time.monotonic() > self._ends
         return not self.cut and self.operations > self._kept_operations and self.elements > self._kept_elements
 
     @contextlib.contextmanager
@@ -89,7 +94,8 @@ class Budget:
         if not self.left:
             if self.cut:
                 raise DeadlineError("the deadline has passed")
-            raise OverBudgetError("it runs for longer than a look at its operations is worth")
+            kind = OverBudgetError if self.operations <= self._kept_operations else TooLargeError
+            raise kind("it runs for longer than a look at its operations is worth")
         self.operations -= operations
         self.elements -= elements
 
@@ -97,35 +103,36 @@ class Budget:
         """The operation's result, paid for.
 
         Raises:
-            OverBudgetError: no work is left for it, or its result, as far as shapes foretell it, would take too much
-                memory. What grows by values (`repeat_interleave` by a tensor) is seen only once it is there, and what
-                a forward allocates without torch is not seen.
+            OverBudgetError: no work is left for it, or its result, where it is large and shapes foretell it, would take
+                too much memory. What grows by values (`repeat_interleave` by a tensor) is seen only once it is there,
+                and what a forward allocates without torch is not seen.
         """
         self.spend(operations=1)
         if getattr(operation, "namespace", "") in ("c10d", "_c10d_functional"):
             raise OverBudgetError("it talks to other processes, which may not be there to answer")
         in_memory = not any(tensor.is_meta for tensor in tensors_in([*args, *kwargs.values()]))
         if in_memory and _may_be_large(args, kwargs):
-            self._allocate(_foreseen(operation, args, kwargs))
+            self._allow(_foreseen(operation, args, kwargs))
 
         result = operation(*args, **kwargs)
 
         if in_memory:
             tensors = tensors_in(result)
             self.elements -= sum(tensor.numel() for tensor in tensors) + _flops(operation, args, kwargs, result)
-            self._large += [weakref.ref(tensor) for tensor in tensors if tensor.numel() > _LARGE]
+            large = [weakref.ref(tensor) for tensor in tensors if tensor.numel() > _LARGE]
+            if large:
+                self._large += large
+                self._allow(0)
         return result
 
-    def _allocate(self, elements: int) -> None:
-        if elements <= _LARGE:
-            return
-        alive = [reference for reference in self._large if reference() is not None]
-        self._large = alive
-        storages = {
-            one.untyped_storage()._cdata: one.numel() for reference in alive if (one := reference()) is not None
-        }
+    def _allow(self, elements: int) -> None:
+        """Let so many more be alive, or refuse."""
+        alive = [(reference, tensor) for reference in self._large if (tensor := reference()) is not None]
+        self._large = [reference for reference, _ in alive]
+        storages = {tensor.untyped_storage()._cdata: tensor.numel() for _, tensor in alive}
         if elements + sum(storages.values()) > MOST_IN_MEMORY:
-            raise OverBudgetError(f"it would allocate too much: a result of {elements:,} elements")
+            said = f"a result of {elements:,} elements" if elements else f"{sum(storages.values()):,} elements at once"
+            raise TooLargeError(f"it would allocate too much: {said}")
 
 
 def _may_be_large(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

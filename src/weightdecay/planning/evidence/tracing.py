@@ -17,7 +17,7 @@ from torch import nn
 
 from weightdecay.naming import bare_class, inner, registered, unwrapped
 from weightdecay.planning.evidence.batches import Batch, for_a_copy, named_tensors, what_went_wrong
-from weightdecay.planning.evidence.budget import MOST_IN_MEMORY, Budget, DeadlineError, OverBudgetError
+from weightdecay.planning.evidence.budget import MOST_IN_MEMORY, Budget, DeadlineError, OverBudgetError, TooLargeError
 from weightdecay.planning.evidence.example_inputs import can_be_guessed, example_inputs
 from weightdecay.planning.evidence.runnable_copy import Device, placeholders, runnable_copy
 from weightdecay.planning.evidence.running import Run, run_once
@@ -44,7 +44,7 @@ class Traced:
 
 
 def trace(
-    model: nn.Module, tensors: Sequence[TensorFacts], batch: Batch | None = None, deadline: float = 60.0
+    model: nn.Module, tensors: Sequence[TensorFacts], batch: Batch | None = None, budget: Budget | None = None
 ) -> Traced:
     """Run copies of the model or of its parts, and say what they did to each tensor.
 
@@ -52,13 +52,13 @@ def trace(
         model: what was planned; it stays as it is, and so does the process.
         tensors: its facts.
         batch: what its forward takes; inputs are guessed for what it does not show.
-        deadline: seconds after which nothing more is run; work is limited by its amount long before.
+        budget: what all runs may cost together.
     """
-    budget = Budget(deadline=deadline)
+    budget = budget or Budget()
     tracer = _Tracer(unwrapped(model), tensors, budget)
     with undisturbed():
         tracer.run(batch)
-    cut = f"the deadline of {deadline:g} s passed before everything was run" if budget.cut else ""
+    cut = f"the deadline of {budget.deadline:g} s passed before everything was run" if budget.cut else ""
     return Traced(tracer.facts(), cut, tracer.batch_fault)
 
 
@@ -128,9 +128,11 @@ class _Tracer:
             if run.fault is None:
                 return True
             if isinstance(run.fault, DeadlineError):
-                break
+                break  # told as `incomplete`
             said = what_went_wrong(run.fault, copy)
             fault = fault or (said if device == "cpu" else f"{said}, run without values, since it is large")
+            if device == "cpu" and not isinstance(run.fault, TooLargeError):
+                break
         self.batch_fault = fault
         return False
 
