@@ -12,7 +12,9 @@ _FLAT = ("Round", "Floor", "Ceil", "Trunc", "Sign", "Sgn", "Heaviside")
 
 
 def reached(outputs: Iterable[torch.Tensor]) -> set[int] | None:
-    """The ids of all leaves that gradients of these tensors get to; None where the graph does not tell.
+    """The leaves that gradients of these tensors get to, by `_cdata`; None where the graph does not tell.
+
+    A tensor in a scripted module has another Python object at each look; what it stands for has one address.
 
     It does not where no output has a graph (a forward under `no_grad`), or where a function of the user's own, such as
     a checkpoint, makes gradients that autograd does not show.
@@ -20,7 +22,7 @@ def reached(outputs: Iterable[torch.Tensor]) -> set[int] | None:
     ends = [tensor for tensor in outputs if tensor.requires_grad]
     if not ends:
         return None
-    leaves = {id(tensor) for tensor in ends if tensor.grad_fn is None}
+    leaves = {tensor._cdata for tensor in ends if tensor.grad_fn is None}
     waiting: list[Any] = [tensor.grad_fn for tensor in ends if tensor.grad_fn is not None]
     seen: set[Any] = set()
     while waiting:
@@ -33,6 +35,6 @@ def reached(outputs: Iterable[torch.Tensor]) -> set[int] | None:
         if node.name().startswith(_FLAT):
             continue
         if hasattr(node, "variable"):
-            leaves.add(id(node.variable))
+            leaves.add(node.variable._cdata)
         waiting += [following for following, _ in node.next_functions if following is not None]
     return leaves

@@ -60,7 +60,14 @@ def runnable_copy(model: nn.Module, device: Device = "cpu", outside: Mapping[int
     for module in result.modules():
         if isinstance(module, torch.jit.ScriptModule):
             module.eval()
+            _make_leaves(module)
     return result
+
+
+def _make_leaves(module: torch.jit.ScriptModule) -> None:
+    """A scripted module copies itself as an operation of autograd: its parameters would be results of the model's."""
+    for parameter in module.parameters():
+        parameter.detach_().requires_grad_(parameter.dtype.is_floating_point)
 
 
 def copied(value: Any, memo: dict[int, Any]) -> Any:

@@ -68,7 +68,7 @@ def _reached(copy: nn.Module, output: Any, parameters: Mapping[str, torch.Tensor
     # a loss may be left in an attribute, for whoever trains the model
     kept = [tensor for module in copy.modules() for _, tensor in named_tensors(_plain(module), depth=3)]
     leaves = reached([*(tensor for _, tensor in named_tensors(output)), *kept])
-    return None if leaves is None else frozenset(name for name, p in parameters.items() if id(p) in leaves)
+    return None if leaves is None else frozenset(name for name, p in parameters.items() if p._cdata in leaves)
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:
