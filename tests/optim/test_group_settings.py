@@ -93,6 +93,13 @@ def test_settings_of_the_wrong_type_are_refused_by_name(name: str, settings: dic
             made(name, [matrix()]).add_param_group({"params": [matrix()], **settings})
 
 
+@every
+@pytest.mark.parametrize("params", [None, 1, 0.5, True])
+def test_what_is_no_parameters_at_all_is_said(name: str, params: Any) -> None:
+    with pytest.raises(OptimizerError, match=r"params is .*give a decay plan"):
+        made(name, params)
+
+
 def test_all_faults_come_at_once() -> None:
     with pytest.raises(OptimizerError) as caught:
         made("AdamW", [{"params": [matrix()], "weigth_decay": 0.5}], lr="x", amsgrad="no", rounding="stochstic")

@@ -196,8 +196,8 @@ def test_what_a_group_was_constructed_with_holds_over_a_state_of_torchs(name: st
 def test_state_that_torch_kept_in_bfloat16_goes_on_in_float32_under_a_rounding(name: str, rounding: str) -> None:
     p = nn.Parameter(torch.ones(4, 3, dtype=torch.bfloat16))
     p.grad = torch.full_like(p, 0.01)
-    momentum = {"momentum": 0.9} if name == "SGDW" else {}
-    torchs = {"SGDW": torch.optim.SGD}.get(name) or getattr(torch.optim, name)
+    momentum: dict[str, Any] = {"momentum": 0.9} if name == "SGDW" else {}
+    torchs: Any = {"SGDW": torch.optim.SGD}.get(name) or getattr(torch.optim, name)
     theirs = torchs([p], lr=1e-3, weight_decay=0.1, **momentum)
     theirs.step()
 

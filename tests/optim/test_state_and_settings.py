@@ -97,3 +97,65 @@ def test_keep_leaves_alone_what_json_cannot_hold() -> None:
     assert (same.param_groups[0]["dtype"], same.param_groups[0]["weight_decay"]) == (torch.bfloat16, 0.3)
     with pytest.raises(OptimizerError, match="group 0: dtype was saved by the name of its type, <dtype>, and cannot"):
         load_state_by_name(make(dtype="bfloat16"), {}, saved, on_change="keep")
+
+
+GARBAGE = [None, 1, 0.5, True, "x", [1], {1: 2}, object(), torch.ones(2)]
+
+
+def saved_and_fresh() -> tuple[nn.Module, dict[str, torch.Tensor], dict[str, Any], AdamW]:
+    net = model()
+    optimizer = AdamW(net.named_parameters(), lr=1e-3)
+    train(net, optimizer, 0, 2)
+    return net, state_by_name(optimizer), settings_by_name(optimizer), AdamW(net.named_parameters(), lr=1e-3)
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=lambda value: repr(value)[:12])
+def test_what_is_none_of_what_was_saved_is_refused_in_our_words(garbage: Any) -> None:
+    net, tensors, settings, fresh = saved_and_fresh()
+    group = settings["groups"][0]
+    calls: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+        "tensors": (garbage, settings, {}),
+        "a tensor": (tensors | {"0.weight/exp_avg": garbage}, settings, {}),
+        "settings": (tensors, garbage, {}),
+        "groups": (tensors, settings | {"groups": garbage}, {}),
+        "params": (tensors, settings | {"groups": [group | {"params": garbage}]}, {"on_change": "keep"}),
+        "progress": (tensors, settings | {"groups": [group | {"progress": garbage}]}, {}),
+        "stateless": (tensors, settings | {"stateless": garbage}, {}),
+        "names": (tensors, settings, {"names": garbage}),
+        "ignore": (tensors, settings, {"ignore": garbage}),
+        "rename": (tensors, settings, {"rename": garbage}),
+    }
+    # These are what they may be: nothing given, a list of names, a mapping.
+    if garbage is None:
+        calls = {name: call for name, call in calls.items() if name not in ("settings", "names", "rename")}
+    if isinstance(garbage, list | dict | torch.Tensor):
+        calls.pop("ignore")
+    for what, (given, its, more) in calls.items():
+        with pytest.raises(OptimizerError):
+            load_state_by_name(fresh, given, its, **{"names": net, **more})
+        assert not fresh.state, what
+    with pytest.raises(OptimizerError):
+        state_by_name(garbage, net)
+    with pytest.raises(OptimizerError):
+        from_positional(garbage, net)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("lr", "x"), ("lr", True), ("lr", None), ("lr", -1.0), ("lr", [0.1]), ("weight_decay", {"of": 1}), ("betas", 0.9),
+     ("betas", [0.9]), ("betas", [0.9, 1.5]), ("amsgrad", 1), ("rounding", 3), ("rule", "decouplde"), ("eps", "1e-8")],
+)  # fmt: skip
+def test_a_saved_setting_that_no_optimizer_can_have_is_never_kept(key: str, value: Any) -> None:
+    net, tensors, settings, fresh = saved_and_fresh()
+    before = {name: held for name, held in fresh.param_groups[0].items() if name != "params"}
+    damaged = settings | {"groups": [settings["groups"][0] | {key: value}]}
+    with pytest.raises(OptimizerError, match=rf"{key}|Invalid learning rate|beta|epsilon"):
+        load_state_by_name(fresh, tensors, damaged, names=net, on_change="keep")
+    assert not fresh.state
+    assert {name: held for name, held in fresh.param_groups[0].items() if name != "params"} == before
+
+
+def test_one_name_to_ignore_is_no_list_of_letters() -> None:
+    net, tensors, settings, _ = saved_and_fresh()
+    with pytest.raises(OptimizerError, match="ignore is 'lr'"):
+        load_state_by_name(AdamW(net.named_parameters(), lr=1.0), tensors, settings, names=net, ignore="lr")

@@ -7,7 +7,7 @@ step, so nothing is computed twice and the fused kernels stay fused. Masks, targ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from weightdecay.optim.checks import group_faults, group_title, misspelt_keys, n
 from weightdecay.optim.decay import decay_all_, kernel_weight_decay, local, placed_like
 from weightdecay.optim.grouping import (
     Group,
+    HasParamGroups,
     Params,
     Rules,
     drop_repeats,
@@ -26,11 +27,12 @@ from weightdecay.optim.grouping import (
     rule_for_the_rest,
     shared_tensors,
     tables_and_heads,
+    with_gradient,
     with_names_like,
     with_rule,
     with_rules,
 )
-from weightdecay.optim.loading import StateKeeping
+from weightdecay.optim.loading import StateKeeping, is_only_saved
 from weightdecay.optim.pieces import COUNTS, ROUNDED, Elements, StepKind, Workspace, flattened
 from weightdecay.optim.precision import warn_of_rounding
 from weightdecay.optim.roundings import LOW_PRECISION, ROUNDINGS, Rounding, as_rounding, group_rounding, spelt_rounding
@@ -129,18 +131,23 @@ class DecayingOptimizer(StateKeeping):
     def _groups(self, params: Params, **settings: Any) -> Any:
         """Groups with their rule and rounding, checked together before torch sees them: all faults come at once."""
         lr = settings["lr"] if number(settings["lr"]) is not None else 1.0  # one that is no number is told below
+        if not isinstance(params, Iterable | HasParamGroups):
+            raise OptimizerError(
+                f"params is {params!r:.60}: give a decay plan, parameters, pairs of name and parameter"
+            )
         groups = listed_groups(params, lr)
         if groups is not None:
             groups = with_rules(groups, settings["rule"], tables_and_heads(params))
         settings["rule"] = rule_for_the_rest(settings["rule"])
 
         ruled = [with_plain_numbers(with_rule(group, settings)) for group in groups or [{}]]
-        faults = [fault for index, group in enumerate(ruled) for fault in self._faults(group, index, settings)]
+        faults = [fault for index, group in enumerate(ruled) for fault in self.faults_in(group, index, settings)]
         if faults := faults + shared_tensors(ruled):
             raise OptimizerError(list(dict.fromkeys(faults)))
         return params if groups is None else ruled
 
-    def _faults(self, group: Group, index: int, defaults: Mapping[str, Any]) -> list[str]:
+    def faults_in(self, group: Group, index: int, defaults: Mapping[str, Any]) -> list[str]:
+        """What is wrong with the settings of a group that may lean on `defaults`."""
         title = group_title(group, index)
         return [
             *misspelt_keys(group, self._known_keys(defaults), title),
@@ -161,7 +168,7 @@ class DecayingOptimizer(StateKeeping):
             index = len(self.param_groups)
             ruled = with_plain_numbers(with_rule(param_group, self.defaults))
             ruled = with_names_like(ruled, self.param_groups)
-            faults = self._faults(ruled, index, self.defaults)
+            faults = self.faults_in(ruled, index, self.defaults)
             if faults := faults + shared_tensors([*self.param_groups, ruled]):
                 raise OptimizerError(faults)
             param_group.clear()
@@ -377,24 +384,6 @@ class DecayingOptimizer(StateKeeping):
             torch._foreach_div_([local(p.grad) for group in self.param_groups for p in with_gradient(group)], scale)
             told.grad_scale = None
         return False
-
-
-def is_only_saved(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a step with `closure=None` is torch's checkpointing, which looks what state a fresh optimizer has.
-
-    A rule that decays at lr 0 would change the weights, and the count of steps would start at 1. torch's
-    `_init_optim_state` says nothing of itself, but leaves marks that no training leaves together: no state yet, every
-    lr 0, every gradient exactly 0, and the default closure given by name. The caller sees to the last.
-    """
-    groups = optimizer.param_groups
-    if optimizer.state or any(number(group["lr"]) != 0.0 for group in groups):
-        return False
-    return not any(bool(local(p.grad).any()) for group in groups for p in with_gradient(group))
-
-
-def with_gradient(group: Group) -> list[Any]:
-    """The parameters that a step changes: those with a gradient, be it zero."""
-    return [p for p in group["params"] if p.grad is not None]
 
 
 def _asks_for_hypergradients(group: Group) -> bool:

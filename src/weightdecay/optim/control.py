@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from weightdecay.errors import OptimizerError
-from weightdecay.optim.base import DecayingOptimizer, is_only_saved, with_gradient
+from weightdecay.optim.base import DecayingOptimizer
 from weightdecay.optim.checks import group_title
 from weightdecay.optim.decay import decay_, decay_all_, kernel_weight_decay, local
-from weightdecay.optim.grouping import Group
+from weightdecay.optim.grouping import Group, with_gradient
+from weightdecay.optim.loading import is_only_saved
 from weightdecay.optim.peaks import PeakLr, peak_faults, peak_of
 from weightdecay.optim.precision import warn_of_rounding
 from weightdecay.optim.scheduling import apply_schedules

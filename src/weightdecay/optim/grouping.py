@@ -146,6 +146,11 @@ def drop_repeats(group: Group) -> None:
             group[key] = [group[key][place] for place in kept]
 
 
+def with_gradient(group: Group) -> list[Any]:
+    """The parameters that a step changes: those with a gradient, be it zero."""
+    return [p for p in group["params"] if p.grad is not None]
+
+
 def split_group(group: Group, labels: Sequence[str]) -> list[tuple[str, Group]]:
     """One group for each label, in the order of their first tensors; a name says the label if there are several."""
     entries, names = group["params"], group.get("param_names")

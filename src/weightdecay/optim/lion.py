@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.optim.base import with_gradient
 from weightdecay.optim.elementwise import ElementwiseOptimizer
-from weightdecay.optim.grouping import Group, Params, Rules
+from weightdecay.optim.grouping import Group, Params, Rules, with_gradient
 from weightdecay.optim.pieces import Elements
 from weightdecay.optim.roundings import NEAREST, RoundingLike
 from weightdecay.rules import DECOUPLED

@@ -1,4 +1,4 @@
-"""What a loaded state may change: not the dtype of what was saved, and not what a group was constructed with."""
+"""What loading and saving leave as it was: the dtype of what was saved, what a group was constructed with, weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.optim.grouping import Group, Rules, with_rule
+from weightdecay.optim.checks import number
+from weightdecay.optim.decay import local
+from weightdecay.optim.grouping import Group, Rules, with_gradient, with_rule
 from weightdecay.optim.pieces import Workspace
 from weightdecay.optim.roundings import LOW_PRECISION, Rounding
 from weightdecay.rules import plain_rule
@@ -71,3 +73,16 @@ class StateKeeping(torch.optim.Optimizer):
                     self.state[p][key] = value.clone()  # a counter, where it was
                 elif p.dtype in LOW_PRECISION:
                     self.state[p][key] = value.to(device=p.device, copy=True)
+
+
+def is_only_saved(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step with `closure=None` is torch's checkpointing, which looks what state a fresh optimizer has.
+
+    A rule that decays at lr 0 would change the weights, and the count of steps would start at 1. torch's
+    `_init_optim_state` says nothing of itself, but leaves marks that no training leaves together: no state yet, every
+    lr 0, every gradient exactly 0, and the default closure given by name. The caller sees to the last.
+    """
+    groups = optimizer.param_groups
+    if optimizer.state or any(number(group["lr"]) != 0.0 for group in groups):
+        return False
+    return not any(bool(local(p.grad).any()) for group in groups for p in with_gradient(group))

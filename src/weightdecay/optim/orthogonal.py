@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -67,7 +68,9 @@ def update_scale(rows: int, columns: int, adjustment: str | None) -> float:
     Args:
         adjustment: one of `ADJUSTMENTS`; None, as torch writes it, is `original`, √max(1, rows/columns).
     """
-    return 0.2 * max(rows, columns) ** 0.5 if adjustment == "match_rms_adamw" else max(1.0, rows / columns) ** 0.5
+    return (
+        0.2 * math.sqrt(max(rows, columns)) if adjustment == "match_rms_adamw" else math.sqrt(max(1.0, rows / columns))
+    )
 
 
 def on_whole_matrices(function: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:

@@ -58,6 +58,8 @@ def apply_schedules(
         OptimizerError: with every fault: a schedule without a finite number of at least 0, groups whose share cannot
             be known, groups that are not the optimizer's. Nothing has changed then.
     """
+    if groups is not None and not isinstance(groups, Sequence):
+        raise OptimizerError(f"groups is {groups!r:.60}: give some of the optimizer's param_groups, or None for all")
     every, kind = optimizer.param_groups, type(optimizer).__name__
     chosen = {id(group) for group in (every if groups is None else groups)}
     faults = _call_faults(every, chosen, step)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError, did_you_mean
+from weightdecay.optim.base import DecayingOptimizer
 from weightdecay.optim.state.beyond import restore
 from weightdecay.optim.state.expected import State, dtype_changes, expected_states, fitting_faults
 from weightdecay.optim.state.faults import impossible
@@ -116,6 +117,9 @@ def load_state_by_name(
     loading.judge_state()
     loading.judge_choice(on_change)
     kept, unkept = kept_settings(optimizer, before, loading.named, ignore) if on_change == "keep" else ([], [])
+    if isinstance(optimizer, DecayingOptimizer) and not unkept:
+        for index, (group, values) in enumerate(zip(optimizer.param_groups, kept, strict=False)):
+            unkept += optimizer.faults_in({**group, **values}, index, optimizer.defaults)
     progress, apart = progress_of_groups(optimizer, before, loading.named)
     if faults := loading.faults + unkept + apart:
         raise OptimizerError(faults)
@@ -145,16 +149,20 @@ class _Saved:
 
 
 def _read(tensors: Mapping[str, Tensor], settings: Settings | None, rename: Mapping[str, str] | None) -> _Saved:
+    if not isinstance(tensors, Mapping):
+        raise OptimizerError(f"tensors is {tensors!r:.60}: give what state_by_name gave when saving")
     entries: dict[str, dict[str, Tensor]] = defaultdict(dict)
     faults = []
     for full, value in tensors.items():
-        name, slash, path = full.rpartition("/")
-        if slash:
-            entries[name][path] = value
-        else:
+        name, slash, path = str(full).rpartition("/")
+        if not slash:
             faults.append(f"'{full}' is no state: entries are named <parameter>/<key>")
+        elif not isinstance(value, Tensor):
+            faults.append(f"{full}: a tensor is wanted, and it is {value!r:.60}")
+        else:
+            entries[name][path] = value
 
-    if rename:
+    if rename is not None:
         now = new_names([*entries, *(saved_names(settings) if settings is not None else ())], rename)
         entries = defaultdict(dict, {now[name]: paths for name, paths in entries.items()})
         settings = renamed_settings(settings, now) if settings is not None else None

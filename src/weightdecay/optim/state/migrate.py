@@ -65,12 +65,19 @@ def from_positional(
         OptimizerError: no optimizer's state at all, or one that cannot be saved by name; another number of parameters
             than the model has, or moments that only another order or another model explains, each named.
     """
+    if not isinstance(state_dict, Mapping):
+        raise OptimizerError(f"a state_dict is wanted, and this is {state_dict!r:.60}")
     if missing := [f"'{key}'" for key in ("param_groups", "state") if key not in state_dict]:
         raise OptimizerError(
             f"this is no optimizer's state_dict, it has no {' and no '.join(missing)}: of a checkpoint that holds more "
             "give the optimizer's part, such as checkpoint['optimizer']"
         )
     groups, states = state_dict["param_groups"], state_dict["state"]
+    whole = isinstance(groups, list) and all(isinstance(group, Mapping) and "params" in group for group in groups)
+    if not whole or not isinstance(states, Mapping) or not all(isinstance(state, Mapping) for state in states.values()):
+        raise OptimizerError(
+            "this state_dict's groups have no params, or its state is none by parameter: it is damaged"
+        )
     ids = [saved for group in groups for saved in group["params"]]
     own_names = [name for group in groups for name in group.get("param_names", ())]
     names = own_names if len(own_names) == len(ids) else positional_names(model, layout)

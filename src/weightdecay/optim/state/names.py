@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ def _named(optimizer: torch.optim.Optimizer, params: list[Tensor], names: Names)
         bare = [without_wrappers(name) for name in listed]
         own = bare if len(set(bare)) == len(set(listed)) else listed
         found = dict(zip(params, own, strict=True)) if len(own) == len(params) else {}
+    elif isinstance(names, str) or not isinstance(names, Sequence):
+        raise OptimizerError(f"names is {names!r:.60}: give the model, its named tensors, or a list of names")
     elif len(names) == len(params):
         found = dict(zip(params, names, strict=True))
     else:
@@ -62,6 +64,8 @@ def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     Raises:
         OptimizerError: it keeps state of its own beside that of an optimizer inside it, one of which would be lost.
     """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise OptimizerError(f"an optimizer of torch's kind is wanted, and this is {optimizer!r:.60}")
     inside = getattr(optimizer, "optimizer", None)
     if isinstance(inside, torch.optim.Optimizer) and inside.state is optimizer.state:
         own = type(optimizer).state_dict is not torch.optim.Optimizer.state_dict
@@ -97,6 +101,9 @@ def new_names(names: Iterable[str], rename: Mapping[str, str]) -> dict[str, str]
     Raises:
         OptimizerError: a pattern fits nothing, has another number of `*` than its new name, or two names become one.
     """
+    given: Any = rename  # by a caller whom no type checker has seen
+    if not isinstance(given, Mapping) or not all(isinstance(text, str) for pair in given.items() for text in pair):
+        raise OptimizerError(f"rename is {given!r:.60}: give patterns of saved names and what they are called now")
     names = list(dict.fromkeys(names))
     patterns = {pattern: _matcher(pattern) for pattern in rename}
     faults = [

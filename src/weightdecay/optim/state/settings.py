@@ -125,7 +125,7 @@ def changes(
         ignore: settings not to compare, such as `lr` where a schedule sets it anew at each step.
         rename: patterns of saved names -> what they are called now, as in `load_state_by_name`.
     """
-    if rename:
+    if rename is not None:
         settings = renamed_settings(settings, new_names(saved_names(settings), rename))
     return differences(*comparable(settings, optimizer, names), ignore=ignore)
 
@@ -134,6 +134,8 @@ def differences(
     saved: Mapping[str, GroupSettings], asked: Mapping[str, GroupSettings], *, ignore: Collection[str] = ()
 ) -> list[Change]:
     """The changes from one to the other, tensor by tensor."""
+    if isinstance(ignore, str) or not isinstance(ignore, Collection):
+        raise OptimizerError(f"ignore is {ignore!r:.60}: give the names of settings, such as ['lr']")
     found = [Change(name, "tensor", "present", "missing") for name in saved if name not in asked]
     between: dict[tuple[int, int], list[tuple[str, Any, Any]]] = {}  # two groups, compared once for all tensors
     for name, wanted in asked.items():
@@ -197,9 +199,26 @@ def groups_of(settings: Settings) -> list[dict[str, Any]]:
     Raises:
         OptimizerError: these are no settings that `settings_by_name` gave.
     """
-    groups = settings.get("groups")
-    if not isinstance(groups, list) or not all(isinstance(g, Mapping) and "params" in g for g in groups):
+    given: Any = settings  # from a file of anybody's
+    groups = given.get("groups") if isinstance(given, Mapping) else None
+    if not isinstance(groups, list) or not all(isinstance(group, Mapping) and "params" in group for group in groups):
         raise OptimizerError("the settings hold no groups with params: give what settings_by_name gave when saving")
+    lists = {f"params of group {index}": group["params"] for index, group in enumerate(groups)}
+    lists["stateless"] = settings.get("stateless", [])
+    faults = [
+        f"the settings' {what} are no list of names, but {value!r:.60}"
+        for what, value in lists.items()
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value)
+    ]
+    mappings = {f"progress of group {index}": group.get("progress", {}) for index, group in enumerate(groups)}
+    mappings["beyond"] = settings.get("beyond", {})
+    faults += [
+        f"the settings' {what} is no mapping of names, but {value!r:.60}"
+        for what, value in mappings.items()
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value)
+    ]
+    if faults:
+        raise OptimizerError(faults)
     return groups
 
 
@@ -265,9 +284,21 @@ def kept_settings(
                 continue
             if names_a_type(value):
                 faults.append(f"group {index}: {key} was saved by the name of its type, {value}, and cannot be kept")
-            values[key] = spelt(as_rule(value)) if key == "rule" else decoded(value, group.get(key), _place(group))
+            elif key in group and not _is_alike(value, plain_setting(group[key])):
+                faults.append(f"group {index}: {key} was saved as {value!r}, which it cannot be: it is {group[key]!r}")
+            else:
+                values[key] = spelt(as_rule(value)) if key == "rule" else decoded(value, group.get(key), _place(group))
         kept.append(values)
     return kept, faults
+
+
+def _is_alike(saved: Any, own: Any) -> bool:
+    """Whether a saved setting is of the kind of today's: a number is no text, and a pair no number."""
+    if own is None or saved is None or isinstance(own, str | Mapping) or isinstance(saved, Mapping):
+        return True  # text and what JSON cannot hold may stand for anything
+    if isinstance(own, list):
+        return isinstance(saved, list) and len(saved) == len(own) and all(map(_is_alike, saved, own))
+    return isinstance(saved, int | float) and isinstance(saved, bool) == isinstance(own, bool)
 
 
 def progress_of_groups(
