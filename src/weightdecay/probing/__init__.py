@@ -4,11 +4,16 @@ In comes any torch optimizer; out comes a `StepReport`: for each group, how its 
 fraction that a step removes, whether its direction looks at the weights, or why nothing can be said of it. All is
 tried on twins of the optimizer with a few numbers in each tensor, and nothing of the original is touched.
 
-    copying.py      an object and what hangs on it, copied with small tensors in place of the parameters
-    isolation.py    a place to step in that leaves no trace: no hook, no generator, no write to what is real
-    twin.py         twins of an optimizer, and the state and progress that their steps leave
-    walks.py        twins that are led, and when two ways are the same
     probe.py        `probe_step`: the experiments and what follows from them; read this one first
     report.py       what it says of each group
     watch.py        twins that step beside real steps, and see what comes once in a hundred steps
+    progress.py     what steps leave: state of tensors, and keys of groups that tell how far they have come
+
+    kinds.py        which groups and tensors are tried for all
+    twin.py         twins of an optimizer: how they are made so that they step, with which gradients
+    walks.py        twins that are led, and when two ways are the same
+    entering.py     how λ enters: which led twin without λ goes the way of the one with λ
+    copying.py      an object and what hangs on it, copied with small tensors in place of the parameters
+    absent.py       what stands for a thing that is not copied
+    isolation.py    a place to step in that leaves no trace: no hook, no generator, no write to what is real
 """

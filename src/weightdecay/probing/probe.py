@@ -209,7 +209,7 @@ class _Bench:
                     hidden_decay=hidden[index] or hidden_at_lr[index] * (scale or 1.0),
                     reads_lr=not is_equal(walk[:4], at_other_lr.of_group(index)[:4]),
                     reads_weights=reads_weights,
-                    branches=not separable and self._branches(direction, lr, index),
+                    branches=not separable and self._branches(direction, index),
                     moves_zeros=not separable and self._moves_zeros(index),
                 )
             )
@@ -227,20 +227,27 @@ class _Bench:
             and not (reads_weights and self.is_finest and self._brings_weights_back(index))
         )
 
-    def _branches(self, direction: Walk, lr: dict[str, Any], index: int) -> bool:
+    def _branches(self, direction: Walk, index: int) -> bool:
         """Whether it is another optimizer as soon as there is a λ."""
-        vanishing = self._walk(_FEW, **lr, weight_decay=[_VANISHING] * len(self.groups))
-        return not is_alike(vanishing.of_group(index), direction.first(_FEW).of_group(index))
+        return not is_alike(self._vanishing.of_group(index), direction.first(_FEW).of_group(index))
 
     def _moves_zeros(self, index: int) -> bool:
         """Whether λ changes the steps of weights that are 0, of which no decay takes anything."""
+        with_decay, without = self._of_zeros
+        return not is_alike(with_decay.of_group(index), without.of_group(index))
+
+    @functools.cached_property
+    def _vanishing(self) -> Walk:
         lr: dict[str, Any] = {"lr": self.lrs[0]} if self.lrs else {}
-        count = len(self.groups)
-        with_decay, without = (
-            self._walk(_FEW, **lr, weight_decay=weight_decay, shrink=[1.0] * count).of_group(index)
-            for weight_decay in (self.decays[0], [0.0] * count)
-        )
-        return not is_alike(with_decay, without)
+        return self._walk(_FEW, **lr, weight_decay=[_VANISHING] * len(self.groups))
+
+    @functools.cached_property
+    def _of_zeros(self) -> list[Walk]:
+        """With λ and without, all weights set to 0 before each step."""
+        lr: dict[str, Any] = {"lr": self.lrs[0]} if self.lrs else {}
+        every = [1.0] * len(self.groups)
+        decays = (self.decays[0], [0.0] * len(self.groups))
+        return [self._walk(_FEW, **lr, weight_decay=weight_decay, shrink=every) for weight_decay in decays]
 
     @functools.cached_property
     def _decaying(self) -> list[Walk]:
