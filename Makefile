@@ -2,6 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PACKAGES_PIP := $(subst .venv,.venv-packages,$(PIP))
+ZOO_PIP := $(subst .venv,.venv-zoo,$(PIP))
 # A worker a core; a file's tests stay together, since they share what is slow to make.
 PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
@@ -25,6 +26,13 @@ PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 	$(PACKAGES_PIP) --no-deps --requirement tests/packages/requirements-alone.txt
 	touch $@
 
+# Other people's models.
+.venv-zoo/.ready: tests/zoo/requirements.txt tests/zoo/requirements-alone.txt pyproject.toml constraints.txt
+	test -x .venv-zoo/bin/python || $(PYTHON) -m venv .venv-zoo
+	$(ZOO_PIP) --requirement tests/zoo/requirements.txt --editable .
+	$(ZOO_PIP) --no-deps --requirement tests/zoo/requirements-alone.txt
+	touch $@
+
 demo: .venv/.train
 	$(BIN)/weightdecay train gpt3:nano
 	@echo; echo "For comparison, models that count tokens, on the same held-out text:"
@@ -33,9 +41,10 @@ demo: .venv/.train
 test: .venv/.dev
 	$(PYTEST)
 
-test-all: .venv/.dev .venv-packages/.ready
-	$(PYTEST) -m '' --ignore tests/packages
+test-all: .venv/.dev .venv-packages/.ready .venv-zoo/.ready
+	$(PYTEST) -m '' --ignore tests/packages --ignore tests/zoo/test_zoo.py
 	$(subst .venv,.venv-packages,$(PYTEST)) -m '' --dist worksteal tests/packages
+	$(subst .venv,.venv-zoo,$(PYTEST)) -m '' tests/zoo
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .
@@ -53,4 +62,4 @@ docs: .venv/.dev .venv-packages/.ready
 	.venv-packages/bin/python docs/make_optimizers.py
 
 clean:
-	rm -rf .venv .venv-packages dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-packages .venv-zoo dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -182,7 +182,8 @@ def exact_gp() -> nn.Module:
         def forward(self, x: torch.Tensor) -> Any:
             return g.distributions.MultivariateNormal(self.mean(x), self.kernel(x))
 
-    return ExactGP().eval()
+    model: nn.Module = ExactGP().eval()
+    return model
 
 
 def svgp() -> nn.Module:

@@ -20,7 +20,7 @@ Label = Literal["decays", "exempt", "open"]
 Why = Mapping[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """A small instance of a public model.
 
@@ -57,13 +57,13 @@ class Model:
         torch.manual_seed(0)
         return self.make()
 
-    def labels(self, model: nn.Module) -> dict[nn.Parameter, Label]:
+    def labels(self, model: nn.Module) -> dict[torch.Tensor, Label]:
         """The label of every tensor; of a tied one's labels, exempt comes first.
 
         Raises:
             LookupError: tensors that nothing labels, or patterns that match none.
         """
-        found: dict[nn.Parameter, Label] = {}
+        found: dict[torch.Tensor, Label] = {}
         used: set[str] = set()
         missing = []
         for name, owner, attribute, parameter in _registered(model):

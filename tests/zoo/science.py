@@ -175,7 +175,7 @@ MODELS = [
         exempt=LENGTH,
     ),
     Model(
-        "torchcrf",
+        "pytorch-crf",
         "CRF",
         lambda: Tagger(),
         lambda: torch.randn(2, 5, 8),
