@@ -56,9 +56,11 @@ if TYPE_CHECKING:  # the same names as in _PUBLIC; a test compares
     from weightdecay.optim.state.settings import settings_by_name as settings_by_name
     from weightdecay.planning.checking import OptimizerCheck as OptimizerCheck
     from weightdecay.planning.decay_plan import DecayPlan as DecayPlan
+    from weightdecay.planning.evidence.batches import BatchWarning as BatchWarning
     from weightdecay.planning.plan import plan as plan
     from weightdecay.planning.planned import PlannedTensor as PlannedTensor
     from weightdecay.planning.policies.overrides import Override as Override
+    from weightdecay.planning.policies.role_policies import Decision as Decision
     from weightdecay.planning.policies.role_policies import Policy as Policy
     from weightdecay.planning.roles.roles import Role as Role
     from weightdecay.recipes.schema import Recipe as Recipe
@@ -117,9 +119,11 @@ _PUBLIC: dict[str, str] = {
     "settings_by_name": "weightdecay.optim.state.settings",
     "OptimizerCheck": "weightdecay.planning.checking",
     "DecayPlan": "weightdecay.planning.decay_plan",
+    "BatchWarning": "weightdecay.planning.evidence.batches",
     "plan": "weightdecay.planning.plan",
     "PlannedTensor": "weightdecay.planning.planned",
     "Override": "weightdecay.planning.policies.overrides",
+    "Decision": "weightdecay.planning.policies.role_policies",
     "Policy": "weightdecay.planning.policies.role_policies",
     "Role": "weightdecay.planning.roles.roles",
     "Recipe": "weightdecay.recipes.schema",
@@ -137,6 +141,7 @@ __all__ = [
     "Adafactor",
     "AdamL2",
     "AdamW",
+    "BatchWarning",
     "Change",
     "CheckFailedError",
     "ClippedStep",
@@ -147,6 +152,7 @@ __all__ = [
     "DamagedError",
     "DataError",
     "DecayPlan",
+    "Decision",
     "Lion",
     "MasterWarning",
     "MissingExtraError",

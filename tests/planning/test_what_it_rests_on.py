@@ -274,3 +274,23 @@ def test_a_factory_that_returns_something_else_is_told_what(
 
 def test_a_model_that_stands_in_the_module_needs_no_factory() -> None:
     assert run("plan", "python:tests.planning.test_what_it_rests_on:ready") == 0
+
+
+def test_what_no_gradient_reaches_rests_on_that_alone() -> None:
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.table = nn.Parameter(torch.randn(3, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.linear(x) + self.table.detach()
+            return out
+
+    plan = weightdecay.plan(Detached(), batch=torch.randn(3, 4))
+    tensor = plan["table"]
+    assert tensor.role is Role.UNREACHED
+    assert not tensor.decays
+    assert "if trained, it would decay as" in tensor.reason or len(tensor.roles) == 1
+    assert "tied" not in tensor.reason
+    plan.raise_if_weak()

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from weightdecay.planning.decay_plan import DecayPlan
+from weightdecay.planning.plan import plan
 from weightdecay.recipes.schema import recipe
 from weightdecay.recipes.settings import TrainConfig
-from weightdecay.training import optimizers
 from weightdecay.training.progress import SilentReporter
 from weightdecay.training.trainer import train
 
@@ -30,13 +30,12 @@ def config(text: Path, out: Path, **values: Any) -> TrainConfig:
 def plans(monkeypatch: pytest.MonkeyPatch) -> list[DecayPlan]:
     """The plans that are made, in order."""
     made: list[DecayPlan] = []
-    real = optimizers.plan
 
     def counted(*arguments: Any, **keywords: Any) -> DecayPlan:
-        made.append(real(*arguments, **keywords))
+        made.append(plan(*arguments, **keywords))
         return made[-1]
 
-    monkeypatch.setattr(optimizers, "plan", counted)
+    monkeypatch.setattr("weightdecay.training.optimizers.plan", counted)
     return made
 
 
@@ -49,6 +48,6 @@ def test_a_run_plans_once_and_so_does_one_that_goes_on_with_other_settings(
 
     other = config(small_text, tmp_path / "run", run__steps=4, optimizer__weight_decay=0.3)
     train(other, on_change="override", reporter=SilentReporter())
-    assert [plan.weight_decay for plan in plans] == [0.1, 0.3]
+    assert [one.weight_decay for one in plans] == [0.1, 0.3]
     written = json.loads((run.path / "plan.json").read_text(encoding="utf-8"))
     assert written["weight_decay"] == 0.3

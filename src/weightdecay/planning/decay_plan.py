@@ -84,7 +84,10 @@ class DecayPlan:
     def under(self, policy: PolicyName | Path | Policy) -> DecayPlan:
         """The same tensors under another policy: the evidence, λ and overrides are this plan's, nothing is run again.
 
-            plan.diff(plan.under("transformers"))
+            import weightdecay
+
+            plan = weightdecay.plan(model)
+            print(plan.diff(plan.under("transformers")))
 
         Raises:
             PlanError: there is no such policy, or the plan was read from a lock, which holds no evidence.

@@ -18,7 +18,7 @@ from weightdecay.planning.policies.overrides import Override, Overrides, listed_
 from weightdecay.planning.policies.policy_file import find_policy
 from weightdecay.planning.policies.role_policies import Decision, Policy, RolePolicy
 from weightdecay.planning.roles.classify import classify
-from weightdecay.planning.roles.roles import Given, Role, Strength, Verdict
+from weightdecay.planning.roles.roles import Fixed, Given, Role, Strength, Verdict
 from weightdecay.planning.sentences import evidence
 from weightdecay.planning.strays import by_pattern, overrides_to_paste
 
@@ -198,8 +198,8 @@ def _with_given(verdicts: Sequence[Verdict], override: Override | None) -> Seque
 
 
 def _strength(verdicts: Sequence[Verdict]) -> Strength:
-    """Of the weakest of its verdicts; what is frozen rests on that alone."""
-    if verdicts[0].role is Role.FROZEN:
+    """Of the weakest of its verdicts; what no optimizer or gradient moves rests on that alone."""
+    if isinstance(verdicts[0].source, Fixed):
         return verdicts[0].strength
     return min(verdict.strength for verdict in verdicts)
 

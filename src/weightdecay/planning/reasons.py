@@ -19,7 +19,7 @@ def by_policy(decision: Decision) -> str:
 
     why = decision.reason or evidence(decision.ruling)
     others = [str(verdict.role) for verdict in decision.others]
-    if others and decision.ruling.role is Role.FROZEN:
+    if others and decision.ruling.role in (Role.FROZEN, Role.UNREACHED):
         why += f"; if trained, it would decay as {' and '.join(others)}"
     elif others:
         why += f"; also {' and '.join(others)}, but one exempt role exempts a tied tensor"
