@@ -24,10 +24,9 @@ _WRAPPED: dict[str, str] = {
     "FullyShardedDataParallel": "_fsdp_wrapped_module",
     "CheckpointWrapper": "_checkpoint_wrapped_module",
     "OffloadWrapper": "_checkpoint_wrapped_module",
-    "PeftModel": "base_model",
-    "BaseTuner": "model",
-    "BaseTunerLayer": "base_layer",
 }
+# The same, of those that are part of the model: they have tensors or arguments of their own, and only names pass them.
+_ADAPTED: dict[str, str] = {"PeftModel": "base_model", "BaseTuner": "model", "BaseTunerLayer": "base_layer"}
 # Attributes that no author of a model would choose: they show a wrapper even where only a path is left of it.
 _UNMISTAKABLE = frozenset(name for name in _WRAPPED.values() if name.startswith("_"))
 _CLASS_MIXED_IN = ("FSDPModule", "DDP")  # FSDP2 and composable DDP give a module a class of their own
@@ -118,19 +117,10 @@ def inner(module: nn.Module) -> nn.Module | None:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside all that only wrap it; what has parameters of its own, as adapters have, is part of the model.
-
-    Names go by `inner`, which leaves adapters out of them too.
-    """
-    while (wrapped := inner(module)) is not None and not _has_own_parameters(module, wrapped):
+    """The module inside all that only wrap it, which is what runs; adapters run as they are, only names pass them."""
+    while (wrapped := inner(module)) is not None and not _is_adapted(type(module)):
         module = wrapped
     return module
-
-
-def _has_own_parameters(module: nn.Module, wrapped: nn.Module) -> bool:
-    own = [parameter for parameter in module._parameters.values() if parameter is not None and not _is_flat(parameter)]
-    beside = [child for child in module._modules.values() if child is not None and child is not wrapped]
-    return bool(own) or any(next(child.parameters(), None) is not None for child in beside)
 
 
 def bare_class(module: nn.Module) -> type:
@@ -141,8 +131,14 @@ def bare_class(module: nn.Module) -> type:
 
 @functools.lru_cache(maxsize=4096)
 def _holder(cls: type) -> str | None:
-    """The attribute in which a class of wrappers holds what it wraps."""
-    return next((_WRAPPED[base.__name__] for base in cls.__mro__ if base.__name__ in _WRAPPED), None)
+    """The attribute in which a class of wrappers or adapters holds what it wraps."""
+    holders = {**_WRAPPED, **_ADAPTED}
+    return next((holders[base.__name__] for base in cls.__mro__ if base.__name__ in holders), None)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_adapted(cls: type) -> bool:
+    return any(base.__name__ in _ADAPTED for base in cls.__mro__)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -20,6 +20,7 @@ from torch import nn
 
 from weightdecay.planning.evidence.configurations import as_mapping
 from weightdecay.planning.evidence.diffusion_inputs import TIME, diffusion_inputs
+from weightdecay.planning.evidence.graph_inputs import graph_inputs
 
 BATCH, LENGTH = 2, 9  # unlike each other and unlike the usual widths, so that axes can be told apart
 
@@ -53,6 +54,7 @@ def example_inputs(module: nn.Module, *, whole: bool = False) -> Iterator[dict[s
     if hasattr(config, "to_dict"):
         yield from _configured(module, config, [parameter.name for parameter in parameters])
     yield from diffusion_inputs(module, as_mapping(config), parameters)
+    yield from graph_inputs(module, parameters)
     wanted = [p for p in parameters if p.default is inspect.Parameter.empty]
     if not signature:
         yield {}

@@ -123,7 +123,7 @@ class _Tracer:
             except Exception as error:  # whatever the user's classes raise when they are copied
                 self.batch_fault = f"no copy of the model can be made: {what_went_wrong(error, whole.module)}"
                 return False
-            run = self._run(whole, copy, for_a_copy(batch))
+            run = self._run(whole, copy, for_a_copy(batch), given=True)
             self.shown |= run.uses.keys()
             if run.fault is None:
                 return True
@@ -201,7 +201,7 @@ class _Tracer:
         named = {f"{part.prefix}{entry.name}": entry.parameter for entry in registered(copy)}
         return {name: parameter for name, parameter in named.items() if name in self.kinds}
 
-    def _run(self, part: _Part, copy: nn.Module, inputs: Any) -> Run:
+    def _run(self, part: _Part, copy: nn.Module, inputs: Any, *, given: bool = False) -> Run:
         """Run once, and once more as in training where a gradient gets to less than is used."""
         parameters = self._parameters(part, copy)
         self.budget.operations -= len(parameters)
@@ -213,7 +213,7 @@ class _Tracer:
             return run
 
         self.reached |= {self.kinds[name] for name in run.reached}
-        if self._unreached(run):
+        if self._unreached(run, given):
             for module in copy.modules():
                 module.training = True
             again = run_once(copy, inputs, parameters, self.budget)
@@ -223,11 +223,13 @@ class _Tracer:
                 self.reached |= {self.kinds[name] for name in again.reached}
                 ran = "the model" if part.module is self.root else bare_class(part.module).__name__
                 how = f"{ran} was run, and no gradient of its output gets to it"
-                self.unreached.update(dict.fromkeys((self.kinds[name] for name in self._unreached(run)), how))
+                self.unreached.update(dict.fromkeys((self.kinds[name] for name in self._unreached(run, given)), how))
         return run
 
-    def _unreached(self, run: Run) -> list[str]:
-        return [name for name in run.uses if name in self.trained and self.kinds[name] not in self.reached]
+    def _unreached(self, run: Run, given: bool) -> list[str]:
+        """Of torch's own layers a guessed input proves nothing: it may have been too short for what they do."""
+        told = self.trained if given else self.trained & self.custom
+        return [name for name in run.uses if name in told and self.kinds[name] not in self.reached]
 
     # --- what was found
 
