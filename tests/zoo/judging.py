@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,12 @@ from torch import nn
 
 import weightdecay
 from tests.zoo.model import Label, Model
+from tests.zoo.states import changed, state_of
 from weightdecay.errors import PlanError
 from weightdecay.naming import parameters_by_name
+
+# So late that only work, and not the clock of a busy machine, limits what is run.
+DEADLINE_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Judged:
 
     name: str
     shape: tuple[int, ...]
-    label: Label
+    label: str
     decays: bool
     unknown: bool
     by_shape: bool
@@ -40,7 +45,7 @@ class Judged:
         return f"{self.name} {list(self.shape)}: {said}{' by shape alone' if self.by_shape else ''}, but {self.label}"
 
 
-def judge(plan: weightdecay.DecayPlan, labels: Mapping[str, Label]) -> list[Judged]:
+def judge(plan: weightdecay.DecayPlan, labels: Mapping[str, str]) -> list[Judged]:
     return [
         Judged(line.name, line.shape, labels[line.name], line.decays, line.unknown, line.by_shape)
         for line in plan
@@ -54,27 +59,45 @@ def labels_by_name(model: Model, built: nn.Module) -> dict[str, Label]:
     return {name: labels[parameter] for name, parameter in parameters_by_name(built).items() if parameter in labels}
 
 
-def naive_is_right(built: nn.Module, labels: Mapping[str, Label]) -> bool:
-    """Whether "what has two axes or more decays" is right on all that is trained."""
-    trained = {name: tensor for name, tensor in parameters_by_name(built).items() if tensor.requires_grad}
-    return all(labels[name] in ("open", "decays" if tensor.ndim >= 2 else "exempt") for name, tensor in trained.items())
-
-
-def planned(built: nn.Module, batch: Any = None) -> weightdecay.DecayPlan:
-    return weightdecay.plan(built, unknown="exempt", batch=batch)
-
-
 def batch_of(model: Model) -> Any:
     torch.manual_seed(1)
     return model.batch()
 
 
-def verdicts(model: Model, *, given: bool) -> list[Judged] | PlanError:
-    """What a plan says of each tensor, or why there is none."""
+@dataclass(frozen=True)
+class Outcome:
+    """What came of planning one model.
+
+    Attributes:
+        tensors: those whose labels are not open; none where there was no plan.
+        fault: why there was none.
+        changed: what the plan left otherwise than it was.
+        seconds: of this process, not of the clock, which runs on when others compute here.
+    """
+
+    tensors: tuple[Judged, ...]
+    fault: str
+    changed: tuple[str, ...]
+    seconds: float
+
+    @property
+    def mistakes(self) -> list[str]:
+        return [self.fault] if self.fault else [str(tensor) for tensor in self.tensors if not tensor.right]
+
+
+def outcome(model: Model, *, given: bool) -> Outcome:
+    """Plan a model on guessed inputs, or on its batch."""
     built = model.build()
     labels = labels_by_name(model, built)
+    batch = batch_of(model) if given else None
+    before, started = state_of(built), time.process_time()
+    tensors: tuple[Judged, ...] = ()
+    fault = ""
     try:
-        plan = planned(built, batch_of(model) if given else None)
+        plan = weightdecay.plan(built, unknown="exempt", batch=batch, deadline=DEADLINE_S)
     except PlanError as error:
-        return error
-    return judge(plan, labels)
+        fault = str(error)
+    else:
+        tensors = tuple(judge(plan, labels))
+    seconds = time.process_time() - started
+    return Outcome(tensors, fault, tuple(changed(before, state_of(built))), seconds)

@@ -21,7 +21,6 @@ from weightdecay.planning.evidence.uses import Use
 FILE = Path(__file__).parent / "skeletons.json.xz"
 # What the fields of `TensorFacts` that hold tuples hold.
 _HELD: dict[str, type] = {"sites": Site, "uses": Use, "marks": Mark}
-DEADLINE_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def record() -> None:
 
 
 def _recorded(model: Any, vocabulary: _Vocabulary) -> dict[str, Any]:
-    from tests.zoo.judging import batch_of, labels_by_name
+    from tests.zoo.judging import DEADLINE_S, batch_of, labels_by_name
     from weightdecay.planning.evidence.budget import Budget
     from weightdecay.planning.evidence.tensors import read_tensors
     from weightdecay.planning.evidence.tracing import trace
