@@ -66,6 +66,12 @@ def example_inputs(module: nn.Module, *, whole: bool = False) -> Iterator[dict[s
     if len(essential) > 3:
         return
     absent = {p.name: None for p in wanted if p.name not in essential}
+    widths = [
+        value.dim for name, value in vars(module).items() if name.startswith("irreps_in") and hasattr(value, "dim")
+    ]
+    if len(widths) == len(essential):  # e3nn's layers say how wide each input is
+        floats = [_floats(BATCH * LENGTH, width) for width in widths]
+        yield {**dict(zip(essential, floats, strict=True)), **absent}
     choices = [list(_values(module, name, whole)) for name in essential]
     for combination in _combinations(choices):
         yield {**dict(zip(essential, combination, strict=True)), **absent}
