@@ -182,7 +182,15 @@ MODELS = [
         exempt={r"(start|end)_transitions$": "added to the scores at the ends: biases"},
         open={r"\.transitions$": "added to the scores of each pair of labels: a table, or biases"},
     ),
-    Model("chronos-forecasting", "Chronos-Bolt", lambda: bolt(), lambda: torch.randn(2, 32), exempt=RMS, open=RELATIVE),
+    Model(
+        "chronos-forecasting",
+        "Chronos-Bolt",
+        lambda: bolt(),
+        lambda: torch.randn(2, 32),
+        exempt=RMS,
+        open=RELATIVE
+        | {r"shared\.weight$": "two rows, start and [REG], that no input looks up: learned tokens, or an embedding"},
+    ),
     Model(
         "gluonts",
         "PatchTST",
