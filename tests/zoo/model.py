@@ -18,6 +18,7 @@ from torch import nn
 
 Label = Literal["decays", "exempt", "open"]
 Why = Mapping[str, str]
+_STRONGER: tuple[Label, ...] = ("decays", "open", "exempt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ class Model:
         return self.make()
 
     def labels(self, model: nn.Module) -> dict[torch.Tensor, Label]:
-        """The label of every tensor; of a tied one's labels, exempt comes first.
+        """The label of every tensor; of a tied one's labels, exempt comes before open, and open before decays.
 
         Raises:
             LookupError: tensors that nothing labels, or patterns that match none.
@@ -73,7 +74,7 @@ class Model:
             if label is None:
                 missing.append(f"{name} {list(parameter.shape)} of {type(owner).__name__}")
                 continue
-            found[parameter] = "exempt" if "exempt" in (label, found.get(parameter)) else label
+            found[parameter] = max(label, found.get(parameter, label), key=_STRONGER.index)
 
         idle = {*self.decays, *self.exempt, *self.open} - used
         if missing or idle:

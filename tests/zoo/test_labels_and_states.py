@@ -1,3 +1,5 @@
+"""What the living test compares with, tried on small models."""
+
 from __future__ import annotations
 
 import random
@@ -66,3 +68,14 @@ def test_the_longest_pattern_decides_before_the_type_does() -> None:
     built = model.build()
     assert isinstance(built, nn.Linear)
     assert model.labels(built) == {built.weight: of_torch(built, "weight"), built.bias: "exempt"}
+
+
+def test_of_a_tied_tensors_labels_exempt_comes_before_open_and_open_before_decays() -> None:
+    def tied() -> nn.Module:
+        first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+        second.weight = first.weight
+        return nn.Sequential(first, second)
+
+    opened = Model("torch", "tied", tied, lambda: None, open={r"0\.weight": ""})
+    exempted = Model("torch", "tied", tied, lambda: None, open={r"0\.weight": ""}, exempt={r"1\.weight": ""})
+    assert [*opened.labels(tied()).values(), *exempted.labels(tied()).values()] == ["open", "exempt"]
