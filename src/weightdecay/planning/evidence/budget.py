@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -111,7 +111,7 @@ class Budget:
         if getattr(operation, "namespace", "") in ("c10d", "_c10d_functional"):
             raise OverBudgetError("it talks to other processes, which may not be there to answer")
         in_memory = not any(tensor.is_meta for tensor in tensors_in([*args, *kwargs.values()]))
-        if in_memory and _may_be_large(args, kwargs):
+        if in_memory and _at_most(operation, args, kwargs) > MOST_IN_MEMORY // 4:
             self._allow(_foreseen(operation, args, kwargs))
 
         result = operation(*args, **kwargs)
@@ -135,15 +135,38 @@ class Budget:
             raise TooLargeError(f"it would allocate too much: {said}")
 
 
-def _may_be_large(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether what the arguments multiply up to is large: an upper bound without a look at the operation."""
-    bound = 1
-    for value in _leaves([*args, *kwargs.values()]):
-        if isinstance(value, torch.Tensor):
-            bound *= max(value.numel(), 1)
-        elif isinstance(value, int) and value > 1:
-            bound *= value
-    return bound > MOST_IN_MEMORY // 4
+def _at_most(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """How many elements a new result can have, cheaply: what the arguments multiply up to where nothing is known."""
+    if any(returned.alias_info is not None for returned in operation._schema.returns):
+        return 0  # a view, or written in place
+    values = list(_leaves([*args, *kwargs.values()]))
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    if (known := _RESULTS.get(operation._schema.name.removeprefix("aten::"))) is not None:
+        return known(tensors)
+    sizes = math.prod(value for value in values if isinstance(value, int) and value > 1)
+    try:
+        return sizes * math.prod(torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))
+    except RuntimeError:  # no operation element by element
+        return sizes * math.prod(max(tensor.numel(), 1) for tensor in tensors)
+
+
+def _product(tensors: Sequence[torch.Tensor]) -> int:
+    left, right = tensors[-2:]
+    return left.numel() // max(left.shape[-1], 1) * right.shape[-1]
+
+
+def _as_the_first(tensors: Sequence[torch.Tensor]) -> int:
+    return tensors[0].numel()
+
+
+# the frequent ones whose results are known without a closer look
+_RESULTS: dict[str, Callable[[Sequence[torch.Tensor]], int]] = {
+    **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), _product),
+    **dict.fromkeys(("native_layer_norm", "native_group_norm", "native_batch_norm", "_fused_rms_norm"), _as_the_first),
+    **dict.fromkeys(("_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "_softmax"), _as_the_first),
+    "embedding": lambda tensors: tensors[1].numel() * tensors[0].shape[-1],
+    "cat": lambda tensors: sum(tensor.numel() for tensor in tensors),
+}
 
 
 def _foreseen(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
@@ -156,8 +179,6 @@ def _foreseen(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
             return type(value)(map(without_memory, value))
         return torch.device("meta") if isinstance(value, torch.device) else value
 
-    if any(returned.alias_info is not None for returned in operation._schema.returns):
-        return 0  # a view, or written in place
     try:
         keywords = {name: without_memory(value) for name, value in kwargs.items()}
         if not tensors_in(args) and "device" in {argument.name for argument in operation._schema.arguments}:
