@@ -26,7 +26,7 @@ from weightdecay.planning.evidence.tensors import TensorFacts  # noqa: E402
 from weightdecay.planning.plan import plan, plan_tensors  # noqa: E402
 from weightdecay.planning.policies.emulated import EMULATED, EmulatedPolicy  # noqa: E402
 from weightdecay.planning.policies.role_policies import ROLE_POLICIES  # noqa: E402
-from weightdecay.planning.roles.roles import DISPUTED, Role  # noqa: E402
+from weightdecay.planning.roles.roles import DISPUTED, NormPlace, Role  # noqa: E402
 
 PAGE = ROOT / "docs" / "plan.md"
 
@@ -37,8 +37,17 @@ def roles() -> Iterator[str]:
     yield "|---" * (len(names) + 1) + "|"
     for role in Role:
         if role is not Role.UNKNOWN:
-            marks = ["yes" if ROLE_POLICIES[name].multipliers[role] else "no" for name in names]
-            yield f"| {role}{' (opinions differ)' if role in DISPUTED else ''} | {' | '.join(marks)} |"
+            marks = [ROLE_POLICIES[name].multipliers[role] for name in names]
+            yield _row(f"{role}{' (opinions differ)' if role in DISPUTED else ''}", marks)
+        if role is Role.NORM_GAIN:  # and the places at which some policy does otherwise
+            for place in NormPlace:
+                if any(place in policy.norms for policy in ROLE_POLICIES.values()):
+                    shares = [policy.norms.get(place, policy.multipliers[role]) for policy in ROLE_POLICIES.values()]
+                    yield _row(f"norm gain of a {place} (opinions differ)", shares)
+
+
+def _row(what: str, multipliers: Sequence[float]) -> str:
+    return f"| {what} | {' | '.join('yes' if multiplier else 'no' for multiplier in multipliers)} |"
 
 
 def frameworks() -> Iterator[str]:
