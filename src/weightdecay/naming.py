@@ -118,7 +118,10 @@ def inner(module: nn.Module) -> nn.Module | None:
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside all that only wrap it, which is what runs; adapters run as they are, only names pass them."""
-    while (wrapped := inner(module)) is not None and not _is_adapted(type(module)):
+    while (wrapped := inner(module)) is not None:
+        cls: type = type(module)
+        if _is_adapted(cls):
+            break
         module = wrapped
     return module
 

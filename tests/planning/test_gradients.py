@@ -88,6 +88,9 @@ class Checkpointed(torch.autograd.Function):
         return gradients[0], None
 
 
+checkpointed: Any = Checkpointed.apply
+
+
 def inference(m: Any, x: Any) -> Any:
     with torch.no_grad():
         return m.mix(x) + x @ m.w
@@ -95,7 +98,7 @@ def inference(m: Any, x: Any) -> Any:
 
 @pytest.mark.parametrize(
     "forward",
-    [inference, lambda m, x: m.mix(Checkpointed.apply(x.requires_grad_(), m.w.detach())),
+    [inference, lambda m, x: m.mix(checkpointed(x.requires_grad_(), m.w.detach())),
      lambda m, x: int((m.mix(x) + x @ m.w).sum())],
 )  # fmt: skip
 def test_a_forward_that_shows_no_gradients_tells_nothing(forward: Forward) -> None:

@@ -145,7 +145,8 @@ def _at_most(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
         return known(tensors)
     sizes = math.prod(value for value in values if isinstance(value, int) and value > 1)
     try:
-        return sizes * math.prod(torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))
+        shape: torch.Size = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))  # type: ignore[no-untyped-call]
+        return sizes * math.prod(shape)
     except RuntimeError:  # no operation element by element
         return sizes * math.prod(max(tensor.numel(), 1) for tensor in tensors)
 

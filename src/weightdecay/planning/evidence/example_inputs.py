@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from weightdecay.planning.evidence.configurations import as_mapping
+from weightdecay.planning.evidence.configurations import as_mapping, configuration_of
 from weightdecay.planning.evidence.diffusion_inputs import TIME, diffusion_inputs
 from weightdecay.planning.evidence.graph_inputs import graph_inputs
 
@@ -50,7 +50,7 @@ def example_inputs(module: nn.Module, *, whole: bool = False) -> Iterator[dict[s
     if signature is None:
         return
     parameters = [p for p in signature if p.kind not in _REST]
-    config = getattr(module, "config", None)
+    config = configuration_of(module)
     if hasattr(config, "to_dict"):
         yield from _configured(module, config, [parameter.name for parameter in parameters])
     yield from diffusion_inputs(module, as_mapping(config), parameters)
@@ -94,7 +94,7 @@ def _combinations(choices: list[list[torch.Tensor]]) -> Iterator[tuple[torch.Ten
 def _ids(module: nn.Module) -> torch.Tensor | None:
     rows = min((m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)), default=0)
     table = getattr(module, "get_input_embeddings", lambda: None)
-    with contextlib.suppress(NotImplementedError, AttributeError, TypeError):
+    with contextlib.suppress(Exception):  # whatever the user's own method raises
         rows = getattr(table(), "num_embeddings", rows)
     if rows < 2:
         return None

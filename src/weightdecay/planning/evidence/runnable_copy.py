@@ -186,6 +186,8 @@ def _stand_in(parameter: nn.Parameter, device: Device, generator: torch.Generato
         values = torch.empty(shape, dtype=dtype).normal_(0.0, 0.02, generator=generator)
     elif parameter.device.type == "meta":
         values = torch.ones(shape, dtype=dtype)
+    elif type(parameter) is nn.Parameter:
+        values = parameter.detach().to("cpu", copy=True)
     else:
         return copy.deepcopy(parameter).cpu()  # of its own class, which knows how it is packed
     return nn.Parameter(values, requires_grad=bool(parameter.requires_grad) and drawn)
