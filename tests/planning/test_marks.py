@@ -137,11 +137,13 @@ def test_a_lost_rate_is_found_by_the_check() -> None:
     assert any("lr multipliers is lost" in fault for fault in plan.check(optimizer).faults)
 
 
-def test_of_a_lambda_of_zero_a_decay_of_its_own_is_no_share_and_stays() -> None:
-    plan = weightdecay.plan(marked(_optim={"weight_decay": 0.05}), 0.0)
+@pytest.mark.parametrize("λ", [0.0, 5e-324])
+def test_of_a_lambda_of_zero_a_decay_of_its_own_is_no_share_and_stays(λ: float) -> None:
+    plan = weightdecay.plan(marked(_optim={"weight_decay": 0.05}), λ)
     groups = {name: group for group in plan.param_groups(lr=1e-3) for name in group["param_names"]}
     assert groups["marked.weight"]["weight_decay"] == 0.05
-    assert groups["plain.weight"]["weight_decay"] == 0.0
+    assert groups["plain.weight"]["weight_decay"] == λ
+    assert groups["marked.weight"]["decay_multiplier"] == 1.0
     plan.check(torch.optim.AdamW(plan.param_groups(lr=1e-3))).raise_if_wrong()
 
 

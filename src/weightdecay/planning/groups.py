@@ -11,6 +11,7 @@ import torch
 
 from weightdecay.errors import PlanError
 from weightdecay.planning.planned import PlannedTensor
+from weightdecay.planning.policies.author_rates import share_of
 
 
 class _Shares(NamedTuple):
@@ -69,10 +70,10 @@ def param_groups(
 
 
 def _shares(tensor: PlannedTensor, lr: Any) -> _Shares:
-    """A tensor's λ and η with its shares of the run's; of η = 0 a rate of its own is no share, and counts as whole."""
+    """A tensor's λ and η with its shares of the run's."""
     if tensor.lr is None:
         return _Shares(tensor.lr_multiplier, tensor.multiplier, tensor.weight_decay, lr * tensor.lr_multiplier)
-    share = tensor.lr / float(lr) if float(lr) else 1.0
+    share = share_of(tensor.lr, float(lr))
     own = lr * share if isinstance(lr, torch.Tensor) and float(lr) else tensor.lr
     return _Shares(share, tensor.multiplier, tensor.weight_decay, own)
 

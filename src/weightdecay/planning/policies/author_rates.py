@@ -35,12 +35,16 @@ class AuthorRates:
         return bool(self.on_lr)
 
     def multiplier(self, weight_decay: float) -> float:
-        """The share of the run's λ; of λ = 0 there is none, so there any decay of its own counts as a whole one."""
+        """The share of the run's λ; a decay of its own is a share of that, too."""
         if self.weight_decay is None:
             return self.share or 0.0
-        if weight_decay == 0.0:
-            return 1.0 if self.weight_decay else 0.0
-        return self.weight_decay / weight_decay
+        return share_of(self.weight_decay, weight_decay)
+
+
+def share_of(own: float, runs: float) -> float:
+    """What share of the run's rate a rate of its own is; of 0 none is, so there any counts as a whole one."""
+    share = own / runs if runs else math.inf
+    return share if math.isfinite(share) else float(own > 0.0)
 
 
 def author_rates(marks: Sequence[Mark]) -> AuthorRates:
