@@ -19,7 +19,6 @@ from weightdecay.optim.checks import group_faults, group_title, misspelt_keys, n
 from weightdecay.optim.decay import decay_all_, kernel_weight_decay, local, placed_like
 from weightdecay.optim.grouping import (
     Group,
-    HasParamGroups,
     Params,
     Rules,
     drop_repeats,
@@ -117,7 +116,13 @@ class DecayingOptimizer(StateKeeping):
         settings = with_plain_numbers(settings)
         own = with_plain_numbers(own or {})
         groups = self._groups(params, **settings, **own, **decay, compiled=compiled)
-        super().__init__(groups, **settings)
+        try:
+            super().__init__(groups, **settings)
+        except TypeError as error:
+            if isinstance(params, Iterable):
+                raise  # torch says what is wrong with them
+            message = f"params is {params!r:.60}: give a decay plan, parameters, or (name, parameter) pairs"
+            raise OptimizerError(message) from error
 
         self._rules: Rules = decay["rule"]
         rest = {**own, **decay, "rule": spelt(as_rule(rule_for_the_rest(decay["rule"])))}
@@ -131,10 +136,6 @@ class DecayingOptimizer(StateKeeping):
     def _groups(self, params: Params, **settings: Any) -> Any:
         """Groups with their rule and rounding, checked together before torch sees them: all faults come at once."""
         lr = settings["lr"] if number(settings["lr"]) is not None else 1.0  # one that is no number is told below
-        if not isinstance(params, Iterable | HasParamGroups):
-            raise OptimizerError(
-                f"params is {params!r:.60}: give a decay plan, parameters, pairs of name and parameter"
-            )
         groups = listed_groups(params, lr)
         if groups is not None:
             groups = with_rules(groups, settings["rule"], tables_and_heads(params))
