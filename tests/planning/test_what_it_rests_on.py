@@ -235,6 +235,18 @@ def test_a_policy_of_ones_own_says_its_reason_in_words() -> None:
     assert tensor.reason == "half of everything, weight of 1 role too"
 
 
+@pytest.mark.parametrize("answer", [None, 0.5, True, Decision(-1.0), Decision(float("nan")), Decision("1")])  # type: ignore[arg-type]
+def test_a_policy_that_gives_no_share_is_named_with_the_tensor(answer: Any) -> None:
+    class Odd:
+        name = "odd"
+
+        def decide(self, *_: Any) -> Any:
+            return answer
+
+    with pytest.raises(PlanError, match=r"policy 'odd' decides .* about weight: give a weightdecay\.Decision"):
+        weightdecay.plan(nn.Linear(3, 3), policy=Odd())
+
+
 # --- factories
 
 

@@ -14,7 +14,14 @@ from weightdecay.planning import reasons
 from weightdecay.planning.evidence.tensors import TensorFacts
 from weightdecay.planning.planned import PlannedTensor
 from weightdecay.planning.policies.author_rates import author_rates, contradictions
-from weightdecay.planning.policies.overrides import Override, Overrides, listed_overrides, override_faults, unmatched
+from weightdecay.planning.policies.overrides import (
+    Override,
+    Overrides,
+    is_multiplier,
+    listed_overrides,
+    override_faults,
+    unmatched,
+)
 from weightdecay.planning.policies.policy_file import find_policy
 from weightdecay.planning.policies.role_policies import Decision, Policy, RolePolicy
 from weightdecay.planning.roles.classify import classify
@@ -62,6 +69,12 @@ def decided(terms: Terms, policy: str | Path | Policy) -> tuple[str, list[Planne
         _Line(facts, verdicts, chosen, overrides, terms.weight_decay)
         for facts, verdicts in zip(terms.facts, classify(terms.facts), strict=True)
     ]
+    if faults := [
+        f"policy '{chosen.name}' decides {line.decision!r} about {line.facts.name}: {_DECISION}"
+        for line in lines
+        if not line.is_decided()
+    ]:
+        raise PlanError(faults)
     faults = [f"{line.facts.name}: {fault}. {_SETTLE}" for line in lines for fault in line.contradictions()]
     if terms.unknown == "error":
         faults += _unknown_roles([line.facts for line in lines if line.is_open()], terms.facts)
@@ -70,6 +83,7 @@ def decided(terms: Terms, policy: str | Path | Policy) -> tuple[str, list[Planne
     return chosen.name, [line.planned() for line in lines]
 
 
+_DECISION = "give a weightdecay.Decision with a finite multiplier of at least 0"
 _SETTLE = "The model's author marked it twice: remove one mark, or decide by an override"
 
 
@@ -99,9 +113,14 @@ class _Line:
         role = next((one for one in matching if one.role is not None), None)
         self.facts, self.λ = facts, weight_decay
         self.verdicts = _with_given(verdicts, role)
-        self.decision: Decision = policy.decide(facts, self.verdicts)
-        self.author = author_rates(self.decision.marks)
+        self.decision = policy.decide(facts, self.verdicts)
+        self.author = author_rates(self.decision.marks if self.is_decided() else ())
         self.by_role = isinstance(policy, RolePolicy)
+
+    def is_decided(self) -> bool:
+        """Whether the policy, which may be a user's, gave an answer."""
+        decision: Any = self.decision
+        return isinstance(decision, Decision) and is_multiplier(decision.multiplier)
 
     @property
     def sets_decay(self) -> bool:
