@@ -78,6 +78,32 @@ def test_weights_that_are_gone_back_to_are_refused_or_stopped_before_the_step(ev
         assert step < every, "the inexact step was made"
 
 
+class InSingle(torch.optim.Optimizer):
+    """Signs of gradients, AdamW's decay; it rounds to float32 whatever the weights are."""
+
+    def __init__(self, params: Any, lr: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        for group in self.param_groups:
+            for p in group["params"]:
+                w = p.float().mul_(1 - group["lr"] * group["weight_decay"])
+                p.copy_(w.sub_(p.grad.float().sign(), alpha=group["lr"]))
+
+
+def test_an_lr_that_falls_to_0_within_the_watch_is_no_reason_to_stop() -> None:
+    """Twins that decay become as small as lr, and the one that never does keeps its size, and its rounding."""
+    p = weight()
+    optimizer = InSingle([p], lr=0.02, weight_decay=0.1)
+    held = weightdecay.control(optimizer, rule="fixed")
+    for step in range(300):
+        optimizer.param_groups[0]["lr"] = 0.02 * (299 - step) / 299
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert "300 steps were watched" in repr(held)
+
+
 def test_a_rate_that_follows_the_way_of_the_weights_is_refused() -> None:
     with pytest.raises(OptimizerError, match="depends on the weights"):
         weightdecay.control(FollowsItsWay([weight()], lr=0.1, weight_decay=0.1), rule="fixed")

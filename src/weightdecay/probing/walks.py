@@ -125,16 +125,20 @@ class Likeness:
         self._moved: dict[int, float] = {}
         self._largest: dict[int, float] = {}
 
-    def holds(self, was: Sequence[Tensor], one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
-        """Whether the two are alike after a step from `was`."""
-        return all(self._holds(index, *tensors) for index, tensors in enumerate(zip(was, one, other, strict=True)))
+    def holds(
+        self, was: Sequence[Tensor], one: Sequence[Tensor], other: Sequence[Tensor], beside: Sequence[Tensor] = ()
+    ) -> bool:
+        """Whether the two are alike after a step from `was`; `beside` are weights whose rounding is in them, too."""
+        tensors = zip(was, one, other, beside or was, strict=True)
+        return all(self._holds(index, *of_one) for index, of_one in enumerate(tensors))
 
-    def _holds(self, index: int, w: Tensor, x: Tensor, y: Tensor) -> bool:
+    def _holds(self, index: int, w: Tensor, x: Tensor, y: Tensor, beside: Tensor) -> bool:
         kept = 1 - self._forgets
         moved = self._moved[index] = max(kept * self._moved.get(index, 0.0), longest(x - w))
         largest = self._largest[index] = max(kept * self._largest.get(index, 0.0), longest(x), longest(w))
         relative, floor = _tolerance(x.dtype)
-        return longest(x - y) <= relative * moved + floor * largest  # which is never so of nan
+        # Which is never so of nan.
+        return longest(x - y) <= relative * moved + floor * max(largest, longest(beside))
 
 
 def is_alike(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> bool:

@@ -177,12 +177,15 @@ class Watch:
             was, done = self._weights[0][index], weights[0][index]
             if way == "left":
                 continue
+            plain: list[Tensor] = []
             if self._reading[index]:
                 was, meant = self._weights[2][index], weights[2][index]
             else:
-                plain = zip(was, self._weights[1][index], weights[1][index], strict=True)
-                meant = [(1 - amounts[index]) * w - (before - after) for w, before, after in plain]
-            if not self._likeness[index].holds(was, meant, done):
+                # Never decaying, they stay large while the others shrink with lr, and so does their rounding.
+                plain = self._weights[1][index]
+                updates = [before - after for before, after in zip(plain, weights[1][index], strict=True)]
+                meant = [(1 - amounts[index]) * w - u for w, u in zip(was, updates, strict=True)]
+            if not self._likeness[index].holds(was, meant, done, plain):
                 self._parted.add(index)
             if self._reading[index]:
                 self._begin_alike(index, weights)
