@@ -245,6 +245,14 @@ def test_all_contradictions_and_other_faults_of_a_model_come_together() -> None:
     ]
 
 
+def test_contradictions_of_sisters_are_one_fault() -> None:
+    model = nn.ModuleList(marked(_no_wd=True, _optim={"weight_decay": 0.05}) for _ in range(40))
+    with pytest.raises(PlanError) as caught:
+        weightdecay.plan(model, trace=False)
+    (fault,) = caught.value.faults
+    assert fault.startswith("{0-39}.marked.weight: its `_no_wd` says λ 0, its `_optim` says λ 0.05.")
+
+
 def test_an_override_goes_before_a_mark_and_says_so() -> None:
     plan = weightdecay.plan(marked(_no_weight_decay=True), overrides=[Override("marked", 1.0, reason="it is a matrix")])
     tensor = plan["marked.weight"]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from weightdecay.errors import PlanError
 from weightdecay.planning import reasons
 from weightdecay.planning.evidence.tensors import TensorFacts
+from weightdecay.planning.patterns import alike, pattern_of
 from weightdecay.planning.planned import PlannedTensor
 from weightdecay.planning.policies.author_rates import author_rates, contradictions
 from weightdecay.planning.policies.overrides import (
@@ -69,22 +70,14 @@ def decided(terms: Terms, policy: str | Path | Policy) -> tuple[str, list[Planne
         _Line(facts, verdicts, chosen, overrides, terms.weight_decay)
         for facts, verdicts in zip(terms.facts, classify(terms.facts), strict=True)
     ]
-    if faults := [
-        f"policy '{chosen.name}' decides {line.decision!r} about {line.facts.name}: {_DECISION}"
-        for line in lines
-        if not line.is_decided()
-    ]:
+    if faults := _undecided(lines, chosen.name):
         raise PlanError(faults)
-    faults = [f"{line.facts.name}: {fault}. {_SETTLE}" for line in lines for fault in line.contradictions()]
+    faults = _contradictions(lines)
     if terms.unknown == "error":
         faults += _unknown_roles([line.facts for line in lines if line.is_open()], terms.facts)
     if faults:
         raise PlanError(faults)
     return chosen.name, [line.planned() for line in lines]
-
-
-_DECISION = "give a weightdecay.Decision with a finite multiplier of at least 0"
-_SETTLE = "The model's author marked it twice: remove one mark, or decide by an override"
 
 
 def _argument_faults(terms: Terms) -> list[str]:
@@ -221,6 +214,23 @@ def _strength(verdicts: Sequence[Verdict]) -> Strength:
     if isinstance(verdicts[0].source, Fixed):
         return verdicts[0].strength
     return min(verdict.strength for verdict in verdicts)
+
+
+def _undecided(lines: Sequence[_Line], policy: str) -> list[str]:
+    remedy = "give a weightdecay.Decision with a finite multiplier of at least 0"
+    return [
+        f"policy '{policy}' decides {line.decision!r} about {line.facts.name}: {remedy}"
+        for line in lines
+        if not line.is_decided()
+    ]
+
+
+def _contradictions(lines: Sequence[_Line]) -> list[str]:
+    """One fault for tensors that differ in nothing but the indices in their names."""
+    remedy = "The model's author marked it twice: remove one mark, or decide by an override"
+    marked = [(line.facts.name, fault) for line in lines for fault in line.contradictions()]
+    groups = alike(marked, lambda pair: pair[0], lambda pair: pair[1])
+    return [f"{pattern_of([name for name, _ in group])}: {group[0][1]}. {remedy}" for group in groups]
 
 
 def _unknown_roles(strays: Sequence[TensorFacts], everything: Sequence[TensorFacts]) -> list[str]:
