@@ -129,7 +129,7 @@ class Budget:
         """Let so many more be alive, or refuse."""
         alive = [(reference, tensor) for reference in self._large if (tensor := reference()) is not None]
         self._large = [reference for reference, _ in alive]
-        storages = {tensor.untyped_storage()._cdata: tensor.numel() for _, tensor in alive}
+        storages = {memory_of(tensor): tensor.numel() for _, tensor in alive}
         if elements + sum(storages.values()) > MOST_IN_MEMORY:
             said = f"a result of {elements:,} elements" if elements else f"{sum(storages.values()):,} elements at once"
             raise TooLargeError(f"it would allocate too much: {said}")
@@ -204,6 +204,11 @@ def _leaves(value: Any) -> Iterator[Any]:
             yield from _leaves(item)
     else:
         yield value
+
+
+def memory_of(tensor: torch.Tensor) -> int:
+    """A key of the memory that a tensor lies in, which its views share; a sparse one has no storage, and no views."""
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from weightdecay.planning.evidence.budget import Budget, Runner, tensors_in
+from weightdecay.planning.evidence.budget import Budget, Runner, memory_of, tensors_in
 from weightdecay.planning.evidence.origins import (
     CONSTANT,
     LONGEST_PATH,
@@ -124,16 +124,16 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _origin(self, tensor: torch.Tensor) -> Origin:
         origin: Origin = self._origins.get(tensor, CONSTANT)
-        if not self._written or origin.live or tensor.untyped_storage()._cdata not in self._written:
+        if not self._written or origin.live or memory_of(tensor) not in self._written:
             return origin
-        written = self._written[tensor.untyped_storage()._cdata][1]
+        written = self._written[memory_of(tensor)][1]
         if written.live:
             return Origin(live=True, trait="activation")
         return replace(origin, parameters={**written.parameters, **origin.parameters})
 
     def _write(self, tensor: torch.Tensor, origin: Origin) -> None:
         """A weight may be built piece by piece: `w[:4] = self.a` writes into all views of `w`."""
-        key = tensor.untyped_storage()._cdata
+        key = memory_of(tensor)
         before = self._written[key][1] if key in self._written else CONSTANT
         parameters = {**before.parameters, **origin.parameters}
         self._written[key] = tensor, Origin(parameters, live=before.live or origin.live)
