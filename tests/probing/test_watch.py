@@ -98,7 +98,7 @@ def test_an_lr_that_falls_to_0_within_the_watch_is_no_reason_to_stop() -> None:
     optimizer = InSingle([p], lr=0.02, weight_decay=0.1)
     held = weightdecay.control(optimizer, rule="fixed")
     for step in range(300):
-        optimizer.param_groups[0]["lr"] = 0.02 * (299 - step) / 299
+        optimizer.param_groups[0]["lr"] = 0.02 * 0.85 ** min(step, 100)
         p.grad = torch.ones_like(p)
         optimizer.step()
     assert "300 steps were watched" in repr(held)
