@@ -14,7 +14,7 @@ from weightdecay.planning import reasons
 from weightdecay.planning.evidence.tensors import TensorFacts
 from weightdecay.planning.patterns import alike, pattern_of
 from weightdecay.planning.planned import PlannedTensor
-from weightdecay.planning.policies.author_rates import author_rates, contradictions
+from weightdecay.planning.policies.author_rates import NOTHING, author_rates, contradictions
 from weightdecay.planning.policies.overrides import (
     Override,
     Overrides,
@@ -107,13 +107,13 @@ class _Line:
         self.facts, self.λ = facts, weight_decay
         self.verdicts = _with_given(verdicts, role)
         self.decision = policy.decide(facts, self.verdicts)
-        self.author = author_rates(self.decision.marks if self.is_decided() else ())
         self.by_role = isinstance(policy, RolePolicy)
+        self.author = author_rates(self.decision.marks) if self.is_decided() and self.decision.marks else NOTHING
 
     def is_decided(self) -> bool:
-        """Whether the policy, which may be a user's, gave an answer."""
+        """Whether the policy gave an answer: a user's may give anything."""
         decision: Any = self.decision
-        return isinstance(decision, Decision) and is_multiplier(decision.multiplier)
+        return self.by_role or (isinstance(decision, Decision) and is_multiplier(decision.multiplier))
 
     @property
     def sets_decay(self) -> bool:
@@ -127,9 +127,11 @@ class _Line:
     @property
     def is_given(self) -> bool:
         """Whether a user or the author says how it decays, so that it rests on no verdict."""
-        return self.sets_decay or self.author.says_decay
+        return self.sets_decay or bool(self.author.on_decay)
 
     def contradictions(self) -> list[str]:
+        if self.author is NOTHING:
+            return []
         return contradictions(self.author, self.λ, decay=not self.sets_decay, lr=not self.sets_lr)
 
     def is_open(self) -> bool:
@@ -138,22 +140,31 @@ class _Line:
         return unknown and self.by_role and not self.is_given
 
     def planned(self) -> PlannedTensor:
-        facts, verdicts = self.facts, self.verdicts
+        facts, verdicts, decision = self.facts, self.verdicts, self.decision
         multiplier, λ = self._decay()
         lr, lr_multiplier = self._lr()
-        ruling = None if self.is_given or self.decision.ruling is None else self.decision.ruling.role
+        seen = [evidence(verdict) for verdict in verdicts]
+        why = reasons.why(
+            decision,
+            next((words for words, verdict in zip(seen, verdicts, strict=True) if verdict is decision.ruling), ""),
+            self.author,
+            self.override,
+            decay=self.sets_decay,
+            lr=self.sets_lr,
+            against=self._overrules_author(),
+        )
         return PlannedTensor(
             name=facts.name,
             aliases=facts.aliases,
             shape=facts.shape,
             roles=tuple(verdict.role for verdict in verdicts),
-            evidence="; ".join(map(evidence, verdicts)),
+            evidence="; ".join(seen),
             multiplier=multiplier,
-            why=self._why(),
+            why=why,
             weight_decay=λ,
-            ruling=ruling,
+            ruling=None if self.is_given or decision.ruling is None else decision.ruling.role,
             lr_multiplier=lr_multiplier,
-            contested=any(verdict.contested for verdict in verdicts),
+            contested=any(verdict.contested_by is not None for verdict in verdicts),
             lr=lr,
             strength=_strength(verdicts),
             norm=next((verdict.norm for verdict in verdicts if verdict.norm is not None), None),
@@ -166,7 +177,7 @@ class _Line:
         author = self.author
         if self.override is not None and self.override.multiplier is not None:
             multiplier = float(self.override.multiplier)
-        elif author.says_decay:
+        elif author.on_decay:
             multiplier = author.multiplier(self.λ)
             if author.weight_decay is not None:
                 return multiplier, author.weight_decay
@@ -180,24 +191,10 @@ class _Line:
             return None, float(self.override.lr_multiplier)
         return self.author.lr, 1.0 if self.author.lr_share is None else self.author.lr_share
 
-    def _why(self) -> str:
-        """What decided, in words: first about λ, then what else was said."""
-        author, override = self.author, self.override
-        of_author = reasons.by_author(author, decay=not self.sets_decay, lr=not self.sets_lr)
-        if override is not None and (self.sets_decay or (self.sets_lr and author.says_lr)):
-            against = author.on_decay if self._overrules_decay() else ()
-            against += author.on_lr if self.sets_lr else ()
-            of_user = reasons.by_override(override, against)
-        else:
-            of_user = ""
-        of_policy = "" if self.is_given else reasons.by_policy(self.decision)
-        said = [of_policy, of_user, of_author, reasons.unread(self.decision.marks)]
-        return "; ".join(filter(None, said))
-
-    def _overrules_decay(self) -> bool:
+    def _overrules_author(self) -> bool:
         """Whether the override says otherwise than the author about λ."""
-        said = self.author.says_decay and self.sets_decay
-        return said and not math.isclose(self.author.multiplier(self.λ), self._decay()[0])
+        said = self.author.on_decay and self.sets_decay
+        return bool(said) and not math.isclose(self.author.multiplier(self.λ), self._decay()[0])
 
 
 def _with_given(verdicts: Sequence[Verdict], override: Override | None) -> Sequence[Verdict]:

@@ -26,19 +26,14 @@ class AuthorRates:
     on_decay: tuple[Mark, ...] = ()
     on_lr: tuple[Mark, ...] = ()
 
-    @property
-    def says_decay(self) -> bool:
-        return bool(self.on_decay)
-
-    @property
-    def says_lr(self) -> bool:
-        return bool(self.on_lr)
-
     def multiplier(self, weight_decay: float) -> float:
         """The share of the run's λ; a decay of its own is a share of that, too."""
         if self.weight_decay is None:
             return self.share or 0.0
         return share_of(self.weight_decay, weight_decay)
+
+
+NOTHING = AuthorRates()  # of a tensor without marks, as most are
 
 
 def share_of(own: float, runs: float) -> float:
