@@ -39,6 +39,16 @@ def marked(**attributes: Any) -> Net:
     return model
 
 
+class NoWeightDecayParameter(nn.Parameter):
+    """As several authors of medical models write it."""
+
+
+def of_its_class() -> Net:
+    model = Net()
+    model.marked.weight = NoWeightDecayParameter(torch.randn(6, 6))
+    return model
+
+
 def with_method(**methods: Callable[[Any], Any]) -> Net:
     model: Net = type("Listing", (Net,), methods)()
     return model
@@ -58,6 +68,7 @@ EXEMPTING: dict[str, Callable[[], nn.Module]] = {
     "its `_no_wd`": lambda: marked(_no_wd=True),
     "its `_optim`": lambda: marked(_optim={"weight_decay": 0.0}),
     "its `optim_overrides`": lambda: marked(optim_overrides={"optimizer": {"weight_decay_scale": 0}}),
+    "its class `NoWeightDecayParameter`": of_its_class,
     "the model's `no_weight_decay()`": lambda: with_method(no_weight_decay=names_it),
     "the model's `no_weight_decay_keywords()`": lambda: with_method(no_weight_decay_keywords=says_a_word),
 }
@@ -171,8 +182,9 @@ def test_shares_are_of_the_runs_rates(share: float, lr_share: float, λ: float) 
     assert tensor.weight_decay == pytest.approx(share * λ)
 
 
-def test_an_lr_scale_on_a_tensor_is_its_share() -> None:
-    assert weightdecay.plan(marked(lr_scale=0.25))["marked.weight"].lr_multiplier == 0.25
+@pytest.mark.parametrize("attribute", ["lr_scale", "_lr_scale"])
+def test_an_lr_scale_on_a_tensor_is_its_share(attribute: str) -> None:
+    assert weightdecay.plan(marked(**{attribute: 0.25}))["marked.weight"].lr_multiplier == 0.25
 
 
 def test_what_no_plan_carries_is_named() -> None:

@@ -6,7 +6,8 @@ On a tensor:
     param.no_weight_decay = True, param._no_wd = True                   seetadet; CKConv and nvSubquadratic
     param._optim = {"weight_decay": 0.0, "lr": 1e-3}                    S4, Hyena, safari: rates as they are, not shares
     param.optim_overrides = {"optimizer": {"weight_decay_scale": 0}}    fairseq, data2vec: shares; "lr_scale" as well
-    param.lr_scale = 0.5                                                TinyViT, BinaryConnect: a share
+    param.lr_scale = 0.5, param._lr_scale = 0.5                         TinyViT, BinaryConnect; nvSubquadratic: a share
+    class NoWeightDecayParameter(nn.Parameter)                          image registration and segmentation
 
 On a module, for what lies below it:
 
@@ -65,6 +66,8 @@ class Listing:
 
 
 _EXEMPTING = ("_no_weight_decay", "no_weight_decay", "_no_wd")
+_SCALING = ("lr_scale", "_lr_scale")
+_EXEMPT_CLASS = "NoWeightDecayParameter"
 
 
 def marks_of(parameter: Tensor, names: Sequence[str], listings: Sequence[Listing]) -> tuple[Mark, ...]:
@@ -75,6 +78,8 @@ def marks_of(parameter: Tensor, names: Sequence[str], listings: Sequence[Listing
 
 
 def _on_tensor(parameter: Tensor) -> Iterator[Mark]:
+    if any(base.__name__ == _EXEMPT_CLASS for base in type(parameter).__mro__):
+        yield Mark(f"its class `{_EXEMPT_CLASS}`", share=0.0)
     for attribute in _EXEMPTING:
         said = getattr(parameter, attribute, False)
         if isinstance(said, int) and said:
@@ -94,8 +99,9 @@ def _on_tensor(parameter: Tensor) -> Iterator[Mark]:
         decay, lr = shares.get("weight_decay_scale"), shares.get("lr_scale")
         yield from _mark("its `optim_overrides`", beside, share=decay, lr_share=lr)
 
-    if (lr := _number(getattr(parameter, "lr_scale", None))) is not None and lr != 1.0:
-        yield Mark("its `lr_scale`", lr_share=lr)
+    for attribute in _SCALING:
+        if (lr := _number(getattr(parameter, attribute, None))) is not None and lr != 1.0:
+            yield Mark(f"its `{attribute}`", lr_share=lr)
 
 
 def _mark(where: str, unread: tuple[str, ...], **rates: Any) -> Iterator[Mark]:
