@@ -118,10 +118,11 @@ class Likeness:
 
     Args:
         forgets: the part of a length that is forgotten at each step, as weights that shrink lose the differences, too.
+        relative: the part of a step that it may be off by at least.
     """
 
-    def __init__(self, forgets: float = 0.0) -> None:
-        self._forgets = forgets
+    def __init__(self, forgets: float = 0.0, relative: float = 0.0) -> None:
+        self._forgets, self._relative = forgets, relative
         self._moved: dict[int, float] = {}
         self._largest: dict[int, float] = {}
 
@@ -138,7 +139,7 @@ class Likeness:
         largest = self._largest[index] = max(kept * self._largest.get(index, 0.0), longest(x), longest(w))
         relative, floor = _tolerance(x.dtype)
         # Which is never so of nan.
-        return longest(x - y) <= relative * moved + floor * max(largest, longest(beside))
+        return longest(x - y) <= max(relative, self._relative) * moved + floor * max(largest, longest(beside))
 
 
 def is_alike(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> bool:

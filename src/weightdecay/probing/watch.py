@@ -31,6 +31,9 @@ Way: TypeAlias = Literal["handed_over", "outside", "left"]
 SHRINK = 0.1
 """What the twins' weights lose in each step: as much as an update at lr 0.1 moves them."""
 
+# Of a direction that reads weights and may make a rounding of float32 inside large; another decay would be off by 0.1.
+_ROUGHLY = 1e-3
+
 WATCHED = 300
 """Real steps; schedules of a Lookahead and the like come round within them."""
 
@@ -67,7 +70,7 @@ class Watch:
             ]
             self._walkers = self._make_walkers(twins, tried)
             self.largest = max((p.numel() for params in self._walkers[0].twin.params for p in params), default=0)
-            self._likeness = [Likeness(forgets=SHRINK) for _ in self._ways]
+            self._likeness = [Likeness(SHRINK, _ROUGHLY if reading else 0.0) for reading in self._reading]
             self._shown: list[dict[str, Any]] = [{} for _ in self._ways]
             self._weights: list[Weights] = [walker.twin.weights() for walker in self._walkers]
             begun = any(bool(state) for state in optimizer.state.values())
