@@ -40,7 +40,7 @@ def marked(**attributes: Any) -> Net:
 
 
 class NoWeightDecayParameter(nn.Parameter):
-    """As several authors of medical models write it."""
+    """As several public repositories write it."""
 
 
 def of_its_class() -> Net:
@@ -67,6 +67,7 @@ EXEMPTING: dict[str, Callable[[], nn.Module]] = {
     "its `no_weight_decay`": lambda: marked(no_weight_decay=True),
     "its `_no_wd`": lambda: marked(_no_wd=True),
     "its `_optim`": lambda: marked(_optim={"weight_decay": 0.0}),
+    "its `_weight_decay`": lambda: marked(_weight_decay=0.0),
     "its `optim_overrides`": lambda: marked(optim_overrides={"optimizer": {"weight_decay_scale": 0}}),
     "its class `NoWeightDecayParameter`": of_its_class,
     "the model's `no_weight_decay()`": lambda: with_method(no_weight_decay=names_it),
@@ -109,6 +110,12 @@ def test_what_is_no_mark_changes_nothing(value: Any) -> None:
     names = ("_no_weight_decay", "no_weight_decay", "_no_wd", "_optim", "optim_overrides")
     model = marked(**dict.fromkeys(names, value))
     assert weightdecay.plan(model)["marked.weight"].decays
+
+
+def test_a_decay_of_its_own_may_stand_alone() -> None:
+    tensor = weightdecay.plan(marked(_weight_decay=0.02), 0.1)["marked.weight"]
+    assert (tensor.weight_decay, tensor.multiplier) == (0.02, pytest.approx(0.2))
+    assert tensor.reason == "λ 0.02 by its author: its `_weight_decay`"
 
 
 # --- rates

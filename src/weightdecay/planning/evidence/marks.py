@@ -3,11 +3,12 @@
 On a tensor:
 
     param._no_weight_decay = True                                       Mamba, flash-linear-attention
-    param.no_weight_decay = True, param._no_wd = True                   seetadet; CKConv and nvSubquadratic
+    param.no_weight_decay = True, param._no_wd = True                   tokenize_anything; butterfly and nvSubquadratic
     param._optim = {"weight_decay": 0.0, "lr": 1e-3}                    S4, Hyena, safari: rates as they are, not shares
+    param._weight_decay = 0.05                                          nvSubquadratic: λ as it is
     param.optim_overrides = {"optimizer": {"weight_decay_scale": 0}}    fairseq, data2vec: shares; "lr_scale" as well
     param.lr_scale = 0.5, param._lr_scale = 0.5                         TinyViT, BinaryConnect; nvSubquadratic: a share
-    class NoWeightDecayParameter(nn.Parameter)                          image registration and segmentation
+    class NoWeightDecayParameter(nn.Parameter)                          several public repositories
 
 On a module, for what lies below it:
 
@@ -91,6 +92,8 @@ def _on_tensor(parameter: Tensor) -> Iterator[Mark]:
             str(key) for key, value in own.items() if key not in ("weight_decay", "lr") and value is not None
         )
         yield from _mark("its `_optim`", beside, weight_decay=own.get("weight_decay"), lr=own.get("lr"))
+
+    yield from _mark("its `_weight_decay`", (), weight_decay=getattr(parameter, "_weight_decay", None))
 
     overrides = getattr(parameter, "optim_overrides", None)
     shares = overrides.get("optimizer") if isinstance(overrides, Mapping) else None
