@@ -291,11 +291,19 @@ class DecayingOptimizer(StateKeeping):
             self._widen_state(p, one)
             update, scale = direction(p, one)
 
+            self._begin(p, one)
+            update = placed_like(update, p)
+            if not one.rounding.acts_on(p.dtype):  # nothing to remember, so nothing to lay out
+                signs = [update.clone()] if one.rule.is_masked else None
+                initial = [self.state[p]["initial"]] if one.rule.target == "initial" else None
+                decay_all_([p], one.rule, one.decay, updates=signs, initial=initial)
+                local(p).add_(local(update), alpha=-scale)
+                continue
+
             def descend(elements: Elements, scale: float = scale) -> None:
                 elements.weights[0].add_(elements.gradients[0], alpha=-scale)
 
-            self._begin(p, one)
-            given = (p, placed_like(update, p), self.state[p], one.number(position))
+            given = (p, update, self.state[p], one.number(position))
             with flattened([given], self._kept_beside(one)) as flats:
                 self._workspace.step(flats, StepKind(one.rule, one.decay or 0.0, one.rounding, descend))
             self._count_roundings([p], one.rounding)
