@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,14 @@ from torch import nn
 import weightdecay
 from tests.planning.test_plan import TiedDecoder
 from weightdecay.errors import CheckFailedError
+from weightdecay.planning.comparison import diff
 from weightdecay.planning.decay_plan import DecayPlan
 from weightdecay.planning.evidence_summary import rests_on
+from weightdecay.planning.lock_format import lock_text
 from weightdecay.planning.lockfile import check_lock, read_lock, write_lock
-from weightdecay.planning.planned import PlannedTensor
+from weightdecay.planning.planned import Plan, PlannedTensor, PlanSummary, summary
+from weightdecay.planning.ranks import check_ranks
+from weightdecay.planning.render import comparison_document, table_text
 from weightdecay.planning.roles.roles import NormPlace, Role, Strength
 from weightdecay.runs import Run
 from weightdecay.training.verification import verify
@@ -141,6 +146,45 @@ def test_another_policy_is_asked_without_looking_again() -> None:
         assert list(other) == list(weightdecay.plan(model, 0.3, policy, overrides={"0.bias": 0.5}))
         assert other.param_groups(lr=1.0)[0]["params"][0] is model[0].weight
     assert len(runs) == 5 * looked
+
+
+class Listed:
+    """The least that is a plan to those who read one."""
+
+    policy, weight_decay, incomplete = "listed", 0.1, ""
+
+    def __init__(self, tensors: Iterable[PlannedTensor]) -> None:
+        self.tensors = {tensor.name: tensor for tensor in tensors}
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __iter__(self) -> Iterator[PlannedTensor]:
+        return iter(self.tensors.values())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
+    def __getitem__(self, name: str) -> PlannedTensor:
+        return self.tensors[name]
+
+    def get(self, name: str) -> PlannedTensor | None:
+        return self.tensors.get(name)
+
+    def summary(self) -> PlanSummary:
+        return summary(self)
+
+
+def test_who_reads_plans_needs_no_more_than_the_protocol(tmp_path: Path) -> None:
+    plan = weightdecay.plan(TiedDecoder())
+    listed: Plan = Listed(plan)
+    assert lock_text(listed).replace('"listed"', '"default"') == plan.to_json()
+    assert table_text(listed).replace("listed", "default") == str(plan)
+    assert not diff(plan, listed)
+    assert comparison_document(listed, plan.under("torch"))["differences"]
+    check_ranks(listed)
+    write_lock(listed, tmp_path / "plan.json")
+    assert list(read_lock(tmp_path / "plan.json")) == list(plan)
 
 
 def test_a_lock_holds_no_evidence_for_another_policy(tmp_path: Path) -> None:

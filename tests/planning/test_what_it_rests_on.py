@@ -18,7 +18,7 @@ import weightdecay
 from weightdecay import CheckFailedError, Override, PlanError, Role
 from weightdecay.cli import main
 from weightdecay.planning.evidence_summary import rests_on
-from weightdecay.planning.patterns import regex_of
+from weightdecay.planning.patterns import regexes_of
 from weightdecay.planning.policies.role_policies import Decision
 from weightdecay.planning.render import table_text
 
@@ -113,7 +113,16 @@ def run(*arguments: str) -> int:
 @given(names=st.lists(st.sampled_from(["a.0.w", "a.1.w", "a.2.w", "a.12.w"]), min_size=1, unique=True))
 def test_the_regular_expression_of_some_names_finds_them_and_no_other(names: list[str]) -> None:
     known = {"a.0.w", "a.1.w", "a.2.w", "a.12.w", "a.0.ww", "b.a.1.w", "axx.1.w"}
-    assert {name for name in known if re.search(regex_of(names, known), name)} == set(names)
+    (regex,) = regexes_of([names], known)
+    assert {name for name in known if re.search(regex, name)} == set(names)
+
+
+@given(data=st.data())
+def test_two_columns_of_indices_find_no_other_either(data: st.DataObject) -> None:
+    known = {f"a.{i}.b.{j}.w" for i in range(3) for j in range(3)}
+    names = sorted(data.draw(st.sets(st.sampled_from(sorted(known)), min_size=1)))
+    (regex,) = regexes_of([names], known)
+    assert {name for name in known if re.search(regex, name)} == set(names)
 
 
 # --- strict

@@ -90,10 +90,12 @@ class DecayPlan:
             print(plan.diff(plan.under("transformers")))
 
         Raises:
-            PlanError: there is no such policy, or the plan was read from a lock, which holds no evidence.
+            PlanError: there is no such policy, or this plan was read from a lock, or is one of a part of a model.
         """
         if self._terms is None:
-            raise PlanError("a plan from a lock holds no evidence for another policy: plan the model itself")
+            raise PlanError(
+                "a plan from a lock or of a part holds no evidence for another policy: plan the model itself"
+            )
         return DecayPlan.decided(self._terms, policy, model=self._model, incomplete=self.incomplete)
 
     def __len__(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
 INDEX = re.compile(r"(?<![^.])\d+(?![^.])")  # a part of a name that is a number
@@ -27,16 +27,24 @@ def pattern_of(names: Sequence[str]) -> str:
     return INDEX.sub(lambda _: next(ranges), names[0])
 
 
-def regex_of(names: Sequence[str], known: Collection[str]) -> str:
-    r"""`^layers\\.\\d+\\.scale$`: finds these names, and no other of the known ones."""
+def regexes_of(groups: Sequence[Sequence[str]], known: Iterable[str]) -> list[str]:
+    r"""`^layers\\.\\d+\\.scale$` for each group of names that `alike` made: finds these and no other known one."""
+    by_template: dict[str, set[str]] = {}
+    for name in known:
+        by_template.setdefault(INDEX.sub("#", name), set()).add(name)
+    return [_regex(names, by_template.get(INDEX.sub("#", names[0]), set())) for names in groups]
+
+
+def _regex(names: Sequence[str], sisters: set[str]) -> str:
+    """Any index where that finds no sister beside these names, else their indices, else the names one by one."""
     columns = _columns(names)
     parts = re.split(INDEX, names[0])
     for any_index in (True, False):
         indices = [_indices(column, any_index) for column in columns]
         found = "".join(re.escape(part) + index for part, index in zip(parts, [*indices, ""], strict=True))
-        if {name for name in known if re.search(f"^{found}$", name)} <= set(names):
-            break
-    return f"^{found}$"
+        if not any(re.search(f"^{found}$", sister) for sister in sisters.difference(names)):
+            return f"^{found}$"
+    return f"^({'|'.join(map(re.escape, names))})$"
 
 
 def some(names: Sequence[str]) -> str:

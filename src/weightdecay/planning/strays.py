@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from weightdecay.planning.patterns import alike, pattern_of, regex_of
+from weightdecay.planning.patterns import alike, pattern_of, regexes_of
 
 _SHOWN = 12  # patterns in one message; who has more looks at the table
 
@@ -33,9 +33,9 @@ def by_pattern(strays: Sequence[Stray]) -> str:
     return ", ".join(shown) + (f" … and {more} more" if more else "")
 
 
-def overrides_to_paste(strays: Sequence[Stray], known: Collection[str]) -> str:
+def overrides_to_paste(strays: Sequence[Stray], known: Iterable[str]) -> str:
     """The overrides that decide about them, in Python and for the command; 0 is to be changed to 1 where they decay."""
-    patterns = [regex_of([one.name for one in group], known) for group in _groups(strays)]
+    patterns = regexes_of([[one.name for one in group] for group in _groups(strays)], known)
     python = ", ".join(f'r"{pattern}": 0.0' for pattern in patterns)
     command = " ".join(shlex.quote(f"{pattern}=0") for pattern in patterns)
     return f"(0 exempts, 1 decays) overrides={{{python}}}, for the command --override {command}"
