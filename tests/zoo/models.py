@@ -18,7 +18,3 @@ from tests.zoo.model import Model
 
 FAMILIES = (language, mixers, vision, pictures, adapters, diffusion, unets, graphs, flows, science)
 MODELS: tuple[Model, ...] = tuple(model for family in FAMILIES for model in family.MODELS)
-
-
-def packages() -> list[str]:
-    return list(dict.fromkeys(model.package for model in MODELS))

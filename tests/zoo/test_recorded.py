@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.zoo.judging import Judged, judge
+from tests.zoo.models import MODELS
 from tests.zoo.skeletons import Skeleton, read
 from weightdecay.planning.plan import plan_tensors
 
@@ -17,7 +18,8 @@ def verdicts(skeleton: Skeleton, given: bool) -> list[Judged]:
     return judge(plan_tensors(tensors, unknown="exempt"), labels)
 
 
-def test_the_record_holds_many_models_of_many_packages() -> None:
+def test_the_record_holds_every_model_and_these_are_many_of_many_packages() -> None:
+    assert [skeleton.name for skeleton in read()] == [model.name for model in MODELS]
     assert len(read()) >= 60
     assert len({skeleton.package for skeleton in read()}) >= 25
 
