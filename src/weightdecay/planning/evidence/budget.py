@@ -139,7 +139,7 @@ def _at_most(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     """How many elements a new result can have, cheaply: what the arguments multiply up to where nothing is known."""
     if any(returned.alias_info is not None for returned in operation._schema.returns):
         return 0  # a view, or written in place
-    values = list(_leaves([*args, *kwargs.values()]))
+    values = _leaves([*args, *kwargs.values()])
     tensors = [value for value in values if isinstance(value, torch.Tensor)]
     if (known := _RESULTS.get(operation._schema.name.removeprefix("aten::"))) is not None:
         return known(tensors)
@@ -198,12 +198,16 @@ def _flops(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], resul
     return int(formula(*args, **kwargs, out_val=result)) // _FLOPS_AN_ELEMENT
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _leaves(item)
-    else:
-        yield value
+def _leaves(value: Any) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        return [value]
+    found = []
+    for item in value:
+        if isinstance(item, list | tuple):
+            found += _leaves(item)
+        else:
+            found.append(item)
+    return found
 
 
 def memory_of(tensor: torch.Tensor) -> int:

@@ -106,11 +106,12 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             name = "rsqrt"
         name = name.rstrip("_") if in_place else name
         arguments = self._arguments(func, args, kwargs or {})
+        results = [out] if isinstance(out, torch.Tensor) else tensors_in(out)
         if name in _REDUCTIONS:
             self._settle_weighted_sums(arguments, args)
 
-        origin = self._operation(name, arguments, out)
-        for tensor in tensors_in(out):
+        origin = self._operation(name, arguments, tuple(results[0].shape) if results else ())
+        for tensor in results:
             self._origins[tensor] = origin
             if in_place and (origin.live or origin.parameters):
                 self._write(tensor, origin)
@@ -140,18 +141,22 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _arguments(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Argument]:
         slots = [argument.name for argument in func._schema.arguments]
-        named = [*zip(slots, args, strict=False), *kwargs.items()]
-        return [Argument(slot, t, self._origin(t)) for slot, value in named for t in tensors_in(value)]
+        arguments = []
+        for slot, value in [*zip(slots, args, strict=False), *kwargs.items()]:
+            if isinstance(value, torch.Tensor):
+                arguments.append(Argument(slot, value, self._origin(value)))
+            elif isinstance(value, list | tuple):
+                arguments += [Argument(slot, tensor, self._origin(tensor)) for tensor in tensors_in(value)]
+        return arguments
 
     # --- what happens to them
 
-    def _operation(self, name: str, arguments: Sequence[Argument], out: Any) -> Origin:
+    def _operation(self, name: str, arguments: Sequence[Argument], shape: tuple[int, ...]) -> Origin:
         """Note what happens here and say where the result comes from."""
         live = [a.origin for a in arguments if a.origin.live]
         if name in SHAPE_ONLY and not live:
             return CONSTANT
         carriers = [a for a in arguments if a.origin.parameters]
-        shape = next((tuple(tensor.shape) for tensor in tensors_in(out)), ())
 
         weighed: dict[str, tuple[Use, frozenset[int]]] = {}
         if carriers and (live or name in LOOKUPS | PRODUCTS or len(carriers) > 1 or _is_spread(name, carriers, shape)):

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from weightdecay.naming import bare_class, unwrapped
+from weightdecay.naming import bare_class, registered, unwrapped
 
 Device = Literal["cpu", "meta"]
 
@@ -43,7 +43,9 @@ def runnable_copy(model: nn.Module, device: Device = "cpu", outside: Mapping[int
         outside: what `placeholders` made of the whole, so that a reference to it does not copy its tensors.
     """
     modules = list(_without_scripted(model))
-    memo: dict[int, Any] = {**(outside or {}), **_own_tensors(modules, device)}
+    # of what is sharded the whole shape
+    shapes = {id(entry.parameter): entry.shape for entry in registered(model) if entry.name == entry.parameter_name}
+    memo: dict[int, Any] = {**(outside or {}), **_own_tensors(modules, shapes, device)}
 
     # shells first, since modules refer to each other; what only wraps is left out
     shells: list[tuple[nn.Module, Any]] = [
@@ -153,14 +155,15 @@ def _is_torchs(hook: object) -> bool:
     return type(hook).__module__.startswith("torch.nn.utils.")
 
 
-def _own_tensors(modules: list[nn.Module], device: Device) -> dict[int, Any]:
+def _own_tensors(modules: list[nn.Module], shapes: Mapping[int, tuple[int, ...]], device: Device) -> dict[int, Any]:
     """What stands in the copy for each tensor that these modules hold, registered or not."""
     generator = torch.Generator().manual_seed(0)
     own: dict[int, Any] = {}
     for module in modules:
         for parameter in module._parameters.values():
             if parameter is not None and id(parameter) not in own:
-                own[id(parameter)] = _stand_in(parameter, device, generator)
+                shape = shapes.get(id(parameter), tuple(parameter.shape))
+                own[id(parameter)] = _stand_in(parameter, shape, device, generator)
     for module in modules:
         for tensor in _held(vars(module)):
             if id(tensor) not in own and not isinstance(tensor, nn.Parameter):
@@ -176,9 +179,11 @@ def _held(value: Any, depth: int = 4) -> Iterator[torch.Tensor]:
             yield from _held(item, depth - 1)
 
 
-def _stand_in(parameter: nn.Parameter, device: Device, generator: torch.Generator) -> torch.Tensor:
+def _stand_in(
+    parameter: nn.Parameter, shape: tuple[int, ...], device: Device, generator: torch.Generator
+) -> torch.Tensor:
     """A parameter of that shape and small values; what holds integers or is sparse keeps what it has."""
-    dtype, shape = single(parameter.dtype), parameter.shape
+    dtype = single(parameter.dtype)
     drawn = dtype.is_floating_point or dtype.is_complex
     if device == "meta":
         values = torch.empty(shape, dtype=dtype, device="meta")
@@ -198,9 +203,14 @@ def _with_values(tensor: torch.Tensor, device: Device) -> torch.Tensor:
     dtype = single(tensor.dtype)
     if device == "meta" and tensor.numel() > _LARGEST_WITH_VALUES:
         return torch.empty(tensor.shape, dtype=dtype, device="meta")
-    if tensor.device.type == "meta" or type(tensor) is not torch.Tensor:
+    if tensor.device.type == "meta" or type(tensor) is not torch.Tensor or _is_freed(tensor):
         return torch.ones(tensor.shape, dtype=dtype)
     return tensor.detach().to("cpu", copy=True).to(dtype)
+
+
+def _is_freed(tensor: torch.Tensor) -> bool:
+    """Whether its memory was given back, as FSDP does between forwards: to read it would end the process."""
+    return tensor.layout == torch.strided and tensor.numel() > 0 and tensor.untyped_storage().size() == 0
 
 
 def single(dtype: torch.dtype) -> torch.dtype:

@@ -16,7 +16,6 @@ from weightdecay.naming import Registered, bare_class, registered, unwrapped
 from weightdecay.planning.evidence.marks import Listing, Mark, listings, marks_of
 from weightdecay.planning.evidence.uses import Use
 
-
 _CONTAINERS = frozenset({"ModuleList", "ModuleDict", "Sequential"})
 _TORCHS_ATTRIBUTE = re.compile(r"weight|bias|in_proj_|[qkv]_proj_")
 
