@@ -15,14 +15,7 @@ from weightdecay.planning.evidence.tensors import TensorFacts
 from weightdecay.planning.patterns import alike, pattern_of
 from weightdecay.planning.planned import PlannedTensor
 from weightdecay.planning.policies.author_rates import NOTHING, author_rates, contradictions
-from weightdecay.planning.policies.overrides import (
-    Override,
-    Overrides,
-    is_multiplier,
-    listed_overrides,
-    override_faults,
-    unmatched,
-)
+from weightdecay.planning.policies.overrides import Override, is_multiplier, override_faults, unmatched
 from weightdecay.planning.policies.policy_file import find_policy
 from weightdecay.planning.policies.role_policies import Decision, Policy, RolePolicy
 from weightdecay.planning.roles.classify import classify
@@ -45,7 +38,7 @@ class Terms:
 
     facts: tuple[TensorFacts, ...]
     weight_decay: float = 0.1
-    overrides: Overrides = ()
+    overrides: tuple[Override, ...] = ()
     unknown: Unknown = "error"
 
 
@@ -61,7 +54,7 @@ def decided(terms: Terms, policy: str | Path | Policy) -> tuple[str, list[Planne
         chosen, more_overrides = find_policy(policy)
     except PlanError as error:
         raise PlanError([*faults, *error.faults]) from error
-    overrides = [*listed_overrides(terms.overrides), *more_overrides]
+    overrides = [*terms.overrides, *more_overrides]
     wrong = [fault for override in overrides for fault in override_faults(override)]
     if faults := faults + (wrong or unmatched(overrides, terms.facts)):
         raise PlanError(faults)

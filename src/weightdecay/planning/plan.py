@@ -19,7 +19,7 @@ from weightdecay.planning.evidence.budget import Budget
 from weightdecay.planning.evidence.tensors import TensorFacts, read_shapes, read_tensors
 from weightdecay.planning.evidence.tracing import trace as traced_uses
 from weightdecay.planning.patterns import some
-from weightdecay.planning.policies.overrides import Overrides
+from weightdecay.planning.policies.overrides import Overrides, listed_overrides
 from weightdecay.planning.policies.policy_file import PolicyName
 from weightdecay.planning.policies.role_policies import Policy
 
@@ -118,7 +118,7 @@ def plan_tensors(
     incomplete: str = "",
 ) -> DecayPlan:
     """The plan from facts alone, such as the names and shapes of a state dict; `plan` says what the arguments are."""
-    terms = Terms(tuple(facts), weight_decay, overrides, unknown)
+    terms = Terms(tuple(facts), weight_decay, tuple(listed_overrides(overrides)), unknown)
     return DecayPlan.decided(terms, policy, model=model, incomplete=incomplete)
 
 
