@@ -34,18 +34,27 @@ def placeholders(model: nn.Module) -> dict[int, Any]:
     return {id(tensor): torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for tensor in tensors}
 
 
-def runnable_copy(model: nn.Module, device: Device = "cpu", outside: Mapping[int, Any] | None = None) -> nn.Module:
+def whole_shapes(model: nn.Module) -> dict[int, tuple[int, ...]]:
+    """The shape of each parameter by its id; of what FSDP has sharded the whole one."""
+    return {id(entry.parameter): entry.shape for entry in registered(model) if entry.name == entry.parameter_name}
+
+
+def runnable_copy(
+    model: nn.Module,
+    device: Device = "cpu",
+    outside: Mapping[int, Any] | None = None,
+    shapes: Mapping[int, tuple[int, ...]] | None = None,
+) -> nn.Module:
     """A copy of a model, or of one part of it, that may be run.
 
     Args:
         model: what to copy.
         device: "meta" for a copy whose parameters have shapes only; small buffers keep their values.
         outside: what `placeholders` made of the whole, so that a reference to it does not copy its tensors.
+        shapes: what `whole_shapes` said of the whole with all its wrappers, where parameters show only pieces.
     """
     modules = list(_without_scripted(model))
-    # of what is sharded the whole shape
-    shapes = {id(entry.parameter): entry.shape for entry in registered(model) if entry.name == entry.parameter_name}
-    memo: dict[int, Any] = {**(outside or {}), **_own_tensors(modules, shapes, device)}
+    memo: dict[int, Any] = {**(outside or {}), **_own_tensors(modules, shapes or {}, device)}
 
     # shells first, since modules refer to each other; what only wraps is left out
     shells: list[tuple[nn.Module, Any]] = [

@@ -8,7 +8,7 @@ what one layer does with its `scale`, its sisters do. What is too large for memo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from weightdecay.naming import bare_class, inner, registered, unwrapped
 from weightdecay.planning.evidence.batches import Batch, for_a_copy, named_tensors, what_went_wrong
 from weightdecay.planning.evidence.budget import MOST_IN_MEMORY, Budget, DeadlineError, OverBudgetError, TooLargeError
 from weightdecay.planning.evidence.example_inputs import can_be_guessed, example_inputs
-from weightdecay.planning.evidence.runnable_copy import Device, placeholders, runnable_copy
+from weightdecay.planning.evidence.runnable_copy import Device, placeholders, runnable_copy, whole_shapes
 from weightdecay.planning.evidence.running import Run, run_once
 from weightdecay.planning.evidence.small_config import shrunk
 from weightdecay.planning.evidence.tensors import Site, TensorFacts, read_tensors
@@ -55,7 +55,7 @@ def trace(
         budget: what all runs may cost together.
     """
     budget = budget or Budget()
-    tracer = _Tracer(unwrapped(model), tensors, budget)
+    tracer = _Tracer(unwrapped(model), tensors, budget, whole_shapes(model))
     with undisturbed():
         tracer.run(batch)
     cut = f"the deadline of {budget.deadline:g} s passed before everything was run" if budget.cut else ""
@@ -71,8 +71,15 @@ class _Part:
 class _Tracer:
     """Collects uses by name, and by kind of tensor, so that what was not run can be told by its sisters."""
 
-    def __init__(self, root: nn.Module, tensors: Sequence[TensorFacts], budget: Budget) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        tensors: Sequence[TensorFacts],
+        budget: Budget,
+        shapes: Mapping[int, tuple[int, ...]] | None = None,
+    ) -> None:
         self.root = root
+        self.shapes = shapes
         self.tensors = tensors
         self.budget = budget
         self.found: dict[str, set[Use]] = {}
@@ -119,7 +126,7 @@ class _Tracer:
         fault = ""
         for device in devices if size <= MOST_IN_MEMORY else ("meta",):
             try:
-                copy = runnable_copy(whole.module, device)
+                copy = runnable_copy(whole.module, device, shapes=self.shapes)
             except Exception as error:  # whatever the user's classes raise when they are copied
                 self.batch_fault = f"no copy of the model can be made: {what_went_wrong(error, whole.module)}"
                 return False
@@ -180,7 +187,7 @@ class _Tracer:
         is_root = part.module is self.root
         try:
             device: Device = "cpu" if elements(part.module) <= LARGEST_RUN else "meta"
-            copy = runnable_copy(part.module, device, None if is_root else self.outside)
+            copy = runnable_copy(part.module, device, None if is_root else self.outside, self.shapes)
         except Exception:  # whatever the user's classes raise when they are copied: its parts are tried
             return
         tracked = len(self._parameters(part, copy))
