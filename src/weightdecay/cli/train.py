@@ -83,8 +83,8 @@ class Train:
     weight_decay: Number = ""
     """λ under the rule, or auto: the λ that matters in a run of this length."""
     policy: Name = ""
-    """Which tensors decay: default, all, none, matrices, no-embeddings, another framework's (nanogpt, timm …), or a
-    TOML file; see `weightdecay plan`."""
+    """Which tensors decay: default, all, none, matrices, no-embeddings, olmo2, qwen3-next, another framework's
+    (nanogpt, timm …), or a TOML file; see `weightdecay plan`."""
     rule: Name = ""
     """What λ means in one step: decoupled, independent, fixed, l2, lr_squared, corrected, cautious …"""
     dtype: Choice = ""
