@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+import weightdecay
 from tests.commands import Command
 from weightdecay.cli import main
 
@@ -101,3 +104,45 @@ def test_a_factory_of_the_users_own(plan: Plan, weightdecay: Command) -> None:
     assert "RuntimeError: the user's own fault" in failed.stderr
     assert "in failing_factory" in failed.stderr
     assert "sources.py" not in failed.stderr
+
+
+RUNS: list[int] = []
+
+
+class Counting(nn.Linear):
+    """Counts how often it is run; a factory makes one."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        RUNS.append(1)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("--against", "nanogpt"), ("--against", "torch", "--json"), ("--why", "0.weight")]
+)
+def test_whatever_is_asked_the_model_is_looked_at_once(plan: Plan, more: tuple[str, ...]) -> None:
+    RUNS.clear()
+    weightdecay.plan(nn.Sequential(Counting(), nn.LayerNorm(4)))
+    once = len(RUNS)
+    RUNS.clear()
+    assert plan("python:tests.planning.test_plan_command:counting", *more).returncode == 0
+    assert len(RUNS) == once > 0
+
+
+def counting() -> nn.Module:
+    return nn.Sequential(Counting(), nn.LayerNorm(4))
+
+
+def test_against_a_lock_and_against_a_policy_file_are_told_apart(plan: Plan, tmp_path: Path) -> None:
+    source, lock, policy = (
+        "python:tests.planning.test_plan_command:counting",
+        tmp_path / "plan.json",
+        tmp_path / "o.toml",
+    )
+    assert plan(source, "--lock", lock).returncode == 0
+    policy.write_text('[roles]\n"linear weight" = 0.5\n', encoding="utf-8")
+    assert "does with every tensor what default does" in plan(source, "--against", lock).stdout
+    assert "0.05" in plan(source, "--against", policy).stdout
