@@ -114,6 +114,16 @@ def test_scripted_graph_and_reparametrised_modules_run_inside_others(inside: Cal
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_the_plan_of_a_scripted_or_graph_module_is_that_of_what_it_was_made_of() -> None:
+    def plan_of(inside: nn.Module) -> list[tuple[Any, ...]]:
+        plan = weightdecay.plan(Table(inside), batch=torch.randn(2, 9, 8))
+        return [(line.name.replace("inner.0.", "inner."), line.roles, line.decays) for line in plan]
+
+    plain = plan_of(nn.Linear(8, 8))
+    assert plan_of(torch.jit.script(nn.Linear(8, 8))) == plain
+    assert plan_of(torch.fx.symbolic_trace(nn.Sequential(nn.Linear(8, 8)))) == plain
+
+
 def test_a_graph_module_and_a_scripted_module_are_planned_alone() -> None:
     for model in (graph(), scripted()):
         assert traced(model, torch.randn(2, 9, 8)) == names(model)
