@@ -361,7 +361,7 @@ STRANGE_SEQUENCES: dict[str, Stranger] = {
     "Retention": Stranger(Retention, NEVER + r"|speed"),
     "Positions": Stranger(Positions, NEVER),
     "Frequencies": Stranger(Frequencies, r"p3|p4"),
-    "HyperConnections": Stranger(HyperConnections, r"bias|static|scale|norm|vector"),
+    "HyperConnections": Stranger(HyperConnections, r"bias|static|scale|norm"),
     "DiagonalStateSpace": Stranger(DiagonalStateSpace, r"bias|log_|imaginary|skip", r"readout"),
     "HyperNetwork": Stranger(HyperNetwork, r"bias|gain"),
     "MergedLowRank": Stranger(MergedLowRank, r"strength"),

@@ -342,7 +342,10 @@ def _followed(
             continue  # it chooses what goes on, and does not go on itself
         for parameter, through in own.origin.parameters.items():
             more = (*step, SPREAD) if _only_serves(name, own, arguments, shape, through) else step
-            merged.setdefault(parameter, (through + more)[:LONGEST_PATH])
+            path = (through + more)[:LONGEST_PATH]
+            # The scale of a weight may be made of the weight itself, as by its norm: what goes on is the weight.
+            if parameter not in merged or (SPREAD in merged[parameter] and SPREAD not in path):
+                merged[parameter] = path
     return merged
 
 

@@ -29,6 +29,7 @@ from weightdecay.planning.evidence.uses import (
 from weightdecay.planning.roles.roles import NormPlace, Role
 
 _DIAGONAL = frozenset({"diag", "diag_embed"})
+_COMPLEX = frozenset({"complex", "_fft_r2c", "_fft_c2c"})
 _MASK_SLOTS = frozenset({"attn_mask", "attn_bias"})
 _TAKEN = LOOKUPS | {ROUTED}
 _FEW_TOKENS = 64  # rows: what is joined to a sequence has no more, a vocabulary or a codebook does
@@ -98,8 +99,9 @@ def _product(case: _Case) -> Role | None:
 def _convolution(case: _Case) -> Role | None:
     use = case.use
     is_kernel = "conv" in use.operation and use.slot == "weight" and (use.rows > 1 or not use.through)
-    # What multiplies a spectrum is the spectrum of a kernel.
-    is_kernel = is_kernel or (use.operation == "mul" and use.partner == "spectrum" and use.rows > 1)
+    # What multiplies a spectrum is the spectrum of a kernel, if it is stored as one.
+    is_spectrum = use.operation == "mul" and use.partner == "spectrum" and use.rows > 1
+    is_kernel = is_kernel or (is_spectrum and case.through <= _COMPLEX)
     return Role.CONVOLUTION if is_kernel else None
 
 
