@@ -124,6 +124,13 @@ def test_an_incomplete_plan_says_so_and_makes_no_lock(tmp_path: Path) -> None:
         check_lock(whole, path)
 
 
+def test_what_the_clock_cut_is_incomplete_under_every_policy() -> None:
+    cut = weightdecay.plan(TiedDecoder(), deadline=1e-9)
+    assert "deadline" in cut.incomplete
+    assert cut.under("torch").incomplete == cut.incomplete
+    assert not weightdecay.plan(TiedDecoder()).incomplete
+
+
 def test_a_plan_that_is_carried_to_another_model_stays_incomplete() -> None:
     cut = DecayPlan(list(weightdecay.plan(TiedDecoder())), policy="default", weight_decay=0.1, incomplete="cut")
     assert cut.on(TiedDecoder()).incomplete == "cut"
