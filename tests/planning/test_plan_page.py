@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
 
 from weightdecay.planning.evidence.marks import Mark
-from weightdecay.planning.policies.policy_file import POLICIES, read_policy
+from weightdecay.planning.policies.policy_file import POLICIES, PolicyName, read_policy
 from weightdecay.planning.roles.roles import NormPlace
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plan.md").read_text(encoding="utf-8")
@@ -67,6 +67,7 @@ def test_it_names_every_place_of_a_norm(place: NormPlace) -> None:
 
 
 def test_it_names_every_policy_and_every_mark() -> None:
+    assert list(get_args(PolicyName)) == list(POLICIES)  # what type checkers and editors offer
     assert [name for name in POLICIES if f"`{name}`" not in PAGE] == []
     for mark in (
         "_no_weight_decay", "no_weight_decay", "_no_wd", "_optim", "optim_overrides", "lr_scale", "weight_decay_scale",
