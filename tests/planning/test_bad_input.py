@@ -17,8 +17,8 @@ from tests.planning.test_plan import RootMeanSquare, TiedDecoder
 from weightdecay.errors import DamagedError, PlanError
 from weightdecay.planning.lockfile import read_lock, write_lock
 from weightdecay.planning.model_sources import open_source, safetensors_shapes
-from weightdecay.planning.policies.policy_file import read_policy
 from weightdecay.planning.policies.overrides import Override
+from weightdecay.planning.policies.policy_file import read_policy
 from weightdecay.planning.roles.roles import Role
 
 

@@ -9,9 +9,9 @@ from functools import cache
 import pytest
 
 from tests.planning.skeletons import Skeleton, read
-from weightdecay.planning.planned import PlannedTensor
 from weightdecay.planning.evidence.tensors import Site, TensorFacts
 from weightdecay.planning.plan import plan_tensors
+from weightdecay.planning.planned import PlannedTensor
 from weightdecay.planning.policies.emulated import EMULATED
 from weightdecay.planning.roles.roles import Role
 
