@@ -1,14 +1,14 @@
 """Decides what is run to see how tensors are used, and runs it on copies.
 
-What tells most for the least work comes first: the model whole on the batch that was given, or on guessed inputs; where
-that fails and it is large, small models of its configuration; then its parts, the largest first, those with tensors of
-their author's own before those whose tensors are all torch's, down to single modules. Each kind of part is run once:
-what one layer does with its `scale`, its sisters do. What is too large for memory is run without values.
+What tells most for the least work comes first: the model whole, on the batch that was given or on guessed inputs, and
+small models of its configuration where it is large; then its parts, the largest first, those with tensors of their
+author's own before those whose tensors are all torch's, down to single modules. Each kind of part is run once: what one
+layer does with its `scale`, its sisters do. What is too large for memory is run without values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ from torch import nn
 from weightdecay.naming import bare_class, inner, registered, unwrapped
 from weightdecay.planning.evidence.batches import Batch, for_a_copy, named_tensors, what_went_wrong
 from weightdecay.planning.evidence.budget import MOST_IN_MEMORY, Budget, DeadlineError, OverBudgetError, TooLargeError
+from weightdecay.planning.evidence.configurations import configuration_of
 from weightdecay.planning.evidence.example_inputs import can_be_guessed, example_inputs
 from weightdecay.planning.evidence.runnable_copy import Device, placeholders, runnable_copy, whole_shapes
 from weightdecay.planning.evidence.running import Run, run_once
@@ -110,14 +111,25 @@ class _Tracer:
     def run(self, batch: Batch | None) -> None:
         whole = _Part("", self.root)
         if batch is None or not self._run_batch(whole, batch):
-            self._attempt(whole)
-            if self._open(self.kinds) and elements(self.root) > LARGEST_RUN:
-                self._run_shrunk()
+            for step in self._steps(whole):
+                if self._open(self.kinds):
+                    step()
 
         self._visit(whole, self.kinds, only_custom=True)
         # what torch's own modules do, their types say: to see it costs half of the work at the most
         with self.budget.one_run():
             self._visit(whole, self.kinds, only_custom=False)
+
+    def _steps(self, whole: _Part) -> list[Callable[[], None]]:
+        """To see a whole model without a batch: itself, and if it is large, small ones of its configuration.
+
+        These come first where they surely tell the same for less work: transformers' families differ in sizes only.
+        """
+        steps: list[Callable[[], None]] = [lambda: self._attempt(whole)]
+        if elements(self.root) > LARGEST_RUN:
+            is_first = hasattr(configuration_of(self.root), "to_dict")
+            steps.insert(0 if is_first else 1, self._run_shrunk)
+        return steps
 
     def _run_batch(self, whole: _Part, batch: Batch) -> bool:
         """Whether the batch went through; with values, where neither model nor work is too large for that."""
