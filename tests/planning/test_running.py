@@ -248,6 +248,22 @@ def test_a_model_too_large_for_memory_is_run_whole_without_values() -> None:
     assert traced(model, torch.arange(18).reshape(2, 9)) == names(model)
 
 
+def test_experts_whose_kernel_wants_half_precision_run_without_values() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.router, self.stack = nn.Linear(1024, 8), nn.Parameter(torch.empty(80, 1024, 1024))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            ends = torch.arange(1, 81, dtype=torch.int32, device=x.device) * 2
+            out: torch.Tensor = torch._grouped_mm(x.repeat(10, 1), self.stack, offs=ends) + self.router(x).sum()
+            return out
+
+    with torch.device("meta"):
+        model = Experts()
+    assert traced(model, torch.ones(16, 1024)) == names(model)
+
+
 class Streams(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
