@@ -178,6 +178,7 @@ def by_shape(facts: TensorFacts) -> Verdict:
     role = Role.SCALE
     if len(effective) > 1:
         rows, columns = effective[-2:]
-        is_unclear = min(rows, columns) < _SMALLEST_MATRIX or rows == columns
+        # One square table may hold a covariance or distances; of many squares nothing else is known than a stack.
+        is_unclear = min(rows, columns) < _SMALLEST_MATRIX or (rows == columns and len(effective) == 2)
         role = Role.UNKNOWN if is_unclear else Role.LINEAR if len(effective) == 2 else Role.EXPERT_STACK
     return Verdict(role, Strength.SHAPE, ByShape(facts.shape))
