@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,36 @@ def test_a_function_that_closes_over_the_model_closes_over_the_copy_in_the_copy(
             return out
 
     model = Closing()
+    assert traced(model, torch.randn(2, 8)) == {"scale"}
+    assert model.calls == 0
+
+
+def test_a_part_that_refers_weakly_to_the_whole_refers_to_the_copy_in_the_copy() -> None:
+    class Child(nn.Module):
+        def __init__(self, parent: nn.Module) -> None:
+            super().__init__()
+            self.parent = weakref.ref(parent)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            parent: Any = self.parent()
+            parent.calls.add_(1)
+            out: torch.Tensor = x * parent.scale
+            return out
+
+    class Parent(nn.Module):
+        calls: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(8))
+            self.register_buffer("calls", torch.zeros(()))
+            self.child = Child(self)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.child(x)
+            return out
+
+    model = Parent()
     assert traced(model, torch.randn(2, 8)) == {"scale"}
     assert model.calls == 0
 

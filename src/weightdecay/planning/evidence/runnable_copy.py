@@ -10,6 +10,7 @@ import copy
 import io
 import sys
 import threading
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from types import CellType, FunctionType
@@ -136,8 +137,11 @@ def _fill(shell: Any, module: nn.Module, memo: dict[int, Any]) -> None:
         memo[id(state["_graph"])] = state["_graph"]  # its code is in its class; the graph is not run
     state.update(training=False, _compiled_call_impl=None)
     for value in state.values():
+        # what `copy.deepcopy` takes for unchangeable, though it leads back to the user's model
         if isinstance(value, FunctionType) and value.__closure__:
             memo[id(value)] = _rebound(value, memo)
+        elif isinstance(value, weakref.ref) and isinstance(target := value(), nn.Module):
+            memo[id(value)] = weakref.ref(memo.get(id(target), nn.Module()))  # of what is not copied a dead one
     shell.__dict__.update(copied(state, memo))
     for name in _HOOKS:
         hooks = vars(module).get(name, {})

@@ -29,6 +29,7 @@ from weightdecay.planning.evidence.uses import Use
 from weightdecay.planning.patterns import INDEX
 
 LARGEST_RUN = 64_000_000  # elements of a model that is run with values: about a second and 300 MB
+_COST_OF_A_RUN = 50  # operations that take as long as it takes to begin and end one
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ class _Tracer:
     def _run(self, part: _Part, copy: nn.Module, inputs: Any, *, given: bool = False) -> Run:
         """Run once, and once more as in training where a gradient gets to less than is used."""
         parameters = self._parameters(part, copy)
-        self.budget.operations -= len(parameters)
+        self.budget.operations -= _COST_OF_A_RUN + len(parameters)
         run = run_once(copy, inputs, parameters, self.budget)
         for name, uses in run.uses.items():
             self.found.setdefault(name, set()).update(uses)
