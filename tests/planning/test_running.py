@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,26 +200,43 @@ def test_what_a_users_object_keeps_is_copied_though_the_object_cannot_be_pickled
     assert torch.equal(model.held.entries[0], torch.ones(2))
 
 
-def test_a_function_that_closes_over_the_model_closes_over_the_copy_in_the_copy() -> None:
-    class Closing(nn.Module):
-        calls: torch.Tensor
+class Closing(nn.Module):
+    """Calls something that closes over the model."""
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(8))
-            self.register_buffer("calls", torch.zeros(()))
+    calls: torch.Tensor
 
-            def act(x: torch.Tensor) -> torch.Tensor:
-                self.calls.add_(1)
-                return x * self.scale
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(8))
+        self.register_buffer("calls", torch.zeros(()))
 
-            self.act = act
+        def act(x: torch.Tensor) -> torch.Tensor:
+            self.calls.add_(1)
+            return x * self.scale
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = self.act(x)
-            return out
+        def deeper(x: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
+            return (function or act)(x)
 
-    model = Closing()
+        ways: dict[str, Any] = {
+            "function": act, "in a list": [[act]], "in a dictionary": {"act": act}, "of a function": deeper,
+            "partial": partial(deeper, function=act), "method": self.act_of_its_own,
+        }  # fmt: skip
+        self.held = ways[kind]
+
+    def act_of_its_own(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls.add_(1)
+        return x * self.scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        held: Any = self.held
+        held = held["act"] if isinstance(held, dict) else held[0][0] if isinstance(held, list) else held
+        out: torch.Tensor = held(x)
+        return out
+
+
+@pytest.mark.parametrize("kind", ["function", "in a list", "in a dictionary", "of a function", "partial", "method"])
+def test_what_closes_over_the_model_closes_over_the_copy_in_the_copy(kind: str) -> None:
+    model = Closing(kind)
     assert traced(model, torch.randn(2, 8)) == {"scale"}
     assert model.calls == 0
 

@@ -7,6 +7,7 @@ compiled code, is in evaluation mode, and stands on the CPU or the meta device w
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import sys
 import threading
@@ -136,10 +137,10 @@ def _fill(shell: Any, module: nn.Module, memo: dict[int, Any]) -> None:
     if isinstance(module, torch.fx.GraphModule):
         memo[id(state["_graph"])] = state["_graph"]  # its code is in its class; the graph is not run
     state.update(training=False, _compiled_call_impl=None)
-    for value in state.values():
-        # what `copy.deepcopy` takes for unchangeable, though it leads back to the user's model
-        if isinstance(value, FunctionType) and value.__closure__:
-            memo[id(value)] = _rebound(value, memo)
+    # what `copy.deepcopy` takes for unchangeable, though it leads back to the user's model
+    for value in _held(state):
+        if isinstance(value, FunctionType) and id(value) not in memo:
+            _rebind(value, memo)
         elif isinstance(value, weakref.ref) and isinstance(target := value(), nn.Module):
             memo[id(value)] = weakref.ref(memo.get(id(target), nn.Module()))  # of what is not copied a dead one
     shell.__dict__.update(copied(state, memo))
@@ -148,19 +149,25 @@ def _fill(shell: Any, module: nn.Module, memo: dict[int, Any]) -> None:
         shell.__dict__[name] = OrderedDict((key, copied(hook, memo)) for key, hook in hooks.items() if _is_torchs(hook))
 
 
-def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
-    """A function that closes over the copy's modules and tensors where the original closes over the model's."""
-    cells = []
-    for cell in function.__closure__ or ():
+def _rebind(function: FunctionType, memo: dict[int, Any]) -> None:
+    """Let a function that closes over the model's modules and tensors close over the copy's in the copy."""
+    memo[id(function)] = function  # as it is, where it closes over nothing of these, or over itself
+    cells, changed = list(function.__closure__ or ()), False
+    for index, cell in enumerate(cells):
         try:
-            cells.append(CellType(memo[id(cell.cell_contents)]))
-        except (KeyError, ValueError):  # of something else, or empty
-            cells.append(cell)
-    bound = FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
-    )
-    bound.__kwdefaults__ = function.__kwdefaults__
-    return bound
+            inside = cell.cell_contents
+        except ValueError:  # empty
+            continue
+        if isinstance(inside, FunctionType) and id(inside) not in memo:
+            _rebind(inside, memo)
+        if memo.get(id(inside), inside) is not inside:
+            cells[index], changed = CellType(memo[id(inside)]), True
+    if changed:
+        bound = FunctionType(
+            function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
+        )
+        bound.__kwdefaults__ = function.__kwdefaults__
+        memo[id(function)] = bound
 
 
 def _is_torchs(hook: object) -> bool:
@@ -179,17 +186,20 @@ def _own_tensors(modules: list[nn.Module], shapes: Mapping[int, tuple[int, ...]]
                 own[id(parameter)] = _stand_in(parameter, shape, device, generator)
     for module in modules:
         for tensor in _held(vars(module)):
-            if id(tensor) not in own and not isinstance(tensor, nn.Parameter):
+            if isinstance(tensor, torch.Tensor) and id(tensor) not in own and not isinstance(tensor, nn.Parameter):
                 own[id(tensor)] = _with_values(tensor, device)
     return own
 
 
-def _held(value: Any, depth: int = 4) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple) and depth:
+def _held(value: Any, depth: int = 4) -> Iterator[Any]:
+    """What stands in attributes, also in lists, dictionaries and partial functions."""
+    if isinstance(value, functools.partial):
+        value = [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, dict | list | tuple) and depth:
         for item in value.values() if isinstance(value, dict) else value:
             yield from _held(item, depth - 1)
+    else:
+        yield value
 
 
 def _stand_in(
