@@ -41,7 +41,7 @@ def planned(
     shapes: Mapping[str, tuple[int, ...]],
     *inputs: torch.Tensor,
     buffers: Mapping[str, torch.Tensor] | None = None,
-    **modules: nn.Module,
+    modules: Mapping[str, nn.Module] | None = None,
 ) -> DecayPlan:
     """The plan of such a module, traced on these inputs."""
-    return weightdecay.plan(Made(forward, shapes, buffers, **modules), batch=inputs)
+    return weightdecay.plan(Made(forward, shapes, buffers, **(modules or {})), batch=inputs)

@@ -114,7 +114,8 @@ def test_what_is_no_mark_changes_nothing(value: Any) -> None:
 
 def test_a_decay_of_its_own_may_stand_alone() -> None:
     tensor = weightdecay.plan(marked(_weight_decay=0.02), 0.1)["marked.weight"]
-    assert (tensor.weight_decay, tensor.multiplier) == (0.02, pytest.approx(0.2))
+    assert tensor.weight_decay == 0.02
+    assert tensor.multiplier == pytest.approx(0.2)
     assert tensor.reason == "λ 0.02 by its author: its `_weight_decay`"
 
 

@@ -14,7 +14,7 @@ from tests.planning.modules import planned
 from weightdecay import Role
 
 X = torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(1))
-Forward = Callable[[Any, torch.Tensor], torch.Tensor]
+Forward = Callable[[Any, torch.Tensor], Any]
 
 
 def modules() -> dict[str, nn.Module]:
@@ -44,13 +44,13 @@ CODEBOOKS: dict[str, Forward] = {
 }
 
 
-def _knots(m: Any, x: torch.Tensor) -> torch.Tensor:
+def _knots(m: Any, x: torch.Tensor) -> Any:
     places = F.softmax(m.t, -1).cumsum(-1)[0]
     number = torch.searchsorted(places, x.sigmoid()).clamp(max=5)
     return x - places.gather(0, number.flatten()).view_as(x)
 
 
-def _modulated(m: Any, pieces: Callable[[torch.Tensor], Any], x: torch.Tensor, rows: int) -> torch.Tensor:
+def _modulated(m: Any, pieces: Callable[[torch.Tensor], Any], x: torch.Tensor, rows: int) -> Any:
     scale, shift = pieces(m.t.view(rows, 8) + m.layer(x.mean(1))[:, None])[:2]
     return F.layer_norm(x, (8,)) * (1 + scale.view(2, 1, 8)) + shift.view(2, 1, 8)
 
@@ -66,7 +66,7 @@ MODULATIONS: dict[str, tuple[tuple[int, ...], Forward]] = {
 @pytest.mark.parametrize("how", POSITIONS)
 def test_a_table_that_lies_along_the_sequence_is_positions(how: str) -> None:
     shape, forward = POSITIONS[how]
-    assert planned(forward, {"t": shape}, X, **modules())["t"].role is Role.POSITION_EMBEDDING
+    assert planned(forward, {"t": shape}, X, modules=modules())["t"].role is Role.POSITION_EMBEDDING
 
 
 @pytest.mark.parametrize("how", CENTRES)
@@ -87,18 +87,18 @@ def test_the_knots_of_a_spline_are_no_positions() -> None:
 @pytest.mark.parametrize("how", MODULATIONS)
 def test_a_table_whose_pieces_scale_and_shift_is_a_modulation(how: str) -> None:
     shape, forward = MODULATIONS[how]
-    assert not planned(forward, {"t": shape}, X, **modules())["t"].decays
+    assert not planned(forward, {"t": shape}, X, modules=modules())["t"].decays
 
 
 def test_biases_that_a_router_chooses_are_biases() -> None:
-    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(m: Any, x: torch.Tensor) -> Any:
         return m.layer(x) + m.t[m.layer(x).argmax(-1)]
 
-    assert not planned(forward, {"t": (8, 8)}, X, **modules())["t"].decays
+    assert not planned(forward, {"t": (8, 8)}, X, modules=modules())["t"].decays
 
 
 def test_learned_queries_are_inputs_whichever_product_they_meet() -> None:
-    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(m: Any, x: torch.Tensor) -> Any:
         return torch.softmax(m.queries @ x.transpose(1, 2), -1) @ x
 
     assert planned(forward, {"queries": (4, 8)}, X)["queries"].role is Role.LEARNED_TOKEN
@@ -111,10 +111,10 @@ def test_prompts_stay_prompts_when_the_query_that_they_meet_was_rotated() -> Non
         left, right = x.chunk(2, -1)
         return x * cos + torch.cat((-right, left), -1) * sin
 
-    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(m: Any, x: torch.Tensor) -> Any:
         return rotated(m.layer(x)) @ m.key(m.p).T
 
-    plan = planned(forward, {"p": (5, 8)}, X, **modules(), key=nn.Linear(8, 8, bias=False))
+    plan = planned(forward, {"p": (5, 8)}, X, modules={**modules(), "key": nn.Linear(8, 8, bias=False)})
     assert not plan["p"].decays
     assert plan["key.weight"].decays
 
@@ -133,8 +133,8 @@ def test_a_codebook_that_is_joined_with_an_activation_is_what_its_sister_is() ->
             index = torch.cdist(x, book).argmin(-1)
             return torch.gather(book, 1, index[..., None].expand(-1, -1, 8))
 
-    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(m: Any, x: torch.Tensor) -> Any:
         return m.second(m.first(x)) + x
 
-    plan = planned(forward, {}, X, first=Book(False), second=Book(True))
+    plan = planned(forward, {}, X, modules={"first": Book(False), "second": Book(True)})
     assert plan["first.embed"].role is plan["second.embed"].role is Role.EMBEDDING
