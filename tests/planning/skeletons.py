@@ -91,7 +91,7 @@ def record(kind: str, names: list[str]) -> None:
     from tests.planning.labels import label
     from tests.planning.zoo import tiny
     from weightdecay.planning.evidence.tensors import read_tensors
-    from weightdecay.planning.evidence.tracing import with_uses
+    from weightdecay.planning.evidence.tracing import trace
 
     vocabulary, models = _Vocabulary(), {}
     for name in names:
@@ -100,7 +100,7 @@ def record(kind: str, names: list[str]) -> None:
             print(f"{name} does not build here")
             continue
         decaying = set(trainer_names(model))
-        tensors = with_uses(model, read_tensors(model))
+        tensors = trace(model, read_tensors(model)).tensors
         models[name] = [_encode(facts, vocabulary, label(facts), facts.name in decaying) for facts in tensors]
     text = json.dumps({"vocabulary": vocabulary.values(), "models": models}, separators=(",", ":"))
     FOLDER.mkdir(exist_ok=True)
