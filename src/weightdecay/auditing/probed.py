@@ -24,7 +24,7 @@ class ProbedTensor:
         elements: how many numbers it has (of all shards together).
         requested: what the numbers of its group ask for in the optimizer's own form; None if that has no number.
         from_weight_decay: what the group's `weight_decay` really removes in a step; None if it could not be seen.
-        from_elsewhere: what the step removes besides, at a `weight_decay` of 0: a hook, a wrapper, a setting of its own.
+        from_elsewhere: what the step removes at a `weight_decay` of 0: by a hook, a wrapper, a setting of its own.
         uncertainty: the standard error of both, from rounding.
         reads_weight_decay: whether a λ large enough to survive any rounding changes the step.
         coupled: λ goes through the gradient into the optimizer's moments.
