@@ -1,6 +1,7 @@
 """Recorded models: what the planner sees of each (classes, names, shapes, uses), with labels; no weights, no code.
 
 `python -m tests.planning.skeletons` builds all architectures of the installed transformers and records them anew.
+A few of them want timm and torchvision, which the zoo's environment has (`.venv-zoo`), and xlstm's absence.
 """
 
 from __future__ import annotations
