@@ -34,14 +34,11 @@ def wrong(model: Skeleton, lines: tuple[PlannedTensor, ...]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(("kind", "models", "models_wrong"), [("causal", 170, 3), ("other", 300, 4)])
-def test_the_verdicts_are_the_ones_read_from_the_sources(kind: str, models: int, models_wrong: int) -> None:
+@pytest.mark.parametrize(("kind", "models"), [("causal", 170), ("other", 300)])
+def test_the_verdicts_are_the_ones_read_from_the_sources(kind: str, models: int) -> None:
     assert len(skeletons(kind)) >= models
     mistakes = {m.name: wrong(m, lines) for m, lines in zip(skeletons(kind), verdicts(kind), strict=True)}
-    mistakes = {name: names for name, names in mistakes.items() if names}
-    judged = sum(label != "disputed" for model in skeletons(kind) for label in model.labels)
-    assert sum(map(len, mistakes.values())) <= 0.001 * judged, mistakes
-    assert len(mistakes) <= models_wrong, mistakes
+    assert not {name: names for name, names in mistakes.items() if names}
 
 
 @pytest.mark.parametrize("kind", ["causal", "other"])

@@ -41,6 +41,14 @@ def test_a_name_of_scales_on_a_shape_that_is_none_is_unknown_at_every_size(name:
     assert plan[f"0.{name}"].role is Role.UNKNOWN
 
 
+@pytest.mark.parametrize(
+    ("shape", "role"), [((128, 4096), Role.ROUTER), ((8, 128), Role.UNKNOWN), ((128,), Role.SCALE)]
+)
+def test_a_large_gate_is_the_matrix_that_makes_gates(shape: tuple[int, ...], role: Role) -> None:
+    plan = weightdecay.plan(untraced("compress_gate", shape), unknown="exempt")
+    assert plan["0.compress_gate"].role is role
+
+
 @pytest.mark.parametrize("name", ["A", "B", "D"])
 def test_a_matrix_is_no_state_space_parameter_by_a_letter(name: str) -> None:
     plan = weightdecay.plan(untraced(name, (4, 64)), unknown="exempt")

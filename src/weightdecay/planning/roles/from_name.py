@@ -24,6 +24,7 @@ _HABITS: tuple[tuple[re.Pattern[str], Role], ...] = tuple(
         (r"a_log|dt_bias|^d$|^a$|ssm|dt_proj_scale", Role.STATE_SPACE),
         (r"time_(mix|maa|decay|first|faaaa)|^mix_|^x_[rwkvag]$|miu", Role.TIME_MIX),
         (r"norm|gamma|^g$|_gain$|^gain$", Role.NORM_GAIN),
+        (r"gate$", Role.ROUTER),
         (r"scale|alpha|temperature|tau$|logit|gate_?(attn|mlp|ffn|ffd)?$|sinks?$|lambda", Role.SCALE),
         (r"gammas$|residual|multiplier|slope", Role.SCALE),
         (r"pos(ition)?(al)?_?emb|^wpe|^pos|position", Role.POSITION_EMBEDDING),
@@ -32,7 +33,7 @@ _HABITS: tuple[tuple[re.Pattern[str], Role], ...] = tuple(
         (r"newline|separator|_(begin|end|sep)$", Role.LEARNED_TOKEN),
         (r"lora_a", Role.LORA_A),
         (r"lora_b", Role.LORA_B),
-        (r"router|^gate$|gate_weight|topk", Role.ROUTER),
+        (r"router|gate_weight|topk", Role.ROUTER),
         (r"emb|codebook|lookup", Role.EMBEDDING),
         (r"expert|gate_up|gate_proj|up_proj|down_proj|^w[123]$", Role.EXPERT_STACK),
         (r"weight|kernel|matrix|proj|^w", Role.LINEAR),
@@ -167,6 +168,8 @@ def _fits(role: Role, shape: tuple[int, ...], owner: str, attribute: str) -> boo
         return attribute != "b"  # the matrix of a pair, A and B, as likely
     if role is Role.EXPERT_STACK:
         return effective > 2
+    if role is Role.ROUTER and attribute.endswith("_gate"):  # what is this small may be the gates themselves
+        return effective >= 2 and min(shape[-2:]) >= _SMALLEST_MATRIX
     if role in (Role.EMBEDDING, Role.POSITION_EMBEDDING, Role.ROUTER, Role.LINEAR):
         return effective >= 2
     return True
