@@ -6,17 +6,21 @@ ZOO_PIP := $(subst .venv,.venv-zoo,$(PIP))
 # A worker a core; a file's tests stay together, since they share what is slow to make.
 PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-all check bench docs clean
+.PHONY: demo test test-all check bench docs tables clean
 
 # Each stamp is a finished install; a changed pyproject.toml or constraints.txt makes it anew.
 .venv/.train: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("weightdecay needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) --editable '.[train]'
+	$(PIP) --editable .
 	touch $@
 
 .venv/.dev: .venv/.train
 	$(PIP) --editable '.[dev]'
+	touch $@
+
+.venv/.docs: .venv/.dev
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 # Other people's optimizers, away from what is developed with.
@@ -56,9 +60,13 @@ check: .venv/.dev
 bench: .venv/.dev
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-# The table of optimizers is written where all packages are.
-docs: .venv/.dev .venv-packages/.ready
-	@for script in $(filter-out docs/make_optimizers.py,$(wildcard docs/make_*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+# The site of the documentation, in build/docs/html.
+docs: .venv/.docs
+	$(BIN)/python docs/make_site.py
+
+# What the pages show as measured, measured anew; the table of optimizers is written where all packages are.
+tables: .venv/.dev .venv-packages/.ready
+	@for script in $(filter-out docs/make_optimizers.py docs/make_site.py,$(wildcard docs/make_*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 	.venv-packages/bin/python docs/make_optimizers.py
 
 clean:

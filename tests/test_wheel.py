@@ -37,7 +37,7 @@ WITHOUT_EXTRAS = """
 import sys
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"tokenizers", "transformers", "datasets", "pyarrow", "tiktoken", "jinja2"}:
+        if name.partition(".")[0] in {"transformers", "datasets", "pyarrow", "tiktoken", "jinja2"}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Missing())
 """
@@ -70,17 +70,30 @@ def test_without_extras_it_plans_a_plain_module_and_trains_it_for_a_step(wheel: 
     assert f"stepped {site}" in done.stdout
 
 
+def test_without_extras_it_trains_the_first_example(wheel: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("The weights that decay are not the weights that were given. " * 2_000)
+    text = ("--data", "text.txt", "--tokenizer", "bpe:300")
+    done = _command(wheel, tmp_path, "train", "gpt3:nano", *text, "--steps", "2")
+    assert done.returncode == 0, done.stderr
+    assert "held-out" in done.stdout + done.stderr
+
+
 def test_what_needs_an_extra_says_which(wheel: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.parquet").write_bytes(b"PAR1")
+    done = _command(wheel, tmp_path, "data", "prepare", "text.parquet", "--out", "shards")
+    assert done.returncode == 2, done.stderr
+    assert "pip install 'weightdecay[datasets]'" in done.stderr
+
+
+def _command(wheel: Path, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    program = WITHOUT_EXTRAS + "from weightdecay.cli import main\nmain(['train', 'gpt3:nano', '--dry-run'])"
-    done = subprocess.run(
+    program = WITHOUT_EXTRAS + f"from weightdecay.cli import main\nsys.exit(main({list(arguments)!r}))"
+    return subprocess.run(
         [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True,
-        check=False,
+        check=False, cwd=tmp_path,
     )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert "pip install 'weightdecay[train]'" in done.stderr
 
 
 @pytest.mark.long
@@ -90,12 +103,11 @@ def test_in_a_fresh_environment_with_the_core_alone(wheel: Path, tmp_path: Path)
     python = environment / "bin/python"
     constraints = ROOT / "constraints.txt"
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--constraint", constraints, wheel], check=True)
-    listed = subprocess.run([python, "-m", "pip", "list"], check=True, capture_output=True, text=True).stdout
-    assert "tokenizers" not in listed
     done = subprocess.run([python, "-c", PROGRAM], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "decay plan" in done.stdout
     assert f"stepped {environment}" in done.stdout
     command = str(environment / "bin/weightdecay")
+    subprocess.run([command, "train", "gpt3:nano", "--steps", "20"], check=True, cwd=tmp_path)
     printed = subprocess.run([command, "plan", "gpt2:124m"], check=True, capture_output=True, text=True).stdout
     assert "embedding.weight" in printed

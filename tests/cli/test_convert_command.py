@@ -13,6 +13,7 @@ def test_the_same_decay_in_another_convention(weightdecay: Command) -> None:
     document = json.loads(done.stdout)
     assert document["weight_decay"] == pytest.approx(6e-5)
     assert document["exact"]
+    assert document["schema_version"] == 1
 
 
 def test_where_none_is_exact_the_closest_comes_with_its_error(weightdecay: Command) -> None:

@@ -11,6 +11,8 @@ from weightdecay.errors import WeightDecayError, printable
 if TYPE_CHECKING:
     from rich.console import Console
 
+SCHEMA_VERSION = 1
+"""Of the documents that commands print; it rises where a key goes or changes its meaning, not where one is added."""
 _WIDTH_OFF_TERMINAL = 140
 
 
@@ -23,7 +25,9 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def print_json(document: Any) -> None:
-    """The one document of `--json`."""
+    """The one document of `--json`; one that is no list says the version of its form."""
+    if isinstance(document, dict):
+        document = {"schema_version": SCHEMA_VERSION, **document}
     sys.stdout.write(json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
 
 
