@@ -46,3 +46,9 @@ class Exhibit:
     wrong: Callable[[], Loop]
     mended: Callable[[], Loop]
     tensors: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def place(self) -> str:
+        """`#17709`, or `@29993ff adamw.py`."""
+        kind, number, *path = self.reference.removeprefix("https://github.com/").split("/")[2:]
+        return f"#{number}" if kind in ("pull", "issues") else f"@{number[:7]} {path[-1]}"

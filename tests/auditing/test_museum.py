@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,3 +68,11 @@ def test_what_decays_after_the_update_shrinks_the_update_too() -> None:
         kind([p], lr=1e-3, weight_decay=0.1).step()
     update = w * (1 - 1e-4) - early
     torch.testing.assert_close(late - early, 1e-4 * update, atol=1e-15, rtol=1e-6)
+
+
+def test_the_page_has_a_row_for_every_exhibit() -> None:
+    page = (Path(__file__).parents[2] / "examples" / "README.md").read_text(encoding="utf-8")
+    for one in exhibits():
+        row = next(line for line in page.splitlines() if f"]({one.reference})" in line)
+        assert one.bug in row
+        assert f"{one.severity} `{one.code}`" in row
