@@ -13,6 +13,9 @@ if TYPE_CHECKING:  # the same names as in _PUBLIC; a test compares
     from weightdecay import errors as errors
     from weightdecay import rules as rules
     from weightdecay import schedules as schedules
+    from weightdecay.auditing.live_probe import probe as probe
+    from weightdecay.auditing.probed import Probe as Probe
+    from weightdecay.auditing.probed import ProbedTensor as ProbedTensor
     from weightdecay.errors import CheckFailedError as CheckFailedError
     from weightdecay.errors import ConfigError as ConfigError
     from weightdecay.errors import DamagedError as DamagedError
@@ -75,6 +78,9 @@ __version__ = "0.1.0"
 
 # public name -> the module that defines it
 _PUBLIC: dict[str, str] = {
+    "Probe": "weightdecay.auditing.probed",
+    "ProbedTensor": "weightdecay.auditing.probed",
+    "probe": "weightdecay.auditing.live_probe",
     "CheckFailedError": "weightdecay.errors",
     "ConfigError": "weightdecay.errors",
     "DamagedError": "weightdecay.errors",
@@ -167,6 +173,8 @@ __all__ = [
     "PlannedTensor",
     "Policy",
     "PrecisionWarning",
+    "Probe",
+    "ProbedTensor",
     "Recipe",
     "RecipeError",
     "Role",
@@ -191,6 +199,7 @@ __all__ = [
     "load_state_by_name",
     "penalty",
     "plan",
+    "probe",
     "recipe",
     "rules",
     "schedules",

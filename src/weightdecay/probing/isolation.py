@@ -80,31 +80,31 @@ class OnlyOwnTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, own: Iterable[Tensor], known: set[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._own = known
-        self._own.update(storage for tensor in own for storage in _storages(tensor))
+        self._own.update(storage for tensor in own for storage in storages(tensor))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = dict(kwargs or {})
-        written, makes = _writes(func)
+        written, makes = writes(func)
         for position, name in written:
             value = args[position] if position < len(args) else given.get(name)
-            for tensor in _tensors(value):
+            for tensor in tensors_in(value):
                 # A storage is copied as bytes, which no weights are.
                 if tensor.dtype == torch.uint8 and func is torch.ops.aten.copy_.default and tensor.ndim == 1:
                     continue
-                if any(storage not in self._own for storage in _storages(tensor)):
+                if any(storage not in self._own for storage in storages(tensor)):
                     raise WritesOutsideError(
                         f"it writes to a tensor of shape {tuple(tensor.shape)} that is not the copy's own ({func})"
                     )
 
         made = func(*args, **given)
         if makes:
-            for tensor in _tensors(made):
-                self._own.update(_storages(tensor))
+            for tensor in tensors_in(made):
+                self._own.update(storages(tensor))
         return made
 
 
 @functools.cache
-def _writes(func: Any) -> tuple[list[tuple[int, str]], bool]:
+def writes(func: Any) -> tuple[list[tuple[int, str]], bool]:
     """The arguments that an operation writes to, by position and name, and whether what it returns is new memory."""
     arguments, returns = func._schema.arguments, func._schema.returns
     written = [(i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
@@ -155,22 +155,22 @@ def untouched(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         raise WritesOutsideError(f"it writes to the real optimizer: {', '.join(dict.fromkeys(touched))}")
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
 
 
-def _storages(tensor: Tensor) -> list[int]:
+def storages(tensor: Tensor) -> list[int]:
     """What tells a tensor's memory from another's; of a wrapper's, the memory of its parts."""
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
-        return [storage for name in names for storage in _storages(getattr(tensor, name))]
+        return [storage for name in names for storage in storages(getattr(tensor, name))]
     try:
         return [tensor.untyped_storage()._cdata]
     except (NotImplementedError, RuntimeError):  # a sparse tensor has none of its own

@@ -1,0 +1,109 @@
+"""Which tensors of an optimizer can be stepped one by one, seen on a few of the smallest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightdecay.auditing.measuring import local
+from weightdecay.auditing.stepping import Bench, Place
+
+# A step with hooks that reach a whole trainer takes longer to put back than a whole copy takes room.
+_OBJECTS = 20_000
+_SMALL = 1 << 20  # elements that are stepped together though none of them is as large
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How an optimizer is stepped.
+
+    Attributes:
+        apart: tensor by tensor; else all at once.
+        why: why not, if so.
+        saves: whether whatever can be reached is saved before each step.
+        sample: the places on which forms are seen.
+    """
+
+    apart: bool
+    why: str
+    saves: bool
+    sample: list[Place] = field(default_factory=list)
+
+
+def ways_of(optimizer: Any, places: Sequence[Place]) -> Ways:
+    """Try a few small tensors, together and one by one."""
+    some = _smallest(places)
+    with Bench(optimizer, some, saves=True, gradients="drawn") as bench:
+        with bench.stepped():
+            together = [local(place.tensor).clone() for place in some]
+            blind = bench.is_blind()
+        strays, reached = bench.strays(), bench.reached
+    if strays:
+        return Ways(False, "a step reaches tensors that are not in the groups", blind, _unique(places))
+    if reached > _OBJECTS:
+        return Ways(False, f"{reached} objects hang on it", blind, _unique(places))
+    for place, after in zip(some, together, strict=True):
+        with Bench(optimizer, [place], saves=blind, gradients="drawn") as bench, bench.stepped():
+            if not _alike(bench.written.original(local(place.tensor)), local(place.tensor), after):
+                return Ways(False, "its step makes tensors depend on each other", blind, _unique(places))
+    return Ways(True, "", blind, _one_of_each_group(places))
+
+
+def units(places: Sequence[Place], *, apart: bool) -> list[list[Place]]:
+    """Places that are stepped together: all, or as many as are no larger than the largest tensor."""
+    if not apart:
+        first = _unique(places)
+        held = {(place.group, place.index) for place in first}
+        again = [place for place in places if (place.group, place.index) not in held]
+        return [first, *([place] for place in again)]
+    most = max([_SMALL, *(place.tensor.numel() for place in places)])
+    made: list[list[Place]] = []
+    size, ids = 0, set[int]()
+    for place in places:
+        elements = place.tensor.numel()
+        if not made or size + elements > most or id(place.tensor) in ids:
+            made.append([])
+            size, ids = 0, set()
+        made[-1].append(place)
+        size += elements
+        ids.add(id(place.tensor))
+    return made
+
+
+def _alike(w: Tensor, one: Tensor, other: Tensor) -> bool:
+    """Whether two steps from w are the same but for rounding."""
+    if not w.numel():
+        return True
+    moved = max(float((one.double() - w.double()).abs().max()), float((other.double() - w.double()).abs().max()))
+    apart = (one.double() - other.double()).abs()
+    floor = 2 * torch.finfo(one.dtype).eps * torch.maximum(one.abs(), other.abs()).double()
+    return bool((apart <= 1e-3 * moved + floor).all())
+
+
+def _unique(places: Sequence[Place]) -> list[Place]:
+    found: dict[int, Place] = {}
+    for place in places:
+        found.setdefault(id(place.tensor), place)
+    return list(found.values())
+
+
+def _smallest(places: Sequence[Place], count: int = 4) -> list[Place]:
+    """Some of the smallest tensors, of each group two."""
+    chosen: list[Place] = []
+    for group in sorted({place.group for place in places})[:count]:
+        own = [place for place in _unique(places) if place.group == group and place.tensor.numel()]
+        chosen += sorted(own, key=lambda place: place.tensor.numel())[:2]
+    return _unique(chosen)
+
+
+def _one_of_each_group(places: Sequence[Place]) -> list[Place]:
+    """Of each group the smallest tensor that tells something."""
+    chosen: dict[int, Place] = {}
+    for place in sorted(_unique(places), key=lambda place: (place.tensor.numel() < 64, place.tensor.numel())):
+        if place.tensor.numel() and bool(local(place.tensor).any()):
+            chosen.setdefault(place.group, place)
+    return list(chosen.values())

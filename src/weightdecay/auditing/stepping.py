@@ -1,0 +1,204 @@
+"""Steps of a real optimizer, from where it stands, after each of which everything is put back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from weightdecay.auditing.python_state import PythonState
+from weightdecay.auditing.written import Written
+from weightdecay.probing.copying import away_from_zero
+from weightdecay.probing.isolation import isolated, storages
+from weightdecay.probing.twin import set_number
+
+_SEED = 20_000
+
+Settings: TypeAlias = Mapping[int, Mapping[str, float]]
+"""For each group, by its place, the numbers that it has during a step."""
+
+Gradients: TypeAlias = Literal["own", "drawn"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor stands in an optimizer."""
+
+    group: int
+    index: int
+    tensor: Tensor
+
+
+def places_of(optimizer: Any) -> list[Place]:
+    """Every place, in order; a tensor may have several."""
+    return [
+        Place(number, index, tensor)
+        for number, group in enumerate(optimizer.param_groups)
+        for index, tensor in enumerate(group["params"])
+    ]
+
+
+class Bench:
+    """An optimizer with some of its tensors, to be stepped any number of times from the same place.
+
+    Inside the `with` its groups hold these tensors alone, by the same lists and dictionaries; outside nothing has
+    changed.
+
+    Args:
+        places: of the tensors; they are all different.
+        saves: save whatever can be reached before a step, because its kernels write past torch's dispatcher.
+        gradients: those that the tensors have, with 0 where there is none or it is not finite; or such ones drawn.
+
+    Attributes:
+        reached: the objects that can be reached from the optimizer.
+    """
+
+    def __init__(
+        self, optimizer: Any, places: Sequence[Place], *, saves: bool = False, gradients: Gradients = "own"
+    ) -> None:
+        self.optimizer, self.places, self.saves, self.gradients = optimizer, list(places), saves, gradients
+        self.written = Written()
+        self._python: PythonState | None = None
+        self._others: list[Tensor] = []
+        self.believed = [is_believed(place.tensor.grad) for place in self.places]
+
+    # --- the groups
+
+    def __enter__(self) -> Bench:
+        groups, chosen = self.optimizer.param_groups, {id(place.tensor) for place in self.places}
+        self._others = [p for group in groups for p in group["params"] if id(p) not in chosen]
+        left = {id(p) for p in self._others}
+        if left:
+            state = getattr(self.optimizer, "state", {})
+            left |= {id(held) for p, held in state.items() if id(p) not in chosen}
+        self._groups = PythonState(groups, leave=left | chosen)
+        try:
+            self._narrow()
+            self._python = PythonState([self.optimizer], leave=left)
+            # The weights before a step are read from what was saved, in whichever way the step writes to them.
+            for tensor in [*(place.tensor for place in self.places), *(self._python.tensors if self.saves else ())]:
+                self.written.save(tensor)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        surely(self._groups.put_back)
+
+    def _narrow(self) -> None:
+        for number, group in enumerate(self.optimizer.param_groups):
+            own = [place for place in self.places if place.group == number]
+            held = group["params"]
+            if len(own) == len(held):
+                continue
+            for key in ("params", "param_names"):
+                values = group.get(key)
+                if isinstance(values, list) and len(values) == len(held):
+                    values[:] = [values[place.index] for place in own]
+            if not isinstance(held, list):
+                group["params"] = [place.tensor for place in own]
+
+    @property
+    def reached(self) -> int:
+        return self._python.objects if self._python is not None else 0
+
+    # --- steps
+
+    @contextmanager
+    def stepped(
+        self,
+        settings: Settings | None = None,
+        *,
+        steps: int = 1,
+        prepare: Callable[[], None] | None = None,
+    ) -> Iterator[None]:
+        """In here all is as after a step; afterwards as before it.
+
+        Args:
+            steps: how many are made, with the same gradients.
+            prepare: changes weights and state before the first; by `set_contents`, so that they are put back.
+        """
+        try:
+            for number, values in (settings or {}).items():
+                for key, value in values.items():
+                    self._set(self.optimizer.param_groups[number], key, value)
+            self._give_gradients()
+            if prepare is not None:
+                prepare()
+            for step in range(steps):
+                with isolated(_SEED + step), warnings.catch_warnings(), self.written:
+                    warnings.simplefilter("ignore")
+                    self.optimizer.step()
+            yield
+        finally:
+            surely(self.put_back)
+
+    def _set(self, group: Any, key: str, value: float) -> None:
+        # Under a schedule of ours λ is the schedule's times the group's share in it.
+        own = group.get("decay_multiplier") if key == "weight_decay" else None
+        if own is not None:
+            weight_decay = float(group["weight_decay"])
+            group["decay_multiplier"] = own * value / weight_decay if weight_decay else 0.0
+        set_number(group, key, value)
+
+    def put_back(self) -> None:
+        if self._python is not None:
+            self._python.put_back()
+        self.written.put_back()
+
+    @torch.no_grad()
+    def set_contents(self, tensor: Tensor, values: Tensor) -> None:
+        """Write to a tensor in `prepare`."""
+        self.written.save(tensor)
+        tensor.copy_(values)
+
+    # --- gradients
+
+    def _give_gradients(self) -> None:
+        for place, believed in zip(self.places, self.believed, strict=True):
+            p, gradient = place.tensor, place.tensor.grad
+            if gradient is None or not believed:
+                p.grad = self._drawn(p) if self.gradients == "drawn" else torch.zeros_like(p)
+            elif gradient.layout != torch.strided:
+                p.grad = gradient.clone()  # what a step writes to is not one memory that could be saved
+
+    def _drawn(self, p: Tensor) -> Tensor:
+        gradient = torch.zeros_like(p)
+        here = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+        generator = torch.Generator().manual_seed(_SEED)
+        here.copy_(away_from_zero(tuple(here.shape), generator, is_complex=p.is_complex()))
+        return gradient
+
+    # --- what a step did beside
+
+    def is_blind(self) -> bool:
+        """Whether something has changed, in the step that was just made, that no write was seen to."""
+        return self.written.has_unseen_writes()
+
+    def strays(self) -> bool:
+        """Whether a step wrote to parameters of the optimizer that are not among these tensors."""
+        return any(storage in self.written.seen for p in self._others for storage in storages(p))
+
+
+def is_believed(gradient: Tensor | None) -> bool:
+    """Whether there is a gradient, and a finite one."""
+    if gradient is None:
+        return False
+    here = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    values = here._values() if here.layout == torch.sparse_coo else here
+    return bool(torch.isfinite(values).all()) if values.numel() else True
+
+
+def surely(put_back: Callable[[], None]) -> None:
+    """Put back, also when somebody interrupts; a second time is the same as the first."""
+    try:
+        put_back()
+    except KeyboardInterrupt:
+        put_back()
+        raise
