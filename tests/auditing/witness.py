@@ -39,7 +39,11 @@ def facts_of(loop: Loop) -> Facts:
 
 
 def optimizer_facts(name: str, optimizer: Any) -> Facts:
-    facts: Facts = {f"{name} attributes": [(key, id(value)) for key, value in sorted(vars(optimizer).items())]}
+    attributes = attributes_of(optimizer)
+    facts: Facts = {f"{name} attributes": [(key, id(value)) for key, value in sorted(attributes.items())]}
+    for key, value in attributes.items():
+        if not isinstance(value, torch.nn.Module) and key not in ("param_groups", "state"):
+            facts |= anything(f"{name}.{key}", value)
     for kind in type(optimizer).__mro__:
         facts[f"{name}: class {kind.__qualname__}"] = [(key, id(value)) for key, value in sorted(vars(kind).items())]
     for index, group in enumerate(optimizer.param_groups):
@@ -50,10 +54,16 @@ def optimizer_facts(name: str, optimizer: Any) -> Facts:
                 facts |= anything(f"{place} {key}", value)
     for p, state in getattr(optimizer, "state", {}).items():
         facts |= anything(f"{name} state of {id(p)}", state)
-    for key, value in vars(optimizer).items():
+    for key, value in attributes.items():
         if key.endswith("_hooks"):
             facts[f"{name} {key}"] = [id(hook) for hook in value.values()]
     return facts
+
+
+def attributes_of(optimizer: Any) -> dict[str, Any]:
+    """Of classes with `__slots__`, too."""
+    slots = [slot for kind in type(optimizer).__mro__ for slot in getattr(kind, "__slots__", ())]
+    return {**{slot: getattr(optimizer, slot) for slot in slots}, **getattr(optimizer, "__dict__", {})}
 
 
 def anything(name: str, value: Any) -> Facts:
@@ -64,7 +74,13 @@ def anything(name: str, value: Any) -> Facts:
         for key, inner in value.items():
             facts |= anything(f"{name} {key}", inner)
         return facts
-    return {name: repr(value)}
+    if isinstance(value, list | tuple):
+        inside = [anything(f"{name}[{index}]", inner) for index, inner in enumerate(value)]
+        return {
+            f"{name} items": (id(value), len(value)),
+            **{key: fact for facts in inside for key, fact in facts.items()},
+        }
+    return {name: value if isinstance(value, int | float | str | bool) else id(value)}
 
 
 def tensor(name: str, value: Tensor | None) -> Facts:
