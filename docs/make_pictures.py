@@ -30,7 +30,7 @@ def draw_plan() -> None:
     one = recipe("gpt2:124m")
     with torch.device("meta"):
         model = GPT(one.model)
-    decided = plan(model, weight_decay=one.config().optimizer.weight_decay)
+    decided = plan(model, weight_decay=one.config().optimizer.peak_weight_decay)
     console.print(PlanTable(decided))
     console.print(Text(str(decided.summary())))
     console.save_svg(str(PICTURES / "plan.svg"), title="weightdecay plan gpt2:124m")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from weightdecay.recipes.entries import READ, STATUSES, source_of
@@ -154,19 +154,23 @@ def _moves_of(one: Recipe) -> list[str]:
     ]
     final = value.get("schedule.final_fraction", 0.0)
     end = f" after {_size(value['schedule.decay_tokens'])}" if "schedule.decay_tokens" in value else ""
-    descent = value.get("schedule.stages", (f"{value['schedule.shape']} to {final:.3g}{end}",))
+    stages = value.get("schedule.stages", [])
+    descent = [f"{stage['shape']} to {stage['to']:g} over {_size(stage['over_tokens'])}" for stage in stages]
+    descent = descent or [f"{value['schedule.shape']} to {final:.3g}{end}"]
     linear = " in a straight line" if value.get("run.batch_ramp_shape") == "linear" else ""
-    batch = _points(value.get("run.batch_ramp", ()), "{:,.0f}", linear) or f"{value['run.batch_tokens']:,}"
+    batch = (
+        _points(value.get("run.batch_ramp", ()), "batch_tokens", "{:,.0f}", linear) or f"{value['run.batch_tokens']:,}"
+    )
     clip = f"{value.get('optimizer.grad_clip', 0):g}"
-    changes = _points(value.get("schedule.grad_clip_changes", ()), "{:g}")
+    changes = _points(value.get("schedule.grad_clip_changes", ()), "grad_clip", "{:g}")
     return ["".join(warmup) or "none", "; ".join(descent), batch, f"{clip}; {changes}" if changes else clip]
 
 
-def _points(entries: Sequence[str], form: str, linear: str = "") -> str:
-    """`TOKENS:VALUE` pairs in words: each value from its tokens on, or reached there in a straight line."""
-    pairs = [[float(number) for number in entry.split(":")] for entry in entries]
+def _points(rows: Sequence[Mapping[str, float]], name: str, form: str, linear: str = "") -> str:
+    """Values over tokens in words: each from its tokens on, or reached there in a straight line."""
     when = f"{linear} at {{}}" if linear else " from {} on"
-    return "; ".join(form.format(value) + (when.format(_size(tokens)) if tokens else "") for tokens, value in pairs)
+    words = [form.format(row[name]) + (when.format(_size(row["tokens"])) if row["tokens"] else "") for row in rows]
+    return "; ".join(words)
 
 
 def _size(tokens: float) -> str:
@@ -197,7 +201,7 @@ def _sources(systems: Systems) -> list[str]:
     lines = ["## The systems", ""]
     for system, sizes in systems.items():
         published = [one for one in sizes if not one.scaling]
-        count = Counter(sourced.status for one in published for sourced in one.values.values())
+        count: Counter[str] = Counter(sourced.status for one in published for sourced in one.values.values())
         shares = ", ".join(f"{count[status]} {status}" for status in STATUSES if count[status])
         names = ", ".join(f"`{system}:{one.size}`" for one in sizes)
         lines += [f"### {sizes[-1].title}", "", f"Sizes: {names}. Values of the published sizes: {shares}.", ""]

@@ -12,22 +12,21 @@ RUN/
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
 import platform
 import subprocess
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightdecay.data.storage import is_at, whole_file
 from weightdecay.errors import ConfigError, DamagedError, RunBusyError, TrainingError
+from weightdecay.recipes.files import read_settings, settings_toml
 from weightdecay.recipes.settings import TrainConfig
+from weightdecay.storage import Lock, is_at, lock, whole_file
 
 Row = dict[str, Any]
 
@@ -72,17 +71,13 @@ class Run:
         """
         path = self.path / "run.toml"
         try:
-            document = tomllib.loads(path.read_text(encoding="utf-8"))
-            sections = {key: value for key, value in document.items() if isinstance(value, dict)}
-            values = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
-            return TrainConfig.from_values(_as_of_now(values), recipe=document["recipe"], scaling=document["scaling"])
-        except (OSError, KeyError, UnicodeDecodeError, tomllib.TOMLDecodeError, ConfigError) as error:
+            return read_settings(path).config()
+        except (KeyError, ConfigError) as error:
             raise DamagedError(f"{path}: cannot be read: {error}") from error
 
     def write_config(self, config: TrainConfig) -> None:
         """run.toml, every value."""
-        heading = f"recipe = {_toml(config.recipe)}\nscaling = {_toml(config.scaling)}\n\n"
-        self.write_text("run.toml", heading + settings_toml(config))
+        self.write_text("run.toml", settings_toml(config))
 
     def write_json(self, name: str, document: Mapping[str, Any]) -> None:
         """`name` in the run directory, whole or not at all."""
@@ -138,18 +133,16 @@ class Run:
         try:
             made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = path.open("a+")
+            file = path.open("a+")
         except OSError as error:
             raise ConfigError(f"{self.path}: cannot write there ({error.strerror}): give another --out") from error
-        with lock as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+        with file:
+            if lock(file) is Lock.BUSY:
                 file.seek(0)
                 holder = file.read().strip() or "unknown"
                 raise RunBusyError(
                     f"{self.path}: process {holder} is training here: wait for it, or give another --out"
-                ) from error
+                )
             if not is_at(file.fileno(), path):
                 raise RunBusyError(f"{self.path}: another process has just removed it: try again")
             file.truncate(0)
@@ -212,28 +205,6 @@ def read_json(path: Path) -> Row:
     return document
 
 
-def _as_of_now(values: dict[str, Any]) -> dict[str, Any]:
-    """What an older version wrote, with settings that it did not have at what it did without them."""
-    routed = values.get("model.n_experts") and values.get("model.n_dense_layers", 0) < values.get("model.n_layers", 0)
-    if values.get("optimizer.name") == "muon" and routed:
-        # Muon took each matrix that is no table or head, routers too.
-        return {"optimizer.role_overrides": ("router=linear weight",), **values}
-    return values
-
-
-def settings_toml(config: TrainConfig) -> str:
-    """Every setting, a table a section."""
-    lines: list[str] = []
-    section = ""
-    for key, value in config.values().items():
-        head, _, name = key.partition(".")
-        if head != section:
-            lines += ["", f"[{head}]"] if lines else [f"[{head}]"]
-            section = head
-        lines.append(f"{name} = {_toml(value)}")
-    return "\n".join(lines) + "\n"
-
-
 def dump_json(document: Any, indent: int | None = None) -> str:
     """Strict JSON: a number that is not finite becomes null, since JSON has no word for it."""
     return json.dumps(_finite(document), indent=indent, ensure_ascii=False, allow_nan=False)
@@ -284,13 +255,3 @@ def _git_commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return answer.stdout.strip()
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)

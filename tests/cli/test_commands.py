@@ -89,7 +89,7 @@ def test_names_that_are_not_there_are_told_together_too_and_no_directory_is_made
     ("more", "message"),
     [
         (["--steps", "0"], "the run's length is missing: give --steps or --tokens, at least 1"),
-        (["--weight-decay", "nan"], "optimizer.weight_decay = 'nan': must be a number"),
+        (["--weight-decay", "nan"], "optimizer.weight_decay = 'nan': must be a number of at least 0, or auto"),
         (["--out", b"caf\xe9"], "run.out = 'caf\\udce9': must be UTF-8 text"),
     ],
 )
@@ -124,8 +124,8 @@ def test_json_faults_are_a_document_too(weightdecay: Command) -> None:
     done = weightdecay("train", "gpt3:nano", "--lr", "-1", "--seed", "x", "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["faults"] == [
-        "run.seed = 'x': must be a number",
-        "optimizer.lr = -1: must be at least 0",
+        "optimizer.lr = '-1': must be a number of at least 0",
+        "run.seed = 'x': must be a whole number of at least 0",
     ]
 
 

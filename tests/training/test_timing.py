@@ -169,17 +169,20 @@ def test_nanochats_decay_falls_to_zero_along_a_cosine() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"run.batch_ramp": ("0:1000", "soon:2048")}, "must be two numbers"),
+        ({"run.batch_ramp": ("0:1000", "soon:2048")}, r"batch_ramp\[1\].tokens = 'soon': must be a number"),
         ({"run.batch_ramp": ("5:1000", "9:2048")}, "must begin at 0"),
         ({"run.batch_ramp": ("0:1000", "9:1500", "9:2048")}, "rising"),
         ({"run.batch_ramp": ("0:1000", "9:1024")}, "run.batch_tokens is 2048"),
-        ({"run.batch_ramp": ("0:1000", "nan:2048")}, "two numbers of at least 0"),
+        ({"run.batch_ramp": ("0:1000", "nan:2048")}, "must be a number of at least 0"),
         ({"schedule.grad_clip_changes": ("0:0.3",)}, "must come after the start"),
         ({"schedule.grad_clip_changes": ("9:0.3", "9:0.2")}, "rising"),
-        ({"schedule.grad_clip_changes": ("9",)}, "like 30e9:0.3"),
+        ({"schedule.grad_clip_changes": ("9",)}, "must be a table with tokens, grad_clip"),
         ({"schedule.grad_clip_changes": ("9:-1",)}, "of at least 0"),
         ({"schedule.shape": "stages"}, "needs schedule.stages"),
-        ({"schedule.shape": "stages", "schedule.stages": ("cosine to 0.1",)}, "must be like"),
+        (
+            {"schedule.shape": "stages", "schedule.stages": ("cosine to 0.1",)},
+            "must be a table with shape, to, over_tokens",
+        ),
         ({"schedule.shape": "stages", "schedule.stages": ("cosin to 0.1 over 5",)}, "did you mean 'cosine'"),
     ],
 )

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, fields, make_dataclass
 from typing import Annotated, Any, TypeVar
 
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
+from weightdecay.declared.fields import Declared, alternatives, choices, hints, leaves, words
 from weightdecay.errors import ConfigError
 
 T = TypeVar("T")
 
 
-def _text(metavar: str) -> Any:
+def _text(metavar: str, help: str | None = None) -> Any:
     """A value taken as text; an empty default means that the recipe decides, and is not shown."""
     return arg(
-        metavar=metavar, help_behavior_hint=lambda default: "" if default in ("", "''") else f"(default: {default})"
+        metavar=metavar,
+        help=help,
+        help_behavior_hint=lambda default: "" if default in ("", "''") else f"(default: {default})",
     )
 
 
@@ -25,6 +30,7 @@ Choice = Annotated[str, _text("WHICH")]
 Number = Annotated[str, _text("X")]
 Count = Annotated[str, _text("N")]
 Folder = Annotated[str, _text("DIR")]
+File = Annotated[str, _text("FILE")]
 Run = Annotated[str, _text("RUN")]
 Recipe = Annotated[str, _text("[RECIPE[:SIZE]]")]
 Sources = Annotated[tuple[str, ...], _text("[SRC …]")]
@@ -34,15 +40,74 @@ Switch = FlagCreatePairsOff[Annotated[bool, arg(help_behavior_hint="")]]
 Settings = UseAppendAction[Annotated[tuple[str, ...], arg(name="set", metavar="KEY=VALUE")]]
 
 
+@dataclass(frozen=True)
+class SettingFlag:
+    """A flag that a setting declares for itself.
+
+    Attributes:
+        name: as the command's dataclass has it, `weight_decay`.
+        setting: what it sets.
+    """
+
+    name: str
+    setting: Declared
+
+    @property
+    def shown(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
+    def field(self) -> tuple[str, Any, Any]:
+        """Name, type and default for tyro: a switch, several texts, or one, with the setting's words as its help."""
+        kind, said = alternatives(self.setting.hint)[0], self.setting.words
+        if kind is bool:
+            return self.name, FlagCreatePairsOff[Annotated[bool, arg(help_behavior_hint="", help=said)]], False
+        names = choices(self.setting.hint)
+        metavar = self.setting.flag.metavar if self.setting.flag else ""
+        spoken = _text(metavar or "{" + ",".join(names) + "}", said)
+        several = not names and kind not in (float, int, str)
+        return self.name, Annotated[tuple[str, ...] if several else str, spoken], () if several else ""
+
+
+def setting_flags(kind: Any) -> list[SettingFlag]:
+    """The flags that the fields of a configuration declare, in their order."""
+    return [
+        SettingFlag(found.flag.name or key.rpartition(".")[2], found)
+        for key, found in leaves(kind).items()
+        if found.flag is not None
+    ]
+
+
+def with_setting_flags(kind: Any) -> Callable[[type[T]], type[T]]:
+    """Gives a command's dataclass the flags of a configuration, between its first field and the others."""
+
+    def widened(command: Any) -> Any:
+        types, said = hints(command), words(command)
+        own = [
+            (item.name, Annotated[types[item.name], arg(help=said[item.name])], item.default)
+            for item in fields(command)
+        ]
+        body = {name: value for name, value in vars(command).items() if name not in _DATACLASS_MAKES}
+        made = [flag.field() for flag in setting_flags(kind)]
+        return make_dataclass(command.__name__, [own[0], *made, *own[1:]], namespace=body, frozen=True)
+
+    return widened
+
+
+# What a class has anew once it is a dataclass of other fields.
+_DATACLASS_MAKES = frozenset(vars(dataclass(frozen=True)(type("Empty", (), {"x": 0, "__annotations__": {"x": int}}))))
+
+
 def key_value_pairs(settings: tuple[str, ...], faults: list[str]) -> dict[str, str]:
-    """`--set section.key=value`, each; a fault for each that has no `=`."""
-    pairs = {}
+    """`--set section.key=value`, each; a fault for each that has no `=`, and for each key that is set twice."""
+    pairs: dict[str, str] = {}
     for setting in settings:
-        key, equals, value = setting.partition("=")
-        if equals:
-            pairs[key.strip()] = value.strip()
-        else:
+        key, equals, value = (part.strip() for part in setting.partition("="))
+        if not equals:
             faults.append(f"--set {setting}: must be KEY=VALUE, like optimizer.beta2=0.95")
+        elif key in pairs:
+            faults.append(f"--set {key} is given twice, as {pairs[key]} and as {value}: give one")
+        else:
+            pairs[key] = value
     return pairs
 
 

@@ -104,7 +104,7 @@ class Plan:
 
             config = self._config()
             to_plan: Any = _our_model(config)
-            weight_decay, policy = config.optimizer.weight_decay, self.policy or config.optimizer.policy
+            weight_decay, policy = config.optimizer.peak_weight_decay, self.policy or config.optimizer.policy
             ours += plan_overrides(config.optimizer)
         else:
             to_plan = source.to_plan
@@ -142,7 +142,7 @@ class Plan:
             config = Run.open(self.model).config().replace(**{key.replace(".", "__"): v for key, v in given.items()})
         else:
             config = _recipe(self.model).config(given)
-        if math.isnan(config.optimizer.weight_decay):
+        if config.optimizer.weight_decay == "auto":
             raise ConfigError("--weight-decay auto depends on the run's length, which a plan has not: give a number")
         return config
 

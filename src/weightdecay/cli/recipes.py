@@ -193,7 +193,9 @@ def _word(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:.10g}"
-    return ", ".join(str(item) for item in value) or "none" if isinstance(value, tuple) else str(value)
+    if isinstance(value, dict):
+        return " ".join(_word(item) for item in value.values())
+    return ", ".join(_word(item) for item in value) or "none" if isinstance(value, list | tuple) else str(value)
 
 
 def _text(text: str) -> Any:

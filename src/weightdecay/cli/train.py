@@ -10,117 +10,61 @@ from typing import TYPE_CHECKING
 from weightdecay.cli.flags import (
     Argument,
     Choice,
-    Count,
-    Folder,
-    Name,
-    Number,
-    Paths,
+    File,
     Recipe,
     Settings,
     Switch,
     key_value_pairs,
+    setting_flags,
+    with_setting_flags,
 )
 from weightdecay.cli.output import console, note, print_json
-from weightdecay.errors import ConfigError, printable
+from weightdecay.errors import ConfigError, RecipeError, printable
+from weightdecay.recipes.settings import TrainConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from weightdecay.recipes.settings import TrainConfig
+    from weightdecay.recipes.files import SettingsFile
+    from weightdecay.recipes.layers import Layer
+    from weightdecay.recipes.schema import Recipe as PublishedRecipe
     from weightdecay.runs import Run
 
-# flag -> the configuration's key
-FLAGS = {
-    "data": "data.sources",
-    "tokenizer": "data.tokenizer",
-    "text_key": "data.text_key",
-    "encoding_errors": "data.encoding_errors",
-    "steps": "run.steps",
-    "tokens": "run.tokens",
-    "batch_tokens": "run.batch_tokens",
-    "context": "model.context",
-    "lr": "optimizer.lr",
-    "weight_decay": "optimizer.weight_decay",
-    "policy": "optimizer.policy",
-    "rule": "optimizer.rule",
-    "dtype": "run.dtype",
-    "seed": "run.seed",
-    "out": "run.out",
-    "checkpoint_every": "run.checkpoint_every",
-    "keep": "run.keep",
-    "init_from": "run.init_from",
-    "nproc": "run.nproc",
-}
+_DEFAULT_RECIPE = "gpt3:nano"
 
 
+@with_setting_flags(TrainConfig)
 @dataclass(frozen=True)
 class Train:
     """Train a GPT on real text with its decay plan: by default gpt3:nano on this Python's own standard library.
 
-    What is not given is the recipe's. The same command with the same --out goes on with a run that was stopped.
+    What is not given is the recipe's: flags go over --config, --config over the recipe, --set over all. The same
+    command with the same --out goes on with a run that was stopped.
     """
 
-    recipe: Argument[Recipe] = "gpt3:nano"
-    """SYSTEM[:SIZE], or a recipe file of your own, FILE.toml[:SIZE]; `weightdecay recipes` lists the systems."""
-    data: Paths = ()
-    """Files, folders, globs, hf:NAME, or one directory of `data prepare`."""
-    tokenizer: Name = ""
-    """byte, bpe:N, tiktoken:NAME, or a tokenizer.json."""
-    text_key: Name = ""
-    """The field that holds the text, in JSON lines and tables."""
-    encoding_errors: Choice = ""
-    """strict (stop at a byte that is not UTF-8) or replace (count and go on)."""
-    steps: Count = ""
-    """Length of the run in optimizer steps."""
-    tokens: Count = ""
-    """Length of the run in tokens, instead of --steps."""
-    batch_tokens: Count = ""
-    """Tokens in one optimizer step."""
-    context: Count = ""
-    """Tokens in one sequence."""
-    lr: Number = ""
-    """Peak learning rate."""
-    weight_decay: Number = ""
-    """λ under the rule, or auto: the λ that matters in a run of this length."""
-    policy: Name = ""
-    """Which tensors decay: default, all, none, matrices, no-embeddings, olmo2, qwen3-next, another framework's
-    (nanogpt, timm …), or a TOML file; see `weightdecay plan`."""
-    rule: Name = ""
-    """What λ means in one step: decoupled, independent, fixed, l2, lr_squared, corrected, cautious …"""
-    dtype: Choice = ""
-    """bfloat16 (autocast over float32 weights) or float32."""
-    compile: Switch = False
-    """torch.compile each block."""
-    seed: Count = ""
-    """Decides weights, data order and dropout."""
-    out: Folder = ""
-    """Run directory; by default a new one under runs/."""
-    checkpoint_every: Count = ""
-    """In steps; the last step is always saved."""
-    keep: Count = ""
-    """Newest checkpoints kept, beside the best."""
+    recipe: Argument[Recipe] = ""
+    """SYSTEM[:SIZE], or a recipe file of your own, FILE.toml[:SIZE]; `weightdecay recipes` lists the systems. Default:
+    that of --config, or gpt3:nano."""
+    config: File = ""
+    """Settings as a run's run.toml has them, all or some: RUN/run.toml with another --out trains the same once more."""
     resume: Choice = "auto"
     """auto (go on if --out holds a run), never, or must."""
     on_change: Choice = "refuse"
     """Settings that differ from the run being resumed: refuse, keep the run's, or override them from the next step."""
-    init_from: Folder = ""
-    """A run, a checkpoint or a Hugging Face directory whose weights to start from."""
-    nproc: Count = ""
-    """Processes on this machine."""
     as_published: Switch = False
     """The published form where the recipe keeps another value (PaLM's optimizer)."""
     set: Settings = ()
-    """Any other setting, like optimizer.beta2=0.95; `--dry-run` prints them all."""
+    """Any other setting, like optimizer.beta2=0.95; `--dry-run` prints them all, and where each comes from."""
     dry_run: Switch = False
     """Say what would be trained, and stop before the first step."""
     json: Switch = False
     """One JSON document on stdout; progress goes to stderr."""
 
     def run(self) -> int:
-        config = self.config()
+        config, origins = self.settings()
         from rich.text import Text
 
-        from weightdecay.runs import settings_toml
+        from weightdecay.recipes.files import settings_toml
         from weightdecay.training.assembly import assemble
         from weightdecay.training.briefing import briefing, document
         from weightdecay.training.progress import ConsoleReporter, told_now_and_then
@@ -132,11 +76,12 @@ class Train:
             if config.run.init_from:
                 check_start(config.run.init_from)
             assembly = assemble(config, told_now_and_then(note))
+            origins = _with_what_was_worked_out(origins, config, assembly.config)
             if self.json:
-                print_json(document(assembly))
+                print_json(document(assembly) | {"origins": origins})
             else:
                 out.print(briefing(assembly), "")
-                out.print(Text(printable(settings_toml(assembly.config))), soft_wrap=True)
+                out.print(Text(printable(settings_toml(assembly.config, origins))), soft_wrap=True)
             return 0
         run = train(config, resume=self.resume, on_change=self.on_change, reporter=ConsoleReporter(out))
         if os.environ.get("RANK", "0") != "0":
@@ -147,40 +92,92 @@ class Train:
             _show_sample(run, out)
         return 0
 
-    def config(self) -> TrainConfig:
-        """The recipe with this command line over it, every fault of both at once."""
-        from weightdecay.recipes.schema import recipe
+    def settings(self) -> tuple[TrainConfig, dict[str, str]]:
+        """What this command line asks for, with every fault of it at once; and what each value is given by."""
+        from weightdecay.declared.reading import ReadError
+        from weightdecay.recipes.layers import Layer, stacked
+        from weightdecay.recipes.settings import faults_of_some
         from weightdecay.training.preflight import missing_names, unknown_choices
 
         faults = unknown_choices(self.resume, self.on_change)
-        values = {key: value for flag, key in FLAGS.items() if (value := getattr(self, flag))}
-        values |= {"run.compile": True} if self.compile else {}
-        values |= key_value_pairs(self.set, faults)
+        file = self._file(faults)
+        flags = {flag.setting.key: flag for flag in setting_flags(TrainConfig)}
+        given = {key: value for key, flag in flags.items() if (value := getattr(self, flag.name))}
+        own = [
+            *([Layer(file.values, lambda _: self.config)] if file else []),
+            Layer(given, lambda key: flags[key].shown),
+            Layer(key_value_pairs(self.set, faults), lambda _: "--set"),
+        ]
+        chosen = self._recipe(file, faults)
+        values, origins = stacked([*([_layer(chosen)] if chosen else []), *own])
+        if chosen is None and not (file and file.recipe and not self.recipe):
+            above, _ = stacked(own)
+            raise ConfigError([*faults, *faults_of_some(above), *missing_names(above)])
+
         try:
-            chosen = recipe(self.recipe)
+            config = TrainConfig.from_values(values, recipe=_name(chosen, file), scaling=_scaling(chosen, file, own))
+        except ReadError as error:
+            faults += [
+                f"{self.config}: {fault.words}"
+                if self.config and origins.get(fault.key) == self.config
+                else fault.words
+                for fault in error.found
+            ]
+        if faults:
+            raise ConfigError([*faults, *missing_names(stacked(own)[0])])
+        return config, origins
+
+    def _file(self, faults: list[str]) -> SettingsFile | None:
+        from pathlib import Path
+
+        from weightdecay.recipes.files import read_settings
+
+        try:
+            return read_settings(Path(self.config)) if self.config else None
         except ConfigError as error:
-            raise ConfigError([*error.faults, *faults, *faults_without_recipe(values)]) from error
+            faults += [f"--config {fault}" for fault in error.faults]
+            return None
+
+    def _recipe(self, file: SettingsFile | None, faults: list[str]) -> PublishedRecipe | None:
+        """The recipe below all else; none where the file's is not here, whose run then has all of its values."""
+        from weightdecay.recipes.schema import recipe
+
+        named = file.recipe if file else ""
+        try:
+            chosen = recipe(self.recipe or named or _DEFAULT_RECIPE)
+        except RecipeError as error:
+            faults += error.faults if self.recipe or not named else []
+            return None
         if self.as_published:
             if not chosen.published:
                 note(f"{chosen.name}: nothing that is published differs from the recipe")
             chosen = chosen.as_published()
-        try:
-            config = chosen.config(values)
-        except ConfigError as error:
-            faults += error.faults
-        if faults:
-            raise ConfigError([*faults, *missing_names(values)])
-        return config
+        return chosen
 
 
-def faults_without_recipe(values: dict[str, object]) -> list[str]:
-    """What is wrong with the given values by themselves, when there is no recipe to complete them."""
-    from weightdecay.recipes.limits import out_of_range
-    from weightdecay.recipes.settings import read_values
-    from weightdecay.training.preflight import missing_names
+def _layer(chosen: PublishedRecipe) -> Layer:
+    from weightdecay.recipes.layers import Layer
 
-    read, faults = read_values(values)
-    return [*faults, *out_of_range(read), *missing_names(values)]
+    values = {key: sourced.value for key, sourced in chosen.values.items()}
+    return Layer(values, lambda key: f"recipe {chosen.name}, {chosen.values[key].status}")
+
+
+def _name(chosen: PublishedRecipe | None, file: SettingsFile | None) -> str:
+    return chosen.name if chosen else file.recipe if file else ""
+
+
+def _scaling(chosen: PublishedRecipe | None, file: SettingsFile | None, own: list[Layer]) -> str:
+    """How the size was scaled down, and what of its shape is given anew; a run's file has said that of its own."""
+    if file and file.recipe:
+        return file.scaling
+    return chosen.scaling_with({key for layer in own for key in layer.values}) if chosen else ""
+
+
+def _with_what_was_worked_out(origins: dict[str, str], asked: TrainConfig, found: TrainConfig) -> dict[str, str]:
+    """Where each value of a run that is ready comes from."""
+    before, after = asked.values(), found.values()
+    worked_out = {key: "worked out" for key, value in after.items() if before.get(key) != value}
+    return dict.fromkeys(after, "default") | {key: origins[key] for key in after if key in origins} | worked_out
 
 
 def _show_sample(run: Run, out: Console) -> None:

@@ -1,13 +1,17 @@
-"""What the entries of a recipe file hold: a value with its source and status, a source with how it was read."""
+"""What a recipe file may hold: values with source and status, sources with how they were read, sizes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
-from weightdecay.errors import did_you_mean
-from weightdecay.recipes.settings import SECTIONS, known_keys, read_values
+from annotated_types import MinLen
+
+from weightdecay.declared.fields import CLOSED, Number, Read, Text
+from weightdecay.declared.reading import Fault, attempt
+from weightdecay.declared.values import said
+from weightdecay.recipes.moved import as_spelt_now
 
 STATUSES = {
     "confirmed": "read in the primary source",
@@ -21,60 +25,109 @@ READ = {
     "no": "not read here; nothing is confirmed by it",
 }
 
-# Where in the file, as a dotted path, and what is wrong there.
-Faults = list[tuple[str, str]]
+Said = Annotated[str, Read(said), MinLen(1)]
+
+
+def _with_reference(entry: Any) -> Any:
+    """A source of which nothing but its reference is said."""
+    return {"reference": entry} if isinstance(entry, str) else entry
 
 
 @dataclass(frozen=True)
 class Source:
-    """A paper or a repository, and how it was read: one of READ."""
+    """A paper or a repository, and how it was read."""
 
-    reference: str
-    read: str = "opened"
+    __pydantic_config__ = CLOSED
+
+    reference: Said
+    """In full."""
+    read: Literal["opened", "text", "no"] = "opened"
+    """How it was read."""
 
 
 @dataclass(frozen=True)
 class Sourced:
     """One value, where it comes from, and how sure that is."""
 
+    __pydantic_config__ = CLOSED
+
     value: Any
-    status: str
-    source: str
-    note: str = ""
+    """As TOML has it."""
+    status: Literal["confirmed", "assumed", "unpublished", "contradicted"]
+    """How sure it is."""
+    source: Said
+    """Begins with the name of one of the file's sources, or says whose choice it is."""
+    note: Text = ""
+    """What else a reader must know."""
 
 
 @dataclass(frozen=True)
 class Brief:
-    """A row of the table that people copy, and what is behind it.
+    """A row of the table that people copy, and what is behind it."""
 
-    Attributes:
-        value: λ as the table has it.
-        published: λ as it is published, in words.
-        source: paper and section, or repository and path.
-        says: what that source says.
-        check: where a reader sees it in a minute.
-    """
+    __pydantic_config__ = CLOSED
 
-    value: float
-    published: str
-    source: str
-    says: str
-    check: str
+    value: Number
+    """λ as the table has it."""
+    published: Text
+    """λ as it is published, in words."""
+    source: Text
+    """Paper and section, or repository and path."""
+    says: Text
+    """What that source says."""
+    check: Text
+    """Where a reader sees it in a minute."""
 
 
-def sources_in(entries: Any, faults: Faults) -> dict[str, Source]:
-    """The table [sources]: a text, or `{ reference = …, read = … }`, for each name."""
-    found = {}
-    for name, entry in entries.items() if isinstance(entries, dict) else ():
-        place = f"sources.{name}"
-        try:
-            found[name] = Source(entry) if isinstance(entry, str) else Source(**entry)
-        except TypeError:
-            faults.append((place, f"{place}: must be a text or {{ reference = …, read = … }}"))
-            continue
-        if found[name].read not in READ:
-            faults.append((place, f"{place}: read '{found[name].read}': {did_you_mean(str(found[name].read), READ)}"))
-    return found
+Tables = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What one size of a system adds to what all share."""
+
+    __pydantic_config__ = CLOSED
+
+    scaling: Text = ""
+    """How a size that was never published was derived."""
+    parameters: Number = 0.0
+    """The published count."""
+    model: Tables = field(default_factory=dict)
+    """Values of the section of that name."""
+    data: Tables = field(default_factory=dict)
+    """Values of the section of that name."""
+    optimizer: Tables = field(default_factory=dict)
+    """Values of the section of that name."""
+    schedule: Tables = field(default_factory=dict)
+    """Values of the section of that name."""
+    run: Tables = field(default_factory=dict)
+    """Values of the section of that name."""
+    as_published: Tables = field(default_factory=dict)
+    """What to take instead where the published form differs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeFile:
+    """A recipe file."""
+
+    __pydantic_config__ = CLOSED
+
+    title: Text = ""
+    """The system's name as people write it."""
+    differs: Text = ""
+    """What of the published system is not built here."""
+    extends: Text = ""
+    """A system whose recipe this one adds to and overrides."""
+    brief: Brief | None = None
+    """The system's row in the table that people copy."""
+    sources: dict[str, Annotated[Source, Read(_with_reference)]] = field(default_factory=dict)
+    """Short name of each source: its full reference, and how it was read."""
+    common: Tables = field(default_factory=dict)
+    """What all sizes share."""
+    as_published: Tables = field(default_factory=dict)
+    """What to take instead where the published form differs."""
+    sizes: dict[str, Size] = field(default_factory=dict)
+    """The sizes; the first is taken where none is named."""
 
 
 def source_of(value: Sourced, sources: Mapping[str, Source]) -> Source | None:
@@ -83,51 +136,29 @@ def source_of(value: Sourced, sources: Mapping[str, Source]) -> Source | None:
     return sources[max(names, key=len)] if names else None
 
 
-def brief_in(entry: Any, faults: Faults) -> Brief | None:
-    """The table [brief], if there is one."""
-    if not isinstance(entry, dict):
-        return None
-    try:
-        return Brief(**entry)
-    except TypeError:
-        faults.append(("brief", "brief: must have value, published, source, says and check"))
-        return None
-
-
-def values_in(
-    sections: Mapping[str, Any], where: str, sources: Mapping[str, Source], faults: Faults
-) -> dict[str, Sourced]:
-    """Tables `section.key = { value, status, source }` as `section.key` to value."""
-    values = {}
-    for section, entries in sections.items():
-        if section not in SECTIONS or not isinstance(entries, dict):
-            known = did_you_mean(section, SECTIONS)
-            faults.append((f"{where}.{section}", f"{where}: unknown section '{section}': {known}"))
+def values_in(tables: Tables, where: str, sources: Mapping[str, Source], faults: list[Fault]) -> dict[str, Sourced]:
+    """Tables `section.key = { value, status, source }` as `section.key` to value, in today's spelling."""
+    values: dict[str, Sourced] = {}
+    for key, entry in _entries(tables, ""):
+        place = f"{where}.{key}"
+        found, wrong = attempt(Sourced, entry, place) if isinstance(entry, dict) else (None, [])
+        faults += wrong
+        if not isinstance(entry, dict):
+            faults.append(Fault("wrong", place, f"{place}: must be {{ value = …, status = …, source = … }}"))
+        if found is None:
             continue
-        for name, entry in entries.items():
-            key, place = f"{section}.{name}", f"{where}.{section}.{name}"
-            if wrong := _value_faults(key, entry):
-                faults += [(place, f"{place}: {fault}") for fault in wrong]
-                continue
-            values[key] = Sourced(**{**entry, "value": read_values({key: entry["value"]})[0][key]})
-            source = source_of(values[key], sources)
-            if source and source.read == "no" and entry["status"] == "confirmed":
-                faults.append((place, f"{place}: confirmed, but its source was not read: {source.reference}"))
+        values |= {name: replace(found, value=value) for name, value in as_spelt_now({key: found.value}).items()}
+        source = source_of(found, sources)
+        if source and source.read == "no" and found.status == "confirmed":
+            words = f"{place}: confirmed, but its source was not read: {source.reference}"
+            faults.append(Fault("wrong", place, words))
     return values
 
 
-def _value_faults(key: str, entry: Any) -> list[str]:
-    if key not in known_keys():
-        return [f"unknown key: {did_you_mean(key, known_keys())}"]
-    if not isinstance(entry, dict) or not {"value", "status", "source"} <= entry.keys():
-        return ["must be { value = …, status = …, source = … }"]
-    faults = read_values({key: entry["value"]})[1]
-    if entry["value"] != entry["value"]:  # TOML's nan, which inside means a λ that is still open
-        faults.append(f"{key} = nan: must be a number")
-    if entry["status"] not in STATUSES:
-        faults.append(f"status '{entry['status']}': {did_you_mean(str(entry['status']), STATUSES)}")
-    fields = ("value", "status", "source", "note")
-    faults += [f"unknown entry '{name}': {did_you_mean(name, fields)}" for name in entry if name not in fields]
-    if not str(entry["source"]).strip():
-        faults.append("the source is empty")
-    return faults
+def _entries(tables: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
+    """Every `section.key` and what stands there: the first table on the way down that holds more than tables."""
+    for name, entry in tables.items():
+        if isinstance(entry, dict) and (not above or all(isinstance(item, dict) for item in entry.values())):
+            yield from _entries(entry, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", entry

@@ -20,25 +20,19 @@ that recipe and overrides it.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from weightdecay.errors import ConfigError, RecipeError, did_you_mean
+from weightdecay.declared.reading import Fault, attempt, without
+from weightdecay.errors import RecipeError, did_you_mean
 from weightdecay.models.config import ModelConfig
-from weightdecay.recipes.entries import (
-    Brief,
-    Faults,
-    Source,
-    Sourced,
-    brief_in,
-    sources_in,
-    values_in,
-)
+from weightdecay.recipes.entries import Brief, RecipeFile, Size, Source, Sourced, values_in
+from weightdecay.recipes.layers import laid_over
 from weightdecay.recipes.places import lines_of_keys
-from weightdecay.recipes.settings import SECTIONS, TrainConfig
+from weightdecay.recipes.settings import SECTIONS, TrainConfig, faults_of
 
 FOLDER = Path(__file__).parent
 
@@ -105,34 +99,18 @@ class Recipe:
         return replace(self, values={**self.values, **self.published})
 
     def config(self, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
-        """The recipe as a run's configuration, with the user's values over it.
-
-        A warm-up or a length given one way replaces the recipe's given another way; another batch, its ramp; another
-        largest norm of the gradient, the changes of it.
+        """The recipe as a run's configuration, with the user's values over it, see `laid_over`.
 
         Raises:
             ConfigError: every fault at once.
         """
-        overrides = dict(overrides or {})
-        values = {key: sourced.value for key, sourced in self.values.items()}
-        for rivals in (("run.steps", "run.tokens"), tuple(f"schedule.warmup_{unit}" for unit in _WARMUP_UNITS)):
-            if any(key in overrides for key in rivals):
-                for key in rivals:
-                    values.pop(key, None)
-        for key, moves in _MOVES.items():
-            if key in overrides:
-                values = {name: value for name, value in values.items() if name not in moves}
-        anew = sorted(key for key in overrides if key.startswith("model."))
-        scaling = self.scaling + (f"; given anew: {', '.join(anew)}" if self.scaling and anew else "")
-        return TrainConfig.from_values(values | overrides, recipe=self.name, scaling=scaling)
+        values = laid_over({key: sourced.value for key, sourced in self.values.items()}, overrides or {})
+        return TrainConfig.from_values(values, recipe=self.name, scaling=self.scaling_with(overrides or {}))
 
-
-# What moves a value over the run: it goes when the value is given anew.
-_MOVES = {
-    "run.batch_tokens": ("run.batch_ramp", "run.batch_ramp_increment"),
-    "optimizer.grad_clip": ("schedule.grad_clip_changes",),
-}
-_WARMUP_UNITS = ("steps", "tokens", "fraction")
+    def scaling_with(self, given: Iterable[str]) -> str:
+        """How this size was scaled down, and what of its shape is given anew."""
+        anew = sorted(key for key in given if key.startswith("model."))
+        return self.scaling + (f"; given anew: {', '.join(anew)}" if self.scaling and anew else "")
 
 
 def recipe(name: str, size: str | None = None) -> Recipe:
@@ -182,28 +160,32 @@ def load(path: Path) -> dict[str, Recipe]:
 
 @cache
 def _shipped(path: Path) -> tuple[Recipe, Mapping[str, Recipe]]:
-    return _read(path)
+    """A file of ours: its values are looked at when a run takes them, and all of them by a test."""
+    return _read(path, judged=False)
 
 
-def _read(path: Path) -> tuple[Recipe, Mapping[str, Recipe]]:
-    """What all sizes of a file share, as a recipe without a size, and the sizes."""
+def _read(path: Path, *, judged: bool = True) -> tuple[Recipe, Mapping[str, Recipe]]:
+    """What all sizes of a file share, as a recipe without a size, and the sizes.
+
+    Args:
+        judged: whether each size must make a run's configuration.
+    """
     document, lines = _document(path)
-    faults: Faults = []
-    _refuse_unknown(document, "", _FILE, faults)
-    base, base_sizes = _extended(document, path, faults)
+    content, faults = attempt(RecipeFile, document)
+    if content is None:  # the rest is still looked at, so that its faults are told with these
+        content = attempt(RecipeFile, without(document, {fault.key for fault in faults}))[0] or RecipeFile()
+    base, base_sizes = _extended(content, path, faults)
     shared = replace(
         base,
-        title=document.get("title", path.stem),
-        differs=document.get("differs", base.differs),
-        brief=brief_in(document.get("brief"), faults) or base.brief,
-        sources={**base.sources, **sources_in(document.get("sources", {}), faults)},
+        title=content.title or path.stem,
+        differs=content.differs or base.differs,
+        brief=content.brief or base.brief,
+        sources={**base.sources, **content.sources},
     )
-    common = values_in(_table(document, "common"), "common", shared.sources, faults)
-    published = values_in(_table(document, "as_published"), "as_published", shared.sources, faults)
-    sizes = _table(document, "sizes")
-    _refuse_unknown(sizes, "sizes.", dict.fromkeys(sizes, dict), faults)
+    common = values_in(content.common, "common", shared.sources, faults)
+    published = values_in(content.as_published, "as_published", shared.sources, faults)
     found = {}
-    for size in [*sizes, *(size for size in base_sizes if size not in sizes)]:
+    for size in [*content.sizes, *(size for size in base_sizes if size not in content.sizes)]:
         below = base_sizes.get(size, replace(base, size=size))
         own = replace(
             shared,
@@ -211,42 +193,31 @@ def _read(path: Path) -> tuple[Recipe, Mapping[str, Recipe]]:
             values={**below.values, **common},
             published={**below.published, **published},
         )
-        found[size] = _with_size(own, _table(sizes, size), faults)
-    if not found:
-        faults.append(("sizes", "no sizes: a recipe needs at least one table [sizes.NAME]"))
-    for candidate in found.values() if not faults else ():
-        faults += [_placed(candidate, fault, lines) for fault in _config_faults(candidate)]
-    if faults:
-        once = dict.fromkeys((_line(lines, place), fault) for place, fault in faults)  # not again for each size
-        placed = sorted(once, key=lambda pair: pair[0])
-        raise RecipeError([f"{path}:{line}: {fault}" for line, fault in placed])
+        found[size] = _with_size(own, content.sizes.get(size, Size()), faults)
+    if not found and not faults:
+        faults.append(Fault("missing", "sizes", "no sizes: a recipe needs at least one table [sizes.NAME]"))
+    placed = [(fault.key, fault.words) for fault in faults]
+    for candidate in found.values() if judged else ():
+        placed += [_placed(candidate, fault, lines) for fault in _run_faults(candidate, whole=not faults)]
+    if placed:
+        once = dict.fromkeys((_line(lines, place), words) for place, words in placed)  # not again for each size
+        told = sorted(once, key=lambda pair: pair[0])
+        raise RecipeError([f"{path}:{line}: {words}" for line, words in told])
     return replace(shared, values={**base.values, **common}, published={**base.published, **published}), found
 
 
-def _with_size(shared: Recipe, entry: Mapping[str, Any], faults: Faults) -> Recipe:
-    """What all sizes share, with what the table of one adds to it."""
+def _with_size(shared: Recipe, size: Size, faults: list[Fault]) -> Recipe:
+    """What all sizes share, with what one adds to it."""
     where = f"sizes.{shared.size}"
-    _refuse_unknown(entry, f"{where}.", _SIZE, faults)
-    sections = {section: _table(entry, section) for section in SECTIONS}
-    own = values_in(sections, where, shared.sources, faults)
-    published = values_in(_table(entry, "as_published"), f"{where}.as_published", shared.sources, faults)
+    own = values_in({section: getattr(size, section) for section in SECTIONS}, where, shared.sources, faults)
+    published = values_in(size.as_published, f"{where}.as_published", shared.sources, faults)
     return replace(
         shared,
         values={**shared.values, **own},
         published={**shared.published, **published},
-        **{name: entry[name] for name in ("scaling", "parameters") if name in entry},
+        scaling=size.scaling or shared.scaling,
+        parameters=size.parameters or shared.parameters,
     )
-
-
-# What a file may say, and a size in it, each with its type.
-_FILE: dict[str, type[Any]] = {
-    "title": str, "differs": str, "extends": str, "brief": dict, "sources": dict, "common": dict, "as_published": dict,
-    "sizes": dict,
-}  # fmt: skip
-_SIZE: dict[str, type[Any]] = {
-    "scaling": str, "parameters": float, "as_published": dict, **dict.fromkeys(SECTIONS, dict)
-}  # fmt: skip
-_WORDS = {str: "a text", float: "a number", dict: "a table"}
 
 
 def _document(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -258,51 +229,31 @@ def _document(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise RecipeError(f"{path}: not a recipe that can be read: {reason}") from error
 
 
-def _table(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A table of a file, empty where it is missing, or is something else, which `_refuse_unknown` has said."""
-    entry = document.get(name, {})
-    return entry if isinstance(entry, dict) else {}
-
-
-def _refuse_unknown(document: Mapping[str, Any], where: str, known: Mapping[str, type[Any]], faults: Faults) -> None:
-    """A fault for each entry that has no business here, and for each of another type."""
-    for key, entry in document.items():
-        kind = known.get(key)
-        if kind is None:
-            faults.append((where + key, f"{where}{key}: unknown entry: {did_you_mean(key, known)}"))
-        elif not isinstance(entry, int | float if kind is float else kind) or isinstance(entry, bool):
-            faults.append((where + key, f"{where}{key}: must be {_WORDS[kind]}"))
-
-
-def _extended(document: Mapping[str, Any], path: Path, faults: Faults) -> tuple[Recipe, Mapping[str, Recipe]]:
+def _extended(content: RecipeFile, path: Path, faults: list[Fault]) -> tuple[Recipe, Mapping[str, Recipe]]:
     """The recipe that this one extends, under this one's name; an empty one without sizes if it stands alone."""
-    nothing = Recipe(path.stem, "", path.stem, {}, {})
-    name = document.get("extends", "")
-    if name and name not in systems():
-        faults.append(("extends", f"extends '{name}': {did_you_mean(str(name), systems())}"))
-    if name not in systems():
-        return nothing, {}
-    base, sizes = _shipped(FOLDER / f"{name}.toml")
-    return replace(base, system=path.stem), sizes
+    name = content.extends
+    if name in systems():
+        base, sizes = _shipped(FOLDER / f"{name}.toml")
+        return replace(base, system=path.stem), sizes
+    if name:
+        faults.append(Fault("wrong", "extends", f"extends = '{name}': {did_you_mean(name, systems())}"))
+    return Recipe(path.stem, "", path.stem, {}, {}), {}
 
 
-def _config_faults(candidate: Recipe) -> list[str]:
-    faults = []
-    for form in (candidate, candidate.as_published()) if candidate.published else (candidate,):
-        try:
-            form.config()
-        except ConfigError as error:
-            faults += error.faults
-    return faults
+def _run_faults(candidate: Recipe, *, whole: bool) -> list[Fault]:
+    """What keeps a size from being a run; where the file has other faults, of the values that it has alone."""
+    forms = (candidate, candidate.as_published()) if candidate.published else (candidate,)
+    found = [faults_of({key: value.value for key, value in form.values.items()}) for form in forms]
+    return [fault for faults in found for fault in faults if whole or fault.kind in ("unknown", "wrong")]
 
 
-def _placed(candidate: Recipe, fault: str, lines: Mapping[str, int]) -> tuple[str, str]:
-    """A fault of a configuration at the entry that it begins with; at the size where the file has no such entry."""
-    key = fault.partition(" ")[0]
+def _placed(candidate: Recipe, fault: Fault, lines: Mapping[str, int]) -> tuple[str, str]:
+    """A fault at the entry that it is about; at the size where the file has no such entry."""
+    key = fault.key.partition("[")[0]
     for table in (f"sizes.{candidate.size}", f"sizes.{candidate.size}.as_published", "common", "as_published"):
         if f"{table}.{key}" in lines:
-            return f"{table}.{key}", f"{table}: {fault}"
-    return f"sizes.{candidate.size}", f"{candidate.name}: {fault}"
+            return f"{table}.{key}", f"{table}: {fault.words}"
+    return f"sizes.{candidate.size}", f"{candidate.name}: {fault.words}"
 
 
 def _line(lines: Mapping[str, int], place: str) -> int:

@@ -1,325 +1,404 @@
-"""What a training run can be told, as frozen values; read from `section.key = value` pairs, all faults at once.
+"""What a training run can be told: every setting once, with its type, its range, its choices and its words.
 
-A recipe supplies most of the pairs, the user's flags and `--set` the rest. Values may come as text.
+A recipe supplies most of the values, a file, flags and `--set` the rest; `TrainConfig.from_values` reads them, and
+finds all that is wrong with them at once.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import tomllib
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Annotated, Any, Literal
 
-from weightdecay.errors import ConfigError, did_you_mean
+from annotated_types import Ge, Interval, Lt
+
+from weightdecay.declared.fields import (
+    CLOSED,
+    Consistent,
+    Contradiction,
+    Count,
+    Declared,
+    Flag,
+    Number,
+    Rows,
+    Switch,
+    Text,
+    Texts,
+    leaves,
+)
+from weightdecay.declared.reading import Fault, ReadError, attempt
+from weightdecay.declared.values import nested, pairs
+from weightdecay.errors import ConfigError
 from weightdecay.models.config import ModelConfig
-from weightdecay.recipes.limits import out_of_range
+from weightdecay.planning.roles.roles import Role
+from weightdecay.recipes.moved import as_spelt_now
+
+Share = Annotated[Number, Interval(ge=0, lt=1)]
+AtLeast0 = Annotated[Number, Ge(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """What to train on.
+    """What to train on."""
 
-    Args:
-        sources: files, folders, globs, `hf:NAME`, or one prepared directory; empty means the standard library.
-        tokenizer: `byte`, `bpe:N`, `tiktoken:NAME` or a tokenizer.json.
-        text_key: the field of a JSON line or table row that holds the text.
-        encoding_errors: `strict` stops at the first byte that is not UTF-8, `replace` counts and replaces.
-    """
+    __pydantic_config__ = CLOSED
 
-    sources: tuple[str, ...] = ()
-    tokenizer: str = "bpe:4096"
-    text_key: str = "text"
-    encoding_errors: str = "strict"
+    sources: Annotated[Texts, Flag("PATH", name="data")] = ()
+    """Files, folders, globs, hf:NAME, or one directory of `data prepare`; none is the standard library's sources."""
+    tokenizer: Annotated[Text, Flag("NAME")] = "bpe:4096"
+    """byte, bpe:N, tiktoken:NAME, or a tokenizer.json."""
+    text_key: Annotated[Text, Flag("NAME")] = "text"
+    """The field that holds the text, in JSON lines and tables."""
+    encoding_errors: Annotated[Literal["strict", "replace"], Flag()] = "strict"
+    """strict stops at a byte that is not UTF-8, replace counts and goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factor:
+    """A factor for some tensors."""
+
+    __pydantic_config__ = CLOSED
+
+    pattern: Text
+    """Regular expression that is found in their names; the first row whose pattern is decides."""
+    factor: AtLeast0
+    """What their share is multiplied by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beta:
+    """A β for some tensors."""
+
+    __pydantic_config__ = CLOSED
+
+    pattern: Text
+    """Regular expression that is found in their names; the first row whose pattern is decides."""
+    beta: Share
+    """Their β."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """Tensors that are several matrices, one above the other."""
+
+    __pydantic_config__ = CLOSED
+
+    pattern: Text
+    """Regular expression that is found in their names; the first row whose pattern is decides."""
+    matrices: Annotated[Count, Ge(1)]
+    """How many they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleOf:
+    """What some tensors are for."""
+
+    __pydantic_config__ = CLOSED
+
+    pattern: Text
+    """Regular expression that is found in their names; the first row whose pattern is decides."""
+    role: Role
+    """What they are taken for, in place of what is seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """How a step updates and decays.
+    """How a step updates and decays."""
 
-    Args:
-        name: one of `limits.OPTIMIZERS`.
-        lr: peak learning rate η.
-        weight_decay: λ; NaN stands for `auto` until the run's length is known.
-        rule: what λ means in one step.
-        policy: which tensors decay.
-        grad_clip: largest norm of the whole gradient; 0 does not clip.
-        momentum: of `muon` and `sgdw`; `beta1` and `beta2` are then AdamW's beside Muon.
-        muon_scale: of Muon's update: `match_rms_adamw` or `original`.
-        muon_orthogonalisation: `newton_schulz` or `polar_express`.
-        muon_equal_rows: whether rows are brought to one norm before it.
-        muon_beta2: β₂ of the mean squares by which neurons are brought to one size after it; 0 leaves them.
-        muon_stacked: `PATTERN=N` for tensors of N matrices, one above the other, that are each made orthogonal.
-        adamw_rule: of the tensors that AdamW updates beside Muon; empty means `rule`.
-        beta1_overrides, beta2_overrides: `PATTERN=BETA` for some of these tensors.
-        beta2_decay: c in Adafactor's β2 = 1 − t^c.
-        factored: whether Adafactor keeps row and column means of g² instead of g² itself.
-        lr_multipliers, weight_decay_multipliers: `PATTERN=FACTOR` for the tensors whose name the pattern is found in.
-        role_overrides: `PATTERN=ROLE`: what such tensors are taken for, by the policy and by Muon, which takes what is
-            a `linear weight`.
-    """
+    __pydantic_config__ = CLOSED
 
-    name: str
-    lr: float
-    weight_decay: float
-    beta1: float
-    beta2: float
-    eps: float
-    rule: str = "decoupled"
-    policy: str = "default"
-    grad_clip: float = 0.0
-    momentum: float = 0.95
-    muon_scale: str = "match_rms_adamw"
-    muon_orthogonalisation: str = "newton_schulz"
-    muon_equal_rows: bool = False
-    muon_beta2: float = 0.0
-    muon_stacked: tuple[str, ...] = ()
-    adamw_rule: str = ""
-    beta1_overrides: tuple[str, ...] = ()
-    beta2_overrides: tuple[str, ...] = ()
-    beta2_decay: float = -0.8
-    factored: bool = True
-    lr_multipliers: tuple[str, ...] = ()
-    weight_decay_multipliers: tuple[str, ...] = ()
-    role_overrides: tuple[str, ...] = ()
+    name: Literal["adafactor", "adam_l2", "adamw", "lion", "muon", "sgdw"]
+    """Which optimizer."""
+    lr: Annotated[AtLeast0, Flag("X")]
+    """Peak learning rate η."""
+    weight_decay: Annotated[AtLeast0 | Literal["auto"], Flag("X")]
+    """λ under the rule, or auto: the λ that matters in a run of this length."""
+    beta1: Share
+    """β₁; of `muon`, of the AdamW beside it."""
+    beta2: Share
+    """β₂; of `muon`, of the AdamW beside it."""
+    eps: AtLeast0
+    """ε, added to the root of the mean square."""
+    rule: Annotated[Text, Flag("NAME")] = "decoupled"
+    """What λ means in one step: decoupled, independent, fixed, l2, lr_squared, corrected, cautious …"""
+    policy: Annotated[Text, Flag("NAME")] = "default"
+    """Which tensors decay: default, all, none, matrices, no-embeddings, olmo2, qwen3-next, another framework's
+    (nanogpt, timm …), or a TOML file; see `weightdecay plan`."""
+    grad_clip: AtLeast0 = 0.0
+    """Largest norm of the whole gradient; 0 does not clip."""
+    momentum: Share = 0.95
+    """Of `muon` and `sgdw`."""
+    muon_scale: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+    """Of Muon's update."""
+    muon_orthogonalisation: Literal["newton_schulz", "polar_express"] = "newton_schulz"
+    """How Muon makes a matrix orthogonal."""
+    muon_equal_rows: Switch = False
+    """Whether rows are brought to one norm before it."""
+    muon_beta2: Share = 0.0
+    """β₂ of the mean squares by which neurons are brought to one size after it; 0 leaves them."""
+    muon_stacked: Rows[Stack] = ()
+    """Tensors whose matrices are each made orthogonal for themselves."""
+    adamw_rule: Text = ""
+    """Rule of the tensors that AdamW updates beside Muon; empty is `rule`."""
+    beta1_overrides: Rows[Beta] = ()
+    """β₁ of some of these tensors."""
+    beta2_overrides: Rows[Beta] = ()
+    """β₂ of some of these tensors."""
+    beta2_decay: Annotated[Number, Lt(0)] = -0.8
+    """c in Adafactor's β₂ = 1 − t^c."""
+    factored: Switch = True
+    """Whether Adafactor keeps row and column means of g² instead of g² itself."""
+    lr_multipliers: Rows[Factor] = ()
+    """Factors of η."""
+    weight_decay_multipliers: Rows[Factor] = ()
+    """Factors of λ, in place of the policy's."""
+    role_overrides: Rows[RoleOf] = ()
+    """What some tensors are taken for, by the policy and by Muon, which takes what is a `linear weight`."""
 
+    @property
+    def peak_weight_decay(self) -> float:
+        """λ as a number.
 
-@dataclass(frozen=True, kw_only=True)
-class ScheduleSettings:
-    """How the learning rate moves over the run.
-
-    Args:
-        shape: after the warm-up: `constant`, `cosine`, `linear`, `inverse_sqrt`, `stages` or `warmup_stable_decay`.
-        final_fraction: of the peak, where the descent ends.
-        warmup_steps, warmup_tokens, warmup_fraction: length of the linear rise; at most one of them is set.
-        decay_tokens: where the descent ends, counted from the start; 0 means at the end of the run.
-        decay_fraction: part of the run that `warmup_stable_decay` comes down in, along a straight line.
-        hold_steps, hold_fraction: how long `inverse_sqrt` stays at the peak; it then falls as √(hold/t).
-        grad_clip_changes: `TOKENS:NORM`: the largest norm of the gradient once so many tokens were seen; until the
-            first, it is `optimizer.grad_clip`.
-        stages: `SHAPE to FRACTION over TOKENS`, one after the other: constant, cosine or linear, to a fraction of the
-            peak.
-        weight_decay_shape: how λ moves: `constant`, `cosine` or `linear`.
-        weight_decay_final_fraction: of λ, where it ends.
-        weight_decay_moves: whose λ moves: of `all` tensors, or of those alone that `muon` updates.
-        momentum_start, momentum_rise_steps: from where and how long Muon's momentum rises to `optimizer.momentum`.
-        momentum_final: where it ends, along a straight line over the last `decay_fraction` or what is left of it after
-            the rise; 0 means that it stays.
-    """
-
-    shape: str
-    final_fraction: float = 0.0
-    warmup_steps: int = 0
-    warmup_tokens: float = 0.0
-    warmup_fraction: float = 0.0
-    decay_tokens: float = 0.0
-    decay_fraction: float = 0.2
-    hold_steps: int = 0
-    hold_fraction: float = 0.0
-    stages: tuple[str, ...] = ()
-    grad_clip_changes: tuple[str, ...] = ()
-    weight_decay_shape: str = "constant"
-    weight_decay_final_fraction: float = 0.0
-    weight_decay_moves: str = "all"
-    momentum_start: float = 0.0
-    momentum_rise_steps: int = 0
-    momentum_final: float = 0.0
+        Raises:
+            ConfigError: it is `auto`, which a run's length decides.
+        """
+        if self.weight_decay == "auto":
+            raise ConfigError("optimizer.weight_decay is auto, which only a run of known length makes a number")
+        return self.weight_decay
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """How long, how fast, and what is written.
+class Stage:
+    """A piece of the learning rate's way, from where the one before it ended."""
 
-    Args:
-        steps, tokens: length of the run; exactly one is set.
-        batch_tokens: tokens in one optimizer step, rounded to whole sequences.
-        batch_ramp: `TOKENS:BATCH_TOKENS`: how large the batch is once so many tokens were seen; ends at `batch_tokens`.
-        batch_ramp_shape: `steps` from entry to entry, or `linear` between them.
-        batch_ramp_increment: a linear ramp goes up by so many tokens at a time; 0 means sequence by sequence.
-        micro_batch_tokens: tokens in one forward pass; 0 lets the trainer choose.
-        dtype: `float32`, or `bfloat16` for autocast over float32 weights.
-        on_nonfinite: at a gradient that is not finite: `stop` the run before the update, or `skip` the step and count.
-        compile: torch.compile each block.
-        out: run directory; empty picks a new one under runs/.
-        log_every, eval_every, checkpoint_every: in steps; 0 lets the trainer choose.
-        eval_tokens: held-out tokens in one evaluation at most.
-        keep: newest checkpoints kept, beside the best.
-        init_from: a run, a checkpoint or a Hugging Face directory whose weights to start from.
-        nproc: processes on this machine.
-    """
+    __pydantic_config__ = CLOSED
 
-    steps: int = 0
-    tokens: float = 0.0
-    batch_tokens: int
-    batch_ramp: tuple[str, ...] = ()
-    batch_ramp_shape: str = "steps"
-    batch_ramp_increment: int = 0
-    micro_batch_tokens: int = 0
-    dtype: str = "bfloat16"
-    on_nonfinite: str = "stop"
-    compile: bool = False
-    seed: int = 0
-    out: str = ""
-    log_every: int = 0
-    eval_every: int = 0
-    eval_tokens: int = 1_048_576
-    checkpoint_every: int = 0
-    keep: int = 2
-    init_from: str = ""
-    nproc: int = 1
+    shape: Literal["constant", "cosine", "linear"]
+    """Along which line."""
+    to: AtLeast0
+    """Where it ends, as a fraction of the peak."""
+    over_tokens: AtLeast0
+    """How long it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradClipChange:
+    """Another largest norm of the gradient."""
+
+    __pydantic_config__ = CLOSED
+
+    tokens: AtLeast0
+    """From the first step that has so many tokens behind it."""
+    grad_clip: AtLeast0
+    """The norm; 0 does not clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings(Consistent):
+    """How the learning rate, λ, clipping and momentum move over the run."""
+
+    __pydantic_config__ = CLOSED
+
+    shape: Literal["constant", "cosine", "inverse_sqrt", "linear", "stages", "warmup_stable_decay"]
+    """Of the learning rate after the warm-up."""
+    final_fraction: AtLeast0 = 0.0
+    """Of the peak, where the descent ends."""
+    warmup_steps: Annotated[Count, Ge(0)] = 0
+    """Length of the linear rise in steps; it is given in one of three ways at most."""
+    warmup_tokens: AtLeast0 = 0.0
+    """Length of the linear rise in tokens."""
+    warmup_fraction: Share = 0.0
+    """Length of the linear rise as a part of the run."""
+    decay_tokens: AtLeast0 = 0.0
+    """Where the descent ends, counted from the start; 0 is the end of the run."""
+    decay_fraction: Annotated[Number, Interval(ge=0, le=1)] = 0.2
+    """Part of the run that `warmup_stable_decay` comes down in, along a straight line."""
+    hold_steps: Annotated[Count, Ge(0)] = 0
+    """How long `inverse_sqrt` stays at the peak; it then falls as √(hold/t)."""
+    hold_fraction: Share = 0.0
+    """The same as a part of the run."""
+    stages: Rows[Stage] = ()
+    """The pieces of `stages`, one after the other."""
+    grad_clip_changes: Rows[GradClipChange] = ()
+    """Other largest norms of the gradient; until the first, it is `optimizer.grad_clip`."""
+    weight_decay_shape: Literal["constant", "cosine", "linear"] = "constant"
+    """How λ moves."""
+    weight_decay_final_fraction: AtLeast0 = 0.0
+    """Of λ, where it ends."""
+    weight_decay_moves: Literal["all", "muon"] = "all"
+    """Whose λ moves: of all tensors, or of those alone that Muon updates."""
+    momentum_start: Share = 0.0
+    """From where Muon's momentum rises to `optimizer.momentum`."""
+    momentum_rise_steps: Annotated[Count, Ge(0)] = 0
+    """How long that takes."""
+    momentum_final: Share = 0.0
+    """Where it ends, along a straight line over the last `decay_fraction` or what is left of it after the rise; 0 is
+    that it stays."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        warmups = [name for name in ("warmup_steps", "warmup_tokens", "warmup_fraction") if getattr(self, name)]
+        if len(warmups) > 1:
+            keys = tuple(f"schedule.{name}" for name in warmups)
+            yield Contradiction(keys, f"one warm-up length, not {' and '.join(keys)}")
+        if self.shape == "stages" and not self.stages:
+            yield Contradiction(("schedule.shape", "schedule.stages"), "schedule.shape 'stages' needs schedule.stages")
+        key = "schedule.grad_clip_changes"
+        yield from _rising(key, [change.tokens for change in self.grad_clip_changes])
+        if self.grad_clip_changes and self.grad_clip_changes[0].tokens == 0:
+            yield Contradiction((key,), f"{key} must come after the start, whose norm is optimizer.grad_clip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RampPoint:
+    """A batch that the run grows to."""
+
+    __pydantic_config__ = CLOSED
+
+    tokens: AtLeast0
+    """Once so many tokens were seen."""
+    batch_tokens: Annotated[Count, Ge(1)]
+    """How large the batch then is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Consistent):
+    """How long, how fast, and what is written."""
+
+    __pydantic_config__ = CLOSED
+
+    steps: Annotated[Count, Ge(0), Flag("N")] = 0
+    """Length of the run in optimizer steps."""
+    tokens: Annotated[AtLeast0, Flag("N")] = 0.0
+    """Length of the run in tokens, instead of steps."""
+    batch_tokens: Annotated[Count, Ge(1), Flag("N")]
+    """Tokens in one optimizer step, rounded to whole sequences."""
+    batch_ramp: Rows[RampPoint] = ()
+    """How the batch grows, from 0 tokens on; it ends at `batch_tokens`."""
+    batch_ramp_shape: Literal["linear", "steps"] = "steps"
+    """From row to row in steps, or along a straight line between them."""
+    batch_ramp_increment: Annotated[Count, Ge(0)] = 0
+    """A linear ramp goes up by so many tokens at a time; 0 is sequence by sequence."""
+    micro_batch_tokens: Annotated[Count, Ge(0)] = 0
+    """Tokens in one forward pass; 0 lets the trainer choose."""
+    dtype: Annotated[Literal["bfloat16", "float32"], Flag()] = "bfloat16"
+    """bfloat16 is autocast over float32 weights."""
+    on_nonfinite: Literal["skip", "stop"] = "stop"
+    """At a gradient that is not finite: stop before the update, or skip the step and count."""
+    compile: Annotated[Switch, Flag()] = False
+    """torch.compile each block."""
+    seed: Annotated[Count, Ge(0), Flag("N")] = 0
+    """Decides weights, data order and dropout."""
+    out: Annotated[Text, Flag("DIR")] = ""
+    """Run directory; by default a new one under runs/."""
+    log_every: Annotated[Count, Ge(0)] = 0
+    """In steps; 0 lets the trainer choose."""
+    eval_every: Annotated[Count, Ge(0)] = 0
+    """In steps; 0 lets the trainer choose."""
+    eval_tokens: Annotated[Count, Ge(1)] = 1_048_576
+    """Held-out tokens in one evaluation at most."""
+    checkpoint_every: Annotated[Count, Ge(0), Flag("N")] = 0
+    """In steps; the last step is always saved; 0 lets the trainer choose."""
+    keep: Annotated[Count, Ge(1), Flag("N")] = 2
+    """Newest checkpoints kept, beside the best."""
+    init_from: Annotated[Text, Flag("DIR")] = ""
+    """A run, a checkpoint or a Hugging Face directory whose weights to start from."""
+    nproc: Annotated[Count, Ge(1), Flag("N")] = 1
+    """Processes on this machine."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        length = ("run.steps", "run.tokens")
+        if self.steps and self.tokens:
+            yield Contradiction(length, "the run's length twice: give either --steps or --tokens")
+        if not self.steps and not self.tokens:
+            yield Contradiction(length, "the run's length is missing: give --steps or --tokens, at least 1")
+        key = "run.batch_ramp"
+        yield from _rising(key, [point.tokens for point in self.batch_ramp])
+        if self.batch_ramp and self.batch_ramp[0].tokens != 0:
+            yield Contradiction((key,), f"{key} must begin at 0 tokens, not at {self.batch_ramp[0].tokens:g}")
+
+
+def _rising(key: str, tokens: list[float]) -> Iterator[Contradiction]:
+    if any(later <= earlier for earlier, later in pairwise(tokens)):
+        yield Contradiction((key,), f"{key} must go on at rising numbers of tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that decides a training run.
 
-        from weightdecay import TrainConfig, recipe
+    from weightdecay import TrainConfig, recipe
 
-        values = recipe("gpt3:nano").config().values()
-        config = TrainConfig.from_values(values | {"model.n_layers": 4, "optimizer.lr": "6e-3"})
-
-    `recipe` names where the values came from, for people; nothing is read from it again.
+    values = recipe("gpt3:nano").config().values()
+    config = TrainConfig.from_values(values | {"model.n_layers": 4, "optimizer.lr": "6e-3"})
     """
+
+    __pydantic_config__ = CLOSED
 
     model: ModelConfig
     data: DataSettings
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
     run: RunSettings
-    recipe: str = ""
-    scaling: str = field(default="", metadata={"why": "how a scaled-down size was scaled; said before training"})
+    recipe: Text = ""
+    """Where the values came from, for people; nothing is read from it again."""
+    scaling: Text = ""
+    """How a scaled-down size was scaled; said before training."""
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], *, recipe: str = "", scaling: str = "") -> TrainConfig:
-        """Read `section.key` pairs.
+        """Read `section.key` pairs; values may be text, as flags have it, and older spellings of them.
 
         Raises:
-            ConfigError: every unknown or missing key, wrong type and value out of range, at once.
+            ReadError: every unknown or missing key, wrong type, value out of range, and contradiction, at once.
         """
-        read, faults = read_values(values)
-        built: dict[str, Any] = {}
-        for section, kind in SECTIONS.items():
-            asked = {key.partition(".")[2] for key in values if key.startswith(section + ".")}
-            given = {name: read[f"{section}.{name}"] for name in asked if f"{section}.{name}" in read}
-            missing = sorted(_required(kind) - asked)
-            faults += [
-                f"{section}.{name} is missing: a recipe or --set {section}.{name}=… must give it" for name in missing
-            ]
-            if _required(kind) - given.keys():
-                continue  # said above; the others of this section are still checked one by one
-            try:
-                built[section] = kind(**given)
-            except ConfigError as error:
-                faults += error.faults
-        faults += out_of_range(read)
-        if not any(read.get(key, 1) for key in ("run.steps", "run.tokens") if key in values):
-            faults.append("the run's length is missing: give --steps or --tokens, at least 1")
-        if faults:
-            raise ConfigError(faults)
-        return cls(**built, recipe=recipe, scaling=scaling)
+        empty: dict[str, Any] = {section: {} for section in SECTIONS}
+        return _read(nested(as_spelt_now(values), empty) | {"recipe": recipe, "scaling": scaling})
 
     def values(self) -> dict[str, Any]:
-        """The same as `section.key` pairs: what `from_values` reads."""
-        return {
-            f"{section}.{item.name}": getattr(getattr(self, section), item.name)
-            for section, kind in SECTIONS.items()
-            for item in dataclasses.fields(kind)
-        }
+        """The same as `section.key` pairs, as TOML and JSON have them: what `from_values` reads."""
+        return {key: value for key, value in pairs(self).items() if "." in key}
 
     def replace(self, **changes: Any) -> TrainConfig:
-        """The same with some `section__key` values changed, checked anew."""
-        merged = self.values() | {key.replace("__", ".", 1): value for key, value in changes.items()}
-        return type(self).from_values(merged, recipe=self.recipe, scaling=self.scaling)
+        """The same with some `section__key` values changed; only the sections that change are read anew."""
+        given = as_spelt_now({key.replace("__", ".", 1): value for key, value in changes.items()})
+        changed = {key.partition(".")[0] for key in given}
+        kept = {key: value for key, value in self.values().items() if key.partition(".")[0] in changed}
+        sections = {name: getattr(self, name) for name in SECTIONS if name not in changed}
+        return _read(nested(kept | given, sections) | {"recipe": self.recipe, "scaling": self.scaling})
 
 
-SECTIONS: dict[str, type[Any]] = {
-    "model": ModelConfig,
-    "data": DataSettings,
-    "optimizer": OptimizerSettings,
-    "schedule": ScheduleSettings,
-    "run": RunSettings,
-}
+SECTIONS = ("model", "data", "optimizer", "schedule", "run")
 
 
-@cache
-def known_keys() -> dict[str, Any]:
-    """Every `section.key` with its type."""
-    return {
-        f"{section}.{name}": hint
-        for section, kind in SECTIONS.items()
-        for name, hint in typing.get_type_hints(kind).items()
-    }
+def known_keys() -> Mapping[str, Declared]:
+    """Every `section.key` that a run has."""
+    return {key: found for key, found in leaves(TrainConfig).items() if "." in key}
 
 
-def read_values(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Each value as its key's type, and a fault for each that cannot be."""
-    read, faults = {}, []
-    for key, value in values.items():
-        if key not in known_keys():
-            faults.append(f"unknown key '{key}': {did_you_mean(key, known_keys())}")
-            continue
-        try:
-            read[key] = _as_type(value, known_keys()[key])
-        except ValueError as error:
-            faults.append(f"{key} = {value!r}: {error}")
-    return read, faults
+def faults_of(values: Mapping[str, Any]) -> list[Fault]:
+    """What keeps `section.key` pairs from being a run, each with its place."""
+    return _attempt(nested(as_spelt_now(values), {section: {} for section in SECTIONS}))[1]
 
 
-def _required(kind: type[Any]) -> set[str]:
-    return {
-        item.name
-        for item in dataclasses.fields(kind)
-        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-    }
+def faults_of_some(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with some values of a run by themselves, before it is known what completes them."""
+    own = as_spelt_now(values)
+    return [fault.words for fault in faults_of(own) if fault.kind in ("unknown", "wrong") or fault.about & own.keys()]
 
 
-def _as_type(value: Any, kind: Any) -> Any:
-    if isinstance(kind, types.GenericAlias):  # tuple[str, ...]
-        return _texts(value)
-    if kind is str:
-        return _text(value) if isinstance(value, str | Path) else _refuse("text")
-    if kind is bool:
-        if isinstance(value, bool):
-            return value
-        known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        return known[str(value).lower()] if str(value).lower() in known else _refuse("true or false")
-    if isinstance(value, bool):
-        return _refuse("a number")
-    if kind is float and value == "auto":
-        return math.nan
-    try:
-        number = float(str(value).replace("_", ""))
-    except ValueError:
-        return _refuse("a number")
-    if kind is float:
-        # λ that is still open is NaN, and only `auto` says so.
-        return _refuse("a number") if isinstance(value, str) and math.isnan(number) else number
-    return int(number) if math.isfinite(number) and number == int(number) else _refuse("a whole number")
+def _read(tables: Mapping[str, Any]) -> TrainConfig:
+    config, faults = _attempt(tables)
+    if config is None:
+        raise ReadError(faults)
+    return config
 
 
-def _texts(value: Any) -> tuple[str, ...]:
-    """Of a list, of one text, or of a text that is a TOML array, as `--set` gives several."""
-    if isinstance(value, str) and value.startswith("["):
-        try:
-            value = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            return _refuse('an array of texts, like ["one", "two"]')
-    return (_text(value),) if isinstance(value, str) else tuple(_text(item) for item in value)
-
-
-def _text(value: Any) -> str:
-    text = str(value)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # bytes of a path that are not UTF-8: no TOML can hold them
-        _refuse("UTF-8 text")
-    return text
-
-
-def _refuse(wanted: str) -> typing.NoReturn:
-    raise ValueError(f"must be {wanted}")
+def _attempt(tables: Mapping[str, Any]) -> tuple[TrainConfig | None, list[Fault]]:
+    config, faults = attempt(TrainConfig, tables)
+    return config, [
+        replace(fault, words=f"{fault.words}: a recipe or --set {fault.key}=… must give it")
+        if fault.kind == "missing"
+        else fault
+        for fault in faults
+    ]

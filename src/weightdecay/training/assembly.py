@@ -103,7 +103,7 @@ def assemble(config: TrainConfig, progress: Progress | None = None) -> Assembly:
     n_parameters = model.n_parameters()
     sizes = batch_sizes(config.run, config.model.context)
     tokens_per_parameter = sizes.tokens_before(config.run.steps) / (n_parameters - embeddings)
-    automatic = math.isnan(config.optimizer.weight_decay)
+    automatic = config.optimizer.weight_decay == "auto"
     if automatic:
         config = config.replace(optimizer__weight_decay=_automatic_weight_decay(config, tokens_per_parameter))
     lr, weight_decay = lr_schedule(config, sizes), weight_decay_schedule(config)

@@ -147,7 +147,7 @@ class TrainingLoop:
         apply_schedules(self.optimizer, step, lr=self.assembly.lr, weight_decay=self.assembly.weight_decay)
         if config.schedule.weight_decay_moves != "all":  # λ of all but Muon's groups stays where it is
             others = [group for group in groups if group.get("algorithm") != "muon"]
-            apply_schedules(self.optimizer, step, weight_decay=config.optimizer.weight_decay, groups=others)
+            apply_schedules(self.optimizer, step, weight_decay=config.optimizer.peak_weight_decay, groups=others)
         for group in groups:
             if group.get("algorithm") == "muon":
                 group["momentum"] = self.assembly.momentum(step)

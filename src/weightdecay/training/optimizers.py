@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -19,49 +19,31 @@ from weightdecay.optim.sgdw import SGDW
 from weightdecay.planning.decay_plan import DecayPlan
 from weightdecay.planning.plan import plan
 from weightdecay.planning.policies.overrides import Override
-from weightdecay.planning.roles.roles import Role
 from weightdecay.recipes.settings import OptimizerSettings
 from weightdecay.rules import as_rule
+
+N = TypeVar("N", int, float)
 
 
 def decay_plan(model: nn.Module, settings: OptimizerSettings) -> DecayPlan:
     """Which tensors decay, and by how much: the policy, then the multipliers.
 
     Raises:
-        ConfigError: a setting by pattern that cannot be read, or whose pattern matches no tensor.
+        ConfigError: a pattern that is no regular expression, or that matches no tensor.
     """
     policy: Any = settings.policy  # a name or a path, which the preflight has looked up
-    decided = plan(model, weight_decay=settings.weight_decay, policy=policy, overrides=plan_overrides(settings))
+    decided = plan(model, weight_decay=settings.peak_weight_decay, policy=policy, overrides=plan_overrides(settings))
     if settings.name == "muon":
         own_settings(settings, decided)
     return decided
 
 
 def plan_overrides(settings: OptimizerSettings) -> list[Override]:
-    """The multipliers `PATTERN=FACTOR` of λ and η, and the roles `PATTERN=ROLE`, as a plan takes them.
-
-    Raises:
-        ConfigError: one that cannot be read; all of them are named.
-    """
-    faults: list[str] = []
-    decay = dict(_pairs("weight_decay_multipliers", settings.weight_decay_multipliers, faults))
-    rates = dict(_pairs("lr_multipliers", settings.lr_multipliers, faults))
-    roles = _roles(settings.role_overrides, faults)
-    if faults:
-        raise ConfigError(faults)
+    """The multipliers of λ and η, and the roles, as a plan takes them."""
+    decay = {row.pattern: row.factor for row in settings.weight_decay_multipliers}
+    rates = {row.pattern: row.factor for row in settings.lr_multipliers}
     shares = [Override(pattern, decay.get(pattern), rates.get(pattern, 1.0)) for pattern in {**rates, **decay}]
-    return shares + [Override(pattern, role=role) for pattern, role in roles]
-
-
-def _roles(entries: tuple[str, ...], faults: list[str]) -> list[tuple[str, Role]]:
-    known = {role.value: role for role in Role}
-    split = [entry.rpartition("=")[::2] for entry in entries]
-    faults += [
-        f"optimizer.role_overrides '{entry}': must be PATTERN=ROLE, {did_you_mean(role, known)}"
-        for entry, (pattern, role) in zip(entries, split, strict=True)
-        if role not in known or not pattern
-    ]
-    return [(pattern, known[role]) for pattern, role in split if role in known]
+    return shares + [Override(row.pattern, role=row.role) for row in settings.role_overrides]
 
 
 def rule_faults(settings: OptimizerSettings) -> list[str]:
@@ -125,12 +107,13 @@ def own_settings(settings: OptimizerSettings, decided: DecayPlan) -> dict[str, d
     """What each tensor's group says to Muon beside η and λ; its role in the plan decides where it goes.
 
     Raises:
-        ConfigError: an entry `PATTERN=NUMBER` that cannot be read, or whose pattern matches no tensor.
+        ConfigError: a pattern that is no regular expression, or that matches no tensor.
     """
     faults: list[str] = []
     names = [tensor.name for tensor in decided if not tensor.frozen]
-    keys = ("muon_stacked", "beta1_overrides", "beta2_overrides")
-    stacked, beta1, beta2 = (_by_pattern(key, getattr(settings, key), names, faults) for key in keys)
+    stacked = _by_pattern("muon_stacked", [(row.pattern, row.matrices) for row in settings.muon_stacked], names, faults)
+    beta1 = _by_pattern("beta1_overrides", [(row.pattern, row.beta) for row in settings.beta1_overrides], names, faults)
+    beta2 = _by_pattern("beta2_overrides", [(row.pattern, row.beta) for row in settings.beta2_overrides], names, faults)
     if faults:
         raise ConfigError(faults)
 
@@ -138,8 +121,7 @@ def own_settings(settings: OptimizerSettings, decided: DecayPlan) -> dict[str, d
     hidden = muon_tensors(decided)
     for name in names:
         if name in hidden:
-            number = stacked.get(name, 1.0)
-            own[name] = {"algorithm": "muon", "stacked": int(number) if number.is_integer() else number}
+            own[name] = {"algorithm": "muon", "stacked": stacked.get(name, 1)}
         else:
             betas = (beta1.get(name, settings.beta1), beta2.get(name, settings.beta2))
             own[name] = {"algorithm": "adamw", "rule": settings.adamw_rule or settings.rule, "betas": betas}
@@ -171,10 +153,10 @@ _BY_NAME: dict[str, Callable[[OptimizerSettings, DecayPlan], torch.optim.Optimiz
 }
 
 
-def _by_pattern(key: str, entries: tuple[str, ...], names: Iterable[str], faults: list[str]) -> dict[str, float]:
-    """The number of each name that one of the `PATTERN=NUMBER` is found in; of the first, where several are."""
-    numbers: dict[str, float] = {}
-    for pattern, number in _pairs(key, entries, faults):
+def _by_pattern(key: str, rows: Iterable[tuple[str, N]], names: Iterable[str], faults: list[str]) -> dict[str, N]:
+    """The number of each name that a row's pattern is found in; of the first, where several are."""
+    numbers: dict[str, N] = {}
+    for pattern, number in rows:
         try:
             matching = [name for name in names if re.search(pattern, name)]
         except re.error as error:
@@ -184,16 +166,3 @@ def _by_pattern(key: str, entries: tuple[str, ...], names: Iterable[str], faults
             faults.append(f"optimizer.{key}: '{pattern}' matches no tensor: {did_you_mean(pattern, names)}")
         numbers = dict.fromkeys(matching, number) | numbers
     return numbers
-
-
-def _pairs(key: str, entries: tuple[str, ...], faults: list[str]) -> list[tuple[str, float]]:
-    pairs = []
-    for entry in entries:
-        pattern, equals, factor = entry.rpartition("=")
-        try:
-            pairs.append((pattern, float(factor)))
-        except ValueError:
-            equals = ""
-        if not equals:
-            faults.append(f"optimizer.{key} '{entry}': must be PATTERN=FACTOR, like ^embedding=0.1")
-    return pairs

@@ -5,44 +5,45 @@ A configuration counts in tokens, as the papers do, or in steps; here everything
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from weightdecay.data.batches import BatchSizes
 from weightdecay.errors import ConfigError
-from weightdecay.recipes.moving import points, stages
-from weightdecay.recipes.settings import RunSettings, TrainConfig
+from weightdecay.recipes.settings import RampPoint, RunSettings, Stage, TrainConfig
 from weightdecay.schedules import Constant, Cosine, InverseSqrt, Linear, Piecewise, Schedule, Warmup, schedule
 
 
 def batch_sizes(run: RunSettings, context: int) -> BatchSizes:
-    """The ramp `TOKENS:BATCH_TOKENS, …` as whole sequences a step, whatever the number of processes.
+    """The run's ramp as whole sequences a step, whatever the number of processes.
 
-    Each entry says how large the batch is once so many tokens were seen: from there on (`steps`), or reached in a
-    straight line over the tokens since the entry before (`linear`), which a `batch_ramp_increment` climbs in stairs
+    Each row says how large the batch is once so many tokens were seen: from there on (`steps`), or reached in a
+    straight line over the tokens since the row before (`linear`), which a `batch_ramp_increment` climbs in stairs
     of that height. The last is the run's full batch.
 
     Raises:
         ConfigError: the ramp ends elsewhere.
     """
     full = max(1, round(run.batch_tokens / context))
-    ramp = points(run.batch_ramp)
+    ramp = run.batch_ramp
     if not ramp:
         return BatchSizes(context, full)
-    if max(1, round(ramp[-1][1] / context)) != full:
-        raise ConfigError(f"run.batch_ramp ends at {ramp[-1][1]:g} tokens, run.batch_tokens is {run.batch_tokens}")
+    if max(1, round(ramp[-1].batch_tokens / context)) != full:
+        raise ConfigError(
+            f"run.batch_ramp ends at {ramp[-1].batch_tokens:g} tokens, run.batch_tokens is {run.batch_tokens}"
+        )
     sizes: list[int] = []
     seen = 0
     stairs = max(1, run.batch_ramp_increment) if run.batch_ramp_shape == "linear" else 0
-    while seen < ramp[-1][0]:
+    while seen < ramp[-1].tokens:
         sizes.append(max(1, round(_batch_at(ramp, seen, stairs) / context)))
         seen += sizes[-1] * context
     return BatchSizes(context, full, tuple(sizes))
 
 
-def _batch_at(ramp: list[tuple[float, float]], seen: int, stairs: int) -> int:
+def _batch_at(ramp: Sequence[RampPoint], seen: int, stairs: int) -> int:
     """Tokens of the batch after `seen` tokens. In whole numbers, so that a stair begins exactly where it should."""
-    index = max(index for index, (tokens, _) in enumerate(ramp) if tokens <= seen)
-    (start, before), (end, after) = (map(round, point) for point in ramp[index : index + 2])
+    index = max(index for index, point in enumerate(ramp) if point.tokens <= seen)
+    (start, before), (end, after) = ((round(point.tokens), point.batch_tokens) for point in ramp[index : index + 2])
     grown = (after - before) * (seen - start) // (end - start)
     return before + (grown // stairs * stairs if stairs else 0)
 
@@ -50,12 +51,12 @@ def _batch_at(ramp: list[tuple[float, float]], seen: int, stairs: int) -> int:
 def grad_clip_schedule(config: TrainConfig, sizes: BatchSizes) -> Schedule:
     """The largest norm of the gradient at every step, 0 where it is not clipped.
 
-    It is `optimizer.grad_clip` until the first of the changes `TOKENS:NORM, …`, each of which holds from the first step
-    that has so many tokens behind it.
+    It is `optimizer.grad_clip` until the first of the changes, each of which holds from the first step that has so many
+    tokens behind it.
     """
-    changes = points(config.schedule.grad_clip_changes)
+    changes = config.schedule.grad_clip_changes
     # Two changes within a step: the later one holds, as it is the one that the next step finds.
-    norms = {0: config.optimizer.grad_clip, **{sizes.steps_for(tokens): norm for tokens, norm in changes}}
+    norms = {0: config.optimizer.grad_clip, **{sizes.steps_for(change.tokens): change.grad_clip for change in changes}}
     return Piecewise(tuple((step, Constant(norm)) for step, norm in norms.items()))
 
 
@@ -83,7 +84,7 @@ def weight_decay_schedule(config: TrainConfig) -> Schedule:
     timing = config.schedule
     return schedule(
         timing.weight_decay_shape,
-        peak=config.optimizer.weight_decay,
+        peak=config.optimizer.peak_weight_decay,
         steps=config.run.steps,
         final_fraction=timing.weight_decay_final_fraction,
     )
@@ -107,13 +108,13 @@ _SHAPES: dict[str, Callable[[float, float, int], Schedule]] = {
 }
 
 
-def _stages(entries: tuple[str, ...], peak: float, steps_for: Callable[[float], int]) -> Schedule:
-    """`SHAPE to FRACTION over TOKENS`, one after the other; each starts where the one before ended."""
+def _stages(stages: Sequence[Stage], peak: float, steps_for: Callable[[float], int]) -> Schedule:
+    """One after the other; each starts where the one before ended."""
     pieces = []
     value, seen = peak, 0.0
-    for shape, fraction, tokens in stages(entries):
+    for stage in stages:
         first = steps_for(seen) if seen else 0
-        end = peak * fraction
-        pieces.append((first, _SHAPES[shape](value, end, max(1, steps_for(seen + tokens) - first))))
-        value, seen = end, seen + tokens
+        end, until = peak * stage.to, seen + stage.over_tokens
+        pieces.append((first, _SHAPES[stage.shape](value, end, max(1, steps_for(until) - first))))
+        value, seen = end, until
     return Piecewise(tuple(pieces))

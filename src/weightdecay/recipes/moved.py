@@ -1,0 +1,58 @@
+"""How older versions spelt settings: one table, by which what they wrote is still read.
+
+run.batch_ramp = ["0:32000", "4e9:500000"]              TOKENS:BATCH_TOKENS
+schedule.grad_clip_changes = ["30e9:0.3"]               TOKENS:NORM
+schedule.stages = ["cosine to 0.1 over 4.3e12", …]      SHAPE to FRACTION over TOKENS
+optimizer.lr_multipliers = ["^embedding=0.1"]           PATTERN=FACTOR, and so on
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+_POINT = r"(?P<tokens>[^:]*):(?P<{}>[^:]*)"
+_OF_PATTERN = r"(?P<pattern>.+)=(?P<{}>[^=]*)"
+# Settings that were lists of texts, and how a text of theirs reads as the table that it now is.
+_ROWS = {
+    "run.batch_ramp": _POINT.format("batch_tokens"),
+    "schedule.grad_clip_changes": _POINT.format("grad_clip"),
+    "schedule.stages": r"(?P<shape>\S+) to (?P<to>\S+) over (?P<over_tokens>\S+)",
+    "optimizer.muon_stacked": _OF_PATTERN.format("matrices"),
+    "optimizer.beta1_overrides": _OF_PATTERN.format("beta"),
+    "optimizer.beta2_overrides": _OF_PATTERN.format("beta"),
+    "optimizer.lr_multipliers": _OF_PATTERN.format("factor"),
+    "optimizer.weight_decay_multipliers": _OF_PATTERN.format("factor"),
+    "optimizer.role_overrides": _OF_PATTERN.format("role"),
+}
+
+
+def as_spelt_now(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`section.key` pairs with every older spelling as the one of today."""
+    return {key: _rows(value, _ROWS[key]) if key in _ROWS else value for key, value in values.items()}
+
+
+def as_of_now(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run of the first version wrote, with settings that it did not have at what it did without them."""
+    routed = values.get("model.n_experts") and values.get("model.n_dense_layers", 0) < values.get("model.n_layers", 0)
+    if values.get("optimizer.name") == "muon" and routed:
+        # Muon took each matrix that is no table or head, routers too.
+        return {"optimizer.role_overrides": [{"pattern": "router", "role": "linear weight"}], **values}
+    return dict(values)
+
+
+def _rows(value: Any, spelling: str) -> Any:
+    """A list with each text as the table that it stood for; what stands for none is left for reading to refuse."""
+    if isinstance(value, str):
+        try:
+            value = tomllib.loads(f"value = {value}")["value"] if value.lstrip().startswith("[") else [value]
+        except tomllib.TOMLDecodeError:
+            return value
+    return [_row(entry, spelling) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _row(entry: Any, spelling: str) -> Any:
+    found = re.fullmatch(spelling, entry.strip()) if isinstance(entry, str) else None
+    return found.groupdict() if found else entry
