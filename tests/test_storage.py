@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from weightdecay.data.storage import build_directory, cache_directory, whole_file
 from weightdecay.errors import StorageError
+from weightdecay.storage import build_directory, cache_directory, whole_file
 
 
 def test_a_file_that_was_not_finished_leaves_the_old_one(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_directory_is_built_once_and_a_failed_one_not_at_all(tmp_path: Path) -
 BUILDER = """
 import sys, time
 from pathlib import Path
-from weightdecay.data.storage import build_directory
+from weightdecay.storage import build_directory
 
 def build(partial):
     assert not list(partial.iterdir()), "not empty"
@@ -147,7 +147,15 @@ def test_of_processes_that_want_the_same_directory_one_builds_and_the_others_wai
 
 
 def waits_for_a_lock(pid: int) -> bool:
-    return any("->" in line and f" {pid} " in line for line in Path("/proc/locks").read_text().splitlines())
+    """It holds the file open that the builder has locked."""
+    return any(is_open_at(descriptor, ".lock") for descriptor in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def is_open_at(descriptor: Path, suffix: str) -> bool:
+    try:
+        return descriptor.readlink().name.endswith(suffix)
+    except FileNotFoundError:  # closed while we looked
+        return False
 
 
 def test_the_cache_is_where_the_user_wants_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

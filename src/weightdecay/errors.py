@@ -7,6 +7,7 @@ a user who mistyped three keys should not have to run three times.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
@@ -59,6 +60,18 @@ class StorageError(WeightDecayError):
     """The disk refused: full, read-only, or over a limit. What was there before is untouched."""
 
 
+class StorageWarning(UserWarning):
+    """Something of the disk is not as it should be, and was gone round."""
+
+
+class OutputError(WeightDecayError):
+    """What a command says cannot be written: a full disk, a closed stream."""
+
+
+class OutOfMemoryError(WeightDecayError):
+    """There is not enough memory, of the machine's or of a GPU's."""
+
+
 class TrainingError(WeightDecayError):
     """A run that had to stop: the weights before the fault are kept."""
 
@@ -93,6 +106,40 @@ class StoppedError(WeightDecayError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number  # type: ignore[misc]  # an instance's own, decided by the signal
+
+
+def fault_of_the_world(error: BaseException) -> WeightDecayError | None:
+    """What is nobody's bug (a disk, a permission, too little memory) as an error of ours; None for anything else."""
+    if isinstance(error, OSError):
+        reason = (error.strerror or str(error) or type(error).__name__).rstrip(".")
+        place = f"{error.filename}: " if error.filename is not None else ""
+        advice = _ADVICE.get(error.errno or 0, "")
+        return StorageError(f"{place}{reason}{': ' if advice else ''}{advice}")
+    if isinstance(error, MemoryError) or _is_out_of_memory(error):
+        return OutOfMemoryError(
+            "there is not enough memory: free some, or ask for less; `weightdecay train … --dry-run` says how much a "
+            "training needs, and --set run.micro_batch_tokens=N holds fewer tokens at once"
+        )
+    return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch says so; for a processor's memory it has no exception of its own."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS_OF_NO_MEMORY)
+
+
+_WORDS_OF_NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "std::bad_alloc")
+_ADVICE = {
+    errno.EACCES: "its owner has to let you, or give another path",
+    errno.EPERM: "its owner has to let you, or give another path",
+    errno.EROFS: "give a path on a file system that can be written",
+    errno.ENOSPC: "make room, or give a path on another disk",
+    errno.EDQUOT: "make room within your quota, or give a path on another disk",
+    errno.EMFILE: "too many files are open in this process: raise `ulimit -n`",
+    errno.ENOENT: "correct the path",
+}
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

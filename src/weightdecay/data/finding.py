@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 from weightdecay.data.reading import EncodingErrors, HubDataset, JsonLines, Parquet, Source, TextFile
-from weightdecay.data.storage import is_directory, is_file
 from weightdecay.errors import DataError
+from weightdecay.storage import is_directory, is_file
 
 HUB_PREFIX = "hf:"
 

@@ -30,10 +30,10 @@ from weightdecay.data.shards import (
     open_shard,
     write_shard,
 )
-from weightdecay.data.storage import build_directory, cache_directory, is_file, whole_file
 from weightdecay.data.tokenizer import Tokenizer, load_tokenizer
 from weightdecay.data.tokenizer_specs import check_tokenizer_spec, make_tokenizer
 from weightdecay.errors import DamagedError, DataError
+from weightdecay.storage import build_directory, cache_directory, is_file, whole_file
 
 TRAINING_SHARD = "train.bin"
 HELD_OUT_SHARD = "heldout.bin"

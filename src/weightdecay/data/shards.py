@@ -30,9 +30,9 @@ import numpy.typing as npt
 
 from weightdecay.data.pieces import pieces
 from weightdecay.data.reading import Document
-from weightdecay.data.storage import whole_file
 from weightdecay.data.tokenizer import Tokenizer
 from weightdecay.errors import DamagedError, DataError
+from weightdecay.storage import whole_file
 
 MAGIC = b"WDTOKENS"
 VERSION = 1

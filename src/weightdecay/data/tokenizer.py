@@ -25,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from weightdecay.data.pieces import ANYWHERE, Cuts, cuts_of_pattern, cuts_of_pipeline
-from weightdecay.data.storage import whole_file
 from weightdecay.errors import DamagedError, DataError, MissingExtraError
+from weightdecay.storage import whole_file
 
 END_OF_TEXT = "<|endoftext|>"
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from weightdecay.data.corpus import Corpus
 from weightdecay.data.pieces import cuts_of_pipeline, pieces
-from weightdecay.data.storage import cache_directory, is_file
 from weightdecay.data.tokenizer import (
     END_OF_TEXT,
     ByteTokenizer,
@@ -23,6 +22,7 @@ from weightdecay.data.tokenizer import (
     load_tokenizer,
 )
 from weightdecay.errors import DamagedError, DataError, MissingExtraError, did_you_mean
+from weightdecay.storage import cache_directory, is_file
 
 SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 257, 1 << 20
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from weightdecay.errors import ConfigError, DamagedError
+from weightdecay.storage import save_tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -37,7 +37,7 @@ def write_weights(path: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes
     sizes: list[int] = []
 
     def flush() -> None:
-        save_file(held, path / f"shard-{len(shards)}", metadata={"format": "pt"})
+        save_tensors(held, path / f"shard-{len(shards)}", metadata={"format": "pt"})
         shards.append(list(held))
         held.clear()
 

@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from weightdecay.data.storage import sync
 from weightdecay.errors import DamagedError, TrainingError
 from weightdecay.runs import dump_json
+from weightdecay.storage import save_tensors, sync
 
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
 _PREFIX, _HIDDEN = "step-", ".partial-"
@@ -121,8 +121,8 @@ def save(
     partial = folder / f"{_HIDDEN}{final.name}-{os.getpid()}"
     try:
         partial.mkdir(parents=True)
-        save_file({name: tensor.contiguous() for name, tensor in model.items()}, partial / MODEL)
-        save_file({name: tensor.contiguous() for name, tensor in optimizer.items()}, partial / OPTIMIZER)
+        save_tensors(model, partial / MODEL)
+        save_tensors(optimizer, partial / OPTIMIZER)
         (partial / STATE).write_text(dump_json({"step": step, **state}, indent=2) + "\n", encoding="utf-8")
         files = {
             name: {"sha256": _sha256(partial / name), "bytes": (partial / name).stat().st_size}
