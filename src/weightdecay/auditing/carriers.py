@@ -6,7 +6,7 @@ decay goes along the weights far better than by the weights alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,9 +21,8 @@ Path: TypeAlias = tuple[Any, ...]
 # ‖X − w‖² / ‖w‖² of a copy X: an average of weights is no further from them, and moments are of another size.
 _NEAR, _NEAR_BESIDE = 0.5, 0.01
 _FEW = 32  # elements; so few may be near each other by chance
-_LOW = (torch.bfloat16, torch.float16)
-# By how much a compensation makes d's residual smaller; without one it is the rounding of the low precision.
-_BETTER = 16.0
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+WEIGHTS: Path = ("weights",)
 
 
 @dataclass(frozen=True)
@@ -39,22 +38,28 @@ class Carrier:
     added: bool = False
 
 
-def tensors_beside(bench: Bench, place: Place) -> dict[Path, Tensor]:
-    """Tensors as large as a parameter that may go with it, as they are now: in its state, or written to in a step."""
+def tensors_beside(bench: Bench, place: Place, elsewhere: Mapping[Path, Tensor]) -> dict[Path, Tensor]:
+    """Tensors as large as a parameter that may go with it, as they are now: in its state, or known to be elsewhere."""
     p = local(place.tensor)
     state = getattr(bench.optimizer, "state", None)
     held = state.get(place.tensor) if isinstance(state, Mapping) else None
     found = {path: local(tensor) for path, tensor in _walk(("state",), held)}
-    known = {tensor.data_ptr() for tensor in (p, *found.values())}
-    known |= {local(place.tensor).data_ptr() for place in bench.places}
-    for number, (tensor, _) in enumerate(bench.written.originals):
-        if tensor.layout == torch.strided and tensor.data_ptr() not in known:
-            found["written", number] = tensor
     return {
         path: tensor.reshape(p.shape)
-        for path, tensor in found.items()
+        for path, tensor in (found | dict(elsewhere)).items()
         if tensor.numel() == p.numel() and tensor.is_floating_point() and tensor.data_ptr() != p.data_ptr()
     }
+
+
+def written_beside(bench: Bench, w: Tensor) -> dict[Path, Tensor]:
+    """What a step wrote to, in nobody's state, and was the same as the weights before it: a master, or scratch."""
+    known = {local(one.tensor).data_ptr() for one in bench.places}
+    return {
+        ("written", number): tensor
+        for number, (tensor, copy) in enumerate(bench.written.originals)
+        if tensor.layout == torch.strided and tensor.numel() == w.numel() and tensor.is_floating_point()
+        if tensor.data_ptr() not in known and difference(copy.reshape(w.shape), w) < _NEAR_BESIDE
+    }  # fmt: skip
 
 
 def is_copy(bench: Bench, path: Path, tensor: Tensor, w: Tensor) -> bool:
@@ -63,27 +68,27 @@ def is_copy(bench: Bench, path: Path, tensor: Tensor, w: Tensor) -> bool:
     return difference(bench.written.original(tensor), w) < (_NEAR if of_its_own else _NEAR_BESIDE)
 
 
-def read(bench: Bench, place: Place, carrier: Carrier | None) -> Tensor:
+def read(place: Place, carrier: Carrier | None, beside: Mapping[Path, Tensor]) -> Tensor:
     """The weights as they are now."""
     p = local(place.tensor)
-    if carrier is None:
+    if carrier is None or carrier.path not in beside:
         return p
-    beside = tensors_beside(bench, place)[carrier.path]
-    return p.float() + beside.float() if carrier.added else beside
+    return p.float() + beside[carrier.path].float() if carrier.added else beside[carrier.path]
 
 
 def carrier_of(
-    place: Place, w: Tensor, plain: Tensor, with_decay: Mapping[Path, Tensor], without: Mapping[Path, Tensor],
-    copies: Mapping[Path, Tensor],
+    p: Tensor, w: Tensor, plain: Tensor, with_decay: Mapping[Path, Tensor], without: Mapping[Path, Tensor],
+    copies: Sequence[Path],
 ) -> Carrier | None:  # fmt: skip
     """What a decay that no rounding hides shows to carry the weights; None for the tensor itself.
 
     Args:
+        p, w: the tensor after the step with the decay, and before it.
         plain: moments of what was removed from the tensor itself.
         with_decay, without: the tensors beside it after the step with the decay and without it.
         copies: those of them that are copies.
     """
-    p, seen = local(place.tensor), Removed.of(plain)
+    seen = Removed.of(plain)
     best, most = None, 0.0
     for path in copies:
         slope = Removed.of(removed(w, with_decay[path], without[path])).fraction
@@ -91,15 +96,22 @@ def carrier_of(
         is_wider = with_decay[path].dtype.itemsize > p.dtype.itemsize
         if slope > most and slope > (0.5 if is_wider else 1.5) * seen.fraction:
             best, most = Carrier(path), slope
-    if best is not None or p.dtype not in _LOW:
+    if best is not None or p.dtype not in LOW_PRECISION:
         return best
 
     for path, after in with_decay.items():
-        lost = after.float() - without[path].float()
-        more = Removed.of(removed(w, p.float() + lost, without[("weights",)].float()))
-        if _residual(more) * _BETTER**2 < _residual(seen):
+        if not _may_be_lost(without[path], w):
+            continue
+        whole, other = p.float() + after.float(), without[WEIGHTS].float() + without[path].float()
+        if _residual(Removed.of(removed(w, whole, other))) * 2 < _residual(seen):
             return Carrier(path, added=True)
     return None
+
+
+def _may_be_lost(x: Tensor, w: Tensor) -> bool:
+    """Whether it is no larger than what rounding takes from each weight, half a unit of its last place."""
+    fits = x.abs().double() <= torch.finfo(w.dtype).eps * w.abs().double()
+    return bool(x.any()) and float(fits.double().mean()) > 0.95
 
 
 def _residual(seen: Removed) -> float:

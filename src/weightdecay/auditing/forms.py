@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from weightdecay.auditing.measuring import Removed
+from weightdecay.auditing.measuring import Removed, local
 from weightdecay.auditing.sharding import added_over_shards
-from weightdecay.auditing.sighting import Sighting
-from weightdecay.auditing.stepping import Bench, Settings
+from weightdecay.auditing.sighting import Known, Sighting, is_along
+from weightdecay.auditing.stepping import Bench, Place, Settings
 
 LARGE = 0.25
 """What a large λ is to remove: more than any rounding hides, and less than any rule refuses."""
 
 _WORKABLE = (0.05, 0.6)
-_TRIES = 6
+_TRIES = 8
 _USUAL_LR = 1e-3
 _PEAKS = ("peak_lr", "max_lr", "initial_lr")
-# cos² of what a decay removes and the weights; of a λ that goes through a sign it is 2/π.
-ALONG = 0.98
 _POWERS = (0.0, 0.5, 1.0, 2.0, 3.0)
+# Steps in which the way through the moments parts from the one beside them.
+_FEW = 3
 
 
 @dataclass
@@ -32,9 +33,10 @@ class Form:
 
     Attributes:
         lr, weight_decay: as they stand in the group.
-        large: numbers of a step in which about a quarter is removed, if any do so.
+        peak_lr, peak_key: the largest lr that the group knows of.
+        large: the numbers of a step in which about a quarter is removed, if any remove so much.
         factor, lr_power: None where no such form fits.
-        along: what is removed goes along the weights.
+        late: λ is read, and the first step does not show it.
     """
 
     lr: float | None
@@ -46,15 +48,14 @@ class Form:
     lr_power: float | None = None
     reads_weight_decay: bool = False
     reads_lr: bool = True
-    along: bool = True
+    coupled: bool = False
+    late: bool = False
 
     def removes(self) -> float | None:
         """What the group's own numbers ask for."""
         if self.factor is None or self.lr_power is None or self.weight_decay is None:
             return None
         lr = 1.0 if self.lr is None else self.lr
-        if lr == 0.0:
-            return 0.0 if self.lr_power > 0 else self.factor * self.weight_decay
         return float(self.factor * lr**self.lr_power * self.weight_decay)
 
 
@@ -65,87 +66,160 @@ def number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def settings_of(optimizer: Any, group: Mapping[str, Any]) -> Form:
-    """What stands in a group."""
-    known = {key: number(group.get(key)) for key in ("lr", *_PEAKS)}
+def form_of(optimizer: Any, group: Mapping[str, Any]) -> Form:
+    """What stands in a group; how it removes is not known yet."""
+    known = {key: number(group.get(key)) for key in _PEAKS}
+    known["lr of the defaults"] = number((getattr(optimizer, "defaults", None) or {}).get("lr"))
     peaks = {key: value for key, value in known.items() if value is not None}
-    default = number(getattr(optimizer, "defaults", {}).get("lr"))
-    if default is not None:
-        peaks["defaults"] = default
-    peak_key = max(peaks, key=lambda key: peaks[key], default="")
-    return Form(known["lr"], number(group.get("weight_decay")), peaks.get(peak_key), peak_key)
+    key = max(peaks, key=lambda key: peaks[key], default="")
+    return Form(number(group.get("lr")), number(group.get("weight_decay")), peaks.get(key), key)
 
 
-def find_forms(bench: Bench, forms: Sequence[Form]) -> None:
-    """Find the form of each group of which a tensor stands on the bench."""
-    groups = sorted({place.group for place in bench.places if forms[place.group].weight_decay is not None})
-    if not groups:
-        return
-    lrs = {group: _usable_lr(forms[group]) for group in groups}
-    tries = {group: _first(lrs[group]) for group in groups}
-    seen: dict[int, Removed] = {}
-    open_groups = list(groups)
-    for _ in range(_TRIES):
-        now = _removed(bench, {group: {**lrs[group], "weight_decay": tries[group]} for group in groups})
-        if now is None:  # a rule that knows its bound refuses more
-            tries = {group: value / 8 for group, value in tries.items()}
-            continue
-        seen = now
-        open_groups = [group for group in groups if not _is_workable(seen[group])]
-        if not open_groups:
-            break
-        for group in open_groups:
-            tries[group] *= _next(seen[group])
-    for group in groups:
-        form = forms[group]
-        form.large = {"weight_decay": tries[group]}
-        if form.lr is not None and not form.lr:
-            form.large |= lrs[group]
-        if group in seen:
-            form.reads_weight_decay = seen[group].dd > 0
-            form.along = max(seen[group].along_before, seen[group].along_after) > ALONG
-    _find_powers(bench, forms, groups, lrs, tries, seen)
+class FormFinding:
+    """Finds the form of each group by steps of one of its tensors.
 
+    Args:
+        forms: of all groups; those of which a tensor is looked at are filled in.
+        places: of the tensors that are looked at.
+        known: what they show is added.
+    """
 
-def _find_powers(
-    bench: Bench, forms: Sequence[Form], groups: Sequence[int], lrs: Mapping[int, dict[str, float]],
-    tries: Mapping[int, float], seen: Mapping[int, Removed],
-) -> None:  # fmt: skip
-    slower = {g: {**{key: lr / 2 for key, lr in lrs[g].items()}, "weight_decay": tries[g]} for g in groups}
-    smaller = {g: {**lrs[g], "weight_decay": tries[g] / 2} for g in groups}
-    at_half_lr, at_half = _removed(bench, slower), _removed(bench, smaller)
-    if at_half_lr is None or at_half is None:
-        return
-    for group in groups:
-        form, whole = forms[group], seen.get(group)
-        if whole is None:
-            continue
-        form.reads_lr = not lrs[group] or at_half_lr[group] != whole
-        a, less, half = (_fraction(one) for one in (whole, at_half_lr[group], at_half[group]))
-        if not form.along or a <= 0 or less <= 0 or abs(half / a - 0.5) > 0.02:
-            continue
-        power = math.log2(a / less) if lrs[group] else 0.0
-        nearest = min(_POWERS, key=lambda known: abs(known - power))
-        power = nearest if abs(nearest - power) < 0.05 else power
-        form.lr_power = power
-        lr = lrs[group].get("lr", 1.0)
-        form.factor = a / (lr**power * tries[group])
+    def __init__(self, bench: Bench, forms: Sequence[Form], places: Sequence[Place], known: Known) -> None:
+        self.bench, self.forms, self.places, self.known = bench, forms, places, known
+        self.groups = sorted({place.group for place in places if forms[place.group].weight_decay is not None})
+        self._lrs = {group: _usable_lr(forms[group]) for group in self.groups}
 
+    def find(self) -> None:
+        if not self.groups:
+            return
+        tries, seen = self._tried()
+        for group in self.groups:
+            form = self.forms[group]
+            form.large = {"weight_decay": tries[group]}
+            if form.lr == 0.0:  # at which nothing might be seen
+                form.large |= self._lrs[group]
+            form.reads_weight_decay = group in seen and seen[group].dd > 0
 
-def _removed(bench: Bench, settings: Settings) -> dict[int, Removed] | None:
-    """What is removed from each group's tensors at these numbers; None where a step refuses them."""
-    try:
-        moments = [
-            added_over_shards(one, place.tensor)
-            for one, place in zip(Sighting(bench, settings).seen_large(), bench.places, strict=True)
+        self._find_powers(tries, seen)
+        self._find_coupled(tries, seen)
+        if not all(self.forms[group].reads_weight_decay for group in self.groups):
+            self._find_late(tries)
+
+    def _tried(self) -> tuple[dict[int, float], dict[int, Removed]]:
+        """For each group a λ that removes about a quarter, and what it removes."""
+        tries = {group: LARGE / self._lrs[group].get("lr", 1.0) for group in self.groups}
+        seen: dict[int, Removed] = {}
+        for _ in range(_TRIES):
+            now = self._removed(self._with(tries))
+            if now is None:  # a rule that knows its bounds refuses more
+                tries = {group: value / 16 for group, value in tries.items()}
+                continue
+            seen = now
+            unfit = [group for group in self.groups if not _WORKABLE[0] <= _fraction(seen[group]) <= _WORKABLE[1]]
+            if not unfit:
+                break
+            before, tries = tries, dict(tries)
+            for group in unfit:
+                a = _fraction(seen[group])
+                tries[group] *= LARGE / a if a > 1e-9 else 100.0
+            if self._removed(self._with(tries)) is None:
+                tries = before
+                break
+        return tries, seen
+
+    def _find_powers(self, tries: Mapping[int, float], seen: Mapping[int, Removed]) -> None:
+        at_half = self._removed(self._with({group: value / 2 for group, value in tries.items()}))
+        at_half_lr = self._removed(self._with(tries, lr=0.5))
+        if at_half is None or at_half_lr is None:
+            return
+        for group in (group for group in self.groups if group in seen):
+            form, whole = self.forms[group], seen[group]
+            form.reads_lr = bool(self._lrs[group]) and at_half_lr[group] != whole
+            a, less, half = (_fraction(one) for one in (whole, at_half_lr[group], at_half[group]))
+            if not is_along(whole) or a <= 0 or less <= 0 or abs(half / a - 0.5) > 0.02:
+                continue
+            power = math.log2(a / less)
+            nearest = min(_POWERS, key=lambda known: abs(known - power))
+            form.lr_power = power = nearest if abs(nearest - power) < 0.05 else power
+            form.factor = a / (self._lrs[group].get("lr", 1.0) ** power * tries[group])
+
+    def _find_coupled(self, tries: Mapping[int, float], seen: Mapping[int, Removed]) -> None:
+        """Whether some steps with λ go the way of those with λ·w in the gradient, and not of shrinking weights."""
+        large = self._with(tries)
+        none = {group: {**values, "weight_decay": 0.0} for group, values in large.items()}
+        shrunk = {group: _fraction(seen[group]) if group in seen else 0.0 for group in self.groups}
+        try:
+            with_decay = self._walked(large)
+            without = self._walked(none)
+            through_gradient = self._walked(none, before_each=lambda: self._into_gradient(tries))
+            before = self._walked(none, before_each=lambda: self._shrink(shrunk))
+            after = self._walked(none, after_each=lambda: self._shrink(shrunk))
+        except Exception:  # others' code, at this λ
+            return
+        for group in self.groups:
+            apart = self._apart(group, with_decay, without)
+            coupled, *beside = (self._apart(group, with_decay, way) for way in (through_gradient, before, after))
+            form = self.forms[group]
+            goes_through = coupled < 0.01 * apart and coupled * 10 < min(beside)
+            form.coupled = form.reads_weight_decay and (goes_through or not is_along(seen[group]))
+            if form.coupled:
+                form.factor = form.lr_power = None
+
+    def _find_late(self, tries: Mapping[int, float]) -> None:
+        """Weights that are pulled to where they began have nothing to lose in their first step."""
+        later = self._removed(self._with(tries), steps=_FEW)
+        for group in self.groups if later is not None else ():
+            form = self.forms[group]
+            if not form.reads_weight_decay and later[group].dd > 0:  # type: ignore[index]
+                form.reads_weight_decay = form.late = True
+
+    # --- steps
+
+    def _with(self, weight_decay: Mapping[int, float], lr: float = 1.0) -> dict[int, dict[str, float]]:
+        return {
+            group: {**{key: lr * value for key, value in self._lrs[group].items()}, "weight_decay": value}
+            for group, value in weight_decay.items()
+        }
+
+    def _removed(self, settings: Settings, steps: int = 1) -> dict[int, Removed] | None:
+        """What is removed from each group's tensors at these numbers; None where a step refuses them."""
+        sighting = Sighting(self.bench, settings, steps=steps, places=self.places, known=self.known)
+        try:
+            moments = [
+                added_over_shards(one, place.tensor)
+                for one, place in zip(sighting.seen_large(), self.places, strict=True)
+            ]
+        except Exception:  # others' code
+            return None
+        found: dict[int, Removed] = {}
+        for group in self.groups:
+            own = [one for one, place in zip(moments, self.places, strict=True) if place.group == group]
+            found[group] = Removed.of(sum(own[1:], own[0]))
+        return found
+
+    def _walked(self, settings: Settings, **how: Callable[[], None]) -> list[Tensor]:
+        with self.bench.stepped(settings, steps=_FEW, **how):
+            return [local(place.tensor).double() for place in self.places]
+
+    def _into_gradient(self, weight_decay: Mapping[int, float]) -> None:
+        for place in self.bench.places:
+            gradient = place.tensor.grad
+            if gradient is None or gradient.layout != torch.strided or place.group not in weight_decay:
+                continue
+            here = local(gradient)
+            here.copy_(self.bench.written.original(here) + weight_decay[place.group] * local(place.tensor))
+
+    def _shrink(self, fractions: Mapping[int, float]) -> None:
+        for place in self.bench.places:
+            local(place.tensor).mul_(1 - fractions.get(place.group, 0.0))
+
+    def _apart(self, group: int, one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+        squares = [
+            added_over_shards((x - y).square().sum().reshape(1), place.tensor)
+            for x, y, place in zip(one, other, self.places, strict=True)
+            if place.group == group
         ]
-    except Exception:  # others' code
-        return None
-    found: dict[int, Removed] = {}
-    for group in settings:
-        own = [one for one, place in zip(moments, bench.places, strict=True) if place.group == group]
-        found[group] = Removed.of(sum(own[1:], own[0]))
-    return found
+        return float(sum(squares[1:], squares[0]))
 
 
 def _usable_lr(form: Form) -> dict[str, float]:
@@ -154,19 +228,6 @@ def _usable_lr(form: Form) -> dict[str, float]:
     return {"lr": form.lr or form.peak_lr or _USUAL_LR}
 
 
-def _first(lr: Mapping[str, float]) -> float:
-    return LARGE / lr["lr"] if lr else LARGE
-
-
 def _fraction(seen: Removed) -> float:
     """Of the elements on which it acts."""
     return seen.wd / seen.acted if seen.acted > 0 else 0.0
-
-
-def _is_workable(seen: Removed) -> bool:
-    return _WORKABLE[0] <= _fraction(seen) <= _WORKABLE[1]
-
-
-def _next(seen: Removed) -> float:
-    a = _fraction(seen)
-    return LARGE / a if a > 1e-6 else 1e3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -9,17 +10,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from weightdecay.auditing.forms import ALONG, find_forms, settings_of
+from weightdecay.auditing.forms import FormFinding, form_of
 from weightdecay.auditing.measuring import Removed
 from weightdecay.auditing.probed import Probe, ProbedGroup, ProbedOptimizer, ProbedTensor, SeenOn
 from weightdecay.auditing.python_state import PythonState
 from weightdecay.auditing.separating import Ways, units, ways_of
 from weightdecay.auditing.sharding import added_over_shards
-from weightdecay.auditing.sighting import Sight, Sighting
+from weightdecay.auditing.sighting import Known, Sight, Sighting, is_along
 from weightdecay.auditing.stepping import Bench, places_of, surely
 from weightdecay.naming import names_by_parameter
 
 _LOCK = threading.RLock()
+# Of ‖w‖²: less than that in elements that do not decay is rounding.
+_WHOLE = 0.999
+_FINE = 1e-6  # the unit in the last place of float32, beside which decays are large
 
 
 def probe(
@@ -58,15 +62,17 @@ class _Probing:
     def __init__(self, optimizer: Any, place: int, names: dict[Tensor, str], steps: int) -> None:
         self.optimizer, self.place, self.names, self.steps = optimizer, place, names, steps
         self.places = places_of(optimizer)
-        self.forms = [settings_of(optimizer, group) for group in optimizer.param_groups]
+        self.known = Known()
+        self.forms = [form_of(optimizer, group) for group in optimizer.param_groups]
 
     def probed(self) -> tuple[list[ProbedTensor], list[ProbedGroup], ProbedOptimizer]:
         started = time.perf_counter()
         everything = PythonState([self.optimizer])
         try:
             ways = ways_of(self.optimizer, self.places)
-            with Bench(self.optimizer, ways.sample, saves=ways.saves, gradients="drawn") as bench:
-                find_forms(bench, self.forms)
+            on_bench = ways.sample if ways.apart else units(self.places, apart=False)[0]
+            with Bench(self.optimizer, on_bench, saves=ways.saves, gradients="drawn") as bench:
+                FormFinding(bench, self.forms, ways.sample, self.known).find()
             sights = self._sights(ways)
         finally:
             surely(everything.put_back)
@@ -92,7 +98,7 @@ class _Probing:
         seen: list[Sight] = []
         for unit in units(self.places, apart=ways.apart):
             with Bench(self.optimizer, unit, saves=ways.saves) as bench:
-                seen += Sighting(bench, large, steps=self.steps).seen()
+                seen += Sighting(bench, large, steps=self.steps, known=self.known).seen()
         order = {(place.group, place.index): number for number, place in enumerate(self.places)}
         return sorted(seen, key=lambda sight: order[sight.place.group, sight.place.index])
 
@@ -101,7 +107,8 @@ class _Probing:
     def _tensor(self, sight: Sight, seen_on: SeenOn) -> ProbedTensor:
         place, form = sight.place, self.forms[sight.place.group]
         own, large, mirrored = (Removed.of(moments) for moments in (sight.own, sight.large, sight.mirrored))
-        reads = large.dd > 0
+        reads = large.dd > 0 or form.late or (large.ww == 0 and form.reads_weight_decay)
+        share = large.share if 0 < large.share < _WHOLE else 1.0
         requested = form.removes()
         from_own, elsewhere = own.fraction / self.steps, mirrored.fraction / self.steps
         is_seen = abs(elsewhere) > 4 * mirrored.error / self.steps + 1e-8
@@ -112,17 +119,35 @@ class _Probing:
             shape=tuple(place.tensor.shape),
             dtype=str(place.tensor.dtype).removeprefix("torch."),
             elements=place.tensor.numel(),
-            requested=requested,
+            requested=None if requested is None else requested * share,
             from_weight_decay=from_own,
             from_elsewhere=elsewhere if is_seen else 0.0,
-            uncertainty=(own.error + (mirrored.error if is_seen else 0.0)) / self.steps,
+            uncertainty=self._uncertainty(sight, own, requested) + (mirrored.error / self.steps if is_seen else 0.0),
             reads_weight_decay=reads,
-            coupled=reads and max(large.along_before, large.along_after) <= ALONG,
+            coupled=form.coupled or (reads and not is_along(large)),
             order=_order(large) if reads else None,
-            weight_norm=mirrored.ww**0.5,
+            weight_norm=(large.ww if form.large else mirrored.ww) ** 0.5,
             has_gradient=sight.has_gradient,
+            idle_rows=sight.idle,
             seen_on=seen_on,
+            share=share,
+            target=sight.target,
         )
+
+    def _uncertainty(self, sight: Sight, own: Removed, requested: float | None) -> float:
+        """The standard error of what the group's λ removes.
+
+        Where units of the last place turn over one by one, each with the probability that makes the mean right, a
+        few elements may by chance show none of them.
+        """
+        if own.ww <= 0:
+            return 0.0
+        turning = math.sqrt(abs(requested or 0.0) * sight.rounding * own.w4) / own.ww
+        # Far from 0 and near the target, the unit in the last place is large beside the way to go.
+        coarse = (
+            0.5 * sight.rounding * math.sqrt(Removed.of(sight.mirrored).ww / own.ww) if sight.target != "zero" else 0.0
+        )
+        return math.hypot(own.error / self.steps, turning if sight.rounding > _FINE else 0.0, coarse)
 
     def _group(self, index: int) -> ProbedGroup:
         group, form = self.optimizer.param_groups[index], self.forms[index]
@@ -138,7 +163,7 @@ class _Probing:
             lr_power=form.lr_power,
             reads_weight_decay=form.reads_weight_decay,
             reads_lr=form.reads_lr,
-            coupled=not form.along,
+            coupled=form.coupled,
         )
 
 

@@ -9,6 +9,8 @@ from typing import Literal
 Order = Literal["before", "after", "beside"]
 SeenOn = Literal["step", "whole step", "twin"]
 """A step of the real tensor alone, of all real tensors together, or of a small twin of the optimizer."""
+Target = Literal["zero", "one", "initial"]
+"""What a decay pulls towards; `initial` is what the optimizer remembers of the weights' beginning."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class ProbedTensor:
         idle_rows: rows of a table whose gradient is all 0, and which decay nevertheless.
         seen_on: what was stepped.
         opaque: why nothing could be seen; "" if something was.
+        share: the part of ‖w‖² in elements that λ decays; below 1 where a mask spares some. `requested` is of these.
+        target: what the decay pulls towards; the fractions and `weight_norm` are of w less that.
     """
 
     name: str
@@ -54,6 +58,8 @@ class ProbedTensor:
     idle_rows: int = 0
     seen_on: SeenOn = "step"
     opaque: str = ""
+    share: float = 1.0
+    target: Target = "zero"
 
     @property
     def realised(self) -> float | None:

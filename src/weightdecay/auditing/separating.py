@@ -43,13 +43,13 @@ def ways_of(optimizer: Any, places: Sequence[Place]) -> Ways:
             blind = bench.is_blind()
         strays, reached = bench.strays(), bench.reached
     if strays:
-        return Ways(False, "a step reaches tensors that are not in the groups", blind, _unique(places))
+        return Ways(False, "a step reaches tensors that are not in the groups", blind, _one_of_each_group(places))
     if reached > _OBJECTS:
-        return Ways(False, f"{reached} objects hang on it", blind, _unique(places))
+        return Ways(False, f"{reached} objects hang on it", blind, _one_of_each_group(places))
     for place, after in zip(some, together, strict=True):
         with Bench(optimizer, [place], saves=blind, gradients="drawn") as bench, bench.stepped():
             if not _alike(bench.written.original(local(place.tensor)), local(place.tensor), after):
-                return Ways(False, "its step makes tensors depend on each other", blind, _unique(places))
+                return Ways(False, "its step makes tensors depend on each other", blind, _one_of_each_group(places))
     return Ways(True, "", blind, _one_of_each_group(places))
 
 
@@ -101,9 +101,13 @@ def _smallest(places: Sequence[Place], count: int = 4) -> list[Place]:
 
 
 def _one_of_each_group(places: Sequence[Place]) -> list[Place]:
-    """Of each group the smallest tensor that tells something."""
+    """Of each group the smallest tensor that tells something; gains, which may all be 1, tell less than matrices."""
     chosen: dict[int, Place] = {}
-    for place in sorted(_unique(places), key=lambda place: (place.tensor.numel() < 64, place.tensor.numel())):
+    for place in sorted(_unique(places), key=lambda place: (_tells_less(place.tensor), place.tensor.numel())):
         if place.tensor.numel() and bool(local(place.tensor).any()):
             chosen.setdefault(place.group, place)
     return list(chosen.values())
+
+
+def _tells_less(p: Tensor) -> bool:
+    return p.ndim < 2 or not 64 <= p.numel() <= _SMALL

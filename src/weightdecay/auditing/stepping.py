@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from weightdecay.auditing.measuring import local
 from weightdecay.auditing.python_state import PythonState
 from weightdecay.auditing.written import Written
 from weightdecay.probing.copying import away_from_zero
@@ -65,7 +66,7 @@ class Bench:
         self.written = Written()
         self._python: PythonState | None = None
         self._others: list[Tensor] = []
-        self.believed = [is_believed(place.tensor.grad) for place in self.places]
+        self._believed = {id(place.tensor): is_believed(place.tensor.grad) for place in self.places}
 
     # --- the groups
 
@@ -117,27 +118,37 @@ class Bench:
         *,
         steps: int = 1,
         prepare: Callable[[], None] | None = None,
+        before_each: Callable[[], None] | None = None,
+        after_each: Callable[[], None] | None = None,
     ) -> Iterator[None]:
         """In here all is as after a step; afterwards as before it.
 
         Args:
             steps: how many are made, with the same gradients.
-            prepare: changes weights and state before the first; by `set_contents`, so that they are put back.
+            prepare, before_each, after_each: what else is done before the first step, and around each; what that
+                writes to is put back, too.
         """
         try:
             for number, values in (settings or {}).items():
                 for key, value in values.items():
                     self._set(self.optimizer.param_groups[number], key, value)
             self._give_gradients()
-            if prepare is not None:
-                prepare()
+            self._do(prepare)
             for step in range(steps):
+                self._do(before_each)
                 with isolated(_SEED + step), warnings.catch_warnings(), self.written:
                     warnings.simplefilter("ignore")
                     self.optimizer.step()
+                self._do(after_each)
             yield
         finally:
             surely(self.put_back)
+
+    @torch.no_grad()
+    def _do(self, what: Callable[[], None] | None) -> None:
+        if what is not None:
+            with self.written:
+                what()
 
     def _set(self, group: Any, key: str, value: float) -> None:
         # Under a schedule of ours λ is the schedule's times the group's share in it.
@@ -152,21 +163,25 @@ class Bench:
             self._python.put_back()
         self.written.put_back()
 
-    @torch.no_grad()
-    def set_contents(self, tensor: Tensor, values: Tensor) -> None:
-        """Write to a tensor in `prepare`."""
-        self.written.save(tensor)
-        tensor.copy_(values)
-
     # --- gradients
 
     def _give_gradients(self) -> None:
-        for place, believed in zip(self.places, self.believed, strict=True):
+        for place in self.places:
             p, gradient = place.tensor, place.tensor.grad
-            if gradient is None or not believed:
+            if gradient is None or not self.has_gradient(place):
                 p.grad = self._drawn(p) if self.gradients == "drawn" else torch.zeros_like(p)
             elif gradient.layout != torch.strided:
                 p.grad = gradient.clone()  # what a step writes to is not one memory that could be saved
+
+    def has_gradient(self, place: Place) -> bool:
+        return self._believed.get(id(place.tensor), False)
+
+    def gradient(self, place: Place) -> Tensor | None:
+        """The part of a finite dense gradient that lies here, as it was before a step."""
+        gradient = place.tensor.grad
+        if gradient is None or not self.has_gradient(place) or gradient.layout != torch.strided:
+            return None
+        return self.written.original(local(gradient))
 
     def _drawn(self, p: Tensor) -> Tensor:
         gradient = torch.zeros_like(p)
