@@ -75,10 +75,10 @@ def test_what_a_file_says_of_all_gains_goes_before_what_its_base_says_of_some(tm
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('[norms]\n"query norm" = 1', "no place of a norm 'query norm': did you mean 'query/key norm'"),
-        ('[norms]\n"final norm" = -1', "the multiplier of 'final norm' is -1"),
-        ("norms = 3", "3 should be a table of multipliers, each after its place of a norm"),
-        ("roles = []", "should be a table of multipliers, each after its role"),
+        ('[norms]\n"query norm" = 1', "unknown key 'norms.query norm': did you mean 'query/key norm'"),
+        ('[norms]\n"final norm" = -1', "norms.final norm = -1: must be a number of at least 0"),
+        ("norms = 3", "norms = 3: must be a table, each value a number of at least 0"),
+        ("roles = []", "roles = []: must be a table, each value a number of at least 0"),
     ],
 )
 def test_a_place_that_is_none_is_named_with_the_nearest(text: str, says: str, tmp_path: Path) -> None:

@@ -359,6 +359,14 @@ class TrainConfig:
         """The same as `section.key` pairs, as TOML and JSON have them: what `from_values` reads."""
         return {key: value for key, value in pairs(self).items() if "." in key}
 
+    def resolved(self, **changes: Any) -> TrainConfig:
+        """The same with some `section__key` values that the program itself has worked out: nothing is read anew."""
+        sections: dict[str, dict[str, Any]] = {}
+        for key, value in changes.items():
+            section, _, name = key.partition("__")
+            sections.setdefault(section, {})[name] = value
+        return replace(self, **{name: replace(getattr(self, name), **given) for name, given in sections.items()})
+
     def replace(self, **changes: Any) -> TrainConfig:
         """The same with some `section__key` values changed; only the sections that change are read anew."""
         given = as_spelt_now({key.replace("__", ".", 1): value for key, value in changes.items()})

@@ -94,7 +94,7 @@ def assemble(config: TrainConfig, progress: Progress | None = None) -> Assembly:
         progress=progress,
     )
     if [Path(source) for source in config.data.sources] == [data.path]:  # prepared, with the tokenizer in it
-        config = config.replace(data__tokenizer=str(data.path / "tokenizer.json"))
+        config = config.resolved(data__tokenizer=str(data.path / "tokenizer.json"))
     config = _resolve_shapes(with_pretrained_shape(config), data)
     with torch.device("meta"):
         model = GPT(config.model)
@@ -105,7 +105,7 @@ def assemble(config: TrainConfig, progress: Progress | None = None) -> Assembly:
     tokens_per_parameter = sizes.tokens_before(config.run.steps) / (n_parameters - embeddings)
     automatic = config.optimizer.weight_decay == "auto"
     if automatic:
-        config = config.replace(optimizer__weight_decay=_automatic_weight_decay(config, tokens_per_parameter))
+        config = config.resolved(optimizer__weight_decay=_automatic_weight_decay(config, tokens_per_parameter))
     lr, weight_decay = lr_schedule(config, sizes), weight_decay_schedule(config)
     return Assembly(
         config=config,
@@ -156,15 +156,16 @@ def _resolve_shapes(config: TrainConfig, data: Prepared) -> TrainConfig:
         )
     if faults:
         raise ConfigError(faults)
-    return config.replace(
-        model__vocab_size=vocab_size,
+    if vocab_size != config.model.vocab_size:
+        config = config.resolved(model__vocab_size=vocab_size)
+    return config.resolved(
         schedule__warmup_steps=warmup,
-        schedule__warmup_tokens=0,
-        schedule__warmup_fraction=0,
+        schedule__warmup_tokens=0.0,
+        schedule__warmup_fraction=0.0,
         run__batch_tokens=sizes.full * context,
         run__micro_batch_tokens=micro * context,
         run__steps=steps,
-        run__tokens=0,
+        run__tokens=0.0,
         run__log_every=run.log_every or math.ceil(steps / _LOGGED_STEPS),
         run__eval_every=run.eval_every or max(100, math.ceil(steps / 5)),
         run__checkpoint_every=run.checkpoint_every or max(1, math.ceil(steps / 5)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,9 +33,9 @@ def with_pretrained_shape(config: TrainConfig) -> TrainConfig:
         return config
     theirs = huggingface.read_config(Path(config.run.init_from))
     context = theirs.context if theirs.positions == "learned" else min(theirs.context, config.model.context)
-    shape = vars(theirs) | {name: getattr(config.model, name) for name in TRAINING_ONLY} | {"context": context}
-    values = config.values() | {f"model.{name}": value for name, value in shape.items()}
-    return TrainConfig.from_values(values, recipe=config.recipe)  # whose scaled-down shape this is not
+    own = {name: getattr(config.model, name) for name in TRAINING_ONLY}
+    # The recipe's scaled-down shape this is not.
+    return dataclasses.replace(config, model=theirs.replace(**own, context=context), scaling="")
 
 
 def pretrained_weights(path: Path, tokenizer_sha256: str, report: Callable[[str], None]) -> dict[str, Tensor]:

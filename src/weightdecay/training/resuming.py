@@ -76,7 +76,7 @@ def agree_on_config(old: TrainConfig, new: TrainConfig, on_change: str, report: 
     Raises:
         ConfigError: something differs that cannot change on the way, or that `on_change` refuses; all at once.
     """
-    before, after = old.values(), new.values()
+    before = old.values()
     words = config_changes(old, new)
     differing = list(words)
     fixed = [key for key in differing if not can_change(key)]
@@ -89,7 +89,7 @@ def agree_on_config(old: TrainConfig, new: TrainConfig, on_change: str, report: 
     for key in differing:
         report(f"{words[key]}; {'kept' if on_change == 'keep' else 'changed from the next step on'}")
     chosen = {key: before[key] for key in differing} if on_change == "keep" else {}
-    return TrainConfig.from_values(after | chosen, recipe=new.recipe, scaling=new.scaling)
+    return new.replace(**{key.replace(".", "__"): value for key, value in chosen.items()}) if chosen else new
 
 
 def check_data(run: Run, identity: Mapping[str, str]) -> None:

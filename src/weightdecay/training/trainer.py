@@ -51,7 +51,7 @@ def train(
         raise ConfigError(faults)
     reporter = reporter or ConsoleReporter(LastingConsole(stderr=True, highlight=False))
     if not config.run.out:
-        config = config.replace(run__out=_new_directory(config))
+        config = config.resolved(run__out=_new_directory(config))
     run = Run(Path(config.run.out))
     if config.run.nproc > 1 and not distributed.inside_a_group():
         distributed.launch(config.run.nproc, _train_rank, config, resume, on_change)

@@ -20,26 +20,62 @@ reason = "kept free while the gate warms up"
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Literal
 
+from annotated_types import Ge
+
+from weightdecay.declared.fields import CLOSED, Number, Rows, Text
+from weightdecay.declared.reading import attempt
 from weightdecay.errors import PlanError, did_you_mean
 from weightdecay.planning.policies.emulated import EMULATED
-from weightdecay.planning.policies.overrides import Override, is_multiplier, override_faults
+from weightdecay.planning.policies.overrides import Override, override_faults
 from weightdecay.planning.policies.role_policies import ROLE_POLICIES, Policy, RolePolicy
 from weightdecay.planning.roles.roles import NormPlace, Role
 
-PolicyName = Literal[
-    "default", "all", "none", "matrices", "no-embeddings", "olmo2", "qwen3-next", "torch", "nanogpt", "transformers",
-    "timm", "mingpt", "bert", "levanter", "composer",
-]  # fmt: skip
+RolePolicyName = Literal["default", "all", "none", "matrices", "no-embeddings", "olmo2", "qwen3-next"]
+EmulatedName = Literal["torch", "nanogpt", "transformers", "timm", "mingpt", "bert", "levanter", "composer"]
+PolicyName = Literal[RolePolicyName, EmulatedName]
 POLICIES: dict[str, Policy] = {**ROLE_POLICIES, **EMULATED}
 
-_KEYS = ("name", "base", "roles", "norms", "override")
-_OVERRIDE_KEYS = ("pattern", "multiplier", "lr_multiplier", "reason", "role")
+Multiplier = Annotated[Number, Ge(0)]
 
-K = TypeVar("K", Role, NormPlace)
+
+@dataclass(frozen=True, kw_only=True)
+class OverrideRow:
+    """What is said of the tensors whose name a pattern is found in."""
+
+    __pydantic_config__ = CLOSED
+
+    pattern: Text
+    """Regular expression, searched in the canonical name and its aliases; it must match something."""
+    multiplier: Multiplier | None = None
+    """Share of λ, 0 exempts; without one it is the policy's."""
+    lr_multiplier: Multiplier = 1.0
+    """Share of the learning rate."""
+    reason: Text = ""
+    """Why, in words."""
+    role: Role | None = None
+    """What the tensors are for, in place of what is seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyFile:
+    """A policy file."""
+
+    __pydantic_config__ = CLOSED
+
+    name: Text = ""
+    """Of the policy; without one, the file's."""
+    base: RolePolicyName = "default"
+    """A policy that decides by role, whose multipliers hold where nothing else is said."""
+    roles: dict[Role, Multiplier] = field(default_factory=dict)
+    """Multipliers of λ by role."""
+    norms: dict[NormPlace, Multiplier] = field(default_factory=dict)
+    """Those of norm gains by where the norm stands, before what `roles` says of all of them."""
+    override: Rows[OverrideRow] = ()
+    """In order: the first found in a name decides."""
 
 
 def read_policy(path: Path) -> tuple[RolePolicy, tuple[Override, ...]]:
@@ -49,58 +85,24 @@ def read_policy(path: Path) -> tuple[RolePolicy, tuple[Override, ...]]:
         PlanError: the file cannot be read, or holds unknown keys, roles or values; all faults together.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PlanError(f"cannot read the policy {path}: {error.strerror}") from error
     except ValueError as error:
         raise PlanError(f"{path} is no valid TOML: {error}") from error
-    faults = [f"{path}: there is no key '{key}': {did_you_mean(key, _KEYS)}" for key in content if key not in _KEYS]
-    base = content.get("base", "default")
-    if base not in ROLE_POLICIES:
-        faults.append(
-            f"{path}: base '{base}' is no policy that decides by role: {did_you_mean(str(base), ROLE_POLICIES)}"
-        )
-    multipliers = _multipliers(path, "role", Role, content.get("roles", {}), faults)
-    norms = _multipliers(path, "place of a norm", NormPlace, content.get("norms", {}), faults)
-    overrides = _overrides(path, content.get("override", []), faults)
-    if faults:
-        raise PlanError(faults)
-    name = str(content.get("name", path.stem))
+    content, faults = attempt(PolicyFile, table)
+    rows = content.override if content else ()
+    overrides = tuple(Override(**vars(row)) for row in rows)
+    patterns = [fault for override in overrides for fault in override_faults(override)]
+    if content is None or patterns:
+        raise PlanError([f"{path}: {words}" for words in (*(fault.words for fault in faults), *patterns)])
+
+    base = ROLE_POLICIES[content.base]
     # What the file says of all gains goes before what its base says of some.
-    of_base = {} if Role.NORM_GAIN in multipliers else ROLE_POLICIES[base].norms
-    policy = RolePolicy(name, {**ROLE_POLICIES[base].multipliers, **multipliers}, {**of_base, **norms})
+    of_base = {} if Role.NORM_GAIN in content.roles else base.norms
+    name = content.name or path.stem
+    policy = RolePolicy(name, {**base.multipliers, **content.roles}, {**of_base, **content.norms})
     return policy, overrides
-
-
-def _multipliers(path: Path, kind: str, names: type[K], table: Any, faults: list[str]) -> dict[K, float]:
-    """The multipliers of a table, by the values of an enumeration."""
-    if not isinstance(table, Mapping):
-        faults.append(f"{path}: {table!r} should be a table of multipliers, each after its {kind}")
-        return {}
-    known = {member.value: member for member in names}
-    found: dict[K, float] = {}
-    for name, value in table.items():
-        if name not in known:
-            faults.append(f"{path}: there is no {kind} '{name}': {did_you_mean(name, known)}")
-        elif not is_multiplier(value):
-            faults.append(f"{path}: the multiplier of '{name}' is {value!r}: give a finite number of at least 0")
-        else:
-            found[known[name]] = float(value)
-    return found
-
-
-def _overrides(path: Path, entries: Sequence[Mapping[str, Any]], faults: list[str]) -> tuple[Override, ...]:
-    found = []
-    for number, entry in enumerate(entries, start=1):
-        where = f"{path}: override {number}"
-        unknown = [key for key in entry if key not in _OVERRIDE_KEYS]
-        faults += [f"{where}: there is no key '{key}': {did_you_mean(key, _OVERRIDE_KEYS)}" for key in unknown]
-        if "pattern" not in entry:
-            faults.append(f"{where} has no pattern: give a regular expression of tensor names")
-        if not unknown and "pattern" in entry:
-            found.append(Override(**entry))
-            faults += [f"{where}: {fault}" for fault in override_faults(found[-1])]
-    return tuple(found)
 
 
 def find_policy(policy: str | Path | Policy) -> tuple[Policy, tuple[Override, ...]]:
