@@ -72,9 +72,9 @@ def settings_toml(config: TrainConfig, origins: Mapping[str, str] | None = None)
     """
     head = {"schema_version": VERSION, "recipe": config.recipe, "scaling": config.scaling}
     text = tomli_w.dumps(head | nested(config.values()))
-    lines = text.splitlines()
+    lines = text.split("\n")  # and nothing else that Unicode calls a line's end
     places = lines_of_keys(text)
     for key, origin in (origins or {}).items():
         if key in places:
             lines[places[key] - 1] += f"  # {origin}"
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)

@@ -16,7 +16,7 @@ def lines_of_keys(text: str) -> dict[str, int]:
     """
     lines: dict[str, int] = {}
     table = ""
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.lstrip().startswith("["):
             table = _dotted(line)
             lines.setdefault(table, number)
