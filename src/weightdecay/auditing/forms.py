@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.auditing.measuring import Removed, local
+from weightdecay.auditing.settings import number, peak_of
 from weightdecay.auditing.sharding import added_over_shards
 from weightdecay.auditing.sighting import Known, Sighting, is_along
 from weightdecay.auditing.stepping import Bench, Place, Settings
@@ -21,7 +22,6 @@ LARGE = 0.25
 _WORKABLE = (0.05, 0.6)
 _TRIES = 8
 _USUAL_LR = 1e-3
-_PEAKS = ("peak_lr", "max_lr", "initial_lr")
 _POWERS = (0.0, 0.5, 1.0, 2.0, 3.0)
 # Steps in which the way through the moments parts from the one beside them.
 _FEW = 3
@@ -59,20 +59,10 @@ class Form:
         return float(self.factor * lr**self.lr_power * self.weight_decay)
 
 
-def number(value: Any) -> float | None:
-    """A setting as a number; None where it is none."""
-    if isinstance(value, Tensor):
-        return float(value.detach()) if value.numel() == 1 else None
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
 def form_of(optimizer: Any, group: Mapping[str, Any]) -> Form:
     """What stands in a group; how it removes is not known yet."""
-    known = {key: number(group.get(key)) for key in _PEAKS}
-    known["lr of the defaults"] = number((getattr(optimizer, "defaults", None) or {}).get("lr"))
-    peaks = {key: value for key, value in known.items() if value is not None}
-    key = max(peaks, key=lambda key: peaks[key], default="")
-    return Form(number(group.get("lr")), number(group.get("weight_decay")), peaks.get(key), key)
+    peak_lr, peak_key = peak_of(optimizer, group)
+    return Form(number(group.get("lr")), number(group.get("weight_decay")), peak_lr, peak_key)
 
 
 class FormFinding:

@@ -1,9 +1,11 @@
-"""Sums over the shards of a distributed tensor."""
+"""What processes that hold parts of one tensor do together: sums over its shards, and decisions."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -23,3 +25,15 @@ def added_over_shards(moments: Tensor, of: Tensor) -> Tensor:
         if placement.is_replicate():
             moments = moments / mesh.size(dimension)
     return moments
+
+
+def agreed(decision: bool, tensors: Iterable[Tensor]) -> bool:
+    """Whether any process decides so; steps are collective, and all must make the same ones."""
+    distributed: Any = next((tensor for tensor in tensors if is_distributed(tensor)), None)
+    if distributed is None:
+        return decision
+    here = distributed.to_local()
+    flag = torch.tensor(float(decision), device=here.device)
+    for dimension in range(distributed.device_mesh.ndim):
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=distributed.device_mesh.get_group(dimension))
+    return bool(flag > 0)

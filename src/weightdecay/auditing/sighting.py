@@ -30,6 +30,7 @@ from weightdecay.auditing.carriers import (
 )
 from weightdecay.auditing.measuring import MOMENTS, Removed, difference, local, removed
 from weightdecay.auditing.probed import Target
+from weightdecay.auditing.sharding import agreed
 from weightdecay.auditing.stepping import Bench, Place, Settings
 
 # cos² of what a decay removes and what it is to remove; where λ goes through a sign it is 2/π.
@@ -196,6 +197,9 @@ class Sighting:
 
     # --- steps
 
+    def _agreed(self, decision: bool) -> bool:
+        return agreed(decision, (place.tensor for place in self.places))
+
     def _own(self, group: int) -> float:
         return float(self.bench.optimizer.param_groups[group]["weight_decay"])
 
@@ -206,7 +210,8 @@ class Sighting:
         with self.bench.stepped(none, steps=self.steps):
             kept = self._all_kept()
             found = [written_beside(self.bench, self._w(place)) for place in self.places]
-        if any(found) and self._find_elsewhere(none, found, kept):
+        # Steps may be collective, so that all processes make the same.
+        if self._agreed(any(found)) and self._agreed(self._find_elsewhere(none, found, kept)):
             with self.bench.stepped(none, steps=self.steps):
                 kept = self._all_kept()
         return kept
@@ -284,7 +289,7 @@ class Sighting:
 
     def _seen_mirrored(self, none: Settings, without: list[dict[Path, Tensor]]) -> list[Tensor]:
         weights = [self._carried(index, kept) for index, kept in enumerate(without)]
-        if any(self._copies):
+        if self._agreed(any(self._copies)):
             with self.bench.stepped(none, steps=self.steps, prepare=lambda: self._place(1)):
                 weights = [self._read(index).clone() for index in range(len(self.places))]
         moments = []

@@ -80,7 +80,7 @@ class Bench:
         self._groups = PythonState(groups, leave=left | chosen)
         try:
             self._narrow()
-            self._python = PythonState([self.optimizer], leave=left)
+            self._python = PythonState(roots_of(self.optimizer), leave=left)
             # The weights before a step are read from what was saved, in whichever way the step writes to them.
             for tensor in [*(place.tensor for place in self.places), *(self._python.tensors if self.saves else ())]:
                 self.written.save(tensor)
@@ -199,6 +199,11 @@ class Bench:
     def strays(self) -> bool:
         """Whether a step wrote to parameters of the optimizer that are not among these tensors."""
         return any(storage in self.written.seen for p in self._others for storage in storages(p))
+
+
+def roots_of(optimizer: Any) -> list[Any]:
+    """From where all that a step may change in Python can be reached; wrappers show what others hold."""
+    return [optimizer, optimizer.param_groups, getattr(optimizer, "state", None)]
 
 
 def is_believed(gradient: Tensor | None) -> bool:

@@ -21,7 +21,7 @@ class Written(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._saved: dict[Any, tuple[Tensor, Tensor]] = {}
-        self._versions: dict[int, tuple[Tensor, int]] = {}
+        self._versions: dict[Any, tuple[Tensor, int]] = {}
         self._made: set[int] = set()
         self.seen: set[int] = set()
         """The memories that were seen to be written to."""
@@ -78,8 +78,10 @@ class Written(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._saved[key] = (alias, alias.clone())
 
     def _keep_version(self, tensor: Tensor) -> None:
-        if id(tensor) not in self._versions and not tensor.is_inference():
-            self._versions[id(tensor)] = (tensor, tensor._version)
+        # Detached tensors and views share their base's counter, which may have moved when they are first seen.
+        key = (hasattr(tensor, "__tensor_flatten__"), *storages(tensor))
+        if key not in self._versions and not tensor.is_inference():
+            self._versions[key] = (tensor, tensor._version)
 
     @torch.no_grad()
     def put_back(self) -> None:

@@ -1,0 +1,31 @@
+"""The numbers that stand in a group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+# Where schedulers, plans and people write the highest lr of a schedule.
+_PEAKS = ("peak_lr", "max_lr", "initial_lr")
+
+
+def number(value: Any) -> float | None:
+    """A setting as a number; None where it is none."""
+    if isinstance(value, Tensor):
+        return float(value.detach()) if value.numel() == 1 else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def peak_of(optimizer: Any, group: Mapping[str, Any]) -> tuple[float | None, str]:
+    """The largest lr that a group knows of, and where it stands."""
+    known = {key: number(group.get(key)) for key in _PEAKS}
+    known["lr of the defaults"] = number((getattr(optimizer, "defaults", None) or {}).get("lr"))
+    peaks = {key: value for key, value in known.items() if value is not None}
+    key = max(peaks, key=lambda key: peaks[key], default="")
+    return peaks.get(key), key
+
+
+def title_of(group: Mapping[str, Any], index: int) -> str:
+    return f"group {index}" + (f" ('{group['name']}')" if "name" in group else "")

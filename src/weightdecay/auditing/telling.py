@@ -1,0 +1,136 @@
+"""What was seen, as the values that a probe returns."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from weightdecay.auditing.forms import Form
+from weightdecay.auditing.measuring import Removed
+from weightdecay.auditing.probed import Order, ProbedGroup, ProbedTensor, SeenOn
+from weightdecay.auditing.sighting import Sight, is_along
+from weightdecay.auditing.stepping import Place
+from weightdecay.probing.report import GroupReport
+
+# Of ‖w‖²: less than that in elements that do not decay is rounding.
+_WHOLE = 0.999
+# The unit in the last place of float32; beside it decays are large.
+_FINE = 1e-6
+# By how much one order fits better than the other, in sin² of what is removed and what it should be along.
+_FITS_BETTER = 16
+
+
+def blank(place: Place, optimizer: int, name: str) -> ProbedTensor:
+    """What is known of a tensor before anything was seen."""
+    p = place.tensor
+    return ProbedTensor(
+        name=name,
+        optimizer=optimizer,
+        group=place.group,
+        shape=tuple(p.shape),
+        dtype=str(p.dtype).removeprefix("torch."),
+        elements=p.numel(),
+        requested=None,
+        from_weight_decay=None,
+        from_elsewhere=None,
+        reads_weight_decay=False,
+        has_gradient=False,
+    )
+
+
+def seen_on_step(sight: Sight, form: Form, steps: int, seen_on: SeenOn) -> dict[str, Any]:
+    """What the steps of a real tensor say, by the names of `ProbedTensor`."""
+    own, large, mirrored = (Removed.of(moments) for moments in (sight.own, sight.large, sight.mirrored))
+    reads = large.dd > 0 or form.late or (large.ww == 0 and form.reads_weight_decay)
+    share = large.share if 0 < large.share < _WHOLE else 1.0
+    requested = form.removes()
+    elsewhere = mirrored.fraction / steps
+    error = mirrored.error / steps + _alike(mirrored, sight)
+    is_decay = abs(elsewhere) > 4 * error and mirrored.along_before > 0.5
+    return {
+        "requested": None if requested is None else requested * share,
+        "from_weight_decay": own.fraction / steps,
+        "from_elsewhere": elsewhere if is_decay else 0.0,
+        "uncertainty": _uncertainty(sight, own, requested, steps) + (error if is_decay else 0.0),
+        "reads_weight_decay": reads,
+        "coupled": reads and (form.coupled or not is_along(large)),
+        "order": _order(large) if reads and not form.coupled else None,
+        "weight_norm": math.sqrt(large.ww if form.large else mirrored.ww),
+        "has_gradient": sight.has_gradient,
+        "idle_rows": sight.idle,
+        "seen_on": seen_on,
+        "share": share,
+        "target": sight.target,
+    }
+
+
+def _uncertainty(sight: Sight, own: Removed, requested: float | None, steps: int) -> float:
+    """The standard error of what the group's λ removes.
+
+    Units of the last place turn over one by one, each with the probability that makes the mean right, and in a few
+    elements by chance none may. Far from 0 and near the target, such a unit is large beside the way to go.
+    """
+    if own.ww <= 0:
+        return 0.0
+    turning = math.sqrt(abs(requested or 0.0) * sight.rounding * own.w4) / own.ww if sight.rounding > _FINE else 0.0
+    coarse = 0.0
+    if sight.target != "zero":
+        coarse = 0.5 * sight.rounding * math.sqrt(Removed.of(sight.mirrored).ww / own.ww)
+    return math.hypot(own.error / steps, turning, coarse, _alike(own, sight) if own.dd > 0 else 0.0)
+
+
+def _alike(seen: Removed, sight: Sight) -> float:
+    """Half a unit of the last place, over the root of how many elements are rounded independently.
+
+    Elements that are all alike, such as gains of 1, are all rounded alike.
+    """
+    n = sight.place.tensor.numel()
+    if seen.ww <= 0 or n == 0:
+        return 0.0
+    spread = min(max(n * seen.w4 / seen.ww**2 - 1, 0.0) / 0.1, 1.0)
+    return 0.5 * sight.rounding / math.sqrt(1 + (n - 1) * spread)
+
+
+def _order(large: Removed) -> Order | None:
+    before, after = 1 - large.along_before, 1 - large.along_after
+    if after * _FITS_BETTER < before:
+        return "after"
+    return "before" if before * _FITS_BETTER < after else None
+
+
+def group_seen(form: Form, title: str, optimizer: int, index: int, unread: tuple[str, ...]) -> ProbedGroup:
+    """How a group's decay follows its numbers."""
+    return ProbedGroup(
+        optimizer=optimizer,
+        group=index,
+        title=title,
+        lr=form.lr,
+        weight_decay=form.weight_decay,
+        peak_lr=form.peak_lr,
+        peak_key=form.peak_key,
+        factor=form.factor,
+        lr_power=form.lr_power,
+        reads_weight_decay=form.reads_weight_decay,
+        reads_lr=form.reads_lr,
+        coupled=form.coupled,
+        unread_keys=unread,
+    )
+
+
+def seen_on_twin(report: GroupReport, form: Form) -> dict[str, Any]:
+    """What a twin's group says of each of its tensors."""
+    if report.opaque:
+        return {"opaque": report.opaque}
+    requested = None
+    if report.own_decay_is_lr_times_lambda and form.lr is not None and form.weight_decay is not None:
+        requested = form.lr * form.weight_decay
+    return {
+        "requested": requested,
+        "from_weight_decay": report.decay_per_step - report.hidden_decay,
+        "from_elsewhere": report.hidden_decay,
+        "uncertainty": 0.0,
+        "reads_weight_decay": report.reads_weight_decay,
+        "coupled": report.form == "coupled",
+        "order": report.order,
+        "seen_on": "twin",
+    }
