@@ -29,6 +29,10 @@ class ConfigError(WeightDecayError, ValueError):
     exit_code = 2
 
 
+class UsageError(ConfigError):
+    """Arguments that no command takes."""
+
+
 class ScheduleError(ConfigError):
     """A schedule that no step could follow."""
 

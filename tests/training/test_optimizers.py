@@ -21,7 +21,7 @@ from weightdecay.recipes.schema import Recipe, all_recipes, recipe, systems
 from weightdecay.recipes.settings import RoleOf, TrainConfig, known_keys
 from weightdecay.rules import group_decay_per_step
 from weightdecay.runs import Run, read_json
-from weightdecay.training.assembly import assemble
+from weightdecay.training.setup import set_up
 from weightdecay.training.briefing import briefing, document
 from weightdecay.training.optimizers import decay_plan, make_optimizer
 from weightdecay.training.progress import SilentReporter
@@ -317,10 +317,10 @@ def small(text: Path, folder: Path, **settings: object) -> TrainConfig:
 @pytest.mark.parametrize("name", ["adam_l2", "sgdw"])
 def test_a_coupled_run_says_that_it_has_no_decay_per_step(name: str, small_text: Path, tmp_path: Path) -> None:
     config = small(small_text, tmp_path, name=name, rule="l2")
-    words = "".join(str(part) for part in briefing(assemble(config)).renderables)
+    words = "".join(str(part) for part in briefing(set_up(config)).renderables)
     assert "(l2), through the gradient" in words
     assert "Σ of the decay per step" not in words
-    assert set(document(assemble(config))["decay"].values()) == {None}
+    assert set(document(set_up(config))["decay"].values()) == {None}
     run = train(config, reporter=SilentReporter())
     rows = list(run.rows("train"))
     assert len(rows) == 6
@@ -359,4 +359,4 @@ def test_a_rule_that_an_optimizer_does_not_have_is_refused_with_the_way_out(
     name: str, rule: str, words: str, small_text: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        assemble(small(small_text, tmp_path, name=name, rule=rule))
+        set_up(small(small_text, tmp_path, name=name, rule=rule))

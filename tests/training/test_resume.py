@@ -267,7 +267,7 @@ def test_keeping_the_settings_of_the_run_ends_it_as_it_would_have_ended(
     ("more", "message"),
     [
         (["--seed", "7"], "run.seed: the run has 0, asked for 7; this cannot change"),
-        (["--set", "model.d_model=48"], "model.d_model: the run has 32, asked for 48; this cannot change"),
+        (["--set", "model.d_ff=48"], "model.d_ff: the run has 128, asked for 48; this cannot change"),
         (["--resume", "never"], "holds a run already"),
     ],
 )
@@ -337,9 +337,9 @@ def test_a_run_can_start_from_the_weights_of_another(
     ended = rows(whole_run)[-2]["loss"]
     assert rows(tmp_path / "new")[0]["loss"] < 0.5 * rows(whole_run)[0]["loss"] + 0.5 * ended
     other_shape = weightdecay(
-        *arguments(small_text, tmp_path / "wide", "--init-from", str(whole_run), "--set", "model.d_model=48")
+        *arguments(small_text, tmp_path / "wide", "--init-from", str(whole_run), "--set", "model.d_ff=48")
     )
     assert other_shape.returncode == 4
-    assert "tensor 'embedding.weight' is torch.float32 [257, 32]" in other_shape.stderr
-    assert "tensor 'norm.bias'" in other_shape.stderr
+    assert "tensor 'blocks.0.feedforward.up.weight' is torch.float32 [128, 32]" in other_shape.stderr
+    assert "tensor 'blocks.1.feedforward.down.weight'" in other_shape.stderr
     assert not (tmp_path / "wide" / "checkpoints").exists()

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import os
 import sys
-from typing import Annotated, Any
+import traceback
+import warnings
+from collections.abc import Iterator
+from typing import Annotated, Any, TextIO
 
 import tyro
 
+from weightdecay.cli import streams
 from weightdecay.cli.convert import Convert
 from weightdecay.cli.data import Data
 from weightdecay.cli.export import Export
-from weightdecay.cli.output import report_error
+from weightdecay.cli.output import note, print_error_document, print_json, report_error
 from weightdecay.cli.plan import Plan
 from weightdecay.cli.recipes import Recipes
 from weightdecay.cli.sample import Sample
 from weightdecay.cli.train import Train
 from weightdecay.cli.verify import Verify
-from weightdecay.errors import WeightDecayError
+from weightdecay.errors import UsageError, WeightDecayError, did_you_mean, fault_of_the_world
 
 DESCRIPTION = (
     "Train GPTs with the right weights decaying by the right amount, and prove that they did. "
     "Every command takes --json. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 a check did not hold, "
-    "4 damaged data, 130 and 143 stopped by a signal after saving."
+    "4 damaged data, 130 and 143 stopped by a signal after saving. `--version` tells the version; `--completion SHELL` "
+    "prints what makes bash, zsh, tcsh or fish complete this command."
 )
+_SHELLS = ("bash", "zsh", "tcsh", "fish")
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
@@ -40,27 +46,125 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script; leaves by SystemExit with the command's exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without λ still shows the rest
-    as_json = False
-    try:
-        command: Any = tyro.cli(
-            Command,
-            prog="weightdecay",
-            description=DESCRIPTION,
-            args=arguments,
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-        )
-        as_json = command.json
-        code = command.run()
-        sys.stdout.flush()
-    except WeightDecayError as error:
-        report_error(error, as_json=as_json)
-        code = error.exit_code
-    except KeyboardInterrupt:
-        code = 130
-    except BrokenPipeError:
-        # The reader (`head`, say) has seen enough; Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    with streams.checked():
+        code = _answered_with_a_document(given) if "--json" in given else _answered(given)
     raise SystemExit(code)
+
+
+def _answered(arguments: list[str]) -> int:
+    """The exit code, faults told in words."""
+    warnings.showwarning = _tell_warning
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader (`head`, say) has seen enough
+        streams.give_up(sys.stdout)
+        return 0
+    except Exception as error:
+        fault = error if isinstance(error, WeightDecayError) else fault_of_the_world(error)
+        if fault is None:
+            raise
+        return report_error(fault)
+
+
+def _answered_with_a_document(arguments: list[str]) -> int:
+    """The same, and one document on stdout in every case."""
+    try:
+        with streams.one_document() as document:
+            try:
+                code = _answered(arguments)
+            except Exception as error:  # a bug: its traceback is for us, the document for the caller
+                traceback.print_exc()
+                code = 1
+                print_error_document(type(error).__name__, [str(error)], code)
+            if code and not document.text:
+                print_error_document("Interrupted", ["interrupted before there was anything to save"], code)
+            document.write()
+            return code
+    except BrokenPipeError:
+        return 0
+    except WeightDecayError as error:  # the document itself cannot be written
+        return report_error(error)
+
+
+def _run(arguments: list[str]) -> int:
+    if {"--version", "-V"} & set(arguments[:2]) and set(arguments) <= {"--version", "-V", "--json"}:
+        return _tell_version()
+    if arguments[:1] == ["--completion"]:
+        arguments = _as_the_parser_has_it(arguments)
+
+    as_json = streams.kept_document() is not None
+    said, shown = io.StringIO(), io.StringIO()
+    try:
+        with _redirected(shown, said) if as_json else contextlib.nullcontext():
+            command: Any = tyro.cli(
+                Command,
+                prog="weightdecay",
+                description=DESCRIPTION,
+                args=arguments,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+            )
+    except SystemExit as leaving:  # help was asked for, or something is wrong and the parser has said so
+        if as_json and leaving.code:
+            raise UsageError(_without_box(said.getvalue())) from None
+        if as_json:
+            print_json({"help": shown.getvalue()})
+        return leaving.code if isinstance(leaving.code, int) else 0
+
+    code: int = command.run()
+    return code
+
+
+@contextlib.contextmanager
+def _redirected(stdout: TextIO, stderr: TextIO) -> Iterator[None]:
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        yield
+
+
+def _tell_version() -> int:
+    from weightdecay import __version__
+
+    if streams.kept_document() is None:
+        print(f"weightdecay {__version__}")
+    else:
+        print_json({"version": __version__})
+    return 0
+
+
+def _as_the_parser_has_it(arguments: list[str]) -> list[str]:
+    """`--completion SHELL` as tyro spells it.
+
+    Raises:
+        UsageError: it makes none for this shell.
+    """
+    shell = arguments[1] if len(arguments) == 2 else ""
+    if shell not in _SHELLS:
+        raise UsageError(f"--completion {' '.join(arguments[1:])}: give one shell, {did_you_mean(shell, _SHELLS)}")
+    return ["--tyro-print-completion", shell]
+
+
+def _without_box(said: str) -> str:
+    """What the parser said, in a line: without the frame it draws around, and the headline that it repeats."""
+    lines = [line.strip("│|╭╮╰╯─+ ") for line in said.splitlines()]
+    headline, *rest = [line for line in lines if line.strip("-")] or ["the arguments cannot be read"]
+    text = " ".join(rest)
+    return text if not headline or text.startswith(headline) else f"{headline}: {text}"
+
+
+def _tell_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,  # noqa: ARG001  # Python hands it in
+    line: str | None = None,
+) -> None:
+    """Our own warnings are for people, who have no use for the line of code; others' stay as Python shows them."""
+    if category.__module__.partition(".")[0] == "weightdecay":
+        note(f"warning: {message}")
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from weightdecay.cli.flags import Argument, Choice, Name, Number, Switch, Text, Words, raise_together
-from weightdecay.cli.output import console, note, print_json
+from weightdecay.cli.output import console, note, print_document, print_json
 from weightdecay.errors import CheckFailedError, ConfigError, RecipeError, WeightDecayError, did_you_mean
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class Plan:
         from weightdecay.planning.render import PlanTable
 
         if self.json:
-            print(decided.to_json(), end="")
+            print_document(decided.to_json())
         else:
             console().print(PlanTable(decided))
             console().print(RichText(str(decided.summary())))

@@ -65,23 +65,23 @@ class Train:
         from rich.text import Text
 
         from weightdecay.recipes.files import settings_toml
-        from weightdecay.training.assembly import assemble
         from weightdecay.training.briefing import briefing, document
         from weightdecay.training.progress import ConsoleReporter, told_now_and_then
         from weightdecay.training.resuming import check_start
+        from weightdecay.training.setup import set_up
         from weightdecay.training.trainer import train
 
-        out = console(stderr=self.json)
+        out = console(stderr=self.json, lasting=not self.dry_run)
         if self.dry_run:
             if config.run.init_from:
                 check_start(config.run.init_from)
-            assembly = assemble(config, told_now_and_then(note))
-            origins = _with_what_was_worked_out(origins, config, assembly.config)
+            setup = set_up(config, told_now_and_then(note))
+            origins = _with_what_was_worked_out(origins, config, setup.config)
             if self.json:
-                print_json(document(assembly) | {"origins": origins})
+                print_json(document(setup) | {"origins": origins})
             else:
-                out.print(briefing(assembly), "")
-                out.print(Text(printable(settings_toml(assembly.config, origins))), soft_wrap=True)
+                out.print(briefing(setup), "")
+                out.print(Text(printable(settings_toml(setup.config, origins))), soft_wrap=True)
             return 0
         run = train(config, resume=self.resume, on_change=self.on_change, reporter=ConsoleReporter(out))
         if os.environ.get("RANK", "0") != "0":

@@ -12,22 +12,22 @@ from rich.text import Text
 from weightdecay.errors import printable
 from weightdecay.optim.timescale import NEGLIGIBLE_TOTAL, POWER_LAW_RANGE, optimal_timescale, optimal_weight_decay
 from weightdecay.planning.render import PlanTable
-from weightdecay.training.assembly import Assembly
+from weightdecay.training.setup import Setup
 
 
-def briefing(assembly: Assembly) -> Group:
+def briefing(setup: Setup) -> Group:
     """The plan, the corpus, the model, and the decay in words."""
     lines = (_plan_and_corpus, _model, _decay, _directory)
-    return Group(PlanTable(assembly.plan), *(Text(printable(line)) for of in lines for line in of(assembly)))
+    return Group(PlanTable(setup.plan), *(Text(printable(line)) for of in lines for line in of(setup)))
 
 
-def document(assembly: Assembly) -> dict[str, Any]:
+def document(setup: Setup) -> dict[str, Any]:
     """The same for `--json`."""
-    config, data, decay, plan = assembly.config, assembly.data, assembly.decay, assembly.plan.summary()
+    config, data, decay, plan = setup.config, setup.data, setup.decay, setup.plan.summary()
     return {
         "recipe": config.recipe,
         "config": config.values(),
-        "parameters": assembly.n_parameters,
+        "parameters": setup.n_parameters,
         "corpus": {"name": data.name, "sha256": data.corpus_sha256, "tokens": data.n_tokens, **vars(data.summary)},
         "plan": {"decayed": plan.decayed_elements, "exempt": plan.exempt_elements},
         "decay": {
@@ -35,46 +35,46 @@ def document(assembly: Assembly) -> dict[str, Any]:
             "shrink": decay.shrink if decay else None,
             "half_life_tokens": decay.half_life_tokens if decay and math.isfinite(decay.half_life_tokens) else None,
             "matters": decay.matters if decay else None,
-            "weight_decay_that_matters": _weight_decay_that_matters(assembly),
+            "weight_decay_that_matters": _weight_decay_that_matters(setup),
         },
     }
 
 
-def _plan_and_corpus(assembly: Assembly) -> Iterator[str]:
-    data, corpus = assembly.data, assembly.data.summary
-    yield str(assembly.plan.summary())
+def _plan_and_corpus(setup: Setup) -> Iterator[str]:
+    data, corpus = setup.data, setup.data.summary
+    yield str(setup.plan.summary())
     yield ""
     yield (
         f"corpus: {data.name}, {corpus.documents:,} documents, {corpus.n_bytes:,} bytes, {data.n_tokens:,} tokens "
-        f"({assembly.config.data.tokenizer}), {100 * corpus.held_out_share:.1f} % of the bytes held out, hash "
+        f"({setup.config.data.tokenizer}), {100 * corpus.held_out_share:.1f} % of the bytes held out, hash "
         f"{data.corpus_sha256[:12]}"
     )
 
 
-def _model(assembly: Assembly) -> Iterator[str]:
-    config, run, sizes = assembly.config, assembly.config.run, assembly.sizes
+def _model(setup: Setup) -> Iterator[str]:
+    config, run, sizes = setup.config, setup.config.run, setup.sizes
     grown = f", grown from {sizes.tokens_at(0):,} over {len(sizes.ramp):,} steps" if sizes.ramp else ""
     yield (
-        f"model: {assembly.n_parameters:,} parameters, recipe {config.recipe}; {run.steps:,} steps of "
+        f"model: {setup.n_parameters:,} parameters, recipe {config.recipe}; {run.steps:,} steps of "
         f"{run.batch_tokens:,} tokens{grown}, {sizes.tokens_before(run.steps):,} in all, "
-        f"{assembly.loader.epoch_of(run.steps):.2f} epochs"
+        f"{setup.loader.epoch_of(run.steps):.2f} epochs"
     )
     if config.schedule.grad_clip_changes:
-        first, last = assembly.grad_clip(0), assembly.grad_clip(run.steps - 1)
+        first, last = setup.grad_clip(0), setup.grad_clip(run.steps - 1)
         yield f"clipping: the gradient's norm at {first:g} in the first step, at {last:g} in the last"
     if config.scaling:
         yield f"scaled down: {config.scaling}"
 
 
-def _decay(assembly: Assembly) -> Iterator[str]:
-    optimizer, decay = assembly.config.optimizer, assembly.decay
+def _decay(setup: Setup) -> Iterator[str]:
+    optimizer, decay = setup.config.optimizer, setup.decay
     if decay is None:
         yield (
             f"decay: λ = {optimizer.weight_decay:.3g} ({optimizer.rule}), through the gradient: what a step removes "
             "of a weight depends on the gradients, so this run has no decay per step"
         )
         return
-    chosen = ", chosen for this run's length" if assembly.automatic else ""
+    chosen = ", chosen for this run's length" if setup.automatic else ""
     yield (
         f"decay: λ = {optimizer.weight_decay:.3g} ({optimizer.rule}{chosen}), Σ of the decay per step "
         f"{decay.total:.3g}: without gradients {100 * decay.shrink:.1f} % of a weight would be left; "
@@ -83,12 +83,12 @@ def _decay(assembly: Assembly) -> Iterator[str]:
     if decay.matters:
         yield "that is enough to matter in this run"
     else:
-        better = _weight_decay_that_matters(assembly)
+        better = _weight_decay_that_matters(setup)
         hint = f"; λ = {better:.3g} would matter (--weight-decay auto takes it)" if better else ""
         yield f"this decay does next to nothing in this run: Σ is below {NEGLIGIBLE_TOTAL:g}{hint}"
-    if assembly.automatic or not decay.matters:
+    if setup.automatic or not decay.matters:
         low, high = POWER_LAW_RANGE
-        found = assembly.tokens_per_parameter
+        found = setup.tokens_per_parameter
         edge = "" if low <= found <= high else f"; outside {low:g} to {high:g} the law is held at its edge"
         yield (
             f"  (λ = 1/(η·T·τ), τ = {optimal_timescale(found):.3g} of the run, from Bergsma et al. 2025, "
@@ -96,16 +96,16 @@ def _decay(assembly: Assembly) -> Iterator[str]:
         )
 
 
-def _directory(assembly: Assembly) -> Iterator[str]:
-    yield f"run: {assembly.config.run.out or 'a new directory under runs/'}"
+def _directory(setup: Setup) -> Iterator[str]:
+    yield f"run: {setup.config.run.out or 'a new directory under runs/'}"
 
 
-def _weight_decay_that_matters(assembly: Assembly) -> float | None:
+def _weight_decay_that_matters(setup: Setup) -> float | None:
     """What `--weight-decay auto` would take; None where it takes none."""
-    optimizer, run = assembly.config.optimizer, assembly.config.run
+    optimizer, run = setup.config.optimizer, setup.config.run
     if optimizer.name != "adamw" or optimizer.rule != "decoupled" or optimizer.lr == 0:
         return None
-    found = optimal_weight_decay(lr=optimizer.lr, steps=run.steps, tokens_per_parameter=assembly.tokens_per_parameter)
+    found = optimal_weight_decay(lr=optimizer.lr, steps=run.steps, tokens_per_parameter=setup.tokens_per_parameter)
     return found if optimizer.lr * found <= 1 else None
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO, cast
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from weightdecay.errors import printable
+from weightdecay.errors import OutputError, printable
 
 _BAR_WIDTH = 20
+_WIDTH_OFF_TERMINAL = 140
 
 
 class Reporter(Protocol):
@@ -54,6 +58,52 @@ class LastingConsole(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
+class LastingStream(io.TextIOBase):
+    """A stream that falls silent when it cannot be written: a run is worth more than what it says of itself.
+
+    A disk may be full under a log, a terminal closed, a pipe without a reader. The reason is told once, elsewhere.
+    """
+
+    def __init__(self, stream: TextIO, tell: Callable[[str], object]) -> None:
+        self._stream = stream
+        self._tell = tell
+        self._silent = False
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        if self._silent:
+            return
+        try:
+            action()
+        except BrokenPipeError:  # a reader that has seen enough, like `head`
+            self._fall_silent()
+        except (OSError, OutputError) as error:
+            self._fall_silent()
+            with contextlib.suppress(OSError, OutputError):
+                self._tell(f"{error}: the run goes on and says nothing more there\n")
+
+    def _fall_silent(self) -> None:
+        self._silent = True
+        with contextlib.suppress(OSError, ValueError):  # what is still held would be a fault again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+
 class ConsoleReporter:
     """Writes to a console: a live line where it is a terminal, about twenty plain lines a run where it is not."""
 
@@ -61,6 +111,11 @@ class ConsoleReporter:
         self._console = console
         self._live: Progress | None = None
         self._task = TaskID(0)
+
+    @property
+    def on_stdout(self) -> bool:
+        """Whether it writes to stdout, where several processes should do so too."""
+        return not self._console.stderr
 
     def show(self, content: RenderableType) -> None:
         self._console.print(content)
@@ -90,6 +145,28 @@ class ConsoleReporter:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+def lasting_console(*, stderr: bool) -> LastingConsole:
+    """Where a run says what it does, for as long as somebody can hear it."""
+    stream, other = (sys.stderr, sys.stdout) if stderr else (sys.stdout, sys.stderr)
+    file = cast(TextIO, LastingStream(stream, other.write))
+    return LastingConsole(file=file, stderr=stderr, highlight=False, **terminal_settings(stream))
+
+
+def terminal_settings(stream: TextIO) -> dict[str, Any]:
+    """What rich is told of a stream beyond what it finds out: width off a terminal, and how plain NO_COLOR is meant.
+
+    In a file or pipe a line is as wide as COLUMNS says, or wide enough for a plan. https://no-color.org asks for text
+    without colour; a terminal that is asked for it gets none of bold and dim either.
+    """
+    told: dict[str, Any] = {}
+    if not stream.isatty():
+        columns = os.environ.get("COLUMNS", "")
+        told["width"] = int(columns) if columns.isdecimal() and int(columns) else _WIDTH_OFF_TERMINAL
+    if os.environ.get("NO_COLOR"):
+        told["color_system"] = None
+    return told
 
 
 def told_now_and_then(report: Callable[[str], None], every_s: float = 10.0) -> Callable[[int, int], None]:

@@ -51,6 +51,32 @@ def holds_a_run(run: Run, resume: str) -> bool:
     return False
 
 
+def is_finished(run: Run, steps: int, report: Callable[[str], None]) -> bool:
+    """Whether nothing is left to do; false for a run that reached its end and whose last checkpoint is damaged since.
+
+    Args:
+        steps: how long the run is to be.
+        report: told which of it is the case.
+
+    Raises:
+        DamagedError: summary.json cannot be read.
+    """
+    summary = run.summary()
+    if not summary or summary["status"] != "finished" or summary["steps"] != steps:
+        return False
+
+    last = checkpoint.of_step(run.checkpoints, steps)
+    if faults := last.faults():
+        report(f"{run.path}: this run was finished, and its last checkpoint is damaged since: {'; '.join(faults)}; its "
+               "last steps are made once more")  # fmt: skip
+        return False
+
+    rows = max((row["step"] for row in run.rows("train")), default=0)
+    cut = f"; its metrics.jsonl was cut off after step {rows}" if rows < steps else ""
+    report(f"{run.path}: this run is finished ({steps} steps); nothing to do{cut}")
+    return True
+
+
 def config_changes(old: TrainConfig, new: TrainConfig) -> dict[str, str]:
     """Each setting that differs and decides what is learned, with both values in words."""
     before, after = old.values(), new.values()

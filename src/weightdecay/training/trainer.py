@@ -8,17 +8,20 @@ from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
-from weightdecay.errors import ConfigError, WeightDecayError, printable
+from weightdecay.errors import ConfigError, WeightDecayError, fault_of_the_world, printable
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import Run, environment
-from weightdecay.training import checkpoint, distributed
-from weightdecay.training.assembly import Assembly, assemble
+from weightdecay.storage import cache_directory
+from weightdecay.training import checkpoint, checkpointing, distributed
 from weightdecay.training.briefing import briefing
+from weightdecay.training.building import build
+from weightdecay.training.checkpointing import Position
 from weightdecay.training.distributed import Ranks
 from weightdecay.training.loop import TrainingLoop
 from weightdecay.training.preflight import unknown_choices
-from weightdecay.training.progress import ConsoleReporter, LastingConsole, Reporter, SilentReporter, told_now_and_then
-from weightdecay.training.resuming import agree_on_config, check_data, check_start, holds_a_run
+from weightdecay.training.progress import ConsoleReporter, Reporter, SilentReporter, lasting_console, told_now_and_then
+from weightdecay.training.resuming import agree_on_config, check_data, check_start, holds_a_run, is_finished
+from weightdecay.training.setup import Setup, set_up
 from weightdecay.training.signals import StopRequest
 
 
@@ -44,18 +47,23 @@ def train(
         ConfigError: all faults of the configuration at once, then all of the data.
         DamagedError: there are checkpoints and none is good.
         RunBusyError: another process trains in the directory.
-        StoppedError: SIGTERM or SIGINT came; the state was saved first.
+        StoppedError: a signal asked to stop (see `signals`); the state was saved first.
         TrainingError: the gradient stopped being finite, or the disk refused.
     """
     if faults := unknown_choices(resume, on_change):
         raise ConfigError(faults)
-    reporter = reporter or ConsoleReporter(LastingConsole(stderr=True, highlight=False))
+    reporter = reporter or ConsoleReporter(lasting_console(stderr=True))
     if not config.run.out:
         config = config.resolved(run__out=_new_directory(config))
     run = Run(Path(config.run.out))
+
     if config.run.nproc > 1 and not distributed.inside_a_group():
-        distributed.launch(config.run.nproc, _train_rank, config, resume, on_change)
+        # The ranks look for the cache where we found one, so that all read the same files.
+        os.environ["XDG_CACHE_HOME"] = str(cache_directory().parent)
+        on_stdout = isinstance(reporter, ConsoleReporter) and reporter.on_stdout
+        distributed.launch(config.run.nproc, _train_rank, config, resume, on_change, on_stdout)
         return run
+
     with ExitStack() as stack:
         ranks = stack.enter_context(distributed.join())
         reporter = reporter if ranks.is_first else SilentReporter()
@@ -72,41 +80,42 @@ def _train(config: TrainConfig, run: Run, ranks: Ranks, resume: str, on_change: 
     if config.run.init_from and not going_on:
         check_start(config.run.init_from)
     reporter.note(f"reading {' '.join(config.data.sources) or 'the standard library'}")
-    assembly = assemble(config, told_now_and_then(reporter.note))
-    identity = {"corpus_sha256": assembly.data.corpus_sha256, "tokenizer_sha256": assembly.data.tokenizer.sha256}
+    setup = set_up(config, told_now_and_then(reporter.note))
+    identity = {"corpus_sha256": setup.data.corpus_sha256, "tokenizer_sha256": setup.data.tokenizer.sha256}
     if going_on:
         check_data(run, identity)
-        agreed = agree_on_config(run.config(), assembly.config, on_change, reporter.note)
-        summary = run.summary()
-        if summary and summary["status"] == "finished" and summary["steps"] == agreed.run.steps:
-            reporter.note(f"{run.path}: this run is finished ({agreed.run.steps} steps); nothing to do")
+        agreed = agree_on_config(run.config(), setup.config, on_change, reporter.note)
+        if is_finished(run, agreed.run.steps, reporter.note):
             return
-        if agreed != assembly.config:
-            assembly = assemble(agreed)
-    reporter.show(briefing(assembly))
-    loop = TrainingLoop.build(assembly, run, ranks, reporter, fresh=not going_on)
+        if agreed != setup.config:
+            setup = set_up(agreed)
+
+    reporter.show(briefing(setup))
+    built = build(setup, ranks, reporter.note, fresh=not going_on)
     ranks.wait_for_all()  # every rank has read the directory as it was
     if ranks.is_first:
         checkpoint.sweep(run.checkpoints, reporter.note)
-        _write_head(run, assembly, identity)
+        _write_head(run, setup, identity)
+    position = Position()
     if going_on:
-        loop.resume()
+        position = checkpointing.resume(run, built.model, built.optimizer, ranks, reporter.note)
     ranks.wait_for_all()
+
     # Closing gives the terminal its cursor back; where there are several ranks, their launcher tells.
     with StopRequest(before_leaving=reporter.close, tells=ranks.world_size == 1) as stop:
-        loop.run_to_end(stop)
+        TrainingLoop(setup, built, run, ranks, reporter, position).run_to_end(stop)
 
 
-def _write_head(run: Run, assembly: Assembly, identity: dict[str, str]) -> None:
+def _write_head(run: Run, setup: Setup, identity: dict[str, str]) -> None:
     """What a run directory holds before its first step; a resume changes only the plan and the configuration.
 
     run.toml comes last: with it the directory is a run, and a kill before it leaves one that can be started anew.
     """
-    run.write_text("plan.json", assembly.plan.to_json())
+    run.write_text("plan.json", setup.plan.to_json())
     if not (run.path / "run.toml").is_file():
-        assembly.data.tokenizer.save(run.tokenizer_path)
+        setup.data.tokenizer.save(run.tokenizer_path)
         run.write_json("environment.json", {**environment(), **identity})
-    run.write_config(assembly.config)
+    run.write_config(setup.config)
 
 
 def _new_directory(config: TrainConfig) -> str:
@@ -116,14 +125,18 @@ def _new_directory(config: TrainConfig) -> str:
     return str(next(path for path in candidates if not path.exists()))
 
 
-def _train_rank(config: TrainConfig, resume: str, on_change: str) -> int:
+def _train_rank(config: TrainConfig, resume: str, on_change: str, on_stdout: bool) -> int:
     """What each process of `--nproc` does; the first one talks."""
+    reporter = ConsoleReporter(lasting_console(stderr=not on_stdout))
     try:
-        train(config, resume=resume, on_change=on_change)
-    except WeightDecayError as error:
-        if os.environ["RANK"] == "0":
-            sys.stderr.writelines(f"error: {printable(fault)}\n" for fault in error.faults)
-        return error.exit_code
+        train(config, resume=resume, on_change=on_change, reporter=reporter)
     except KeyboardInterrupt:  # before there was anything to save
         return 130
+    except Exception as error:
+        fault = error if isinstance(error, WeightDecayError) else fault_of_the_world(error)
+        if fault is None:
+            raise
+        if os.environ["RANK"] == "0":
+            sys.stderr.writelines(f"error: {printable(words)}\n" for words in fault.faults)
+        return fault.exit_code
     return 0

@@ -37,7 +37,7 @@ _LOGGED_STEPS = 1_000
 
 
 @dataclass(frozen=True)
-class Assembly:
+class Setup:
     """A run that is ready to start.
 
     Attributes:
@@ -65,6 +65,22 @@ class Assembly:
     n_parameters: int
     automatic: bool
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrix products; the weights are float32."""
+        return torch.bfloat16 if self.config.run.dtype == "bfloat16" else torch.float32
+
+    @property
+    def micro_batch_rows(self) -> int:
+        """Sequences that go through the model at once."""
+        return self.config.run.micro_batch_tokens // self.config.model.context
+
+    def balances_experts_at(self, step: int) -> bool:
+        """Whether the routers' selection biases still move with the load of this step."""
+        model = self.config.model
+        moving = not model.router_bias_tokens or self.sizes.tokens_before(step) < model.router_bias_tokens
+        return bool(model.router_bias_speed) and moving
+
     @cached_property
     def plan(self) -> DecayPlan:
         """Which tensors decay: made of the blueprint, once for the whole run, when it is first asked for.
@@ -75,7 +91,7 @@ class Assembly:
         return decay_plan(self.blueprint, self.config.optimizer)
 
 
-def assemble(config: TrainConfig, progress: Progress | None = None) -> Assembly:
+def set_up(config: TrainConfig, progress: Progress | None = None) -> Setup:
     """Open the data and decide everything else.
 
     Args:
@@ -107,7 +123,7 @@ def assemble(config: TrainConfig, progress: Progress | None = None) -> Assembly:
     if automatic:
         config = config.resolved(optimizer__weight_decay=_automatic_weight_decay(config, tokens_per_parameter))
     lr, weight_decay = lr_schedule(config, sizes), weight_decay_schedule(config)
-    return Assembly(
+    return Setup(
         config=config,
         data=data,
         loader=Loader(data.training.tokens, config.model.context, sizes.full, config.run.seed, sizes.ramp),

@@ -10,14 +10,14 @@ from rich.console import Console
 
 from weightdecay.errors import ConfigError
 from weightdecay.recipes.schema import recipe
-from weightdecay.training.assembly import Assembly, assemble
 from weightdecay.training.briefing import briefing
+from weightdecay.training.setup import Setup, set_up
 
 
-def assembled(text: Path, **values: Any) -> Assembly:
+def assembled(text: Path, **values: Any) -> Setup:
     settings = {"data.sources": (str(text),), "data.tokenizer": "byte", "model.context": 16, "run.steps": 100}
     settings |= {key.replace("__", "."): value for key, value in values.items()}
-    return assemble(recipe("gpt3:nano").config(settings))
+    return set_up(recipe("gpt3:nano").config(settings))
 
 
 def test_a_batch_is_rounded_to_whole_sequences_and_its_passes_are_nearly_equal(small_text: Path) -> None:
@@ -41,7 +41,7 @@ def test_lengths_in_tokens_and_fractions_become_steps(
     small_text: Path, given: dict[str, Any], steps: int, warmup: int
 ) -> None:
     values = {"data.sources": (str(small_text),), "data.tokenizer": "byte", "model.context": 16, "run.batch_tokens": 64}
-    made = assemble(recipe("gpt3:nano").config(values | given))
+    made = set_up(recipe("gpt3:nano").config(values | given))
     assert (made.config.run.steps, made.config.schedule.warmup_steps) == (steps, warmup)
     assert made.lr(max(warmup - 1, 0)) == pytest.approx(6e-3, rel=1e-3 if not warmup else 1e-12)
     assert made.lr(steps - 1) < 6e-3 / 50
@@ -49,7 +49,7 @@ def test_lengths_in_tokens_and_fractions_become_steps(
 
 def test_a_resolved_configuration_resolves_to_itself(small_text: Path) -> None:
     once = assembled(small_text, run__batch_tokens=200, optimizer__weight_decay="auto")
-    assert assemble(once.config).config == once.config
+    assert set_up(once.config).config == once.config
 
 
 def test_the_sum_of_the_decay_is_the_one_of_the_schedule_and_the_rule(small_text: Path) -> None:
@@ -91,15 +91,15 @@ def test_the_decay_is_told_in_words_with_the_right_numbers(small_text: Path) -> 
     )
 
 
-def told(assembly: Assembly) -> str:
+def told(setup: Setup) -> str:
     console = Console(file=io.StringIO(), width=10_000, color_system=None)
-    console.print(briefing(assembly))
+    console.print(briefing(setup))
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
 def test_gpt3s_cosine_ends_before_its_run_does(small_text: Path) -> None:
     values = {"data.sources": (str(small_text),), "data.tokenizer": "byte", "model.context": 16}
-    made = assemble(recipe("gpt3:125m").config(values | {"run.batch_tokens": 500_000}))
+    made = set_up(recipe("gpt3:125m").config(values | {"run.batch_tokens": 500_000}))
     steps = made.config.run.steps
     assert steps == pytest.approx(600_000, rel=1e-4)
     assert made.config.schedule.warmup_steps == 750
