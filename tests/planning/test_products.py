@@ -120,6 +120,11 @@ BUILT: dict[str, tuple[dict[str, tuple[int, ...]], Forward, dict[str, torch.Tens
         lambda m, x: torch.fft.irfft(torch.fft.rfft(x, dim=1) * torch.view_as_complex(m.w), n=9, dim=1),
         {},
     ),
+    "a kernel that is made a spectrum": (
+        {"w": (8,)},
+        lambda m, x: torch.fft.irfft(torch.fft.rfft(x) * torch.fft.rfft(m.w), n=8),
+        {},
+    ),
 }
 
 
@@ -154,3 +159,10 @@ def test_the_scale_of_a_weight_is_told_from_the_weight() -> None:
     plan = planned(_weight_normed, {"g": (5,), "v": (8, 5)}, X)
     assert plan["v"].decays
     assert not plan["g"].decays
+
+
+@pytest.mark.parametrize("gate", [torch.sigmoid, torch.tanh, lambda m: m.softmax(-1), lambda m: F.hardtanh(m, 0, 1)])
+def test_the_mask_of_a_weight_is_told_from_the_weight(gate: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    plan = planned(lambda m, x: x @ (m.w * gate(m.s)), {"w": (8, 5), "s": (8, 5)}, X)
+    assert plan["w"].decays
+    assert not plan["s"].decays

@@ -97,11 +97,58 @@ def test_biases_that_a_router_chooses_are_biases() -> None:
     assert not planned(forward, {"t": (8, 8)}, X, modules=modules())["t"].decays
 
 
-def test_learned_queries_are_inputs_whichever_product_they_meet() -> None:
-    def forward(m: Any, x: torch.Tensor) -> Any:
-        return torch.softmax(m.queries @ x.transpose(1, 2), -1) @ x
+QUERIES: dict[str, tuple[tuple[int, ...], Forward]] = {
+    "of a two-dimensional product": ((4, 8), lambda m, x: (m.t @ x.transpose(1, 2)).softmax(-1) @ x),
+    "of a batched product": ((2, 4, 8), lambda m, x: torch.bmm(m.t, x.transpose(1, 2)).softmax(-1) @ x),
+    "expanded and scaled": (
+        (4, 8),
+        lambda m, x: (m.t.expand(2, -1, -1) @ m.layer(x).transpose(1, 2) / 8**0.5).softmax(-1) @ x,
+    ),
+    "spelt by einsum": ((4, 8), lambda m, x: torch.einsum("qd,btd->bqt", m.t, x).softmax(-1) @ x),
+    "under a mask": (
+        (4, 8),
+        lambda m, x: (m.t @ x.mT).masked_fill(x.mean(-1)[:, None] < 0, -9.0).softmax(-1) @ x,
+    ),
+    "of torch's attention": ((4, 8), lambda m, x: F.scaled_dot_product_attention(m.t.expand(2, -1, -1), x, x)),
+}
 
-    assert planned(forward, {"queries": (4, 8)}, X)["queries"].role is Role.LEARNED_TOKEN
+
+@pytest.mark.parametrize("how", QUERIES)
+def test_what_attention_weighs_the_input_by_is_a_learned_query(how: str) -> None:
+    shape, forward = QUERIES[how]
+    assert planned(forward, {"t": shape}, X, modules=modules())["t"].role is Role.LEARNED_TOKEN
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: (x @ m.t.T).softmax(-1),
+        lambda m, x: (x @ m.t.T).softmax(1).transpose(1, 2) @ x,
+        lambda m, x: (m.t @ x.transpose(1, 2)).softmax(1),
+        lambda m, x: F.linear(x, m.t).relu(),
+    ],
+)
+def test_what_scores_features_by_a_softmax_is_a_matrix(forward: Forward) -> None:
+    assert planned(forward, {"t": (4, 8)}, X)["t"].decays
+
+
+@pytest.mark.parametrize("of", ["the input", "a learned token"])
+def test_what_mixes_the_scores_of_several_heads_is_a_matrix(of: str) -> None:
+    def forward(m: Any, x: torch.Tensor) -> Any:
+        keys = m.layer(x).view(2, 9, 4, 2).transpose(1, 2)
+        queries = keys if of == "the input" else m.layer(m.token).view(1, 1, 4, 2).expand(2, -1, -1, -1).transpose(1, 2)
+        scores = torch.einsum("bhid,bhjd->bhij", queries, keys) * 0.7
+        return torch.einsum("bhij,hg->bgij", scores, m.t).softmax(-1) @ keys
+
+    plan = planned(forward, {"t": (4, 4), "token": (8,)}, X, modules=modules())
+    assert plan["t"].decays
+    assert not plan["token"].decays
+
+
+def test_a_linear_layer_that_scores_positions_stays_one() -> None:
+    plan = planned(lambda m, x: m.score(x).transpose(1, 2).softmax(-1) @ x, {}, X, modules={"score": nn.Linear(8, 4)})
+    assert plan["score.weight"].role is Role.LINEAR
+    assert not plan["score.weight"].contested
 
 
 def test_prompts_stay_prompts_when_the_query_that_they_meet_was_rotated() -> None:

@@ -177,7 +177,7 @@ def test_the_command_exports_and_refuses_a_directory_that_holds_something(
     done = weightdecay("export", run.path, tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
-        "out": str(tmp_path / "out"), "step": 8, "architecture": "LlamaForCausalLM", "remark": "",
+        "schema_version": 1, "out": str(tmp_path / "out"), "step": 8, "architecture": "LlamaForCausalLM", "remark": "",
         "dtype": "float32", "files": ["model.safetensors"],
     }  # fmt: skip
     again = weightdecay("export", run.path, tmp_path / "out")

@@ -31,6 +31,7 @@ class Origin:
         scaled_by: parameters by which it was multiplied.
         weighed: of those the ones whose products are still to be summed, as far as that is seen, with that use and the
             axes, counted from the end, along which the parameter varies.
+        scored: parameters that it is a product of, with the axes, counted from the end, along which the input lies.
         summed: tables that were added, with how many of their axes were longer than 1 there, as long as nothing else
             was done.
         gains: gains of the norm whose result it is.
@@ -44,6 +45,7 @@ class Origin:
     is_bare: bool = False
     scaled_by: frozenset[str] = frozenset()
     weighed: Mapping[str, tuple[Use, frozenset[int]]] = field(default_factory=dict)
+    scored: Mapping[str, frozenset[int]] = field(default_factory=dict)
     summed: Mapping[str, int] = field(default_factory=dict)
     gains: frozenset[str] = frozenset()
     normalised: str = ""
@@ -76,7 +78,10 @@ def trait_of(name: str, live: Sequence[Origin], arguments: Sequence[Argument]) -
     if name in PRODUCTS:
         is_term = "add" in name
         factors = [a.origin for a in arguments if a.slot != "offs" and not (is_term and a.slot == "self")]
-        return "scores" if sum(origin.live for origin in factors) > 1 else "projection"
+        # What a layer made of learned tokens meets projections as the input's own would.
+        made = any(PRODUCTS & {*path} for origin in factors for path in origin.parameters.values() if not origin.live)
+        among = sum(origin.live for origin in factors) + (made and any(o.trait == "projection" for o in factors))
+        return "scores" if among > 1 else "projection"
     if name in NORMALISING:
         return "normalised"
     if name.startswith("_fft_") and name != "_fft_c2r":

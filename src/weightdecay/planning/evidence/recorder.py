@@ -29,8 +29,10 @@ from weightdecay.planning.evidence.origins import (
     trait_of,
     varying,
 )
+from weightdecay.planning.evidence.scores import SOFTMAX, attended, scored
 from weightdecay.planning.evidence.uses import (
     AROUND_NORM,
+    ATTENDED,
     BIAS_SLOTS,
     FACTORS,
     FORM,
@@ -110,7 +112,13 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _REDUCTIONS:
             self._settle_weighted_sums(arguments, args)
 
-        origin = self._operation(name, arguments, tuple(results[0].shape) if results else ())
+        shape = tuple(results[0].shape) if results else ()
+        origin = self._operation(name, arguments, shape)
+        if origin.live:
+            if name in SOFTMAX:
+                self._note_attended(args, arguments[0])
+            along = scored(name, args, arguments, shape)
+            origin = replace(origin, scored=along) if along or origin.scored else origin
         for tensor in results:
             self._origins[tensor] = origin
             if in_place and (origin.live or origin.parameters):
@@ -257,6 +265,12 @@ class UsageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return replace(result, weighed={key: use for origin in live for key, use in origin.weighed.items()})
         return result
 
+    def _note_attended(self, args: Sequence[Any], argument: Argument) -> None:
+        for parameter in attended(args, argument):
+            # A single row weighs features as well as it may ask for them.
+            if any(use.operation in PRODUCTS and use.rows > 1 for use in self.uses[parameter]):
+                self._note(parameter, Use(ATTENDED, "query", "scores", ""))
+
     # --- norms: which gain, of what, before what
 
     def _normed(self, result: Origin, gains: frozenset[str]) -> Origin:
@@ -357,9 +371,16 @@ def _only_serves(
         return own.slot == "bias" or (name in NORMALISING and own.slot == "weight")
     if (name, own.slot) in BIAS_SLOTS:
         return True
-    form = distinct(own.tensor)
+    form, is_gate = distinct(own.tensor), not GATES.isdisjoint(through)
+    if name in FACTORS and is_gate and any(GATES.isdisjoint(path) for a in arguments for path in _paths(a, own)):
+        return True  # a mask of the weight, however large
     if name not in FACTORS | TERMS or len(arguments) < 2 or prod(form) >= prod(shape):
         return False
     is_vector = sum(size > 1 for size in form) < 2
     by_constant = all(a is own or not a.origin.parameters for a in arguments)
-    return is_vector or by_constant or not GATES.isdisjoint(through)
+    return is_vector or by_constant or is_gate
+
+
+def _paths(other: Argument, own: Argument) -> Iterable[tuple[str, ...]]:
+    """The steps from each parameter in another argument."""
+    return () if other is own else other.origin.parameters.values()

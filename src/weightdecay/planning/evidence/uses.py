@@ -47,6 +47,8 @@ GATES = frozenset({"sigmoid", "tanh", "_softmax", "hardtanh", "relu", "cumsum"})
 FACTORS = frozenset({"mul", "div", "pow"})
 TERMS = frozenset({"add", "sub", "rsub"})
 
+# not an operation: its products with the input were weighed against each other, over what the input gave
+ATTENDED = "attended"
 # not an operation: pieces of the parameter, with the input added, scale or shift another activation
 MODULATION = "modulate"
 # not meetings, but what stands around a norm: what it normalises, and what its result goes into

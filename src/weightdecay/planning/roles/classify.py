@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from weightdecay.planning.evidence.tensors import Site, TensorFacts
-from weightdecay.planning.evidence.uses import AROUND_NORM
+from weightdecay.planning.evidence.uses import AROUND_NORM, ATTENDED
 from weightdecay.planning.patterns import INDEX
 from weightdecay.planning.roles.from_name import by_name, by_shape, kind_of_matrix, kind_of_table
 from weightdecay.planning.roles.from_type import by_type
@@ -74,8 +74,9 @@ def _by_use_or_type(site: Site, facts: TensorFacts) -> Verdict | None:
     seen = ByUse(site.attribute, site.owner, use)
     if typed is None or (typed.role is Role.EMBEDDING and role in _TABLES):
         return Verdict(role, Strength.TRACED, seen)
-    # Of what opinions differ on anyhow, the author's choice of a linear layer is one.
-    if typed.role is Role.LINEAR and role is Role.RELATIVE_POSITION:
+    # Of what opinions differ on anyhow, the author's choice of a linear layer is one; and one that scores what the
+    # input gave does what a query does.
+    if typed.role is Role.LINEAR and (role is Role.RELATIVE_POSITION or use.operation == ATTENDED):
         return Verdict(typed.role, Strength.TRACED, replace(seen, typed=typed))
     if (typed.role in DECAYING) == (role in DECAYING) or {role, typed.role} <= _ADDED:
         return Verdict(typed.role, Strength.TRACED, replace(seen, typed=typed))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from weightdecay.planning.evidence.tensors import TensorFacts
 from weightdecay.planning.evidence.uses import (
     AROUND_NORM,
+    ATTENDED,
     FACTORS,
     GATES,
     JOINS,
@@ -67,6 +68,11 @@ def _vocabulary(case: _Case) -> Role | None:
     return Role.EMBEDDING if is_table and use.partner not in ("constant", "parameter") else None
 
 
+def _query(case: _Case) -> Role | None:
+    """Attention weighs what the input gave by its product with each of its rows."""
+    return Role.LEARNED_TOKEN if case.use.operation == ATTENDED else None
+
+
 def _product(case: _Case) -> Role | None:
     """It is summed with the input over one of its axes, as it lies there: a matrix may be stored flat, or in pieces."""
     use = case.use
@@ -99,8 +105,8 @@ def _product(case: _Case) -> Role | None:
 def _convolution(case: _Case) -> Role | None:
     use = case.use
     is_kernel = "conv" in use.operation and use.slot == "weight" and (use.rows > 1 or not use.through)
-    # What multiplies a spectrum is the spectrum of a kernel, if it is stored as one.
-    is_spectrum = use.operation == "mul" and use.partner == "spectrum" and use.rows > 1
+    # What multiplies a spectrum is the spectrum of a kernel, if it is stored as one or nothing but made into one.
+    is_spectrum = use.operation == "mul" and use.partner == "spectrum" and (use.rows > 1 or "_fft_r2c" in case.through)
     is_kernel = is_kernel or (is_spectrum and case.through <= _COMPLEX)
     return Role.CONVOLUTION if is_kernel else None
 
@@ -241,6 +247,7 @@ _RULES: tuple[Rule, ...] = (
     _vocabulary,
     _weight_norm,
     _measured,
+    _query,
     _product,
     _convolution,
     _lookup,
