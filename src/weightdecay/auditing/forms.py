@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.auditing.measuring import Removed, local
+from weightdecay.auditing.carriers import LOW_PRECISION
+from weightdecay.auditing.measuring import FINE, Removed, local
+from weightdecay.auditing.probed import Order
 from weightdecay.auditing.settings import number, peak_of
 from weightdecay.auditing.sharding import added_over_shards
 from weightdecay.auditing.sighting import Known, Sighting, is_along
@@ -20,8 +22,15 @@ LARGE = 0.25
 """What a large λ is to remove: more than any rounding hides, and less than any rule refuses."""
 
 _WORKABLE = (0.05, 0.6)
+# Relative lengths, and squares of them: what rounding leaves, in sums of float32 and of float64.
+_NOTHING, _NOTHING_FINE = 1e-5, 1e-11
+# cos² of what is removed and the weights; of their signs it is 2/π, and of an update that λ happens to scale 0.
+_HAS_TO_DO_WITH = 0.05
+# By how much one order fits better than the other, in sin² of what is removed and what it should be along.
+_FITS_BETTER = 16
 _TRIES = 8
 _USUAL_LR = 1e-3
+_SMALL = 0.04
 _POWERS = (0.0, 0.5, 1.0, 2.0, 3.0)
 # Steps in which the way through the moments parts from the one beside them.
 _FEW = 3
@@ -37,6 +46,7 @@ class Form:
         large: the numbers of a step in which about a quarter is removed, if any remove so much.
         factor, lr_power: None where no such form fits.
         late: λ is read, and the first step does not show it.
+    What cannot be looked at, as a group of zeros, is taken to be read.
     """
 
     lr: float | None
@@ -46,9 +56,10 @@ class Form:
     large: dict[str, float] = field(default_factory=dict)
     factor: float | None = None
     lr_power: float | None = None
-    reads_weight_decay: bool = False
+    reads_weight_decay: bool = True
     reads_lr: bool = True
     coupled: bool = False
+    order: Order | None = None
     late: bool = False
 
     def removes(self) -> float | None:
@@ -77,6 +88,7 @@ class FormFinding:
     def __init__(self, bench: Bench, forms: Sequence[Form], places: Sequence[Place], known: Known) -> None:
         self.bench, self.forms, self.places, self.known = bench, forms, places, known
         self.groups = sorted({place.group for place in places if forms[place.group].weight_decay is not None})
+        self._is_coarse = any(local(place.tensor).dtype in LOW_PRECISION for place in places)
         self._lrs = {group: _usable_lr(forms[group]) for group in self.groups}
 
     def find(self) -> None:
@@ -90,7 +102,9 @@ class FormFinding:
                 form.large |= self._lrs[group]
             form.reads_weight_decay = group in seen and seen[group].dd > 0
 
-        self._find_powers(tries, seen)
+        # A decay made of several is a sum of theirs only where they are small; low precision hides small ones.
+        small = tries if self._is_coarse else {group: value * _SMALL for group, value in tries.items()}
+        self._find_powers(small, seen if self._is_coarse else self._removed(self._with(small)) or {})
         self._find_coupled(tries, seen)
         if not all(self.forms[group].reads_weight_decay for group in self.groups):
             self._find_late(tries)
@@ -111,7 +125,7 @@ class FormFinding:
             before, tries = tries, dict(tries)
             for group in unfit:
                 a = _fraction(seen[group])
-                tries[group] *= LARGE / a if a > 1e-9 else 100.0
+                tries[group] *= LARGE / a if a > 1e-6 else 100.0 if not seen[group].dd else 1.0
             if self._removed(self._with(tries)) is None:
                 tries = before
                 break
@@ -131,7 +145,8 @@ class FormFinding:
             power = math.log2(a / less)
             nearest = min(_POWERS, key=lambda known: abs(known - power))
             form.lr_power = power = nearest if abs(nearest - power) < 0.05 else power
-            form.factor = a / (self._lrs[group].get("lr", 1.0) ** power * tries[group])
+            slope = a if self._is_coarse else 4 * half - a  # of a decay made of several, where it is small
+            form.factor = slope / (self._lrs[group].get("lr", 1.0) ** power * tries[group])
 
     def _find_coupled(self, tries: Mapping[int, float], seen: Mapping[int, Removed]) -> None:
         """Whether some steps with λ go the way of those with λ·w in the gradient, and not of shrinking weights."""
@@ -151,9 +166,12 @@ class FormFinding:
             coupled, *beside = (self._apart(group, with_decay, way) for way in (through_gradient, before, after))
             form = self.forms[group]
             goes_through = coupled < 0.01 * apart and coupled * 10 < min(beside)
-            form.coupled = form.reads_weight_decay and (goes_through or not is_along(seen[group]))
+            form.coupled = group in seen and does_something(seen[group]) and (goes_through or is_beside(seen[group]))
             if form.coupled:
                 form.factor = form.lr_power = None
+            elif form.reads_weight_decay:
+                place = next(place for place in self.places if place.group == group)
+                form.order = order_of(seen[group], place) if group in seen else None
 
     def _find_late(self, tries: Mapping[int, float]) -> None:
         """Weights that are pulled to where they began have nothing to lose in their first step."""
@@ -210,6 +228,26 @@ class FormFinding:
             if place.group == group
         ]
         return float(sum(squares[1:], squares[0]))
+
+
+def order_of(large: Removed, place: Place) -> Order | None:
+    """Whether a decay goes along the weights before the update or after it; None where the update is too small."""
+    before, after = 1 - large.along_before, 1 - large.along_after
+    if max(before, after) < (_NOTHING_FINE if place.tensor.numel() <= FINE else _NOTHING):
+        return None
+    if after * _FITS_BETTER < before:
+        return "after"
+    return "before" if before * _FITS_BETTER < after else None
+
+
+def does_something(seen: Removed) -> bool:
+    """Whether what is removed is more than the rounding of a decay that somebody undoes."""
+    return seen.dd > _NOTHING**2 * seen.ww
+
+
+def is_beside(seen: Removed) -> bool:
+    """Whether what is removed has to do with the weights, and does not go along them: a sign or a root is between."""
+    return not is_along(seen) and seen.along_before > _HAS_TO_DO_WITH
 
 
 def _usable_lr(form: Form) -> dict[str, float]:

@@ -97,10 +97,7 @@ class OptimizerProbe:
             leave_out_watches(self.optimizer)
             ways = ways_of(self.optimizer, self.places)
             self.seen_on, self.why = "step" if ways.apart else "whole step", ways.why
-            on_bench = ways.sample if ways.apart else units(self.places, apart=False)[0]
-            with Bench(self.optimizer, on_bench, saves=ways.saves, gradients="drawn") as bench:
-                FormFinding(bench, self.forms, ways.sample, self.known).find()
-                self.unread = unread_keys(bench, ways.sample)
+            self._find_forms(ways)
             sights = self._sights(ways, found)
         except Exception as error:  # others' code runs here
             surely(everything.put_back)
@@ -115,6 +112,13 @@ class OptimizerProbe:
             key, form = self._key(sight.place), self.forms[sight.place.group]
             found[key] = replace(found[key], **seen_on_step(sight, form, self.steps, self.seen_on))
         self.copied = max((sight.copied for sight in sights), default=0)
+
+    def _find_forms(self, ways: Ways) -> None:
+        for unit in units(ways.sample if ways.apart else self.places, apart=ways.apart):
+            looked_at = [place for place in ways.sample if place in unit]
+            with Bench(self.optimizer, unit, saves=ways.saves, gradients="drawn") as bench:
+                FormFinding(bench, self.forms, looked_at, self.known).find()
+                self.unread |= unread_keys(bench, looked_at)
 
     def _sights(self, ways: Ways, found: dict[tuple[int, int], ProbedTensor]) -> list[Sight]:
         seen: list[Sight] = []

@@ -73,7 +73,7 @@ class _Recording(dict[str, Any]):
 
 
 def unread_keys(bench: Bench, places: Sequence[Place]) -> dict[int, tuple[str, ...]]:
-    """For each group of which a tensor is looked at, the keys that a step does not read.
+    """For each group of which a tensor is looked at, the numbers that a step does not read, by their keys.
 
     A step asks a stand-in for each group. Where that is copied as a whole, a number is not read if another in its
     place changes nothing.
@@ -100,7 +100,8 @@ def unread_keys(bench: Bench, places: Sequence[Place]) -> dict[int, tuple[str, .
         group = asked[index]
         if "params" not in group.read and not group.copied:
             continue  # it goes by groups that it keeps elsewhere
-        keys = [key for key in dict.keys(group) if key not in group.read | _OF_OTHERS]
+        numbers = [key for key, value in dict.items(group) if number(value) is not None]
+        keys = [key for key in numbers if key not in group.read | _OF_OTHERS]
         if group.copied:
             keys = [key for key in keys if _changes_nothing(bench, places, index, key, plain)]
         if keys:

@@ -57,9 +57,7 @@ def units(places: Sequence[Place], *, apart: bool) -> list[list[Place]]:
     """Places that are stepped together: all, or as many as are no larger than the largest tensor."""
     if not apart:
         first = _unique(places)
-        held = {(place.group, place.index) for place in first}
-        again = [place for place in places if (place.group, place.index) not in held]
-        return [first, *([place] for place in again)]
+        return [first, *([place] for place in places if place not in first)]
     most = max([_SMALL, *(place.tensor.numel() for place in places)])
     made: list[list[Place]] = []
     size, ids = 0, set[int]()
@@ -103,9 +101,9 @@ def _smallest(places: Sequence[Place], count: int = 4) -> list[Place]:
 def _one_of_each_group(places: Sequence[Place]) -> list[Place]:
     """Of each group the smallest tensor that tells something; gains, which may all be 1, tell less than matrices."""
     chosen: dict[int, Place] = {}
-    for place in sorted(_unique(places), key=lambda place: (_tells_less(place.tensor), place.tensor.numel())):
-        if place.tensor.numel() and bool(local(place.tensor).any()):
-            chosen.setdefault(place.group, place)
+    for place in sorted(places, key=lambda place: (_tells_less(place.tensor), place.tensor.numel())):
+        if place.group not in chosen and place.tensor.numel() and bool(local(place.tensor).any()):
+            chosen[place.group] = place
     return list(chosen.values())
 
 

@@ -26,7 +26,7 @@ Settings: TypeAlias = Mapping[int, Mapping[str, float]]
 Gradients: TypeAlias = Literal["own", "drawn"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Place:
     """Where a tensor stands in an optimizer."""
 
@@ -66,6 +66,7 @@ class Bench:
         self.written = Written()
         self._python: PythonState | None = None
         self._others: list[Tensor] = []
+        self._made: dict[int, Tensor] = {}  # gradients in place of those that are not there
         self._believed = {id(place.tensor): is_believed(place.tensor.grad) for place in self.places}
 
     # --- the groups
@@ -169,7 +170,9 @@ class Bench:
         for place in self.places:
             p, gradient = place.tensor, place.tensor.grad
             if gradient is None or not self.has_gradient(place):
-                p.grad = self._drawn(p) if self.gradients == "drawn" else torch.zeros_like(p)
+                if id(p) not in self._made:
+                    self._made[id(p)] = self._drawn(p) if self.gradients == "drawn" else torch.zeros_like(p)
+                p.grad = self._made[id(p)]
             elif gradient.layout != torch.strided:
                 p.grad = gradient.clone()  # what a step writes to is not one memory that could be saved
 

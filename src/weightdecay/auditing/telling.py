@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from weightdecay.auditing.forms import Form
+from weightdecay.auditing.forms import Form, does_something, is_beside, order_of
 from weightdecay.auditing.measuring import Removed
-from weightdecay.auditing.probed import Order, ProbedGroup, ProbedTensor, SeenOn
-from weightdecay.auditing.sighting import Sight, is_along
+from weightdecay.auditing.probed import ProbedGroup, ProbedTensor, SeenOn
+from weightdecay.auditing.sighting import Sight
 from weightdecay.auditing.stepping import Place
 from weightdecay.probing.report import GroupReport
 
@@ -16,8 +16,6 @@ from weightdecay.probing.report import GroupReport
 _WHOLE = 0.999
 # The unit in the last place of float32; beside it decays are large.
 _FINE = 1e-6
-# By how much one order fits better than the other, in sin² of what is removed and what it should be along.
-_FITS_BETTER = 16
 
 
 def blank(place: Place, optimizer: int, name: str) -> ProbedTensor:
@@ -53,8 +51,8 @@ def seen_on_step(sight: Sight, form: Form, steps: int, seen_on: SeenOn) -> dict[
         "from_elsewhere": elsewhere if is_decay else 0.0,
         "uncertainty": _uncertainty(sight, own, requested, steps) + (error if is_decay else 0.0),
         "reads_weight_decay": reads,
-        "coupled": reads and (form.coupled or not is_along(large)),
-        "order": _order(large) if reads and not form.coupled else None,
+        "coupled": reads and (form.coupled or (does_something(large) and is_beside(large))),
+        "order": form.order or order_of(large, sight.place) if reads and not form.coupled else None,
         "weight_norm": math.sqrt(large.ww if form.large else mirrored.ww),
         "has_gradient": sight.has_gradient,
         "idle_rows": sight.idle,
@@ -89,13 +87,6 @@ def _alike(seen: Removed, sight: Sight) -> float:
         return 0.0
     spread = min(max(n * seen.w4 / seen.ww**2 - 1, 0.0) / 0.1, 1.0)
     return 0.5 * sight.rounding / math.sqrt(1 + (n - 1) * spread)
-
-
-def _order(large: Removed) -> Order | None:
-    before, after = 1 - large.along_before, 1 - large.along_after
-    if after * _FITS_BETTER < before:
-        return "after"
-    return "before" if before * _FITS_BETTER < after else None
 
 
 def group_seen(form: Form, title: str, optimizer: int, index: int, unread: tuple[str, ...]) -> ProbedGroup:
