@@ -41,8 +41,8 @@ def test_a_decoupled_decay_is_lr_times_lambda_of_every_tensor(cls: Any, steps: i
     seen = weightdecay.probe(net, optimizer)
     assert [tensor.name for tensor in seen] == [name for name, _ in net.named_parameters()]
     assert [tensor.realised for tensor in seen] == pytest.approx([LR * DECAY] * 7, rel=0.01)
-    assert [tensor.requested for tensor in seen] == pytest.approx([LR * DECAY] * 7, rel=1e-6)
+    assert [tensor.requested for tensor in seen] == pytest.approx([LR * DECAY] * 7, rel=1e-5)
     (group,) = seen.groups
-    assert group.factor == pytest.approx(1.0)
+    assert group.factor == pytest.approx(1.0, rel=1e-5)
     assert group.lr_power == 1.0
     assert all(tensor.reads_weight_decay and not tensor.coupled for tensor in seen)

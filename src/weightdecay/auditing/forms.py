@@ -70,9 +70,9 @@ class Form:
         return float(self.factor * lr**self.lr_power * self.weight_decay)
 
 
-def form_of(optimizer: Any, group: Mapping[str, Any]) -> Form:
+def form_of(group: Mapping[str, Any]) -> Form:
     """What stands in a group; how it removes is not known yet."""
-    peak_lr, peak_key = peak_of(optimizer, group)
+    peak_lr, peak_key = peak_of(group)
     return Form(number(group.get("lr")), number(group.get("weight_decay")), peak_lr, peak_key)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,8 +21,8 @@ from weightdecay.auditing.separating import Ways, units, ways_of
 from weightdecay.auditing.settings import title_of
 from weightdecay.auditing.sharding import added_over_shards, agreed
 from weightdecay.auditing.sighting import Known, Sight, Sighting
-from weightdecay.auditing.stepping import Bench, Gradients, Place, places_of, roots_of, surely
-from weightdecay.auditing.telling import blank, group_seen, seen_on_step, seen_on_twin
+from weightdecay.auditing.stepping import Bench, Gradients, Place, others_hooks, places_of, roots_of, surely
+from weightdecay.auditing.telling import blank, group_seen, keeps_norm, seen_on_step, seen_on_twin
 from weightdecay.errors import OptimizerError
 from weightdecay.probing.probe import probe_step
 
@@ -44,12 +45,13 @@ class OptimizerProbe:
     def __init__(self, optimizer: Any, place: int, names: Mapping[Tensor, str], steps: int) -> None:
         self.optimizer, self.place, self.names, self.steps = optimizer, place, names, steps
         self.places = places_of(optimizer)
-        self.forms = [form_of(optimizer, group) for group in optimizer.param_groups]
+        self.forms = [form_of(group) for group in optimizer.param_groups]
         self.known = Known()
         self.unread: dict[int, tuple[str, ...]] = {}
         self.seen_on: SeenOn = "step"
         self.why = ""
         self.copied = 0
+        self.normalises = False
 
     def probed(self) -> tuple[list[ProbedTensor], list[ProbedGroup], ProbedOptimizer]:
         started = time.perf_counter()
@@ -73,6 +75,7 @@ class OptimizerProbe:
             copied_bytes=self.copied,
             elapsed_s=time.perf_counter() - started,
             hooks=hooks_of(self.optimizer),
+            normalises=self.normalises,
             opaque=next(iter(opaque)) if len(opaque) == 1 else "",
         )
         return list(found.values()), groups, one
@@ -111,6 +114,8 @@ class OptimizerProbe:
                 moments.copy_(added_over_shards(moments, sight.place.tensor))
             key, form = self._key(sight.place), self.forms[sight.place.group]
             found[key] = replace(found[key], **seen_on_step(sight, form, self.steps, self.seen_on))
+        keeping = sum(sight.place.tensor.numel() for sight in sights if keeps_norm(sight))
+        self.normalises = 2 * keeping > sum(sight.place.tensor.numel() for sight in sights)
         self.copied = max((sight.copied for sight in sights), default=0)
 
     def _find_forms(self, ways: Ways) -> None:
@@ -184,6 +189,7 @@ def hooks_of(optimizer: Any) -> tuple[str, ...]:
         for kind in ("pre", "post")
         for hook in getattr(optimizer, f"_optimizer_step_{kind}_hooks", {}).values()
     ]
+    found += [f"{kind} hook of all optimizers {_name(hook)}" for kind in ("pre", "post") for hook in others_hooks(kind)]
     step = getattr(optimizer, "__dict__", {}).get("step")
     # Schedulers count steps in this way, and do nothing else.
     if step is not None and not hasattr(step, "_wrapped_by_lr_sched"):
@@ -214,4 +220,6 @@ def _is_freed(p: Tensor) -> bool:
 
 
 def _norm(p: Tensor) -> float:
-    return 0.0 if p.device.type == "meta" or _is_freed(p) else float(local(p).double().norm())
+    if p.device.type == "meta" or _is_freed(p):
+        return 0.0
+    return math.sqrt(float(added_over_shards(local(p).double().square().sum(), p)))

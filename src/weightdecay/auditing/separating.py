@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.auditing.measuring import local
+from weightdecay.auditing.sharding import agreed
 from weightdecay.auditing.stepping import Bench, Place
 
 # A step with hooks that reach a whole trainer takes longer to put back than a whole copy takes room.
@@ -35,22 +36,44 @@ class Ways:
 
 
 def ways_of(optimizer: Any, places: Sequence[Place]) -> Ways:
-    """Try a few small tensors, together and one by one."""
-    some = _smallest(places)
+    """Try a few small tensors, together and one by one.
+
+    Raises:
+        Exception: whatever its step raises on all tensors.
+    """
+    sample = _one_of_each_group(places)
+    try:
+        blind, why = _tried(optimizer, _smallest(places))
+    except Exception as error:  # others' code, which may keep something for each tensor beside its groups
+        # Nobody knows yet whether its writes can be seen.
+        with Bench(optimizer, _unique(places), saves=True) as bench, bench.stepped():
+            blind = bench.is_blind()
+        why = f"it steps no part of its tensors ({type(error).__name__}: {error})"
+    why = agreed_on(why, places)
+    return Ways(not why, why, agreed(blind, (place.tensor for place in places)), sample)
+
+
+def _tried(optimizer: Any, some: Sequence[Place]) -> tuple[bool, str]:
+    """Whether writes go unseen, and why tensors cannot be stepped one by one; "" if they can."""
     with Bench(optimizer, some, saves=True, gradients="drawn") as bench:
         with bench.stepped():
             together = [local(place.tensor).clone() for place in some]
             blind = bench.is_blind()
-        strays, reached = bench.strays(), bench.reached
-    if strays:
-        return Ways(False, "a step reaches tensors that are not in the groups", blind, _one_of_each_group(places))
-    if reached > _OBJECTS:
-        return Ways(False, f"{reached} objects hang on it", blind, _one_of_each_group(places))
+        if bench.strays():
+            return blind, "a step reaches tensors that are not in the groups"
+        if bench.reached > _OBJECTS:
+            return blind, f"{bench.reached} objects hang on it"
     for place, after in zip(some, together, strict=True):
         with Bench(optimizer, [place], saves=blind, gradients="drawn") as bench, bench.stepped():
-            if not _alike(bench.written.original(local(place.tensor)), local(place.tensor), after):
-                return Ways(False, "its step makes tensors depend on each other", blind, _one_of_each_group(places))
-    return Ways(True, "", blind, _one_of_each_group(places))
+            if not _alike(bench.weights(place), local(place.tensor), after):
+                return blind, "its step makes tensors depend on each other"
+    return blind, ""
+
+
+def agreed_on(why: str, places: Sequence[Place]) -> str:
+    """The reason, or that of another process."""
+    together = agreed(bool(why), (place.tensor for place in places))
+    return why or ("another process cannot step them one by one" if together else "")
 
 
 def units(places: Sequence[Place], *, apart: bool) -> list[list[Place]]:

@@ -18,10 +18,9 @@ def number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def peak_of(optimizer: Any, group: Mapping[str, Any]) -> tuple[float | None, str]:
+def peak_of(group: Mapping[str, Any]) -> tuple[float | None, str]:
     """The largest lr that a group knows of, and where it stands."""
     known = {key: number(group.get(key)) for key in _PEAKS}
-    known["lr of the defaults"] = number((getattr(optimizer, "defaults", None) or {}).get("lr"))
     peaks = {key: value for key, value in known.items() if value is not None}
     key = max(peaks, key=lambda key: peaks[key], default="")
     return peaks.get(key), key

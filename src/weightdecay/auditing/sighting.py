@@ -143,7 +143,7 @@ class Sighting:
 
     def _w(self, place: Place) -> Tensor:
         """Before the step."""
-        return self.bench.written.original(local(place.tensor))
+        return self.bench.weights(place)
 
     def _pulled(self, index: int) -> Tensor:
         """How far the weights before the step are from what they are pulled towards."""

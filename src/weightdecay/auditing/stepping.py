@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.optim import optimizer as torchs
 
 from weightdecay.auditing.measuring import local
 from weightdecay.auditing.python_state import PythonState
@@ -85,6 +87,7 @@ class Bench:
             # The weights before a step are read from what was saved, in whichever way the step writes to them.
             for tensor in [*(place.tensor for place in self.places), *(self._python.tensors if self.saves else ())]:
                 self.written.save(tensor)
+            self._start = {id(place.tensor): local(place.tensor) for place in self.places}
         except BaseException:
             self.__exit__()
             raise
@@ -129,6 +132,7 @@ class Bench:
             prepare, before_each, after_each: what else is done before the first step, and around each; what that
                 writes to is put back, too.
         """
+        hooks = {kind: others_hooks(kind) for kind in ("pre", "post")}
         try:
             for number, values in (settings or {}).items():
                 for key, value in values.items():
@@ -137,7 +141,7 @@ class Bench:
             self._do(prepare)
             for step in range(steps):
                 self._do(before_each)
-                with isolated(_SEED + step), warnings.catch_warnings(), self.written:
+                with isolated(_SEED + step), _with_hooks(hooks), warnings.catch_warnings(), self.written:
                     warnings.simplefilter("ignore")
                     self.optimizer.step()
                 self._do(after_each)
@@ -176,6 +180,10 @@ class Bench:
             elif gradient.layout != torch.strided:
                 p.grad = gradient.clone()  # what a step writes to is not one memory that could be saved
 
+    def weights(self, place: Place) -> Tensor:
+        """The numbers that lie here, as they were before a step, whatever memory the tensor has now."""
+        return self.written.original(self._start[id(place.tensor)])
+
     def has_gradient(self, place: Place) -> bool:
         return self._believed.get(id(place.tensor), False)
 
@@ -206,7 +214,26 @@ class Bench:
 
 def roots_of(optimizer: Any) -> list[Any]:
     """From where all that a step may change in Python can be reached; wrappers show what others hold."""
-    return [optimizer, optimizer.param_groups, getattr(optimizer, "state", None)]
+    hooks = [*others_hooks("pre"), *others_hooks("post")]
+    return [optimizer, optimizer.param_groups, getattr(optimizer, "state", None), hooks]
+
+
+def others_hooks(kind: str) -> list[Any]:
+    """Hooks of all optimizers' steps; those of ours only look on, and a probe's steps are none to look at."""
+    hooks = getattr(torchs, f"_global_optimizer_{kind}_hooks", {})
+    return [hook for hook in hooks.values() if not _module_of(hook).startswith("weightdecay.")]
+
+
+def _module_of(hook: Any) -> str:
+    return str(getattr(getattr(hook, "__func__", hook), "__module__", None) or type(hook).__module__)
+
+
+@contextmanager
+def _with_hooks(hooks: Mapping[str, Sequence[Any]]) -> Iterator[None]:
+    """Run these for all optimizers' steps; who isolates steps puts back what ran before."""
+    for kind, own in hooks.items():
+        setattr(torchs, f"_global_optimizer_{kind}_hooks", OrderedDict(enumerate(own)))
+    yield
 
 
 def is_believed(gradient: Tensor | None) -> bool:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from weightdecay.auditing.forms import Form, does_something, is_beside, order_of
-from weightdecay.auditing.measuring import Removed
+from weightdecay.auditing.measuring import FINE, Removed
 from weightdecay.auditing.probed import ProbedGroup, ProbedTensor, SeenOn
 from weightdecay.auditing.sighting import Sight
 from weightdecay.auditing.stepping import Place
@@ -44,7 +44,7 @@ def seen_on_step(sight: Sight, form: Form, steps: int, seen_on: SeenOn) -> dict[
     requested = form.removes()
     elsewhere = mirrored.fraction / steps
     error = mirrored.error / steps + _alike(mirrored, sight)
-    is_decay = abs(elsewhere) > 4 * error and mirrored.along_before > 0.5
+    is_decay = abs(elsewhere) > 4 * error and mirrored.along_before > 0.5 and not keeps_norm(sight)
     return {
         "requested": None if requested is None else requested * share,
         "from_weight_decay": own.fraction / steps,
@@ -60,6 +60,13 @@ def seen_on_step(sight: Sight, form: Form, steps: int, seen_on: SeenOn) -> dict[
         "share": share,
         "target": sight.target,
     }
+
+
+def keeps_norm(sight: Sight) -> bool:
+    """Whether the weights are as long after the step as before, though it moves them: a norm is set, or kept."""
+    seen = Removed.of(sight.large)
+    noise = seen.ww * (1e-10 if sight.place.tensor.numel() <= FINE else 1e-6)
+    return seen.update > 100 * noise and abs(seen.vv - seen.ww) < 0.01 * seen.update
 
 
 def _uncertainty(sight: Sight, own: Removed, requested: float | None, steps: int) -> float:

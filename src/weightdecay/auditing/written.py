@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from weightdecay.probing.isolation import storages, tensors_in, writes
+from weightdecay.probing.isolation import parts, storages, tensors_in, writes
 
 
 class Written(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -68,8 +68,8 @@ class Written(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Keep the contents of a tensor as they are now, if nobody has yet."""
         self._keep_version(tensor)
         if hasattr(tensor, "__tensor_flatten__"):
-            for name in tensor.__tensor_flatten__()[0]:
-                self.save(getattr(tensor, name))
+            for part in parts(tensor):
+                self.save(part)
             return
         key = _key(tensor)
         # A view of a large memory is saved as a view; views that overlap are put back in the opposite order.
@@ -88,8 +88,9 @@ class Written(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Make the contents what they were; the copies are kept, for the next step from the same place."""
         for tensor, copy in reversed(self._saved.values()):
             tensor.copy_(copy)
-        # A backward pass that has still to come looks whether its tensors have been written to since.
-        for tensor, version in self._versions.values():
+        # A backward pass that has still to come looks whether its tensors have been written to since. What was first
+        # seen counts, where memory was exchanged and a counter has been seen twice.
+        for tensor, version in reversed(self._versions.values()):
             torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))
 
 

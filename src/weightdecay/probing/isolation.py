@@ -166,11 +166,16 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
+def parts(tensor: Any) -> list[Tensor]:
+    """The tensors that a wrapper is made of, as a distributed one of its shard."""
+    held = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+    return [part for part in held if isinstance(part, Tensor)]
+
+
 def storages(tensor: Tensor) -> list[int]:
     """What tells a tensor's memory from another's; of a wrapper's, the memory of its parts."""
     if hasattr(tensor, "__tensor_flatten__"):
-        names, _ = tensor.__tensor_flatten__()
-        return [storage for name in names for storage in storages(getattr(tensor, name))]
+        return [storage for part in parts(tensor) for storage in storages(part)]
     try:
         return [tensor.untyped_storage()._cdata]
     except (NotImplementedError, RuntimeError):  # a sparse tensor has none of its own
