@@ -21,8 +21,8 @@ from weightdecay.auditing.separating import Ways, units, ways_of
 from weightdecay.auditing.settings import title_of
 from weightdecay.auditing.sharding import added_over_shards, agreed
 from weightdecay.auditing.sighting import Known, Sight, Sighting
-from weightdecay.auditing.stepping import Bench, Gradients, Place, others_hooks, places_of, roots_of, surely
-from weightdecay.auditing.telling import blank, group_seen, keeps_norm, seen_on_step, seen_on_twin
+from weightdecay.auditing.stepping import Bench, Gradients, Place, Settings, others_hooks, places_of, roots_of, surely
+from weightdecay.auditing.telling import blank, group_seen, keeps_norm, seen_on_step, seen_on_twin, steps_wanted
 from weightdecay.errors import OptimizerError
 from weightdecay.probing.probe import probe_step
 
@@ -144,11 +144,21 @@ class OptimizerProbe:
         for gradients in _GRADIENTS:
             with Bench(self.optimizer, unit, saves=ways.saves, gradients=gradients) as bench:
                 seen = Sighting(bench, large, steps=self.steps, known=self.known).seen()
+                self._look_longer(bench, large, seen)
             # Some steps divide by the gradient's norm.
             infinite = any(not sight.mirrored.isfinite().all() or not sight.own.isfinite().all() for sight in seen)
             if not agreed(infinite, (place.tensor for place in unit)):
                 return seen
         raise OptimizerError("its step leaves weights that are not finite")
+
+    def _look_longer(self, bench: Bench, large: Settings, sights: Sequence[Sight]) -> None:
+        """Where too few numbers of low precision would move in a step to tell, make some more."""
+        steps = [steps_wanted(sight, self.forms[sight.place.group]) for sight in sights]
+        for wanted in sorted(set(steps) - {1}):
+            unsure = [sight for sight, own in zip(sights, steps, strict=True) if own == wanted]
+            if wanted > self.steps:
+                places = [sight.place for sight in unsure]
+                Sighting(bench, large, steps=wanted, places=places, known=self.known).seen_again(unsure)
 
     # --- the twin
 

@@ -70,6 +70,7 @@ class Sight:
         idle: how many rows of a table have a gradient of 0 and decay nevertheless.
         rounding: the relative size of a unit in the last place of what was read for its weights.
         copied: the most bytes that were held for it and those stepped with it.
+        steps: in how many steps the own λ acted.
     """
 
     place: Place
@@ -81,6 +82,8 @@ class Sight:
     idle: int = 0
     rounding: float = 0.0
     copied: int = 0
+    steps: int = 1
+    carrier: Carrier | None = None
 
 
 class Sighting:
@@ -135,9 +138,19 @@ class Sighting:
                 idle[i],
                 self._rounding(i),
                 copied,
+                self.steps,
+                self._carriers[i],
             )
             for i, place in enumerate(places)
         ]
+
+    def seen_again(self, sights: Sequence[Sight]) -> None:
+        """Measure what the groups' own λ removes in more steps than one, which low precision shows better."""
+        for index, sight in enumerate(sights):
+            self._carriers[index] = sight.carrier
+        without = self._seen_without({group: {"weight_decay": 0.0} for group in self.large})
+        for sight, own in zip(sights, self._seen_own(without)[0], strict=True):
+            sight.own, sight.steps = own, self.steps
 
     # --- weights
 
@@ -171,7 +184,9 @@ class Sighting:
 
     def _rounding(self, index: int) -> float:
         carrier = self._carriers[index]
-        return 0.0 if carrier is not None and carrier.added else torch.finfo(self._read(index).dtype).eps
+        if carrier is not None and carrier.added:  # a rounded number of the size of a rounding
+            return torch.finfo(self._w(self.places[index]).dtype).eps ** 2
+        return torch.finfo(self._read(index).dtype).eps
 
     def _target(self, index: int) -> Target:
         target = self._targets[index]

@@ -16,6 +16,13 @@ from weightdecay.probing.report import GroupReport
 _WHOLE = 0.999
 # The unit in the last place of float32; beside it decays are large.
 _FINE = 1e-6
+# A unit in the last place of a weight, beside `eps` times the weight: between 1/2 and 1, by its mantissa.
+_UNIT = 0.7
+# Variance of the squared weights, over their squared mean; of normal numbers it is 2.
+_SPREAD = 0.1
+# Units that are to turn over in a tensor, so that their number tells something.
+_ENOUGH = 100
+_MOST_STEPS = 64
 
 
 def blank(place: Place, optimizer: int, name: str) -> ProbedTensor:
@@ -47,9 +54,9 @@ def seen_on_step(sight: Sight, form: Form, steps: int, seen_on: SeenOn) -> dict[
     is_decay = abs(elsewhere) > 4 * error and mirrored.along_before > 0.5 and not keeps_norm(sight)
     return {
         "requested": None if requested is None else requested * share,
-        "from_weight_decay": own.fraction / steps,
+        "from_weight_decay": own.fraction / sight.steps,
         "from_elsewhere": elsewhere if is_decay else 0.0,
-        "uncertainty": _uncertainty(sight, own, requested, steps) + (error if is_decay else 0.0),
+        "uncertainty": _uncertainty(sight, own, requested) + (error if is_decay else 0.0),
         "reads_weight_decay": reads,
         "coupled": reads and (form.coupled or (does_something(large) and is_beside(large))),
         "order": form.order or order_of(large, sight.place) if reads and not form.coupled else None,
@@ -69,7 +76,7 @@ def keeps_norm(sight: Sight) -> bool:
     return seen.update > 100 * noise and abs(seen.vv - seen.ww) < 0.01 * seen.update
 
 
-def _uncertainty(sight: Sight, own: Removed, requested: float | None, steps: int) -> float:
+def _uncertainty(sight: Sight, own: Removed, requested: float | None) -> float:
     """The standard error of what the group's λ removes.
 
     Units of the last place turn over one by one, each with the probability that makes the mean right, and in a few
@@ -77,23 +84,32 @@ def _uncertainty(sight: Sight, own: Removed, requested: float | None, steps: int
     """
     if own.ww <= 0:
         return 0.0
-    turning = math.sqrt(abs(requested or 0.0) * sight.rounding * own.w4) / own.ww if sight.rounding > _FINE else 0.0
+    turning = 0.0
+    if sight.rounding > _FINE:
+        turning = math.sqrt(abs(requested or 0.0) * _UNIT * sight.rounding * own.w4 / sight.steps) / own.ww
     coarse = 0.0
     if sight.target != "zero":
         coarse = 0.5 * sight.rounding * math.sqrt(Removed.of(sight.mirrored).ww / own.ww)
-    return math.hypot(own.error / steps, turning, coarse, _alike(own, sight) if own.dd > 0 else 0.0)
+    return math.hypot(own.error / sight.steps, turning, coarse, _alike(own, sight) if own.dd > 0 else 0.0)
+
+
+def steps_wanted(sight: Sight, form: Form) -> int:
+    """In how many steps enough units of the last place turn over, by what is asked for; 1 where that is no matter."""
+    # By what all processes that hold a part of the tensor know alike, for they make the same steps.
+    requested, elements = form.removes(), sight.place.tensor.numel()
+    if not requested or sight.rounding <= _FINE or not elements:
+        return 1
+    turning = elements * abs(requested) / (_UNIT * sight.rounding)
+    return min(max(math.ceil(_ENOUGH / turning), 1), _MOST_STEPS)
 
 
 def _alike(seen: Removed, sight: Sight) -> float:
-    """Half a unit of the last place, over the root of how many elements are rounded independently.
-
-    Elements that are all alike, such as gains of 1, are all rounded alike.
-    """
+    """Half a unit of the last place, as far as elements are all alike, such as gains of 1, and all rounded alike."""
     n = sight.place.tensor.numel()
     if seen.ww <= 0 or n == 0:
         return 0.0
-    spread = min(max(n * seen.w4 / seen.ww**2 - 1, 0.0) / 0.1, 1.0)
-    return 0.5 * sight.rounding / math.sqrt(1 + (n - 1) * spread)
+    spread = max(n * seen.w4 / seen.ww**2 - 1, 0.0)
+    return 0.5 * sight.rounding * max(1 - spread / _SPREAD, 0.0)
 
 
 def group_seen(form: Form, title: str, optimizer: int, index: int, unread: tuple[str, ...]) -> ProbedGroup:
