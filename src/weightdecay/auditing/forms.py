@@ -169,6 +169,7 @@ class FormFinding:
             form.coupled = group in seen and does_something(seen[group]) and (goes_through or is_beside(seen[group]))
             if form.coupled:
                 form.factor = form.lr_power = None
+                self.known.targets.pop(group, None)  # what goes through a sign or a root pulls to nothing
             elif form.reads_weight_decay:
                 place = next(place for place in self.places if place.group == group)
                 form.order = order_of(seen[group], place) if group in seen else None

@@ -101,6 +101,7 @@ class OptimizerProbe:
             ways = ways_of(self.optimizer, self.places)
             self.seen_on, self.why = "step" if ways.apart else "whole step", ways.why
             self._find_forms(ways)
+            self.known.is_complete = True
             sights = self._sights(ways, found)
         except Exception as error:  # others' code runs here
             surely(everything.put_back)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from weightdecay.errors import did_you_mean
 
 Order = Literal["before", "after", "beside"]
 SeenOn = Literal["step", "whole step", "twin"]
@@ -138,6 +142,16 @@ class Probe:
     optimizers: tuple[ProbedOptimizer, ...]
     elapsed_s: float = 0.0
 
+    def __str__(self) -> str:
+        """A table: tensors whose decay is alike in one line."""
+        from weightdecay.auditing.probe_table import probe_text
+
+        return probe_text(self)
+
+    def to_json(self) -> str:
+        """All values, by their names here."""
+        return json.dumps({"schema_version": 1, **_plain(asdict(self))}, indent=1, allow_nan=False, ensure_ascii=False)
+
     def __iter__(self) -> Iterator[ProbedTensor]:
         return iter(self.tensors)
 
@@ -148,4 +162,13 @@ class Probe:
         for tensor in self.tensors:
             if tensor.name == name:
                 return tensor
-        raise KeyError(name)
+        raise KeyError(f"no probed tensor is named '{name}': {did_you_mean(name, (t.name for t in self.tensors))}")
+
+
+def _plain(value: Any) -> Any:
+    """A value as strict JSON has it: what is not finite is null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

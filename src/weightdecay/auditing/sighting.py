@@ -52,10 +52,12 @@ class Known:
     Attributes:
         lost: where the state keeps what rounding has lost, by group and dtype.
         targets: what the decay of a group pulls towards, where that is not 0.
+        is_complete: all groups have been looked at; of the targets there are no more.
     """
 
     lost: dict[tuple[int, torch.dtype], Path] = field(default_factory=dict)
     targets: dict[int, Path] = field(default_factory=dict)
+    is_complete: bool = False
 
 
 @dataclass
@@ -282,12 +284,12 @@ class Sighting:
         moments = plain if carrier is None else removed(w, after, self._carried(index, kept))
 
         known = self.known.targets.get(place.group)
-        if known is None and is_along(Removed.of(moments)):
+        if known is None and (self.known.is_complete or is_along(Removed.of(moments))):
             return moments
         for target in (_ONE, *copies) if known is None else (known,):
             self._targets[index] = target
             pulled = removed(self._pulled(index), after, self._carried(index, kept))
-            if known is not None or is_along(Removed.of(pulled)):
+            if known is not None or (is_along(Removed.of(pulled)) and Removed.of(pulled).wd > 0):
                 self.known.targets[place.group] = target
                 return pulled
         self._targets[index] = None
