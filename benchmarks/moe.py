@@ -60,11 +60,13 @@ def seconds(way: Callable[[Experts, Tensor], Tensor], experts: Experts, x_ND: Te
 def main() -> None:
     torch.manual_seed(0)
     config = recipe("mixtral:mini").model
-    experts = Experts(config)
+    assert config.experts is not None
+    experts = Experts(config, config.experts)
     for parameter in experts.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     ways = (grouped, masked, naive)
-    print(f"mixtral:mini, {config.n_experts} experts of {config.d_ff}, {config.experts_per_token} a token, float32")
+    shape = f"{config.experts.n_experts} experts of {config.d_ff}, {config.experts.per_token} a token"
+    print(f"mixtral:mini, {shape}, float32")
     for tokens in (128, 512):
         x_ND = torch.randn(tokens, config.d_model, requires_grad=True)
         with torch.no_grad():

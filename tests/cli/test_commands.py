@@ -293,7 +293,8 @@ def test_recipes_are_listed_and_shown_with_their_sources(weightdecay: Command) -
     assert "Brown et al. 2020" in weightdecay("recipes", "show", "gpt3:125m").stdout
     rows = json.loads(weightdecay("recipes", "diff", "llama2:7b", "llama2:70b", "--json").stdout)
     assert {row["key"] for row in rows} == {
-        "model.d_ff", "model.d_model", "model.n_heads", "model.n_kv_heads", "model.n_layers", "optimizer.lr",
+        "model.attention.n_heads", "model.attention.n_kv_heads", "model.d_ff", "model.d_model", "model.n_layers",
+        "optimizer.lr",
     }  # fmt: skip
     assert "1.5e-04" in (text := weightdecay("recipes", "diff", "llama2:7b", "llama2:70b").stdout) or "0.00015" in text
     wrong = weightdecay("recipes", "shwo", "gpt3")

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from tests.commands import MOVING, SMALL, Command
 from weightdecay.cli.flags import setting_flags
 from weightdecay.cli.train import Train
-from weightdecay.declared.values import nested
+from weightdecay.declared.values import flat, nested
 from weightdecay.errors import ConfigError
 from weightdecay.recipes.files import read_settings, settings_toml
 from weightdecay.recipes.schema import all_recipes, recipe
-from weightdecay.recipes.settings import TrainConfig, known_keys
+from weightdecay.recipes.settings import SECTIONS, TrainConfig, known_keys
 from weightdecay.runs import Run
 
 
@@ -64,10 +64,7 @@ def test_any_text_and_number_comes_back_from_a_file(text: str, number: float, wh
     values = {"run.out": text, "optimizer.lr": number, "run.seed": whole, "data.sources": [text, text]}
     config = recipe("gpt3:nano").config(values)
     document = tomllib.loads(settings_toml(config))
-    assert TrainConfig.from_values(
-        {key: document[key.partition(".")[0]][key.partition(".")[2]] for key in config.values()},
-        recipe=config.recipe, scaling=config.scaling,
-    ) == config  # fmt: skip
+    assert TrainConfig.from_values(flat({name: document[name] for name in SECTIONS})).values() == config.values()
 
 
 def test_flags_go_over_a_file_over_a_recipe_and_set_over_all(tmp_path: Path) -> None:
@@ -106,13 +103,12 @@ def test_a_file_names_its_recipe_and_a_recipe_on_the_command_line_goes_before_it
 def test_every_fault_of_a_file_and_of_the_command_line_is_told_at_once(tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_text('[optimizer]\nlr = "fast"\nbeta3 = 1\n[modle]\nx = 1\n', encoding="utf-8")
-    found = faults(config=str(path), seed="-1", set=("run.keep=none", "run.keep=2", "nonsense"), resume="maybe")
+    found = faults(config=str(path), seed="-1", set=("run.keep=2", "run.keep=none", "nonsense"), resume="maybe")
     for words in (
         f"{path}: optimizer.lr = 'fast': must be a number of at least 0",
         f"{path}: unknown key 'optimizer.beta3': did you mean",
         f"{path}: unknown key 'modle.x'",
         "run.seed = '-1': must be a whole number of at least 0",
-        "--set run.keep is given twice, as none and as 2: give one",
         "run.keep = 'none': must be a whole number of at least 1",
         "--set nonsense: must be KEY=VALUE",
         "--resume maybe",
@@ -128,6 +124,7 @@ def test_every_fault_of_a_file_and_of_the_command_line_is_told_at_once(tmp_path:
         ("schema_version = 99\n", "schema_version = 99: this weightdecay reads up to 2: update it"),
         ("recipe = 3\n", "recipe = 3: must be UTF-8 text"),
         ("run = 3\n", "run = 3: must be a table with steps, tokens"),
+        ("[model]\nn_heads = 2\n[model.attention]\nn_heads = 3\n", "model.attention.n_heads is given twice: once as"),
         ("[[optimizer.stages]]\nshape = 1\n", "unknown key 'optimizer.stages'"),
     ],
 )

@@ -46,7 +46,9 @@ def naive(experts: Experts, x_BTD: Tensor) -> Tensor:
 
 def made(kind: str, seed: int = 0) -> Experts:
     torch.manual_seed(seed)
-    experts = Experts(KINDS[kind])
+    config = KINDS[kind]
+    assert config.experts is not None
+    experts = Experts(config, config.experts)
     for parameter in experts.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     if experts.router.selection_bias is not None:

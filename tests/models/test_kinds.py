@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tests.models.kinds import KINDS
 from weightdecay.errors import ConfigError
 from weightdecay.models.attention import Attention, causal_attention, score_mask
+from weightdecay.models.block import Block
 from weightdecay.models.config import ModelConfig
-from weightdecay.models.decoder import GPT, Block
+from weightdecay.models.decoder import GPT
 from weightdecay.models.generate import generate
 from weightdecay.models.layers import Rotary, UnitOffsetRMSNorm, alibi_slopes, make_norm
 from weightdecay.models.objective import Objective
@@ -101,7 +102,7 @@ def test_the_places_of_the_norms_are_those_of_their_papers() -> None:
     def block(placement: str) -> tuple[Block, torch.Tensor]:
         torch.manual_seed(0)
         config = KINDS["llama"].replace(norm_placement=placement, n_layers=1)
-        return Block(config, 0).eval(), torch.randn(2, 5, 24)
+        return first_block(config), torch.randn(2, 5, 24)
 
     with torch.no_grad():
         one, x = block("pre")
@@ -119,6 +120,10 @@ def test_the_places_of_the_norms_are_those_of_their_papers() -> None:
         torch.testing.assert_close(one(x)[0], y + z)
 
 
+def first_block(config: ModelConfig) -> Block:
+    return Block(config, 0, Attention(config, 0)).eval()
+
+
 def second_norm(block: Block) -> torch.nn.Module:
     assert block.feedforward_norm is not None
     return block.feedforward_norm
@@ -128,10 +133,10 @@ def test_parallel_branches_read_the_same_stream() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 5, 24)
     with torch.no_grad():
-        one = Block(KINDS["palm"], 0).eval()
+        one = first_block(KINDS["palm"])
         normed = one.attention_norm(x)
         torch.testing.assert_close(one(x)[0], x + one.attention(normed) + one.feedforward(normed))
-        one = Block(KINDS["pythia"], 0).eval()
+        one = first_block(KINDS["pythia"])
         expected = x + one.attention(one.attention_norm(x)) + one.feedforward(second_norm(one)(x))
         torch.testing.assert_close(one(x)[0], expected)
 
@@ -327,5 +332,5 @@ def test_values_that_contradict_each_other_are_told_at_once() -> None:
         )  # fmt: skip
     text = "\n".join(caught.value.faults)
     assert len(caught.value.faults) == 5
-    for expected in ("experts_per_token", "no biases", "window_pattern", "norms before them", "rotary_fraction"):
+    for expected in ("rotary_fraction", "experts.per_token", "no biases", "window_pattern", "norms before them"):
         assert expected in text

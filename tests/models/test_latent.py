@@ -37,11 +37,15 @@ def test_the_cache_holds_the_latent_and_the_rotary_key_and_nothing_a_head(kind: 
     kept = sum(
         tensor.numel() for layer in cache.layers for tensor in (layer._keys, layer._values) if tensor is not None
     )
-    assert kept == 2 * config.context * config.n_layers * (config.kv_rank + config.rotary_head_dim)
+    assert kept == 2 * config.context * config.n_layers * (
+        config.at("latent.kv_rank") + config.at("latent.rotary_head_dim")
+    )
 
 
 def test_the_scale_is_that_of_the_whole_head() -> None:
-    assert LatentAttention(KINDS["deepseek"], 0).scale == pytest.approx(10**-0.5)
+    config = KINDS["deepseek"]
+    assert config.latent is not None
+    assert LatentAttention(config, config.latent, 0).scale == pytest.approx(10**-0.5)
 
 
 def test_what_each_tensor_of_it_is_for_is_known() -> None:
@@ -73,7 +77,7 @@ def test_published_models_have_the_parameters_and_the_active_ones_that_their_pap
     config = model.config
     assert model.n_parameters() == total
     asleep = sum(p.numel() for name, p in model.named_parameters() if ".expert_" in name)
-    asleep -= asleep * config.experts_per_token // config.n_experts
+    asleep -= asleep * config.at("experts.per_token") // config.at("experts.n_experts")
     assert total - asleep - (2 - tables) * config.vocab_size * config.d_model == pytest.approx(active, rel=3e-3)
 
 
@@ -84,15 +88,15 @@ def test_what_does_not_go_with_latent_attention_is_told_at_once() -> None:
     for expected in ("positions = 'rotary'", "qk_norm = 'none'", "n_kv_heads = 4, got 2", "rotary_head_dim = 3 must"):
         assert expected in str(caught.value)
     with pytest.raises(
-        ConfigError, match=r"model\.q_rank = 14, model\.rotary_head_dim = 4.* of latent attention alone"
+        ConfigError, match=r"model\.latent\.q_rank = 14, model\.latent\.rotary_head_dim = 4.* of latent attention alone"
     ):
         KINDS["deepseek"].replace(kv_rank=0)
 
 
 def test_groups_that_cannot_be_are_told() -> None:
-    with pytest.raises(ConfigError, match=r"n_experts = 8 are not model\.n_expert_groups = 3 of two or more"):
+    with pytest.raises(ConfigError, match=r"n_experts = 8 are not model\.experts\.n_groups = 3 of two or more"):
         KINDS["deepseek"].replace(n_expert_groups=3)
-    with pytest.raises(ConfigError, match=r"1 of 4 groups of 2 cannot give model\.experts_per_token = 3"):
+    with pytest.raises(ConfigError, match=r"1 of 4 groups of 2 cannot give model\.experts\.per_token = 3"):
         KINDS["deepseek"].replace(expert_groups_per_token=1)
-    with pytest.raises(ConfigError, match=r"belong to model\.router = 'sigmoid'"):
+    with pytest.raises(ConfigError, match=r"belong to model\.experts\.router = 'sigmoid'"):
         KINDS["mixtral"].replace(router_bias_speed=0.001)

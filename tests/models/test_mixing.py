@@ -12,7 +12,7 @@ from tests.models.kinds import KINDS
 from weightdecay.errors import ConfigError
 from weightdecay.models.attention import Attention
 from weightdecay.models.decoder import GPT
-from weightdecay.models.mixing import ResidualScales, Smear
+from weightdecay.models.mixing import ResidualScales, Smear, ValueAttention
 from weightdecay.planning.plan import plan
 from weightdecay.planning.roles.roles import Role
 from weightdecay.recipes.schema import recipe
@@ -31,21 +31,21 @@ def made() -> GPT:
 
 def test_the_whole_stream_is_mixed_as_nanochat_does() -> None:
     model = made()
-    assert model.smear is not None
-    assert model.residual_scales is not None
-    assert model.backout_scale is not None
+    smear, scales = model.get_submodule("smear"), model.get_submodule("residual_scales")
+    assert isinstance(smear, Smear)
+    assert isinstance(scales, ResidualScales)
     tokens = torch.randint(50, (2, 24))
     with torch.no_grad():
         x = F.rms_norm(model.embedding(tokens), (24,), eps=1e-5)
-        share = model.smear.scale * torch.sigmoid(x[:, 1:, :7] @ model.smear.amount.weight.T)
+        share = smear.scale * torch.sigmoid(x[:, 1:, :7] @ smear.amount.weight.T)
         x = first = torch.cat((x[:, :1], x[:, 1:] + share * x[:, :-1]), dim=1)
         middle = first
         for layer, block in enumerate(model.blocks):
-            x = model.residual_scales.residual_scale[layer] * x + model.residual_scales.input_scale[layer] * first
-            table = model.value_embeddings[str(layer)](tokens) if layer in (1, 3) else None
-            x = block(x, None, table)[0]
+            x = scales.residual_scale[layer] * x + scales.input_scale[layer] * first
+            more = [model.get_submodule(f"value_embeddings.{layer}")(tokens)] if layer in (1, 3) else []
+            x = block(x, None, *more)[0]
             middle = x if layer == 2 else middle
-        x = F.rms_norm(x - model.backout_scale * middle, (24,), eps=1e-5)
+        x = F.rms_norm(x - model.get_parameter("backout_scale") * middle, (24,), eps=1e-5)
         expected = 15 * torch.tanh(model.head(x) / 15)
         torch.testing.assert_close(model(tokens), expected, rtol=1e-5, atol=1e-5)
 
@@ -53,17 +53,18 @@ def test_the_whole_stream_is_mixed_as_nanochat_does() -> None:
 def test_each_head_adds_its_part_of_the_value_embedding_times_its_gate() -> None:
     torch.manual_seed(0)
     config = CONFIG.replace(window=0)
-    gated, plain = Attention(config, 3), Attention(config.replace(value_gate_inputs=0), 3)
+    assert config.mixing is not None
+    gated, plain = ValueAttention(config, config.mixing, 3), Attention(config, 3)
     plain.load_state_dict(gated.state_dict(), strict=False)
     x, more = torch.randn(2, 1, 24), torch.randn(2, 1, 24)  # one position: attention gives back its value
-    assert gated.value_gate is not None
     gate = 3 * torch.sigmoid(x[..., :5] @ gated.value_gate.weight.T).repeat_interleave(6, dim=-1)
     with torch.no_grad():
         torch.testing.assert_close(gated(x, None, more) - plain(x), gated.out(gate * more))
 
 
 def test_the_scales_begin_along_a_line_from_the_first_layer_to_the_last() -> None:
-    scales = ResidualScales(CONFIG)
+    assert CONFIG.mixing is not None
+    scales = ResidualScales(CONFIG.mixing, CONFIG.n_layers)
     assert scales.residual_scale.tolist() == pytest.approx([1.15, 1.15 - 0.1 / 3, 1.15 - 0.2 / 3, 1.05])
     assert scales.input_scale.tolist() == pytest.approx([0.20, 0.15, 0.10, 0.05])
     assert Smear(7).scale.item() == 0.0
@@ -115,12 +116,12 @@ def test_its_tables_are_embeddings_and_its_scales_do_not_decay() -> None:
 
 
 def test_scales_of_the_embeddings_alone_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"begin with model\.residual_scale_first"):
+    with pytest.raises(ConfigError, match=r"begin with model\.mixing\.residual_scale_first"):
         CONFIG.replace(residual_scale_first=0.0)
 
 
 def test_a_gate_cannot_read_more_features_than_there_are() -> None:
     with pytest.raises(ConfigError, match=r"value_gate_inputs = 25 is more than model\.d_model = 24"):
         CONFIG.replace(value_gate_inputs=25)
-    with pytest.raises(ConfigError, match=r"needs model\.value_gate_inputs = 0, got 5"):
+    with pytest.raises(ConfigError, match=r"needs model\.mixing\.value_gate_inputs = 0, got 5"):
         KINDS["deepseek"].replace(value_gate_inputs=5)

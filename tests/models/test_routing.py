@@ -11,7 +11,9 @@ from weightdecay.models.routing import Router, counted, load_imbalance
 
 def router(kind: str) -> Router:
     torch.manual_seed(0)
-    made = Router(KINDS[kind])
+    config = KINDS[kind]
+    assert config.experts is not None
+    made = Router(config.d_model, config.experts, centred=config.training.router_bias_update == "centred_sign")
     torch.nn.init.normal_(made.weight, std=0.5)
     return made
 
@@ -128,7 +130,9 @@ def test_sequences_that_are_uneven_each_in_its_own_way_are_even_as_a_batch() -> 
 
 def test_the_loss_over_sequences_is_deepseek_v3s_formula_whatever_the_bias_chose() -> None:
     torch.manual_seed(0)
-    experts = Experts(KINDS["deepseek"])
+    config = KINDS["deepseek"]
+    assert config.experts is not None
+    experts = Experts(config, config.experts)
     for parameter in experts.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     torch.nn.init.normal_(bias_of(experts.router))

@@ -38,7 +38,12 @@ def test_smollm2_has_transformers_logits_and_goes_on_with_the_same_32_tokens(tmp
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
 
     config = huggingface.read_config(tmp_path / "theirs")
-    assert (config.n_layers, config.n_heads, config.n_kv_heads, config.tied_head) == (30, 9, 3, True)
+    assert (config.n_layers, config.attention.n_heads, config.attention.n_kv_heads, config.tied_head) == (
+        30,
+        9,
+        3,
+        True,
+    )
     ours = GPT(config.replace(context=512))
     weights = huggingface.read_weights(tmp_path / "theirs", config, report=lambda _: None)
     ours.load_state_dict(weights | {"head.weight": weights["embedding.weight"]})

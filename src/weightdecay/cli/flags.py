@@ -98,16 +98,14 @@ _DATACLASS_MAKES = frozenset(vars(dataclass(frozen=True)(type("Empty", (), {"x":
 
 
 def key_value_pairs(settings: tuple[str, ...], faults: list[str]) -> dict[str, str]:
-    """`--set section.key=value`, each; a fault for each that has no `=`, and for each key that is set twice."""
+    """`--set section.key=value`, each, of one key the last; a fault for each that has no `=`."""
     pairs: dict[str, str] = {}
     for setting in settings:
         key, equals, value = (part.strip() for part in setting.partition("="))
-        if not equals:
-            faults.append(f"--set {setting}: must be KEY=VALUE, like optimizer.beta2=0.95")
-        elif key in pairs:
-            faults.append(f"--set {key} is given twice, as {pairs[key]} and as {value}: give one")
-        else:
+        if equals:
             pairs[key] = value
+        else:
+            faults.append(f"--set {setting}: must be KEY=VALUE, like optimizer.beta2=0.95")
     return pairs
 
 

@@ -47,6 +47,18 @@ class Read:
 
 
 @dataclass(frozen=True)
+class Then:
+    """What becomes of a value that the field can hold."""
+
+    how: Callable[[Any], Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self.how, handler(source))
+
+
+@dataclass(frozen=True)
 class Flag:
     """Marks a field that the command line has a flag of its own for.
 

@@ -139,7 +139,11 @@ def _told(kind: Any, entry: Mapping[str, Any], under: str) -> Iterator[Fault]:
 
     match entry["type"]:
         case "missing":
-            yield Fault("missing", key, f"{key} is missing")
+            part = dataclass_of(hint)
+            needed = (
+                [key] if part is None else [f"{key}.{name}" for name, leaf in leaves(part).items() if leaf.required]
+            )
+            yield from (Fault("missing", place, f"{place} is missing") for place in needed)
         case "unexpected_keyword_argument":
             for leaf in _leaves_of(key, entry["input"]):
                 yield Fault("unknown", leaf, f"unknown key '{leaf}': {did_you_mean(leaf, known)}")

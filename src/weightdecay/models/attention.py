@@ -34,39 +34,43 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.n_heads = config.n_heads
-        self.n_kv_heads = config.n_kv_heads
-        self.head_dim = config.head_dim
-        self.dropout = config.dropout
-        self.scale = config.attention_scale or 1.0 / math.sqrt(config.head_dim)
-        self.softcap = config.attention_softcap
+        heads = config.attention
+        self.n_heads = heads.n_heads
+        self.n_kv_heads = heads.n_kv_heads
+        self.head_dim = heads.head_dim
+        self.dropout = config.training.dropout
+        self.scale = heads.scale or 1.0 / math.sqrt(heads.head_dim)
+        self.softcap = heads.softcap
         self.window = config.window_of(layer)
-        self.slopes = tuple(alibi_slopes(config.n_heads)) if config.positions == "alibi" else ()
-        inner, inner_kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.slopes = tuple(alibi_slopes(heads.n_heads)) if config.positions == "alibi" else ()
+        inner, inner_kv = heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim
         self.qkv = Linear(config.d_model, inner + 2 * inner_kv, bias=config.bias)
         self.out = Linear(inner, config.d_model, bias=config.bias)
-        self.qk_norm = config.qk_norm
-        if config.qk_norm != "none":
-            together = config.qk_norm == "all_heads"
-            self.query_norm = make_norm(config, inner if together else config.head_dim)
-            self.key_norm = make_norm(config, inner_kv if together else config.head_dim)
-        self.value_gate, self.value_gate_max = None, config.value_gate_max
-        if config.has_value_embedding(layer):
-            self.value_gate = Linear(config.value_gate_inputs, config.n_kv_heads, bias=False)
+        self.qk_norm = heads.qk_norm
+        if heads.qk_norm != "none":
+            together = heads.qk_norm == "all_heads"
+            self.query_norm = make_norm(config, inner if together else heads.head_dim)
+            self.key_norm = make_norm(config, inner_kv if together else heads.head_dim)
         self.relative = RelativePositions(config) if config.positions == "relative" else None
         self.rotary = (
-            Rotary(config.head_dim, config.context, config.rotary_base, config.rotary_fraction)
+            Rotary(heads.head_dim, config.context, heads.rotary_base, heads.rotary_fraction)
             if config.positions == "rotary"
             else None
         )
 
-    def forward(self, x_BTD: Tensor, cache: LayerCache | None = None, more_values_BTX: Tensor | None = None) -> Tensor:
-        """The branch's output; `more_values` are added to the values, each head's times its gate, [B, T, K·E]."""
+    def forward(self, x_BTD: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """The branch's output."""
+        return self._attended(*self._heads(x_BTD), cache)
+
+    def _heads(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, T, E], keys and values [B, K, T, E]."""
         batch, time, _ = x_BTD.shape
         heads = self.qkv(x_BTD).view(batch, time, self.n_heads + 2 * self.n_kv_heads, self.head_dim).transpose(1, 2)
         q_BHTE, k_BKTE, v_BKTE = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=1)
-        if self.value_gate is not None and more_values_BTX is not None:
-            v_BKTE = v_BKTE + self._gated(x_BTD, more_values_BTX).to(v_BKTE.dtype)
+        return q_BHTE, k_BKTE, v_BKTE
+
+    def _attended(self, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, cache: LayerCache | None) -> Tensor:
+        batch, _, time, _ = q_BHTE.shape
         if self.qk_norm != "none":
             q_BHTE, k_BKTE = self._normed(self.query_norm, q_BHTE), self._normed(self.key_norm, k_BKTE)
         start = cache.length if cache is not None else 0
@@ -88,13 +92,6 @@ class Attention(nn.Module):
         y_BTD = y_BHTE.transpose(1, 2).reshape(batch, time, self.n_heads * self.head_dim)
         out: Tensor = self.out(y_BTD)
         return out
-
-    def _gated(self, x_BTD: Tensor, more_values_BTX: Tensor) -> Tensor:
-        """Each head's part of the value embeddings, times its gate."""
-        assert self.value_gate is not None
-        gate_BTK = self.value_gate_max * torch.sigmoid(self.value_gate(x_BTD[..., : self.value_gate.in_features]))
-        more_BTKE = more_values_BTX.view(*gate_BTK.shape, self.head_dim)
-        return (gate_BTK.unsqueeze(-1) * more_BTKE).transpose(1, 2)
 
     def _normed(self, norm: nn.Module, x_BHTE: Tensor) -> Tensor:
         if self.qk_norm == "head":

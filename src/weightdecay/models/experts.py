@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.feedforward import FeedForward, activated
 from weightdecay.models.layers import linear
+from weightdecay.models.parts import ExpertsConfig
 from weightdecay.models.routing import Router, Routing, Spread, counted, load_imbalance
 
 
@@ -24,15 +25,15 @@ class Experts(nn.Module):
     DeepSeek-AI 2024, arXiv:2412.19437, §2.1.2 (shared experts).
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, experts: ExpertsConfig) -> None:
         super().__init__()
         self.kind = config.feedforward
-        self.balance_over = config.balance_over
-        self.router = Router(config)
+        self.balance_over = config.training.balance_over
+        self.router = Router(config.d_model, experts, centred=config.training.router_bias_update == "centred_sign")
         rows = 2 * config.d_ff if config.gated else config.d_ff
-        self.expert_up = nn.Parameter(torch.empty(config.n_experts, rows, config.d_model))
-        self.expert_down = nn.Parameter(torch.empty(config.n_experts, config.d_model, config.d_ff))
-        self.shared = FeedForward(config, config.n_shared_experts * config.d_ff) if config.n_shared_experts else None
+        self.expert_up = nn.Parameter(torch.empty(experts.n_experts, rows, config.d_model))
+        self.expert_down = nn.Parameter(torch.empty(experts.n_experts, config.d_model, config.d_ff))
+        self.shared = FeedForward(config, experts.n_shared * config.d_ff) if experts.n_shared else None
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
         """The output [B, T, D], and which experts its tokens went to."""

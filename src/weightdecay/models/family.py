@@ -6,13 +6,13 @@ what a family can express.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from weightdecay.declared.values import pairs
 from weightdecay.errors import ConfigError
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.decoder import GPT
@@ -26,7 +26,7 @@ class Key:
     """One key of a config.json and the field of ours that it sets.
 
     Args:
-        ours: name of the field.
+        ours: path of the field, or a name that `models.flat` has of it.
         default: what an absent key means; REQUIRED refuses that.
         older: other names of the key, read where it is absent and written beside it.
         read, write: their value to ours, and back.
@@ -68,7 +68,7 @@ SHAPE = {
     "max_position_embeddings": Key("context"),
     "num_hidden_layers": Key("n_layers"),
     "hidden_size": Key("d_model"),
-    "num_attention_heads": Key("n_heads"),
+    "num_attention_heads": Key("attention.n_heads"),
 }
 # What an absent `rope_theta` means to most, and the keys that newer files keep in a table of their own.
 ROTARY_BASE = 10_000.0
@@ -140,7 +140,7 @@ class Family:
         """A decoder in this family's words, as well as it can say it."""
         words: dict[str, Any] = {}
         for name, key in self.keys.items():
-            words |= dict.fromkeys((name, *key.older), key.to_theirs(getattr(config, key.ours)))
+            words |= dict.fromkeys((name, *key.older), key.to_theirs(config.at(key.ours)))
         if rotary := {name: words[name] for name in _ROTARY if name in words}:
             words["rope_parameters"] = {"rope_type": "default", **rotary}
         return {**words, **self.written(config)}
@@ -166,9 +166,9 @@ class Family:
             back = self.config(self.describe(config)).as_function()
         except ConfigError as error:
             return error.faults
-        ours = config.as_function()
+        ours, theirs = pairs(config.as_function()), pairs(back)
         return [
-            f"{item.name} = {getattr(ours, item.name)!r}"
-            for item in dataclasses.fields(ModelConfig)
-            if getattr(ours, item.name) != getattr(back, item.name)
+            f"{path} = {ours[path]!r}" if path in ours else f"{path} is not there"
+            for path in {**ours, **theirs}
+            if ours.get(path) != theirs.get(path)
         ]

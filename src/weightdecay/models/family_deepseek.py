@@ -21,7 +21,7 @@ def _neighbours_turn(plain: Callable[[ModelConfig], int]) -> How:
     """
 
     def how(ours: str, theirs: str, config: ModelConfig) -> list[Link]:
-        turning = config.rotary_head_dim
+        turning = config.latent.rotary_head_dim if config.latent else 0
 
         def swapped(whole: Tensor, pairs: tuple[int, int]) -> Tensor:
             heads = whole.view(-1, plain(config) + turning, whole.shape[1])
@@ -45,8 +45,8 @@ def _router(ours: str, theirs: str, config: ModelConfig) -> list[Link]:  # noqa:
     return [same(f"{ours}.weight", f"{theirs}.weight"), bias]
 
 
-_heads = _neighbours_turn(lambda config: config.head_dim)
-_latent = _neighbours_turn(lambda config: config.kv_rank)
+_heads = _neighbours_turn(lambda config: config.attention.head_dim)
+_latent = _neighbours_turn(lambda config: config.latent.kv_rank if config.latent else 0)
 
 DEEPSEEK_V3 = Family(
     model_type="deepseek_v3",
@@ -63,25 +63,25 @@ DEEPSEEK_V3 = Family(
         "topk_method": "noaux_tc",
     },
     # Their norms of the latents have this ε whatever `rms_norm_eps` is.
-    fixed={**LLAMA.fixed, "router": "sigmoid", "latent_norm_eps": 1e-6},
+    fixed={**LLAMA.fixed, "experts.router": "sigmoid", "latent.norm_eps": 1e-6},
     keys={
         **SHAPE,
-        "q_lora_rank": optional("q_rank", 1536),
-        "kv_lora_rank": Key("kv_rank"),
-        "qk_nope_head_dim": Key("head_dim"),
-        "qk_rope_head_dim": Key("rotary_head_dim"),
-        "v_head_dim": optional("value_head_dim"),
-        "intermediate_size": Key("d_ff_dense"),
+        "q_lora_rank": optional("latent.q_rank", 1536),
+        "kv_lora_rank": Key("latent.kv_rank"),
+        "qk_nope_head_dim": Key("attention.head_dim"),
+        "qk_rope_head_dim": Key("latent.rotary_head_dim"),
+        "v_head_dim": optional("latent.value_head_dim"),
+        "intermediate_size": Key("experts.d_ff_dense"),
         "moe_intermediate_size": Key("d_ff"),
-        "first_k_dense_replace": Key("n_dense_layers", 3),
-        "n_routed_experts": Key("n_experts"),
-        "n_shared_experts": optional("n_shared_experts"),
-        "num_experts_per_tok": Key("experts_per_token", 8),
-        "routed_scaling_factor": Key("router_scale", 2.5),
-        "n_group": Key("n_expert_groups", 8),
-        "topk_group": Key("expert_groups_per_token", 4),
-        "rms_norm_eps": Key("norm_eps", 1e-6),
-        "rope_theta": Key("rotary_base", ROTARY_BASE, read=float),
+        "first_k_dense_replace": Key("experts.n_dense_layers", 3),
+        "n_routed_experts": Key("experts.n_experts"),
+        "n_shared_experts": optional("experts.n_shared"),
+        "num_experts_per_tok": Key("experts.per_token", 8),
+        "routed_scaling_factor": Key("experts.router_scale", 2.5),
+        "n_group": Key("experts.n_groups", 8),
+        "topk_group": Key("experts.groups_per_token", 4),
+        "rms_norm_eps": Key("norms.eps", 1e-6),
+        "rope_theta": Key("attention.rotary_base", ROTARY_BASE, read=float),
         "tie_word_embeddings": Key("tied_head", False),
     },
     around=LLAMA.around,
@@ -104,7 +104,7 @@ DEEPSEEK_V3 = Family(
     ),
     written=lambda config: {
         **LLAMA.written(config),
-        "num_key_value_heads": config.n_heads,
+        "num_key_value_heads": config.attention.n_heads,
         "norm_topk_prob": True,
         "num_nextn_predict_layers": 0,
     },

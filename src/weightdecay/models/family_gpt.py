@@ -33,9 +33,9 @@ GPT2 = Family(
         "n_positions": Key("context"),
         "n_layer": Key("n_layers"),
         "n_embd": Key("d_model"),
-        "n_head": Key("n_heads"),
+        "n_head": Key("attention.n_heads"),
         "n_inner": optional("d_ff"),
-        "layer_norm_epsilon": Key("norm_eps", 1e-5),
+        "layer_norm_epsilon": Key("norms.eps", 1e-5),
         "activation_function": Key("feedforward", "gelu_new", values=_GELUS),
         "tie_word_embeddings": Key("tied_head", True),
     },
@@ -54,9 +54,9 @@ GPT2 = Family(
         Piece("feedforward.down", "mlp.c_proj", conv1d),
     ),
     written=lambda config: {
-        "attn_pdrop": config.dropout,
-        "embd_pdrop": config.dropout if config.embedding_dropout else 0.0,
-        "resid_pdrop": config.dropout,
+        "attn_pdrop": config.training.dropout,
+        "embd_pdrop": config.training.dropout if config.training.embedding_dropout else 0.0,
+        "resid_pdrop": config.training.dropout,
     },
 )
 
@@ -91,7 +91,7 @@ OPT = Family(
         Piece("feedforward.up", "fc1"),
         Piece("feedforward.down", "fc2"),
     ),
-    written=lambda config: {"dropout": config.dropout, "attention_dropout": config.dropout},
+    written=lambda config: {"dropout": config.training.dropout, "attention_dropout": config.training.dropout},
 )
 
 GPT_NEOX = Family(
@@ -104,12 +104,12 @@ GPT_NEOX = Family(
     keys={
         **SHAPE,
         "intermediate_size": Key("d_ff"),
-        "layer_norm_eps": Key("norm_eps", 1e-5),
+        "layer_norm_eps": Key("norms.eps", 1e-5),
         "hidden_act": Key("feedforward", "gelu", values=_ACTIVATIONS),
         "use_parallel_residual": Key("branches", True, values={True: "parallel", False: "sequential"}),
         "tie_word_embeddings": Key("tied_head", False),
-        "rope_theta": Key("rotary_base", ROTARY_BASE, older=("rotary_emb_base",), read=float),
-        "partial_rotary_factor": Key("rotary_fraction", 0.25, older=("rotary_pct",), read=float),
+        "rope_theta": Key("attention.rotary_base", ROTARY_BASE, older=("rotary_emb_base",), read=float),
+        "partial_rotary_factor": Key("attention.rotary_fraction", 0.25, older=("rotary_pct",), read=float),
     },
     around=(
         Piece("embedding", "gpt_neox.embed_in"),
@@ -117,7 +117,7 @@ GPT_NEOX = Family(
         Piece("head", "embed_out"),
     ),
     within=_megatron_block("attention"),
-    written=lambda config: {"attention_dropout": config.dropout, "hidden_dropout": config.dropout},
+    written=lambda config: {"attention_dropout": config.training.dropout, "hidden_dropout": config.training.dropout},
 )
 
 BLOOM = Family(
@@ -126,14 +126,14 @@ BLOOM = Family(
     prefix="transformer.",
     block="h.{}",
     required={"apply_residual_connection_post_layernorm": False},
-    fixed={"positions": "alibi", "embedding_norm": True, "feedforward": "gelu_tanh"},
+    fixed={"positions": "alibi", "norms.embedding": True, "feedforward": "gelu_tanh"},
     keys={
         "vocab_size": Key("vocab_size"),
         "seq_length": Key("context", 2048),
         "n_layer": Key("n_layers"),
         "hidden_size": Key("d_model", older=("n_embed",)),
-        "n_head": Key("n_heads"),
-        "layer_norm_epsilon": Key("norm_eps", 1e-5),
+        "n_head": Key("attention.n_heads"),
+        "layer_norm_epsilon": Key("norms.eps", 1e-5),
         "tie_word_embeddings": Key("tied_head", True),
     },
     around=(
@@ -143,5 +143,5 @@ BLOOM = Family(
         Piece("head", "lm_head"),
     ),
     within=_megatron_block("self_attention"),
-    written=lambda config: {"attention_dropout": config.dropout, "hidden_dropout": config.dropout},
+    written=lambda config: {"attention_dropout": config.training.dropout, "hidden_dropout": config.training.dropout},
 )

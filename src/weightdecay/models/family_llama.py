@@ -9,12 +9,12 @@ from weightdecay.models.tensors import Piece, each_expert, gate_and_up, qkv
 
 _KEYS = {
     **SHAPE,
-    "num_key_value_heads": optional("n_kv_heads"),
-    "head_dim": optional("head_dim"),
+    "num_key_value_heads": optional("attention.n_kv_heads"),
+    "head_dim": optional("attention.head_dim"),
     "intermediate_size": Key("d_ff"),
-    "rms_norm_eps": Key("norm_eps", 1e-6),
+    "rms_norm_eps": Key("norms.eps", 1e-6),
     "tie_word_embeddings": Key("tied_head", False),
-    "rope_theta": Key("rotary_base", ROTARY_BASE, read=float),
+    "rope_theta": Key("attention.rotary_base", ROTARY_BASE, read=float),
 }
 _ATTENTION = (
     Piece("attention.qkv", "self_attn.{}_proj", qkv),
@@ -46,7 +46,7 @@ LLAMA = Family(
     prefix="model.",
     block="layers.{}",
     required={"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"},
-    fixed={"norm": "rmsnorm", "positions": "rotary", "feedforward": "swiglu", "bias": False},
+    fixed={"norms.kind": "rmsnorm", "positions": "rotary", "feedforward": "swiglu", "bias": False},
     keys=_KEYS,
     around=(
         Piece("embedding", "model.embed_tokens"),
@@ -54,7 +54,7 @@ LLAMA = Family(
         Piece("head", "lm_head"),
     ),
     within=(*NORMS_BEFORE, *_ATTENTION, *SWIGLU),
-    written=lambda config: {"hidden_act": "silu", "attention_dropout": config.dropout},
+    written=lambda config: {"hidden_act": "silu", "attention_dropout": config.training.dropout},
 )
 
 MISTRAL = replace(
@@ -63,8 +63,8 @@ MISTRAL = replace(
     architecture="MistralForCausalLM",
     keys={
         **_KEYS,
-        "num_key_value_heads": optional("n_kv_heads", 8),
-        "sliding_window": optional("window", 4096),
+        "num_key_value_heads": optional("attention.n_kv_heads", 8),
+        "sliding_window": optional("attention.window", 4096),
     },
 )
 
@@ -74,21 +74,21 @@ MIXTRAL = replace(
     architecture="MixtralForCausalLM",
     keys={
         **MISTRAL.keys,
-        "rms_norm_eps": Key("norm_eps", 1e-5),
-        "sliding_window": optional("window"),
-        "rope_theta": Key("rotary_base", 1_000_000.0, read=float),
-        "num_local_experts": Key("n_experts"),
-        "num_experts_per_tok": Key("experts_per_token"),
+        "rms_norm_eps": Key("norms.eps", 1e-5),
+        "sliding_window": optional("attention.window"),
+        "rope_theta": Key("attention.rotary_base", 1_000_000.0, read=float),
+        "num_local_experts": Key("experts.n_experts"),
+        "num_experts_per_tok": Key("experts.per_token"),
     },
     within=(*NORMS_BEFORE, *_ATTENTION, *_EXPERTS),
-    written=lambda config: {**LLAMA.written(config), "router_aux_loss_coef": config.load_balancing},
+    written=lambda config: {**LLAMA.written(config), "router_aux_loss_coef": config.training.load_balancing},
 )
 
 OLMO2 = replace(
     LLAMA,
     model_type="olmo2",
     architecture="Olmo2ForCausalLM",
-    fixed={**LLAMA.fixed, "norm_placement": "output", "qk_norm": "all_heads"},
-    keys={name: key for name, key in _KEYS.items() if name != "head_dim"} | {"rms_norm_eps": Key("norm_eps", 1e-5)},
+    fixed={**LLAMA.fixed, "norms.before": False, "norms.after": "branch", "attention.qk_norm": "all_heads"},
+    keys={name: key for name, key in _KEYS.items() if name != "head_dim"} | {"rms_norm_eps": Key("norms.eps", 1e-5)},
     within=(*_NORMS_AFTER, *_ATTENTION, *SWIGLU),
 )

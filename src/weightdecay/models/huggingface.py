@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightdecay.declared.values import plain
 from weightdecay.errors import ConfigError, DamagedError, did_you_mean
 from weightdecay.models import weightfiles
 from weightdecay.models.config import ModelConfig
@@ -36,7 +37,8 @@ from weightdecay.models.weightfiles import read_json
 CONFIG, OWN_CONFIG, GENERATION = "config.json", "weightdecay.json", "generation_config.json"
 # As large as transformers long made its files.
 SHARD_BYTES = 5e9
-_OWN_FORMAT = 1
+# The first had the names of `models.flat`, which are still read.
+_OWN_FORMAT = 2
 # Masks and tables that older files carry along and the model computes itself.
 _COMPUTED = re.compile(r"(\.attn\.(bias|masked_bias)|\.attention\.(bias|masked_bias)|rotary_emb\.inv_freq)$")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -156,7 +158,7 @@ def write(
     if faults:
         raise ConfigError(faults)
     if family is None:
-        own = {"format": _OWN_FORMAT, "model": vars(config)}
+        own = {"format": _OWN_FORMAT, "model": plain(config)}
         _write_json(path / OWN_CONFIG, own)
         return Written("", lacking, files)
     ends = {"bos_token_id": end_of_text_id, "eos_token_id": end_of_text_id}
@@ -166,7 +168,7 @@ def write(
         "torch_dtype": _name(dtype),
         **ends,
         "pad_token_id": None,
-        "initializer_range": config.init_std,
+        "initializer_range": config.initialisation.std,
         **family.describe(config),
     }
     _write_json(path / CONFIG, document)
@@ -201,7 +203,7 @@ def _write_json(file: Path, document: Mapping[str, Any]) -> None:
 
 def _own_config(file: Path) -> ModelConfig:
     document = read_json(file)
-    if document.get("format") != _OWN_FORMAT:
+    if document.get("format") not in range(1, _OWN_FORMAT + 1):
         raise ConfigError(f"{file}: format {document.get('format')!r} is not known here; update weightdecay")
     try:
         return ModelConfig(**document["model"])

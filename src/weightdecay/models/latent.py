@@ -15,6 +15,7 @@ from weightdecay.models.attention import causal_attention
 from weightdecay.models.cache import LayerCache
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.layers import Linear, Rotary, make_norm
+from weightdecay.models.parts import LatentConfig
 
 
 class LatentAttention(nn.Module):
@@ -27,31 +28,33 @@ class LatentAttention(nn.Module):
     to its query and its output, which is the same product in another order.
 
     Args:
+        latent: the widths of the latents; `config.latent`.
         layer: which block this is in, counted from 0; it decides the window.
 
     Reference: DeepSeek-AI 2024 (DeepSeek-V2), arXiv:2405.04434, §2.1.
     """
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, latent: LatentConfig, layer: int) -> None:
         super().__init__()
-        self.n_heads, self.plain, self.turning = config.n_heads, config.head_dim, config.rotary_head_dim
-        self.value_width = config.value_width
-        self.dropout = config.dropout
-        self.scale = config.attention_scale or 1.0 / math.sqrt(self.plain + self.turning)
-        self.softcap = config.attention_softcap
+        heads = config.attention
+        self.n_heads, self.plain, self.turning = heads.n_heads, heads.head_dim, latent.rotary_head_dim
+        self.value_width = latent.value_head_dim or heads.head_dim
+        self.dropout = config.training.dropout
+        self.scale = heads.scale or 1.0 / math.sqrt(self.plain + self.turning)
+        self.softcap = heads.softcap
         self.window = config.window_of(layer)
-        inner = config.n_heads * (self.plain + self.turning)
-        if config.q_rank:
-            self.query_down = Linear(config.d_model, config.q_rank, bias=False)
-            self.query_norm = make_norm(config, config.q_rank, config.latent_norm_eps)
-            self.query_up = Linear(config.q_rank, inner, bias=False)
+        inner = heads.n_heads * (self.plain + self.turning)
+        if latent.q_rank:
+            self.query_down = Linear(config.d_model, latent.q_rank, bias=False)
+            self.query_norm = make_norm(config, latent.q_rank, latent.norm_eps)
+            self.query_up = Linear(latent.q_rank, inner, bias=False)
         else:
             self.query = Linear(config.d_model, inner, bias=False)
-        self.kv_down = Linear(config.d_model, config.kv_rank + self.turning, bias=False)
-        self.kv_norm = make_norm(config, config.kv_rank, config.latent_norm_eps)
-        self.kv_up = Linear(config.kv_rank, config.n_heads * (self.plain + self.value_width), bias=False)
-        self.out = Linear(config.n_heads * self.value_width, config.d_model, bias=False)
-        self.rotary = Rotary(self.turning, config.context, config.rotary_base)
+        self.kv_down = Linear(config.d_model, latent.kv_rank + self.turning, bias=False)
+        self.kv_norm = make_norm(config, latent.kv_rank, latent.norm_eps)
+        self.kv_up = Linear(latent.kv_rank, heads.n_heads * (self.plain + self.value_width), bias=False)
+        self.out = Linear(heads.n_heads * self.value_width, config.d_model, bias=False)
+        self.rotary = Rotary(self.turning, config.context, heads.rotary_base)
 
     def forward(self, x_BTD: Tensor, cache: LayerCache | None = None) -> Tensor:
         batch, time, _ = x_BTD.shape

@@ -42,14 +42,14 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
 
 def make_norm(config: ModelConfig, width: int = 0, eps: float = 0.0) -> nn.Module:
     """The configuration's normalisation over `width` features, D by default."""
-    width, eps = width or config.d_model, eps or config.norm_eps
-    match config.norm:
+    width, eps = width or config.d_model, eps or config.norms.eps
+    match config.norms.kind:
         case "layernorm":
             return nn.LayerNorm(width, eps=eps, bias=config.bias)
         case "rmsnorm_unit_offset":
             return UnitOffsetRMSNorm(width, eps)
         case _:
-            return RMSNorm(width, eps=eps, elementwise_affine=config.norm == "rmsnorm")
+            return RMSNorm(width, eps=eps, elementwise_affine=config.norms.kind == "rmsnorm")
 
 
 class RMSNorm(nn.RMSNorm):

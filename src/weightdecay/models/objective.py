@@ -42,12 +42,12 @@ class Objective(nn.Module):
         self.model = model
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Losses:
-        config = self.model.config
+        training = self.model.config.training
         logits_BTV, spread = self.model.logits_and_spread(tokens_BT)
         cross_entropy = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
         auxiliary = torch.zeros((), device=cross_entropy.device)
-        if config.z_loss:
-            auxiliary = auxiliary + config.z_loss * logits_BTV.float().logsumexp(dim=-1).square().mean()
-        if config.load_balancing and spread is not None:
-            auxiliary = auxiliary + config.load_balancing * spread.imbalance
+        if training.z_loss:
+            auxiliary = auxiliary + training.z_loss * logits_BTV.float().logsumexp(dim=-1).square().mean()
+        if training.load_balancing and spread is not None:
+            auxiliary = auxiliary + training.load_balancing * spread.imbalance
         return Losses(cross_entropy, auxiliary, spread.load if spread is not None else None)

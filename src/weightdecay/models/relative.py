@@ -25,7 +25,7 @@ class RelativePositions(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        inner = config.n_heads * config.head_dim
+        inner = config.attention.n_heads * config.attention.head_dim
         self.project = Linear(config.d_model, inner, bias=False)
         self.content_bias = nn.Parameter(torch.zeros(inner))
         self.position_bias = nn.Parameter(torch.zeros(inner))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from weightdecay.models.config import ModelConfig
+from weightdecay.models.parts import ExpertsConfig
 
 # A group of experts is judged by its best two (deepseek-ai/DeepSeek-V3@9b4e978, inference/model.py).
 _BEST_OF_A_GROUP = 2
@@ -47,19 +47,22 @@ class Router(nn.Linear):
     With groups of experts, `sigmoid` chooses within the groups whose two best s + b add up to most. The bias b decides
     who is chosen and nothing else: it has no gradient and never decays, and `shift_bias` moves it.
 
+    Args:
+        centred: whether `shift_bias` keeps the bias from drifting.
+
     Reference: Jiang et al. 2024 (Mixtral), arXiv:2401.04088, §2.1; DeepSeek-AI 2024 (DeepSeek-V3), arXiv:2412.19437,
     §2.1.2.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config.d_model, config.n_experts, bias=False)
-        self.kind = config.router
-        self.scale = config.router_scale
-        self.per_token = config.experts_per_token
-        self.groups, self.groups_per_token = config.n_expert_groups, config.expert_groups_per_token
-        self.centred = config.router_bias_update == "centred_sign"
+    def __init__(self, d_model: int, experts: ExpertsConfig, *, centred: bool = False) -> None:
+        super().__init__(d_model, experts.n_experts, bias=False)
+        self.kind = experts.router
+        self.scale = experts.router_scale
+        self.per_token = experts.per_token
+        self.groups, self.groups_per_token = experts.n_groups, experts.groups_per_token
+        self.centred = centred
         self.selection_bias: Tensor | None
-        self.register_buffer("selection_bias", torch.zeros(config.n_experts) if config.router == "sigmoid" else None)
+        self.register_buffer("selection_bias", torch.zeros(experts.n_experts) if experts.router == "sigmoid" else None)
 
     def forward(self, x_ND: Tensor) -> Routing:  # type: ignore[override]  # more than a linear layer's output
         with torch.autocast(x_ND.device.type, enabled=False):

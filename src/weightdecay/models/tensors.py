@@ -65,13 +65,13 @@ def conv1d(ours: str, theirs: str, config: ModelConfig) -> list[Link]:  # noqa: 
 
 def qkv(ours: str, theirs: str, config: ModelConfig) -> list[Link]:
     """Query, key and value one below the other; theirs are three layers, `{}` standing for q, k and v."""
-    heads = (config.n_heads, config.n_kv_heads, config.n_kv_heads)
+    heads = (config.attention.n_heads, config.attention.n_kv_heads, config.attention.n_kv_heads)
     return [_stacked(f"{ours}.{part}", [f"{theirs.format(kind)}.{part}" for kind in "qkv"], heads) for part in _PARTS]
 
 
 def qkv_by_head(ours: str, theirs: str, config: ModelConfig) -> list[Link]:
     """Theirs holds query, key and value head by head, [H, 3, E, …]; ours all queries, all keys, all values."""
-    n_heads = config.n_heads
+    n_heads = config.attention.n_heads
 
     def pack(parts: Sequence[Tensor]) -> Tensor:
         heads = parts[0].view(n_heads, 3, -1, *parts[0].shape[1:])
@@ -106,7 +106,8 @@ def each_expert(*names: str) -> How:
     """
 
     def how(ours: str, theirs: str, config: ModelConfig) -> list[Link]:
-        every = [f"{theirs.format(expert)}.{name}.weight" for expert in range(config.n_experts) for name in names]
+        n_experts = config.experts.n_experts if config.experts else 0
+        every = [f"{theirs.format(expert)}.{name}.weight" for expert in range(n_experts) for name in names]
 
         def pack(parts: Sequence[Tensor]) -> Tensor:
             firsts = range(0, len(parts), len(names))

@@ -12,7 +12,7 @@ import tomli_w
 
 from weightdecay.declared.values import flat, nested
 from weightdecay.errors import ConfigError
-from weightdecay.recipes.moved import as_of_now
+from weightdecay.recipes.moved import as_of_now, given_twice
 from weightdecay.recipes.places import lines_of_keys
 from weightdecay.recipes.settings import TrainConfig
 
@@ -61,6 +61,8 @@ def read_settings(path: Path) -> SettingsFile:
     if strange := [name for name, value in heads.items() if not isinstance(value, str)]:
         raise ConfigError([f"{path}: {name} = {heads[name]!r}: must be UTF-8 text" for name in strange])
     values = flat(document)
+    if twice := given_twice(values):
+        raise ConfigError([f"{path}: {words}" for words in twice])
     return SettingsFile(as_of_now(values) if whole and version == 1 else values, **heads)
 
 

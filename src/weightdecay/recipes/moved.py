@@ -4,6 +4,7 @@ run.batch_ramp = ["0:32000", "4e9:500000"]              TOKENS:BATCH_TOKENS
 schedule.grad_clip_changes = ["30e9:0.3"]               TOKENS:NORM
 schedule.stages = ["cosine to 0.1 over 4.3e12", …]      SHAPE to FRACTION over TOKENS
 optimizer.lr_multipliers = ["^embedding=0.1"]           PATTERN=FACTOR, and so on
+model.n_heads = 12                                      the model without parts, see `models.flat`
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import re
 import tomllib
 from collections.abc import Mapping
 from typing import Any
+
+from weightdecay.models.flat import in_parts
 
 _POINT = r"(?P<tokens>[^:]*):(?P<{}>[^:]*)"
 _OF_PATTERN = r"(?P<pattern>.+)=(?P<{}>[^=]*)"
@@ -31,16 +34,34 @@ _ROWS = {
 
 def as_spelt_now(values: Mapping[str, Any]) -> dict[str, Any]:
     """`section.key` pairs with every older spelling as the one of today."""
-    return {key: _rows(value, _ROWS[key]) if key in _ROWS else value for key, value in values.items()}
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        if section == "model":
+            found |= {f"model.{path}": item for path, item in in_parts({name: value}).items()}
+        else:
+            found[key] = _rows(value, _ROWS[key]) if key in _ROWS else value
+    return found
+
+
+def given_twice(values: Mapping[str, Any]) -> list[str]:
+    """What is given both by its name and by an older one, in words."""
+    return [
+        f"{name} is given twice: once as {key}, its older name"
+        for key, value in values.items()
+        for name in as_spelt_now({key: value})
+        if name != key and name in values
+    ]
 
 
 def as_of_now(values: Mapping[str, Any]) -> dict[str, Any]:
     """What a run of the first version wrote, with settings that it did not have at what it did without them."""
-    routed = values.get("model.n_experts") and values.get("model.n_dense_layers", 0) < values.get("model.n_layers", 0)
-    if values.get("optimizer.name") == "muon" and routed:
+    now = as_spelt_now(values)
+    dense_layers, layers = now.get("model.experts.n_dense_layers", 0), now.get("model.n_layers", 0)
+    if now.get("optimizer.name") == "muon" and now.get("model.experts.n_experts") and dense_layers < layers:
         # Muon took each matrix that is no table or head, routers too.
-        return {"optimizer.role_overrides": [{"pattern": "router", "role": "linear weight"}], **values}
-    return dict(values)
+        return {"optimizer.role_overrides": [{"pattern": "router", "role": "linear weight"}], **now}
+    return now
 
 
 def _rows(value: Any, spelling: str) -> Any:

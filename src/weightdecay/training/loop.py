@@ -103,7 +103,7 @@ class TrainingLoop:
             self.position.skipped_steps += 1
             self.reporter.note(f"step {step + 1}: the gradient is not finite; the update is left out")
         elif result.load is not None and self.setup.balances_experts_at(step):
-            self.built.model.shift_router_biases(result.load, self.setup.config.model.router_bias_speed)
+            self.built.model.shift_router_biases(result.load, self.setup.config.model.training.router_bias_speed)
         return result
 
     def set_rates(self, step: int) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from weightdecay.errors import ConfigError
 from weightdecay.models import huggingface
-from weightdecay.models.config import TRAINING_ONLY
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.training.tokenizerfiles import tokenizers_of
 
@@ -33,9 +32,13 @@ def with_pretrained_shape(config: TrainConfig) -> TrainConfig:
         return config
     theirs = huggingface.read_config(Path(config.run.init_from))
     context = theirs.context if theirs.positions == "learned" else min(theirs.context, config.model.context)
-    own = {name: getattr(config.model, name) for name in TRAINING_ONLY}
-    # The recipe's scaled-down shape this is not.
-    return dataclasses.replace(config, model=theirs.replace(**own, context=context), scaling="")
+    own, mixing = config.model, theirs.mixing
+    if mixing and own.mixing:
+        mixing = dataclasses.replace(mixing, gate_init_max=own.mixing.gate_init_max)
+    model = dataclasses.replace(
+        theirs, context=context, training=own.training, initialisation=own.initialisation, mixing=mixing
+    )
+    return dataclasses.replace(config, model=model, scaling="")  # the recipe's scaled-down shape this is not
 
 
 def pretrained_weights(path: Path, tokenizer_sha256: str, report: Callable[[str], None]) -> dict[str, Tensor]:

@@ -77,9 +77,9 @@ class Setup:
 
     def balances_experts_at(self, step: int) -> bool:
         """Whether the routers' selection biases still move with the load of this step."""
-        model = self.config.model
-        moving = not model.router_bias_tokens or self.sizes.tokens_before(step) < model.router_bias_tokens
-        return bool(model.router_bias_speed) and moving
+        training = self.config.model.training
+        moving = not training.router_bias_tokens or self.sizes.tokens_before(step) < training.router_bias_tokens
+        return bool(training.router_bias_speed) and moving
 
     @cached_property
     def plan(self) -> DecayPlan:
@@ -114,8 +114,7 @@ def set_up(config: TrainConfig, progress: Progress | None = None) -> Setup:
     config = _resolve_shapes(with_pretrained_shape(config), data)
     with torch.device("meta"):
         model = GPT(config.model)
-    tables = (model.embedding, model.positions, model.value_embeddings)
-    embeddings = sum(p.numel() for part in tables if part for p in part.parameters())
+    embeddings = sum(table.weight.numel() for table in model.tables())
     n_parameters = model.n_parameters()
     sizes = batch_sizes(config.run, config.model.context)
     tokens_per_parameter = sizes.tokens_before(config.run.steps) / (n_parameters - embeddings)
