@@ -282,5 +282,5 @@ def _range(metadata: tuple[Any, ...]) -> str:
     if low is not None:
         return f"from {low:g} to {upper}" if upper else f"of at least {low:g}"
     if above is not None:
-        return f"above {above:g}" + (f", to {upper}" if upper else "")
+        return f"above {above:g}" + (f", up to {upper}" if upper else "")
     return (f"of at most {high:g}" if high is not None else upper) if upper else ""
