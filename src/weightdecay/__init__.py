@@ -13,9 +13,12 @@ if TYPE_CHECKING:  # the same names as in _PUBLIC; a test compares
     from weightdecay import errors as errors
     from weightdecay import rules as rules
     from weightdecay import schedules as schedules
+    from weightdecay.auditing.audit import audit as audit
+    from weightdecay.auditing.findings import Finding as Finding
     from weightdecay.auditing.live_probe import probe as probe
     from weightdecay.auditing.probed import Probe as Probe
     from weightdecay.auditing.probed import ProbedTensor as ProbedTensor
+    from weightdecay.auditing.result import Audit as Audit
     from weightdecay.errors import CheckFailedError as CheckFailedError
     from weightdecay.errors import ConfigError as ConfigError
     from weightdecay.errors import DamagedError as DamagedError
@@ -78,9 +81,12 @@ __version__ = "0.1.0"
 
 # public name -> the module that defines it
 _PUBLIC: dict[str, str] = {
+    "audit": "weightdecay.auditing.audit",
+    "Finding": "weightdecay.auditing.findings",
     "Probe": "weightdecay.auditing.probed",
     "ProbedTensor": "weightdecay.auditing.probed",
     "probe": "weightdecay.auditing.live_probe",
+    "Audit": "weightdecay.auditing.result",
     "CheckFailedError": "weightdecay.errors",
     "ConfigError": "weightdecay.errors",
     "DamagedError": "weightdecay.errors",
@@ -147,6 +153,7 @@ __all__ = [
     "Adafactor",
     "AdamL2",
     "AdamW",
+    "Audit",
     "BatchWarning",
     "Change",
     "CheckFailedError",
@@ -159,6 +166,7 @@ __all__ = [
     "DataError",
     "DecayPlan",
     "Decision",
+    "Finding",
     "Lion",
     "MasterWarning",
     "MissingExtraError",
@@ -190,6 +198,7 @@ __all__ = [
     "WeightDecayError",
     "__version__",
     "apply_schedules",
+    "audit",
     "clipped_step",
     "control",
     "controlled",

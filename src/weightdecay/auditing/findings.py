@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 Severity = Literal["error", "warning", "note"]
 Code = Literal[
@@ -24,6 +24,9 @@ Code = Literal[
     "by-design",
     "opaque",
 ]
+CODES: tuple[Code, ...] = get_args(Code)
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
+"""The gravest first."""
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,19 @@ class Finding:
     fix: str = ""
     asked: float | None = None
     realised: float | None = None
+
+    @property
+    def weight(self) -> float:
+        """How many numbers it is of, times how far off they are: |realised/asked − 1|, at most 1; 1 where unknown."""
+        if not self.asked or self.realised is None:
+            return float(self.elements)
+        return self.elements * min(abs(self.realised / self.asked - 1.0), 1.0)
+
+    def document(self) -> dict[str, Any]:
+        """The same for machines."""
+        return {**asdict(self), "tensors": list(self.tensors)}
+
+
+def ranked(findings: list[Finding]) -> list[Finding]:
+    """By severity, then by weight."""
+    return sorted(findings, key=lambda one: (SEVERITIES.index(one.severity), -one.weight, CODES.index(one.code)))

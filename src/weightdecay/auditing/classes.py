@@ -1,0 +1,31 @@
+"""What the name of an optimizer's class makes one expect of its decay."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_COUPLED = re.compile(r"(adam|adamax|amsgrad|rmsprop|adagrad|adadelta|lamb_l2)(_?(8|4|32)_?bit)?(l2)?$", re.IGNORECASE)
+_DECOUPLED = re.compile(r"(adamw|sgdw|lion|muon|adafactor|decoupled)", re.IGNORECASE)
+_SAYS_SO = re.compile(r"decoupl|adam_?w", re.IGNORECASE)
+
+
+def is_named_coupled(bases: Sequence[str]) -> bool:
+    """Whether the first of its classes whose name tells anything is an adaptive one with L2, such as `Adam`."""
+    for name in bases:
+        if _DECOUPLED.search(name):
+            return False
+        if _COUPLED.search(name):
+            return True
+    return False
+
+
+def is_sgd(bases: Sequence[str]) -> bool:
+    """Whether it is SGD, in which L2 and decoupled decay are nearly one."""
+    return any("sgd" in name.lower() for name in bases)
+
+
+def says_it_decouples(settings: Mapping[str, Any]) -> bool:
+    """Whether its group says so itself: `decoupled_weight_decay=True`."""
+    return any(value is True and _SAYS_SO.search(str(key)) for key, value in settings.items())

@@ -1,0 +1,275 @@
+"""Tensor by tensor, what a step does beside what was asked of it.
+
+One tensor has one cause: rounding before a key that nobody reads, before a λ that goes through the gradient, before a
+wrong scale, before too much or too little, before the order. Whether the numbers in the groups are the right ones is
+another question, and is answered first: where they ask for nothing, nothing of the step is judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from weightdecay.auditing.asking import Asked, same
+from weightdecay.auditing.classes import is_named_coupled, is_sgd, says_it_decouples
+from weightdecay.auditing.findings import Code, Severity
+from weightdecay.auditing.probed import ProbedGroup, ProbedOptimizer, ProbedTensor
+from weightdecay.auditing.scales import Scale, per_step
+from weightdecay.rules import Rule
+
+_TOLERANCE = 0.02
+_SIGMAS = 4.0
+# Half a unit in the last place of 1: what a step of this dtype cannot tell from nothing.
+_RESOLUTION = {"float32": 2.0**-24, "float64": 2.0**-53}
+_TOO_MUCH, _TOO_LITTLE = 1.5, 0.5
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is wrong with one tensor.
+
+    Attributes:
+        asked, realised: decay per step.
+        about: what makes it another finding than one with the same code: told in its title.
+    """
+
+    code: Code
+    severity: Severity
+    name: str
+    elements: int
+    optimizer: int
+    group: int
+    asked: float | None = None
+    realised: float | None = None
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """One tensor at its place, with all that is known of it.
+
+    Attributes:
+        name: of the tensor; of its place where no module owns it.
+        settings: its group itself.
+        any_decay: some group of all optimizers has a λ above 0.
+        rule: the one that the caller wants.
+        ignored_key: a scale in its group that nobody applies.
+        is_lost: its decay is lost to rounding, over the run or at the peak.
+    """
+
+    name: str
+    tensor: ProbedTensor
+    group: ProbedGroup
+    optimizer: ProbedOptimizer
+    settings: Mapping[str, Any]
+    scale: Scale
+    asked: Asked
+    any_decay: bool
+    policy_is_given: bool
+    rule: Rule | None
+    weights: Tensor
+    ignored_key: str = ""
+    is_lost: bool = False
+
+    @property
+    def weight_decay(self) -> float:
+        """λ as it stands in the group."""
+        return self.group.weight_decay or 0.0
+
+    def asks(self, weight_decay: float) -> float | None:
+        """The decay per step of a λ, under this tensor's rule, of the elements that decay."""
+        a = per_step(self.scale.rule, weight_decay, self.group.lr, self.scale.peak)
+        if a is None:
+            return self.tensor.requested if weight_decay == self.weight_decay else None
+        return a * self._share
+
+    @property
+    def _share(self) -> float:
+        """The part of it that a decay reaches; through the gradient it reaches all."""
+        return 1.0 if self.tensor.coupled or self.scale.rule.coupled else self.tensor.share
+
+    def ratio(self, weight_decay: float) -> float | None:
+        """Realised over asked; None where the one or the other cannot be told."""
+        asked, realised = self.asks(weight_decay), self.tensor.realised
+        return None if not asked or realised is None else realised / asked
+
+    def tolerance(self, weight_decay: float) -> float:
+        """How far a ratio may be off without meaning anything."""
+        asked = self.asks(weight_decay) or 1.0
+        coarse = _RESOLUTION.get(self.tensor.dtype, 0.0)
+        return _TOLERANCE + (coarse + _SIGMAS * self.tensor.uncertainty) / abs(asked)
+
+    def at(self, lr: float) -> float | None:
+        """The decay per step that its λ asks for at another lr."""
+        a = per_step(self.scale.rule, self.asked.weight_decay or self.weight_decay, lr, self.scale.peak)
+        return None if a is None else a * self._share
+
+    def lost(self) -> Seat:
+        """The same, with its decay lost to rounding."""
+        return replace(self, is_lost=True)
+
+    @property
+    def visibly_decays(self) -> bool:
+        """Whether a step takes something away, beyond what rounding may feign."""
+        realised = self.tensor.realised or 0.0
+        floor = max(_RESOLUTION.get(self.tensor.dtype, 0.0), _SIGMAS * self.tensor.uncertainty)
+        return self.tensor.weight_norm > 0 and realised > floor
+
+    def found(self, code: Code, severity: Severity, asked: float | None = None, about: str = "") -> Judgement:
+        return Judgement(
+            code,
+            severity,
+            self.name,
+            self.tensor.elements,
+            self.tensor.optimizer,
+            self.tensor.group,
+            self.asks(self.weight_decay) if asked is None else asked,
+            self.tensor.realised,
+            about,
+        )
+
+
+def judged(seat: Seat) -> list[Judgement]:
+    """What is wrong with one tensor: its numbers, and what a step makes of them."""
+    if seat.tensor.opaque:
+        return [seat.found("opaque", "warning", about=seat.tensor.opaque)]
+    numbers, is_settled = _numbers(seat)
+    found = numbers if is_settled else [*numbers, *_step(seat)]
+    return [*found, *_idle(seat)]
+
+
+# --- whether the group's numbers are those that were asked for
+
+
+def _numbers(seat: Seat) -> tuple[list[Judgement], bool]:
+    """What is wrong with them, and whether there is nothing else to be said."""
+    asked, own = seat.asked, seat.weight_decay
+    if asked.weight_decay == 0.0 and seat.asked.decays is False and not seat.policy_is_given and own:
+        return [seat.found("stale", "error", 0.0, _numbers_said(0.0, own))], True
+    if asked.decays is False:
+        decays = bool(own and seat.tensor.reads_weight_decay) or seat.visibly_decays
+        return ([seat.found("decays-exempt", _by_policy(seat), 0.0)] if decays else []), True
+    if own:
+        return _told_otherwise(seat), False
+    return _without_decay(seat)
+
+
+def _told_otherwise(seat: Seat) -> list[Judgement]:
+    told, own = seat.asked.weight_decay, seat.weight_decay
+    if "decay_step" in seat.settings and "decay_multiplier" in seat.settings and seat.policy_is_given:
+        # λ follows a schedule that counts its steps in the group; its share is what a plan says.
+        share = float(seat.settings["decay_multiplier"])
+        told, own = (None if told is None else seat.asked.share), share
+    if not told or same(told, own):
+        return []
+    ratio = seat.ratio(told)
+    if ratio is not None and seat.tensor.from_elsewhere and abs(ratio - 1) <= seat.tolerance(told) + 0.1:
+        return []  # something else makes it what was asked for
+    return [seat.found("stale", "error", seat.asks(told), _numbers_said(told, own))]
+
+
+def _without_decay(seat: Seat) -> tuple[list[Judgement], bool]:
+    """A group without λ, of a tensor that is to decay."""
+    told = seat.asked.weight_decay
+    if seat.visibly_decays and (told is None or (seat.ratio(told) or 1.0) >= _TOO_LITTLE):
+        return [], told is None  # a wrapper or a hook does it; how much is judged where somebody told
+    if seat.asked.decays is None:
+        return [], True
+    if seat.any_decay:
+        return [seat.found("exempt-matrix", _by_policy(seat), None if told is None else seat.asks(told))], True
+    if told:
+        return [seat.found("stale", "error", seat.asks(told), _numbers_said(told, 0.0))], True
+    return [], True
+
+
+def _numbers_said(told: float, own: float) -> str:
+    return f"λ is {own:g} and not {told:g}"
+
+
+def _by_policy(seat: Seat) -> Severity:
+    if seat.policy_is_given or seat.asked.weight_decay == 0.0:
+        return "error"
+    return "note" if seat.asked.disputed else "warning"
+
+
+# --- what a step makes of them
+
+
+def _step(seat: Seat) -> list[Judgement]:
+    λ = seat.weight_decay or seat.asked.weight_decay or 0.0
+    if not λ or not seat.asks(λ) or seat.tensor.weight_norm <= 0:
+        return _coupling(seat)  # which can be told where no amount can
+    if seat.is_lost:
+        lost = seat.found("lost-to-rounding", "error", seat.asks(λ), seat.tensor.dtype)
+        return [replace(lost, realised=seat.tensor.from_weight_decay)]
+
+    ratio, tolerance = seat.ratio(λ), seat.tolerance(λ)
+    is_little = ratio is not None and ratio < _TOO_LITTLE and 1.0 - ratio > tolerance
+    if is_little and "weight_decay" in seat.group.unread_keys:
+        return [seat.found("ignored-key", "error", seat.asks(λ), "weight_decay")]
+    if seat.ignored_key:
+        return [seat.found("ignored-key", "error", seat.asks(λ), seat.ignored_key)]
+    if seat.tensor.coupled or _is_named_wrongly(seat):
+        return _coupling(seat)
+    if seat.scale.astray and not seat.optimizer.normalises:
+        return [seat.found("wrong-scale", "error", seat.asks(λ), f"{seat.scale.rule.name}")]
+    return _amount(seat, λ, ratio, tolerance, is_little)
+
+
+def _amount(seat: Seat, weight_decay: float, ratio: float | None, tolerance: float, is_little: bool) -> list[Judgement]:
+    if ratio is None or seat.scale.explained or seat.scale.rule.coupled:
+        return []
+    # Few bits in one step are noise; whether they are lost has been judged over all such tensors.
+    if (is_little and seat.tensor.dtype in _RESOLUTION) or not seat.tensor.reads_weight_decay:
+        if seat.optimizer.normalises:
+            return [seat.found("by-design", "note", seat.asks(weight_decay), "normalised")]
+        if is_little:
+            return [
+                seat.found("not-decaying", "error", seat.asks(weight_decay), "growing" if ratio < -tolerance else "")
+            ]
+    if ratio >= _TOO_MUCH and ratio - 1.0 > tolerance:
+        return [seat.found("decays-twice", "error", seat.asks(weight_decay))]
+    return []
+
+
+def _is_named_wrongly(seat: Seat) -> bool:
+    """Whether the step decouples where L2 is wanted, or where its class says L2."""
+    if seat.tensor.coupled or is_sgd(seat.optimizer.bases):
+        return False
+    if seat.rule is not None:
+        return seat.rule.coupled
+    if seat.scale.told:
+        return seat.scale.rule.coupled
+    return is_named_coupled(seat.optimizer.bases) and not says_it_decouples(seat.settings)
+
+
+def _coupling(seat: Seat) -> list[Judgement]:
+    if not seat.weight_decay or not seat.tensor.reads_weight_decay:
+        return []
+    wants_l2 = seat.scale.told and seat.scale.rule.coupled
+    if not seat.tensor.coupled:
+        return [seat.found("decoupled", "warning")] if _is_named_wrongly(seat) else []
+    if wants_l2:
+        return []
+    if is_sgd(seat.optimizer.bases):  # where both differ by the momentum alone
+        return [seat.found("coupled", "note")] if seat.rule is not None else []
+    return [seat.found("coupled", "warning")]
+
+
+def _idle(seat: Seat) -> list[Judgement]:
+    if not seat.weight_decay or not seat.tensor.idle_rows:
+        return []
+    rows, whole = seat.tensor.idle_rows, seat.tensor.shape[0] if seat.tensor.shape else 1
+    return [seat.found("idle-decay", "note", about="whole" if rows >= whole else "rows")]
+
+
+def orders(seats: Sequence[Seat]) -> list[Judgement]:
+    """The tensors of one optimizer that decay after the update; single ones are told wrongly where steps are small."""
+    said = [seat for seat in seats if seat.weight_decay and seat.tensor.order in ("before", "after")]
+    after = [seat for seat in said if seat.tensor.order == "after"]
+    if len(after) * 10 < len(said) * 9 or not after:
+        return []
+    return [seat.found("wrong-order", "note") for seat in seats if seat.weight_decay and seat.tensor.order != "before"]
