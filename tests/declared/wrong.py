@@ -42,7 +42,7 @@ def wrong_values(hint: Any) -> Iterator[tuple[str, Any]]:
     elif typing.get_origin(kinds[0]) is tuple:
         yield "a table for a list", {"a": 1}
         yield "a number for a list", 3
-        yield "a list of numbers", [3]
+        yield "a list of tables in lists", [[{}]]
         if dataclass_of(item_of(hint)):
             yield "a row without what it needs", [{}]
             yield "a row with what is none of it", [{"no-such": 1}]

@@ -15,11 +15,12 @@ from torch import nn
 
 import weightdecay
 from tests.planning.test_plan import TiedDecoder
-from weightdecay.errors import CheckFailedError
+from weightdecay.declared.fields import choices, leaves
+from weightdecay.errors import CheckFailedError, DamagedError
 from weightdecay.planning.comparison import diff
 from weightdecay.planning.decay_plan import DecayPlan
 from weightdecay.planning.evidence_summary import rests_on
-from weightdecay.planning.lock_format import lock_text
+from weightdecay.planning.lock_format import LockLine, lock_text
 from weightdecay.planning.lockfile import check_lock, read_lock, write_lock
 from weightdecay.planning.planned import Plan, PlannedTensor, PlanSummary, summary
 from weightdecay.planning.ranks import check_ranks
@@ -198,3 +199,26 @@ def test_a_lock_holds_no_evidence_for_another_policy(tmp_path: Path) -> None:
     write_lock(weightdecay.plan(TiedDecoder()), tmp_path / "plan.json")
     with pytest.raises(weightdecay.PlanError, match="holds no evidence"):
         read_lock(tmp_path / "plan.json").under("torch")
+
+
+def test_what_is_damaged_in_a_lock_is_told_together_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    write_lock(weightdecay.plan(TiedDecoder()), path)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    del content["policy"], content["tensors"][0]["shape"]
+    content["tensors"][1] |= {"roles": ["embeding"], "multiplier": "half", "of a newer version": 1}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DamagedError) as caught:
+        read_lock(path)
+    for words in (
+        "policy is missing",
+        "tensors[0].shape is missing",
+        "tensors[1].roles[0] = 'embeding': did you mean 'embedding'?",
+        "tensors[1].multiplier = 'half': must be a number",
+    ):
+        assert words in str(caught.value)
+    assert "of a newer version" not in str(caught.value)
+
+
+def test_every_strength_can_stand_in_a_lock() -> None:
+    assert choices(leaves(LockLine)["strength"].hint) == [strength.name.lower() for strength in Strength]

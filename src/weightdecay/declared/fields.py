@@ -77,8 +77,9 @@ Switch = Annotated[bool, Read(values.switch)]
 Text = Annotated[str, Read(values.text)]
 Texts = Annotated[tuple[Text, ...], Read(values.texts)]
 Rows = Annotated[tuple[T, ...], Read(values.rows)]
-# Of a dataclass: a key that is no field is a fault.
+# Of a dataclass: a key that is no field is a fault, or, of what newer versions add to, passed over.
 CLOSED: Any = {"extra": "forbid"}
+OPEN: Any = {"extra": "ignore"}
 
 
 class Contradiction(NamedTuple):
@@ -230,6 +231,8 @@ def choices(hint: Any) -> list[str]:
     """The names that a field takes, of those that take names alone."""
     found: list[str] = []
     for one in alternatives(hint):
+        if one is type(None):
+            continue
         if typing.get_origin(one) is Literal:
             found += typing.get_args(one)
         elif isinstance(one, type) and issubclass(one, Enum):
@@ -258,7 +261,7 @@ def _expected(hint: Any) -> str:
         return f"{'a table' if item is None else 'a list of tables'} with {', '.join(hints(part))}"
     if str in alternatives(item):
         return "a list of texts"
-    return f"a table, each value {expected(item)}"
+    return f"{'a list, each entry' if typing.get_origin(one) is tuple else 'a table, each value'} {expected(item)}"
 
 
 _TYPES = {float: "a number", int: "a whole number", bool: "true or false", str: "UTF-8 text"}

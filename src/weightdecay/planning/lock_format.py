@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from weightdecay.declared.fields import OPEN, Count, Number, Rows, Switch, Text, Texts
+from weightdecay.declared.reading import attempt
 from weightdecay.errors import DamagedError, PlanError
 from weightdecay.planning.planned import Plan, PlannedTensor
 from weightdecay.planning.roles.roles import NormPlace, Role, Strength
@@ -14,6 +16,60 @@ from weightdecay.planning.roles.roles import NormPlace, Role, Strength
 FORMAT = "weightdecay plan"
 # Keys that version 1 did not have from its beginning may be missing, and what does not know them passes them over.
 VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LockLine:
+    """What a lock says of a tensor."""
+
+    __pydantic_config__ = OPEN
+
+    name: Text
+    """Its canonical name."""
+    shape: Rows[Count]
+    """Its shape."""
+    roles: Rows[Role]
+    """What it is for; several where it is tied."""
+    multiplier: Number
+    """Its share of λ."""
+    evidence: Text
+    """What its roles rest on, in words."""
+    reason: Text
+    """What decided, in words."""
+    aliases: Texts = ()
+    """Its other names."""
+    ruling: Role | None = None
+    """The role by which it was decided."""
+    weight_decay: Number | None = None
+    """Its λ where the model's author has set one; else λ times its share."""
+    lr_multiplier: Number = 1.0
+    """Its share of the learning rate."""
+    lr: Number | None = None
+    """Its learning rate where the model's author has set one."""
+    strength: Literal["shape", "name", "type", "traced"] | None = None
+    """How sure its role is."""
+    norm: NormPlace | None = None
+    """Where its norm stands."""
+    contested: Switch = False
+    """Whether verdicts differ."""
+    given: Switch = False
+    """Whether its role was given by hand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LockFile:
+    """What a lock file says, less its format and version."""
+
+    __pydantic_config__ = OPEN
+
+    policy: Text
+    """The policy's name."""
+    weight_decay: Number
+    """λ."""
+    tensors: Rows[LockLine]
+    """Every tensor, in the model's order."""
+    incomplete: Text = ""
+    """Why another machine may come to another plan."""
 
 
 @dataclass(frozen=True)
@@ -85,31 +141,33 @@ def read_lock_text(path: Path) -> Lock:
             f"{path} has lock format {content.get('version')}, this weightdecay reads {VERSION}: "
             "update weightdecay, or write the lock anew with --lock"
         )
-    try:
-        weight_decay = float(content["weight_decay"])
-        tensors = tuple(_from_dict(line, weight_decay) for line in content["tensors"])
-        return Lock(str(content["policy"]), weight_decay, tensors, str(content.get("incomplete", "")))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedError(f"{path}: a damaged lock ({type(error).__name__}: {error}): write it anew") from error
+    found, faults = attempt(LockFile, content)
+    if found is None:
+        told = "; ".join(fault.words for fault in faults[:_TOLD])
+        more = f" and {len(faults) - _TOLD} more" if len(faults) > _TOLD else ""
+        raise DamagedError(f"{path}: a damaged lock: {told}{more}: write it anew")
+    tensors = tuple(_planned(line, found.weight_decay) for line in found.tensors)
+    return Lock(found.policy, found.weight_decay, tensors, found.incomplete)
 
 
-def _from_dict(line: dict[str, Any], weight_decay: float) -> PlannedTensor:
-    multiplier, λ, lr = float(line["multiplier"]), line.get("weight_decay"), line.get("lr")
-    ruling = Role(line["ruling"]) if "ruling" in line else None
+_TOLD = 5  # faults of a lock; one that is damaged has one or thousands
+
+
+def _planned(line: LockLine, weight_decay: float) -> PlannedTensor:
     return PlannedTensor(
-        name=str(line["name"]),
-        aliases=tuple(line.get("aliases", ())),
-        shape=tuple(int(size) for size in line["shape"]),
-        roles=tuple(Role(role) for role in line["roles"]),
-        evidence=str(line["evidence"]),
-        multiplier=multiplier,
-        why=str(line["reason"]).removeprefix(f"{ruling}: "),
-        weight_decay=weight_decay * multiplier if λ is None else float(λ),
-        ruling=ruling,
-        lr_multiplier=float(line.get("lr_multiplier", 1.0)),
-        contested=bool(line.get("contested", False)),
-        lr=None if lr is None else float(lr),
-        strength=Strength[line["strength"].upper()] if "strength" in line else None,
-        norm=NormPlace(line["norm"]) if "norm" in line else None,
-        given=bool(line.get("given", False)),
+        name=line.name,
+        aliases=line.aliases,
+        shape=line.shape,
+        roles=line.roles,
+        evidence=line.evidence,
+        multiplier=line.multiplier,
+        why=line.reason.removeprefix(f"{line.ruling}: "),
+        weight_decay=weight_decay * line.multiplier if line.weight_decay is None else line.weight_decay,
+        ruling=line.ruling,
+        lr_multiplier=line.lr_multiplier,
+        contested=line.contested,
+        lr=line.lr,
+        strength=Strength[line.strength.upper()] if line.strength else None,
+        norm=line.norm,
+        given=line.given,
     )
