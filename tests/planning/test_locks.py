@@ -213,7 +213,7 @@ def test_what_is_damaged_in_a_lock_is_told_together_with_its_place(tmp_path: Pat
     for words in (
         "policy is missing",
         "tensors[0].shape is missing",
-        "tensors[1].roles[0] = 'embeding': did you mean 'embedding'?",
+        "tensors[1].roles[0] = 'embeding': did you mean 'embedding'",
         "tensors[1].multiplier = 'half': must be a number",
     ):
         assert words in str(caught.value)
