@@ -68,11 +68,18 @@ class Fixes:
         if given == 0.0:
             return self._without_hooks(ones)
         told = "" if given is None else f", weight_decay={given:g}"
+        if self._has_plan and given is None and not self._is_scheduled(ones):
+            told = ", weight_decay=plan.weight_decay"
         lines = [f"regroup({name}, plan{told})" for name in self._names(ones)]
         head = "from weightdecay.auditing.regrouping import regroup"
         if self._has_plan:
             return "\n".join([head, "", *lines])
         return "\n".join(["import weightdecay", head, "", f"plan = {self._plan()}", *lines])
+
+    def _is_scheduled(self, ones: Sequence[Judgement]) -> bool:
+        """Whether λ follows a schedule, so that a plan says no more than its shares."""
+        places = {one.optimizer for one in ones}
+        return any("decay_step" in group for place in places for group in self.told.optimizers[place].param_groups)
 
     @property
     def _has_plan(self) -> bool:
@@ -160,7 +167,7 @@ class Fixes:
         if ones[0].about not in LOW_PRECISION:
             return "\n".join(
                 f"for group in {name}.param_groups:  # lr·λ is below what {ones[0].about} can take off a weight\n"
-                '    group["weight_decay"] = 0.0  # as it is already; or raise lr or λ'
+                '    group["weight_decay"] = 0.0  # which is what happens; ask for no less than lr·λ = 1e-7, or for 0'
                 for name in self._names(ones)
             )
         return self._ours(ones, 'rounding="kahan"', "  # or master, stochastic")
@@ -175,7 +182,8 @@ class Fixes:
             keys = ", ".join(f'"{key}"' for key in carried)
             also = f", {settings}" if settings else ""
             blocks.append(
-                f"groups = [{{key: group[key] for key in ({keys})}} for group in {name}.param_groups]\n"
+                f"keys = ({keys})\n"
+                f"groups = [{{key: group[key] for key in keys}} for group in {name}.param_groups]\n"
                 f"{name} = weightdecay.{ours}(groups, lr={self._lr(place):g}{also}){remark}"
             )
         return "\n".join(["import weightdecay", "", *blocks])
@@ -204,7 +212,7 @@ class Fixes:
                 '    group["weight_decay"] = 0.0  # what stands around the optimizer decays already'
                 for name in self._names(ones)
             )
-        return self._without_hooks(ones) or self._controlled(ones)
+        return self._without_hooks(ones) or self._ours(ones)
 
     def _is_done_elsewhere(self, one: Judgement) -> bool:
         tensor = self._tensor(one)

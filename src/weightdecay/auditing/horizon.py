@@ -49,8 +49,10 @@ class Horizon:
 def horizon_of(told: Told, optimizer: int) -> Horizon:
     """The run of one optimizer."""
     rate: Rate | None = told.lr[optimizer] if told.lr else None
-    if rate is None or not callable(rate):
+    if rate is None:
         return Horizon(told.steps)
+    if not callable(rate):
+        return Horizon(told.steps, (rate,))
     steps = told.steps or length_of(rate)
     return Horizon(steps, _sampled(rate, steps) if steps else ())
 

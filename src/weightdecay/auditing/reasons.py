@@ -39,7 +39,7 @@ class Circumstances:
 
 
 _L_AND_H = "Loshchilov & Hutter 2019, arXiv:1711.05101 [read]"
-_COMPUTED = "computed with torch 2.13 [computed]"
+_COMPUTED = "torch 2.13 on a CPU [computed]"
 
 # why it matters, and who says so
 _WHY: dict[str, tuple[str, str]] = {
@@ -203,13 +203,10 @@ def detail_of(
     if first.code == "opaque":
         said.append(first.about)
     if asked is not None and realised is not None and first.code != "missing":
-        times = f" ({realised / asked:.2g} times)" if asked else ""
+        times = f" ({realised / asked:.3g} times)" if asked else ""
         said.append(f"per step {asked:.3g} asked, {realised:.3g} done{times}")
     if over_run is not None:
-        total, part = over_run
-        ratio = realised / asked if asked and realised is not None else None
-        done = "" if ratio is None else f", {max(total * ratio, 0.0):.3g} done"
-        said.append(f"over the run {total:.3g} asked, {part:.0%} of a weight{done}")
+        said.append(_of_run(first, over_run, realised / asked if asked and realised is not None else None))
     if first.code == "missing" and circumstances.strangers:
         said.append(
             f"the optimizers hold {circumstances.strangers} tensors that are not the model's: of a copy, or from "
@@ -224,6 +221,17 @@ def detail_of(
     if first.code == "wrong-scale" and first.severity == "note":
         said.append(_converted(first, circumstances))
     return "; ".join(part for part in said if part)
+
+
+def _of_run(first: Judgement, over_run: tuple[float, float], ratio: float | None) -> str:
+    """Σ a_t: what is asked for, and what comes of it where each step does the same."""
+    total, part = over_run
+    if first.code == "decays-exempt":
+        return f"over the run Σ a = {total:.3g} is done, {part:.0%} of a weight"
+    asked = f"over the run Σ a = {total:.3g} is asked, {part:.0%} of a weight"
+    if ratio is None or first.code in ("coupled", "decoupled"):
+        return asked
+    return f"{asked}, and {max(total * ratio, 0.0):.3g} is done"
 
 
 def _roles(ones: Sequence[Judgement], circumstances: Circumstances) -> str:

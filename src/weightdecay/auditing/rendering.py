@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -28,44 +28,42 @@ def patterns(names: Sequence[str]) -> str:
     return printable(", ".join(found[:_PATTERNS]) + (f" … and {more} more" if more > 0 else ""))
 
 
-class AuditTable:
-    """An audit as rich prints it."""
+def show(audit: Audit, console: Console) -> None:
+    """Print an audit: the table, then each finding with the code that mends it."""
+    width = console.width
+    if audit.findings:
+        console.print(_grid(audit, width))
+    for number, finding in enumerate(audit.findings, 1):
+        for said in _story(number, finding, width):
+            # No line of code is broken or cut: it is to be pasted.
+            console.print(said, soft_wrap=True)
+    for line in _remarks(audit):
+        console.print(_filled(line, width, style="dim"), soft_wrap=True)
+    console.print(Text(audit.summary(), style="bold" if audit.ok else "bold red"))
 
-    def __init__(self, audit: Audit) -> None:
-        self.audit = audit
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = options.max_width
-        if self.audit.findings:
-            yield self._grid(width)
-        for number, finding in enumerate(self.audit.findings, 1):
-            yield from _story(number, finding, width)
-        for line in _remarks(self.audit):
-            yield Text(line, style="dim")
-        yield Text(self.audit.summary(), style="bold" if self.audit.ok else "bold red")
-
-    def _grid(self, width: int) -> Table:
-        has_amounts = width >= _ROOM_FOR_AMOUNTS
-        grid = Table(title=Text("what decays otherwise than asked"), title_justify="left", box=box.SIMPLE_HEAD,
-                     pad_edge=False, collapse_padding=True)  # fmt: skip
-        grid.add_column("", no_wrap=True)
-        grid.add_column("severity", no_wrap=True)
-        grid.add_column("code", no_wrap=True)
-        grid.add_column("parameters", justify="right", no_wrap=True)
-        if has_amounts:
-            grid.add_column("asked → done", no_wrap=True)
-        grid.add_column("tensors", overflow="fold")
-        for number, finding in enumerate(self.audit.findings, 1):
-            cells = [
-                Text(str(number)),
-                Text(finding.severity, _STYLES[finding.severity]),
-                Text(finding.code),
-                Text(f"{finding.elements:,}" if finding.elements else ""),
-                *([Text(_amounts(finding))] if has_amounts else []),
-                Text(patterns(finding.tensors)),
-            ]
-            grid.add_row(*cells)
-        return grid
+def _grid(audit: Audit, width: int) -> Table:
+    has_amounts = width >= _ROOM_FOR_AMOUNTS
+    grid = Table(title=Text("what decays otherwise than asked"), title_justify="left", box=box.SIMPLE_HEAD,
+                 pad_edge=False, collapse_padding=True)  # fmt: skip
+    grid.add_column("", no_wrap=True)
+    grid.add_column("severity", no_wrap=True)
+    grid.add_column("code", no_wrap=True)
+    grid.add_column("parameters", justify="right", no_wrap=True)
+    if has_amounts:
+        grid.add_column("asked → done", no_wrap=True)
+    grid.add_column("tensors", overflow="fold")
+    for number, finding in enumerate(audit.findings, 1):
+        cells = [
+            Text(str(number)),
+            Text(finding.severity, _STYLES[finding.severity]),
+            Text(finding.code),
+            Text(f"{finding.elements:,}" if finding.elements else ""),
+            *([Text(_amounts(finding))] if has_amounts else []),
+            Text(patterns(finding.tensors)),
+        ]
+        grid.add_row(*cells)
+    return grid
 
 
 def _amounts(finding: Finding) -> str:
@@ -75,14 +73,19 @@ def _amounts(finding: Finding) -> str:
 
 
 def _story(number: int, finding: Finding, width: int) -> Iterator[Text]:
-    yield Text(f"{number}. {finding.code}: {printable(finding.title)}", style=_STYLES[finding.severity])
+    yield _filled(f"{number}. {finding.code}: {finding.title}", width, style=_STYLES[finding.severity])
     for said in (finding.detail, _why(finding)):
         if said:
-            yield Text(textwrap.fill(printable(said), width, initial_indent="   ", subsequent_indent="   "))
+            yield _filled(said, width, indent="   ")
     if finding.fix:
-        # No line of code is broken: it is to be pasted.
-        yield Text(textwrap.indent(printable(finding.fix), "       "), style="green", no_wrap=True, overflow="ignore")
+        yield Text(textwrap.indent(printable(finding.fix), "       "), style="green")
     yield Text("")
+
+
+def _filled(said: str, width: int, *, indent: str = "", style: str = "") -> Text:
+    return Text(
+        textwrap.fill(printable(said), width, initial_indent=indent, subsequent_indent=indent or "   "), style=style
+    )
 
 
 def _why(finding: Finding) -> str:
@@ -100,7 +103,7 @@ def _remarks(audit: Audit) -> list[str]:
 def table_text(audit: Audit, width: int = 100) -> str:
     """The table as plain text."""
     out = io.StringIO()
-    Console(file=out, width=width, color_system=None).print(AuditTable(audit))
+    show(audit, Console(file=out, width=width, color_system=None))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
@@ -115,7 +118,8 @@ def markdown(audit: Audit) -> str:
         ]
     for one in audit.findings:
         lines += ["", f"**`{one.code}`** {_plain(one.title)}"]
-        lines += ["", *(_plain(said) for said in (one.detail, _why(one)) if said)]
+        for said in (one.detail, _why(one)):
+            lines += ["", _plain(said)] if said else []
         if one.fix:
             lines += ["", "```python", one.fix, "```"]
     lines += ["", *(f"- {_plain(said)}" for said in _remarks(audit))] if _remarks(audit) else []

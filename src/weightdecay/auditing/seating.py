@@ -142,19 +142,21 @@ class Seating:
         """The tensors of groups whose lr is not the one that was told for the coming step."""
         found = []
         for seat in self.seats:
-            wanted = self._wanted_rate(seat)
-            if wanted is None or seat.group.lr is None or same(wanted, seat.group.lr):
+            wanted, lr = self._wanted_rates(seat), seat.group.lr
+            if not wanted or lr is None or min(wanted) <= lr <= max(wanted) or any(same(one, lr) for one in wanted):
                 continue
-            about = f"lr is {seat.group.lr:g} and not {wanted:g}"
-            found.append(seat.found("stale", "error", seat.at(wanted), about))
+            about = f"lr is {lr:g} and not {wanted[0]:g}"
+            found.append(seat.found("stale", "error", seat.at(wanted[0]), about))
         return found
 
-    def _wanted_rate(self, seat: Seat) -> float | None:
+    def _wanted_rates(self, seat: Seat) -> list[float]:
+        """What the coming step should use, first; by a schedule a step more or less is the same: who counts differs."""
         rate = self.told.lr[seat.tensor.optimizer]
-        if callable(rate):
-            step = steps_taken(self.told.optimizers[seat.tensor.optimizer])
-            rate = None if step is None else float(rate(step))
-        return None if rate is None else rate * self._declared_share(seat)
+        share = self._declared_share(seat)
+        if not callable(rate):
+            return [] if rate is None else [rate * share]
+        step = steps_taken(self.told.optimizers[seat.tensor.optimizer])
+        return [] if step is None else [float(rate(at)) * share for at in (step, max(step - 1, 0), step + 1)]
 
     def _declared_share(self, seat: Seat) -> float:
         """The part of the run's lr that a group says to have: by a share, or by the lr that it began with."""
