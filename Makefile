@@ -6,7 +6,7 @@ ZOO_PIP := $(subst .venv,.venv-zoo,$(PIP))
 # A worker a core; a file's tests stay together, since they share what is slow to make.
 PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-all check bench docs tables clean
+.PHONY: demo test test-all check bench docs tables museum clean
 
 # Each stamp is a finished install; a changed pyproject.toml or constraints.txt makes it anew.
 .venv/.train: pyproject.toml constraints.txt
@@ -41,6 +41,10 @@ demo: .venv/.train
 	$(BIN)/weightdecay train gpt3:nano
 	@echo; echo "For comparison, models that count tokens, on the same held-out text:"
 	@$(BIN)/python benchmarks/ngram_baselines.py
+
+# Decay bugs of public projects, audited: wrong, and mended.
+museum: .venv/.train
+	$(BIN)/python -m examples.museum
 
 test: .venv/.dev
 	$(PYTEST)

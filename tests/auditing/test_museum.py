@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from examples.museum import bitsandbytes_order
+from examples.museum.__main__ import audited, faults, main
 from examples.museum.collection import exhibits
 from examples.museum.exhibit import Exhibit
 
@@ -76,3 +78,24 @@ def test_the_page_has_a_row_for_every_exhibit() -> None:
         row = next(line for line in page.splitlines() if f"]({one.reference})" in line)
         assert one.bug in row
         assert f"{one.severity} `{one.code}`" in row
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_audit_calls_a_bug_by_its_name_and_says_nothing_of_the_mended_loop(name: str) -> None:
+    one = exhibit(name)
+    wrong, mended = audited(one.wrong()), audited(one.mended())
+    assert faults(one, wrong, mended) == []
+
+
+@pytest.mark.long
+def test_the_table_has_a_row_for_every_exhibit_and_the_command_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    assert f"{len(MEASURED)} of {len(MEASURED)} exhibits are called by their names" in said
+
+
+def test_an_exhibit_that_is_not_called_by_its_name_is_a_fault() -> None:
+    one = exhibit("hvpnet_missing")
+    assert faults(one, audited(one.mended()), audited(one.mended()))
+    assert faults(one, audited(one.wrong()), audited(one.wrong()))
+    assert faults(replace(one, code="doubled"), audited(one.wrong()), audited(one.mended()))

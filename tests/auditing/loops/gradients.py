@@ -132,7 +132,7 @@ def sparse_embedding_beside_adamw() -> Loop:
         ),
     ]
     train(model, *optimizers)
-    return Loop(model, optimizers, {"policy": "olmo2"})
+    return Loop(model, optimizers, {})
 
 
 def step_inside_backward() -> Loop:
