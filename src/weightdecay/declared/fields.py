@@ -1,5 +1,10 @@
 """What a field of a dataclass may hold, said once: its type, range and choices in the annotation, its words below it.
 
+    from dataclasses import dataclass
+    from typing import Annotated, Literal
+    from annotated_types import Ge
+    from weightdecay.declared.fields import CLOSED, Flag, Number
+
     @dataclass(frozen=True, kw_only=True)
     class Settings:
         __pydantic_config__ = CLOSED

@@ -31,6 +31,7 @@ from weightdecay.errors import RecipeError, did_you_mean
 from weightdecay.models.config import ModelConfig
 from weightdecay.recipes.entries import Brief, RecipeFile, Size, Source, Sourced, values_in
 from weightdecay.recipes.layers import laid_over
+from weightdecay.recipes.moved import as_spelt_now
 from weightdecay.recipes.places import lines_of_keys
 from weightdecay.recipes.settings import SECTIONS, TrainConfig, faults_of
 
@@ -109,7 +110,7 @@ class Recipe:
 
     def scaling_with(self, given: Iterable[str]) -> str:
         """How this size was scaled down, and what of its shape is given anew."""
-        anew = sorted(key for key in given if key.startswith("model."))
+        anew = sorted(key for key in as_spelt_now(dict.fromkeys(given)) if key.startswith("model."))
         return self.scaling + (f"; given anew: {', '.join(anew)}" if self.scaling and anew else "")
 
 
