@@ -212,6 +212,6 @@ def test_a_start_from_nothing_is_refused_before_any_work(
 
 def test_how_a_size_was_scaled_is_not_said_of_another_shape(run: Run, exported: Path, small_text: Path) -> None:
     changed = small(small_text, run.path).scaling
-    assert changed.endswith("; given anew: model.context, model.d_model, model.n_heads, model.n_layers")
+    assert changed.endswith("; given anew: model.attention.n_heads, model.context, model.d_model, model.n_layers")
     assert changed.startswith(recipe("llama2:nano").scaling)
     assert with_pretrained_shape(small(small_text, run.path, run__init_from=str(exported))).scaling == ""
