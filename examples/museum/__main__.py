@@ -21,7 +21,7 @@ from rich.text import Text
 import weightdecay
 from weightdecay.auditing.findings import Finding
 
-WIDTH = 126
+WIDTH = 138
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
@@ -62,7 +62,7 @@ def row(exhibit: Exhibit) -> tuple[list[Text], list[str]]:
 
     # Text, never markup: what stands in an exhibit is printed as it is.
     cells = [
-        Text.assemble((exhibit.project, "bold"), " ", (exhibit.place, f"dim link {exhibit.reference}")),
+        Text.assemble((exhibit.project, "bold"), " ", (exhibit.place.split(" ")[0], f"dim link {exhibit.reference}")),
         Text(exhibit.bug),
         Text(*found),
         Text(amounts(finding) if finding else ""),
@@ -73,7 +73,7 @@ def row(exhibit: Exhibit) -> tuple[list[Text], list[str]]:
 
 def amounts(finding: Finding) -> str:
     """What was asked of a step and what it does, as shares of the weights."""
-    return "" if finding.asked is None or finding.realised is None else f"{finding.asked:.1e} → {finding.realised:.1e}"
+    return "" if finding.asked is None or finding.realised is None else f"{finding.asked:.2g} → {finding.realised:.2g}"
 
 
 def table(rows: Sequence[Sequence[Text]]) -> Table:

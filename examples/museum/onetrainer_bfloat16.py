@@ -47,7 +47,7 @@ def loop(adamw: type[Optimizer]) -> Loop:
 EXHIBIT = Exhibit(
     project="OneTrainer",
     reference="https://github.com/Nerogar/OneTrainer/issues/996",
-    bug="decay in bfloat16 beside an update that is rounded stochastically",
+    bug="bfloat16 decay beside a stochastically rounded update",
     code="lost-to-rounding",
     severity="error",
     tensors=["tokens.weight", "blocks.0.up.weight", "head.weight"],

@@ -45,7 +45,7 @@ def loop(adamw: type[AdamW]) -> Loop:
 EXHIBIT = Exhibit(
     project="optimi",
     reference="https://github.com/warner-benjamin/optimi/blob/02d8e75b094988b1e7852647016bd78a57592da7/optimi/adam.py",
-    bug="decay in bfloat16 outside of the Kahan sum",
+    bug="bfloat16 decay outside of the Kahan sum",
     code="lost-to-rounding",
     severity="error",
     tensors=["tokens.weight", "blocks.0.up.weight", "head.weight"],
