@@ -63,6 +63,11 @@ class Removed:
         return math.sqrt(max(self.w2d2 - 2 * a * self.w3d + a * a * self.w4, 0.0)) / self.ww
 
     @property
+    def along(self) -> float:
+        """cos² of d and the weights before the step; 1 where nothing was removed."""
+        return self.wd**2 / (self.ww * self.dd) if self.ww > 0 and self.dd > 0 else 1.0
+
+    @property
     def share(self) -> float:
         """The part of ‖w‖² that lies in elements of which something was removed."""
         return self.acted / self.ww if self.ww > 0 else 0.0
@@ -98,17 +103,19 @@ def on_one_thread() -> Iterator[None]:
 
 
 @torch.no_grad()
-def removed(w: Tensor, with_decay: Tensor, without: Tensor) -> Tensor:
+def removed(w: Tensor, with_decay: Tensor, without: Tensor, *, after: bool = True) -> Tensor:
     """The moments of what a decay removes, as `Removed` has them; float64, on the tensors' device.
 
     Differences of float32 weights are exact where they are small, and sums are of a chunk each.
 
     Args:
         w, with_decay, without: weights before a step, after it, and after the same step without the decay.
+        after: also those with the weights after the step.
     """
     is_fine = w.numel() <= FINE or not w.is_cpu or w.dtype == torch.float64
     dtype = torch.float64 if is_fine else torch.float32
     chunk = _CHUNK if w.is_cpu else _CHUNK_ON_DEVICE
+    zero = torch.zeros((), dtype=dtype, device=w.device)
     rows = []
     with on_one_thread() if w.is_cpu else nullcontext():
         parts = [torch.split(tensor.reshape(-1), chunk) for tensor in (w, with_decay, without)]
@@ -116,10 +123,10 @@ def removed(w: Tensor, with_decay: Tensor, without: Tensor) -> Tensor:
             x, v = x.to(dtype), v.to(dtype)
             d = v - y
             xx, xd = x * x, x * d
-            rows.append(torch.stack([
-                x.dot(x), x.dot(d), d.dot(d), xd.dot(xd), xx.dot(xd), xx.dot(xx),
-                v.dot(d), v.dot(v), v.dot(x), xx.dot((d != 0).to(dtype)),
-            ]))  # fmt: skip
+            also = (v.dot(d), v.dot(v), v.dot(x), xx.dot((d != 0).to(dtype))) if after else (zero,) * 4
+            rows.append(torch.stack(
+                (x.dot(x), x.dot(d), d.dot(d), xd.dot(xd), xx.dot(xd), xx.dot(xx), *also)
+            ))  # fmt: skip
         moments = torch.stack(rows).double().sum(0) if rows else None
     return torch.zeros(MOMENTS, dtype=torch.float64, device=w.device) if moments is None else moments
 

@@ -20,7 +20,7 @@ from weightdecay.auditing.reading import unread_keys
 from weightdecay.auditing.separating import Ways, units, ways_of
 from weightdecay.auditing.settings import title_of
 from weightdecay.auditing.sharding import added_over_shards, agreed
-from weightdecay.auditing.sighting import Known, Sight, Sighting
+from weightdecay.auditing.sighting import Known, Sight, Sighting, decaying
 from weightdecay.auditing.stepping import Bench, Gradients, Place, Settings, others_hooks, places_of, roots_of, surely
 from weightdecay.auditing.telling import blank, group_seen, keeps_norm, seen_on_step, seen_on_twin, steps_wanted
 from weightdecay.errors import OptimizerError
@@ -103,6 +103,7 @@ class OptimizerProbe:
             self._find_forms(ways)
             self.known.is_complete = True
             sights = self._sights(ways, found)
+            self._see_idle(sights, ways)
         except Exception as error:  # others' code runs here
             surely(everything.put_back)
             self._see_on_twin(found, self.places, _reason(error))
@@ -160,6 +161,19 @@ class OptimizerProbe:
             if wanted > self.steps:
                 places = [sight.place for sight in unsure]
                 Sighting(bench, large, steps=wanted, places=places, known=self.known).seen_again(unsure)
+
+    def _see_idle(self, sights: Sequence[Sight], ways: Ways) -> None:
+        """Tensors without a gradient, beside others that have one, which a step takes for 0 and decays."""
+        without = [sight for sight in sights if sight.place.tensor.grad is None]
+        if len(without) == len(sights) or not without:
+            return
+        by_place = {id(sight.place): sight for sight in without}
+        looked_at = [sight.place for sight in without]
+        for unit in units(looked_at if ways.apart else self.places, apart=ways.apart):
+            with Bench(self.optimizer, unit, saves=ways.saves, gradients="as they are") as bench:
+                idle = [place for place in unit if id(place) in by_place]
+                for place in decaying(bench, idle):
+                    by_place[id(place)].idle = place.tensor.shape[0] if place.tensor.ndim else 1
 
     # --- the twin
 

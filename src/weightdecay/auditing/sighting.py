@@ -271,7 +271,13 @@ class Sighting:
         w = self._w(place)
         plain = removed(w, local(place.tensor), kept[WEIGHTS])
         now = {path: tensor for path, tensor in self._beside(index).items() if path in kept}
-        copies = [path for path in self._copies[index] if path in now]
+        # What λ·w is added to, as it is to moments, may come to look like w; a copy of weights loses some, or nothing.
+        copies = [
+            path
+            for path in self._copies[index]
+            if path in now and Removed.of(removed(w, now[path], kept[path], after=False)).wd >= 0
+        ]
+        self._copies[index] = copies
         kind = (place.group, w.dtype)
         lost = self.known.lost.get(kind)
         carrier = carrier_of(local(place.tensor), w, plain, now, kept, copies)
@@ -300,7 +306,7 @@ class Sighting:
         with self.bench.stepped(steps=self.steps):
             for index, place in enumerate(self.places):
                 after, other = self._read(index), self._carried(index, without[index])
-                moments.append(removed(self._pulled(index), after, other))
+                moments.append(removed(self._pulled(index), after, other, after=False))
                 idle.append(idle_rows(self.bench.gradient(place), after, other))
         return moments, idle
 
@@ -314,7 +320,7 @@ class Sighting:
             for index, place in enumerate(self.places):
                 opposite = self._read(index)
                 left = (weights[index].float() - opposite.float()).mul_(0.5)
-                moments.append(removed(self._w(place), left, self._whole(index)))
+                moments.append(removed(self._w(place), left, self._whole(index), after=False))
         return moments
 
     def _place(self, sign: int) -> None:
@@ -340,3 +346,17 @@ def idle_rows(gradient: Tensor | None, with_decay: Tensor, without: Tensor) -> i
     if not idle.any():
         return 0
     return int((with_decay[idle] != without[idle]).reshape(int(idle.sum()), -1).any(dim=1).sum())
+
+
+def decaying(bench: Bench, places: Sequence[Place]) -> list[Place]:
+    """The tensors from which the groups' own λ takes something in a step."""
+    groups = bench.optimizer.param_groups
+    none = {place.group: {"weight_decay": 0.0} for place in places if "weight_decay" in groups[place.group]}
+    with bench.stepped(none):
+        without = [local(place.tensor).clone() for place in places]
+    with bench.stepped():
+        return [
+            place
+            for place, other in zip(places, without, strict=True)
+            if agreed(not torch.equal(local(place.tensor), other), [place.tensor])
+        ]

@@ -51,7 +51,7 @@ def seen_on_step(sight: Sight, form: Form, steps: int, seen_on: SeenOn) -> dict[
     requested = form.removes()
     elsewhere = mirrored.fraction / steps
     error = mirrored.error / steps + _alike(mirrored, sight)
-    is_decay = abs(elsewhere) > 4 * error and mirrored.along_before > 0.5 and not keeps_norm(sight)
+    is_decay = abs(elsewhere) > 4 * error and mirrored.along > 0.5 and not keeps_norm(sight)
     return {
         "requested": None if requested is None else requested * share,
         "from_weight_decay": own.fraction / sight.steps,
