@@ -18,6 +18,7 @@ from weightdecay.auditing.classes import is_named_coupled, is_sgd, says_it_decou
 from weightdecay.auditing.findings import Code, Severity
 from weightdecay.auditing.probed import ProbedGroup, ProbedOptimizer, ProbedTensor
 from weightdecay.auditing.scales import Scale, per_step
+from weightdecay.auditing.settings import number
 from weightdecay.rules import Rule
 
 _TOLERANCE = 0.02
@@ -25,6 +26,8 @@ _SIGMAS = 4.0
 # Half a unit in the last place of 1: what a step of this dtype cannot tell from nothing.
 _RESOLUTION = {"float32": 2.0**-24, "float64": 2.0**-53}
 _TOO_MUCH, _TOO_LITTLE = 1.5, 0.5
+_SMALL = 0.01
+_HALF = 0.5  # of the weights, that a mask spares where nothing tells how many it does
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Seat:
         any_decay: some group of all optimizers has a λ above 0.
         rule: the one that the caller wants.
         ignored_key: a scale in its group that nobody applies.
+        usual: the largest decay per step of its optimizer's tensors.
         is_lost: its decay is lost to rounding, over the run or at the peak.
     """
 
@@ -72,6 +76,7 @@ class Seat:
     rule: Rule | None
     weights: Tensor
     ignored_key: str = ""
+    usual: float = 0.0
     is_lost: bool = False
 
     @property
@@ -88,8 +93,19 @@ class Seat:
 
     @property
     def _share(self) -> float:
-        """The part of it that a decay reaches; through the gradient it reaches all."""
-        return 1.0 if self.tensor.coupled or self.scale.rule.coupled else self.tensor.share
+        """The part of it that a decay reaches; what goes through the gradient reaches all."""
+        if not (self.tensor.coupled or self.scale.rule.coupled):
+            return self.tensor.share
+        if self.scale.rule.is_masked:
+            return _HALF
+        # Nesterov's momentum takes its own share of what is in the gradient, in the same step.
+        momentum = number(self.settings.get("momentum")) if self.settings.get("nesterov") is True else None
+        return 1.0 + momentum * (1.0 - (number(self.settings.get("dampening")) or 0.0)) if momentum else 1.0
+
+    @property
+    def has_own_rule(self) -> bool:
+        """Whether its group says by which rule it decays."""
+        return self.scale.told and self.rule is None
 
     def ratio(self, weight_decay: float) -> float | None:
         """Realised over asked; None where the one or the other cannot be told."""
@@ -106,10 +122,6 @@ class Seat:
         """The decay per step that its λ asks for at another lr."""
         a = per_step(self.scale.rule, self.asked.weight_decay or self.weight_decay, lr, self.scale.peak)
         return None if a is None else a * self._share
-
-    def lost(self) -> Seat:
-        """The same, with its decay lost to rounding."""
-        return replace(self, is_lost=True)
 
     @property
     def visibly_decays(self) -> bool:
@@ -164,7 +176,10 @@ def _numbers(seat: Seat) -> tuple[list[Judgement], bool]:
         return [seat.found("stale", "error", 0.0, _numbers_said(0.0, own))], True
     if asked.decays is False:
         decays = bool(own and seat.tensor.reads_weight_decay) or seat.visibly_decays
-        return ([seat.found("decays-exempt", _by_policy(seat), 0.0)] if decays else []), True
+        # An optimizer may have a small decay of its own, beside the one that it is asked for.
+        is_small = not own and (seat.tensor.realised or 0.0) < _SMALL * seat.usual
+        severity = "note" if is_small else _by_policy(seat)
+        return ([seat.found("decays-exempt", severity, 0.0)] if decays else []), True
     if own:
         return _told_otherwise(seat), False
     return _without_decay(seat)
@@ -211,7 +226,7 @@ def _by_policy(seat: Seat) -> Severity:
 def _step(seat: Seat) -> list[Judgement]:
     λ = seat.weight_decay or seat.asked.weight_decay or 0.0
     if not λ or not seat.asks(λ) or seat.tensor.weight_norm <= 0:
-        return _coupling(seat)  # which can be told where no amount can
+        return _coupling(seat) if seat.tensor.coupled else []  # which can be told where no amount can
     if seat.is_lost:
         lost = seat.found("lost-to-rounding", "error", seat.asks(λ), seat.tensor.dtype)
         return [replace(lost, realised=seat.tensor.from_weight_decay)]
@@ -222,11 +237,30 @@ def _step(seat: Seat) -> list[Judgement]:
         return [seat.found("ignored-key", "error", seat.asks(λ), "weight_decay")]
     if seat.ignored_key:
         return [seat.found("ignored-key", "error", seat.asks(λ), seat.ignored_key)]
-    if seat.tensor.coupled or _is_named_wrongly(seat):
+    if seat.tensor.coupled and (amount := _amount_beside_gradient(seat, λ, is_little)):
+        return amount
+    if (seat.tensor.coupled and not seat.has_own_rule) or _is_named_wrongly(seat):
         return _coupling(seat)
     if seat.scale.astray and not seat.optimizer.normalises:
         return [seat.found("wrong-scale", "error", seat.asks(λ), f"{seat.scale.rule.name}")]
     return _amount(seat, λ, ratio, tolerance, is_little)
+
+
+def _amount_beside_gradient(seat: Seat, weight_decay: float, is_little: bool) -> list[Judgement]:
+    """What can be told of an amount where λ goes through the gradient: that something else decays beside it.
+
+    SGD's own decay is lr·λ, or with Nesterov's momentum up to twice as much, from the first step on.
+    """
+    asked, elsewhere = seat.asks(weight_decay) or 0.0, seat.tensor.from_elsewhere or 0.0
+    if elsewhere > _TOO_LITTLE * asked and elsewhere > _SIGMAS * seat.tensor.uncertainty:
+        return [seat.found("decays-twice", "error", asked)]
+    if not is_sgd(seat.optimizer.bases) or seat.tensor.dtype not in _RESOLUTION:
+        return []
+    if is_little:
+        return [seat.found("not-decaying", "error", asked)]
+    ratio = seat.ratio(weight_decay) or 0.0
+    is_much = ratio >= _TOO_MUCH and ratio - 1.0 > seat.tolerance(weight_decay)
+    return [seat.found("decays-twice", "error", asked)] if is_much else []
 
 
 def _amount(seat: Seat, weight_decay: float, ratio: float | None, tolerance: float, is_little: bool) -> list[Judgement]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from weightdecay.auditing.arguments import Told
 from weightdecay.auditing.asking import Asked, Asking, same, steps_taken
+from weightdecay.auditing.classes import is_sgd
 from weightdecay.auditing.horizon import Horizon, horizon_of
 from weightdecay.auditing.judging import Judgement, Seat
 from weightdecay.auditing.keys import ignored_keys
@@ -86,7 +88,12 @@ class Seating:
                     weights=weights,
                 )
             )
-        return [seat for seat in seats if not self.placing.is_doubled(seat.weights) and seat.weights.requires_grad]
+        kept = [seat for seat in seats if not self.placing.is_doubled(seat.weights) and seat.weights.requires_grad]
+        usual: dict[int, float] = {}
+        for seat in kept:
+            of = seat.tensor.optimizer
+            usual[of] = max(usual.get(of, 0.0), seat.tensor.realised or 0.0, seat.asks(seat.weight_decay) or 0.0)
+        return [replace(seat, usual=usual[seat.tensor.optimizer]) for seat in kept]
 
     # --- rounding
 
@@ -107,7 +114,7 @@ class Seating:
             if is_lost([one]) or one.share < 0.5 or one.error > 0.1
             if self._left(seat) < 0.5
         }
-        self.seats = [seat.lost() if id(seat) in lost else seat for seat in self.seats]
+        self.seats = [replace(seat, is_lost=id(seat) in lost) for seat in self.seats]
 
     def is_undecided(self) -> bool:
         """Whether more steps would tell what is lost to rounding."""
@@ -225,7 +232,10 @@ class Seating:
 
 def _seen(seat: Seat, now: ProbedTensor) -> Seen | None:
     """What steps say of its rounding; None where they say nothing."""
-    can_tell = seat.weight_decay and seat.asked.decays is not False and now.reads_weight_decay and not now.coupled
-    if not can_tell or not now.requested or now.from_weight_decay is None or now.weight_norm <= 0:
+    is_asked = seat.weight_decay and seat.asked.decays is not False and now.reads_weight_decay
+    # Through the gradient of SGD comes lr·λ, too; of others it cannot be said how much.
+    of_sgd = seat.asks(seat.weight_decay) if is_sgd(seat.optimizer.bases) else None
+    requested = of_sgd if now.coupled else now.requested
+    if not is_asked or not requested or now.from_weight_decay is None or now.weight_norm <= 0:
         return None
-    return Seen(now, now.requested)
+    return Seen(now, requested)
