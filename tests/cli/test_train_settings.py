@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tomllib
 from pathlib import Path
@@ -21,6 +22,8 @@ from weightdecay.recipes.files import read_settings, settings_toml
 from weightdecay.recipes.schema import all_recipes, recipe
 from weightdecay.recipes.settings import SECTIONS, TrainConfig, known_keys
 from weightdecay.runs import Run
+from weightdecay.training.progress import SilentReporter
+from weightdecay.training.trainer import train
 
 
 def command(**given: Any) -> Train:
@@ -36,12 +39,11 @@ def faults(**given: Any) -> list[str]:
 def test_a_runs_own_settings_train_the_same_weights_bit_for_bit(
     weightdecay: Command, small_text: Path, tmp_path: Path
 ) -> None:
-    first = weightdecay(
-        "train", "gpt3:nano", "--data", small_text, "--steps", "6", "--lr", "3e-3", "--out", tmp_path / "a", *SMALL,
-        *MOVING,
-    )  # fmt: skip
-    assert first.returncode == 0, first.stderr
-    again = weightdecay("train", "--config", tmp_path / "a" / "run.toml", "--out", tmp_path / "b")
+    chosen = [flag.partition("=")[::2] for flag in (*SMALL, *MOVING) if "=" in flag]
+    asked = {"data.sources": [str(small_text)], "data.tokenizer": "byte", "model.context": 32, "run.batch_tokens": 256}
+    values = asked | {"run.steps": 6, "optimizer.lr": "3e-3", "run.out": str(tmp_path / "a")} | dict(chosen)
+    train(recipe("gpt3:nano").config(values), reporter=SilentReporter())
+    again = weightdecay("train", "--config", tmp_path / "a" / "run.toml", "--out", tmp_path / "b", OMP_NUM_THREADS="1")
     assert again.returncode == 0, again.stderr
     for name in ("model.safetensors", "optimizer.safetensors"):
         whole = [(tmp_path / run / "checkpoints" / "step-00000006" / name).read_bytes() for run in "ab"]
@@ -138,11 +140,16 @@ def test_a_file_that_holds_no_settings_is_refused(tmp_path: Path, content: str |
     assert str(path) in found[0]
 
 
-def test_a_dry_run_says_where_each_value_comes_from(weightdecay: Command, small_text: Path) -> None:
-    arguments = ["train", "gpt3:nano", "--data", small_text, "--steps", "20", "--weight-decay", "auto", *SMALL]
-    done = weightdecay(*arguments, "--dry-run", "--json")
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
+def test_a_dry_run_says_where_each_value_comes_from(small_text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = {
+        "tokenizer": "byte",
+        "context": "32",
+        "batch_tokens": "256",
+        "set": ("model.d_model=32", "model.n_heads=2"),
+    }
+    dry = command(recipe="gpt3:nano", data=(str(small_text),), steps="50", weight_decay="auto", **small)
+    assert dataclasses.replace(dry, dry_run=True, json=True).run() == 0
+    document = json.loads(capsys.readouterr().out)
     origins = document["origins"]
     assert set(origins) == set(document["config"])
     assert origins["run.steps"] == "--steps"

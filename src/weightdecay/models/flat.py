@@ -35,7 +35,7 @@ FLAT = {
 }
 # One of them has become two: where norms stand.
 PLACEMENT = "norm_placement"
-PLACEMENTS = {
+PLACEMENTS: dict[str, dict[str, Any]] = {
     "pre": {"norms.before": True, "norms.after": "none"},
     "post": {"norms.before": False, "norms.after": "sum"},
     "sandwich": {"norms.before": True, "norms.after": "branch"},
