@@ -20,6 +20,7 @@ from weightdecay.auditing.probed import ProbedTensor
 
 LOW_PRECISION = ("bfloat16", "float16")
 _ENOUGH = 1 << 18  # elements of a tensor, of which the share is known to a thousandth
+_MANTISSAS = 4096
 _SIGMAS = 4.0
 
 
@@ -27,10 +28,13 @@ _SIGMAS = 4.0
 def share_left(weights: Tensor, decay_per_step: float) -> float:
     """What is left of a decay of these weights that is rounded on its own; 1 where nothing is to be decayed."""
     w = local(weights).detach().flatten()
+    if not w.is_floating_point() or decay_per_step <= 0:
+        return 1.0
+    if hasattr(weights, "to_local"):
+        # Each process has another shard, and all are to say the same: of mantissas of any size.
+        w = torch.logspace(0, 1, _MANTISSAS, base=2.0, dtype=torch.float64).to(w.dtype)
     if w.numel() > _ENOUGH:
         w = w[:: w.numel() // _ENOUGH + 1]
-    if w.is_complex() or not w.is_floating_point() or decay_per_step <= 0:
-        return 1.0
     wide = w.double()
     square = float(wide.square().sum())
     if not 0 < square < math.inf:
