@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from weightdecay.errors import DamagedError
+from weightdecay.errors import ConfigError, DamagedError
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.decoder import GPT
-from weightdecay.training.resuming import load_weights
+from weightdecay.recipes.schema import recipe
+from weightdecay.training.resuming import agree_on_config, config_changes, load_weights
 
 WHERE = Path("model.safetensors")
 CONFIG = ModelConfig(vocab_size=5, context=4, n_layers=2, d_model=8, n_heads=2)
@@ -38,3 +39,15 @@ def test_weights_are_loaded_by_name_whatever_their_order() -> None:
     wanted = {name: torch.randn_like(tensor) for name, tensor in model.named_parameters()}
     load_weights(model, dict(reversed(wanted.items())), WHERE)
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.named_parameters())
+
+
+def test_a_part_that_one_of_two_models_lacks_is_told_and_can_be_kept() -> None:
+    dense = recipe("llama2:nano").config()
+    routed = dense.replace(model__n_experts=2, model__experts_per_token=1)
+    for old, new in ((dense, routed), (routed, dense)):
+        changes = config_changes(old, new)
+        assert any("no such part" in words for words in changes.values())
+        assert all(key.startswith("model.experts.") for key in changes)
+        with pytest.raises(ConfigError, match=r"model\.experts\.n_experts: .*this cannot change on the way"):
+            agree_on_config(old, new, "override", print)
+        assert agree_on_config(old, new.replace(optimizer__lr=9.0), "keep", print) == old

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,13 @@ def config_changes(old: TrainConfig, new: TrainConfig) -> dict[str, str]:
     """Each setting that differs and decides what is learned, with both values in words."""
     before, after = old.values(), new.values()
     return {
-        key: f"{key}: the run has {before[key]}, asked for {after[key]}"
-        for key in after
-        if before[key] != after[key] and key not in _FREE
+        key: f"{key}: the run has {before.get(key, _NOTHING)}, asked for {after.get(key, _NOTHING)}"
+        for key in {**after, **before}
+        if before.get(key) != after.get(key) and key not in _FREE
     }
+
+
+_NOTHING = "no such part"  # a model without experts, say
 
 
 def can_change(key: str) -> bool:
@@ -114,8 +118,12 @@ def agree_on_config(old: TrainConfig, new: TrainConfig, on_change: str, report: 
         )
     for key in differing:
         report(f"{words[key]}; {'kept' if on_change == 'keep' else 'changed from the next step on'}")
-    chosen = {key: before[key] for key in differing} if on_change == "keep" else {}
-    return new.replace(**{key.replace(".", "__"): value for key, value in chosen.items()}) if chosen else new
+    if on_change != "keep":
+        return new
+    chosen = {key.replace(".", "__", 1): before[key] for key in differing if not key.startswith("model.")}
+    kept = new.replace(**chosen) if chosen else new
+    # The run's model whole: parts that it lacks have no values that could be put back one by one.
+    return dataclasses.replace(kept, model=old.model) if any(key.startswith("model.") for key in differing) else kept
 
 
 def check_data(run: Run, identity: Mapping[str, str]) -> None:
