@@ -132,9 +132,23 @@ def goes_on(make: Callable[[nn.Module], Any], dtype: torch.dtype = torch.float32
 
 
 TORCHS = [kind for kind in kinds("torch.optim") if kind.name not in ("LBFGS", "SparseAdam")]
+# One of each kind of step; the rest take a minute together.
+SHORT = (
+    "AdamW", "Adam(fused=True)", "SGD(momentum=0.9)", "Muon", "Adafactor", "AdamW-cautious-nearest",
+    "SGDW-towards_initial-nearest", "AdamW-decoupled-stochastic", "Lion-decoupled-kahan", "Muon-decoupled-master",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", TORCHS, ids=lambda kind: kind.title)
+def shortened(cases: dict[str, Any]) -> list[Any]:
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)), id=name, marks=[pytest.mark.long] * (name not in SHORT)
+        )
+        for name, case in cases.items()
+    ]
+
+
+@pytest.mark.parametrize("kind", shortened({kind.title: kind for kind in TORCHS}))
 def test_every_optimizer_of_torch_goes_on_as_if_never_probed(kind: Kind) -> None:
     goes_on(lambda net: kind.make(halves(net, kind.name == "Muon"), lr=1e-2))
 
@@ -147,7 +161,9 @@ def ours() -> Iterator[tuple[Any, str, str]]:
         yield cls, "l2" if cls is weightdecay.AdamL2 else "decoupled", rounding
 
 
-@pytest.mark.parametrize(("cls", "rule", "rounding"), list(ours()))
+@pytest.mark.parametrize(
+    ("cls", "rule", "rounding"), shortened({f"{case[0].__name__}-{case[1]}-{case[2]}": case for case in ours()})
+)
 def test_every_optimizer_of_ours_goes_on_as_if_never_probed(cls: Any, rule: str, rounding: str) -> None:
     def make(net: nn.Module) -> Any:
         groups = [{**group, "peak_lr": 1e-2} for group in halves(net, cls is weightdecay.Muon)]
