@@ -32,7 +32,7 @@ def test_help_imports_neither_torch_nor_numpy(arguments: list[str]) -> None:
     script = (
         "import sys\nfrom weightdecay.cli import main\n"
         "try:\n    main([*sys.argv[1:], '--help'])\nexcept SystemExit as done:\n    assert done.code == 0\n"
-        "print('loaded:', sorted({'torch', 'numpy', 'rich.progress', 'tokenizers'} & set(sys.modules)))"
+        "print('loaded:', sorted({'torch', 'numpy', 'pydantic', 'rich.progress', 'tokenizers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("loaded: []\n")

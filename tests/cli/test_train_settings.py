@@ -16,13 +16,16 @@ from hypothesis import strategies as st
 from tests.commands import MOVING, SMALL, Command
 from weightdecay.cli.flags import setting_flags
 from weightdecay.cli.train import Train
+from weightdecay.declared import reading
 from weightdecay.declared.values import flat, nested
 from weightdecay.errors import ConfigError
+from weightdecay.models.config import ModelConfig
 from weightdecay.recipes.files import read_settings, settings_toml
 from weightdecay.recipes.schema import all_recipes, recipe
 from weightdecay.recipes.settings import SECTIONS, TrainConfig, known_keys
 from weightdecay.runs import Run
 from weightdecay.training.progress import SilentReporter
+from weightdecay.training.setup import set_up
 from weightdecay.training.trainer import train
 
 
@@ -194,3 +197,19 @@ def test_a_run_of_the_first_version_is_read(tmp_path: Path) -> None:
     assert [(row.pattern, row.factor) for row in found.optimizer.lr_multipliers] == [("^embedding", 0.5)]
     assert [(row.tokens, row.grad_clip) for row in found.schedule.grad_clip_changes] == [(30e9, 0.3)]
     assert [(row.shape, row.to, row.over_tokens) for row in found.schedule.stages] == [("cosine", 0.1, 4.3e12)]
+
+
+def test_a_configuration_is_checked_once_on_its_way_to_a_run(small_text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[Any] = []
+    whole = reading._checked
+
+    def counted(kind: Any, *more: Any) -> Any:
+        checked.append(kind)
+        return whole(kind, *more)
+
+    monkeypatch.setattr(reading, "_checked", counted)
+    asked = command(recipe="gpt3:nano", data=(str(small_text),), tokenizer="byte", context="32", batch_tokens="256")
+    setup = set_up(asked.settings()[0])
+    assert setup.config.model.vocab_size == 257
+    assert checked.count(TrainConfig) == 1
+    assert checked.count(ModelConfig) == 1  # whose vocabulary is the tokenizer's
