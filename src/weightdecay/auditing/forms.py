@@ -32,6 +32,8 @@ _TRIES = 8
 _USUAL_LR = 1e-3
 _SMALL = 0.04
 _POWERS = (0.0, 0.5, 1.0, 2.0, 3.0)
+# Of tensors of one group, in low precision too.
+_UNEVEN = 0.05
 # Steps in which the way through the moments parts from the one beside them.
 _FEW = 3
 
@@ -104,8 +106,12 @@ class FormFinding:
 
         # A decay made of several is a sum of theirs only where they are small; low precision hides small ones.
         small = tries if self._is_coarse else {group: value * _SMALL for group, value in tries.items()}
-        self._find_powers(small, seen if self._is_coarse else self._removed(self._with(small)) or {})
+        uneven = self._choose(self._removed_each(self._with(small)))
+        self._find_powers(small, self._removed(self._with(small)) or {})
+        seen = self._removed(self._with(tries)) or seen
         self._find_coupled(tries, seen)
+        for group in uneven:  # each tensor has a rate of its own, by its norm or its update's
+            self.forms[group].factor = self.forms[group].lr_power = None
         if not all(self.forms[group].reads_weight_decay for group in self.groups):
             self._find_late(tries)
 
@@ -130,6 +136,27 @@ class FormFinding:
                 tries = before
                 break
         return tries, seen
+
+    def _choose(self, each: list[Removed] | None) -> set[int]:
+        """Go on with one tensor of each group, of which as much is removed as of most.
+
+        Returns:
+            The groups without such a tensor.
+        """
+        uneven, chosen = set(), []
+        for group in self.groups:
+            own = [index for index, place in enumerate(self.places) if place.group == group]
+            if each is not None:
+                # Where some do not decay at all, the form is that of the others.
+                own = [index for index in own if each[index].dd > 0] or own
+                own.sort(key=lambda index: _fraction(each[index]))
+                middle = _fraction(each[own[len(own) // 2]])
+                alike = sum(abs(_fraction(each[index]) - middle) <= _UNEVEN * abs(middle) for index in own)
+                if len(own) > 2 and 2 * alike <= len(own):
+                    uneven.add(group)
+            chosen.append(self.places[own[len(own) // 2]])
+        self.places = chosen
+        return uneven
 
     def _find_powers(self, tries: Mapping[int, float], seen: Mapping[int, Removed]) -> None:
         at_half = self._removed(self._with({group: value / 2 for group, value in tries.items()}))
@@ -192,19 +219,26 @@ class FormFinding:
 
     def _removed(self, settings: Settings, steps: int = 1) -> dict[int, Removed] | None:
         """What is removed from each group's tensors at these numbers; None where a step refuses them."""
-        sighting = Sighting(self.bench, settings, steps=steps, places=self.places, known=self.known)
-        try:
-            moments = [
-                added_over_shards(one, place.tensor)
-                for one, place in zip(sighting.seen_large(), self.places, strict=True)
-            ]
-        except Exception:  # others' code
+        moments = self._moments(settings, steps)
+        if moments is None:
             return None
         found: dict[int, Removed] = {}
         for group in self.groups:
             own = [one for one, place in zip(moments, self.places, strict=True) if place.group == group]
             found[group] = Removed.of(sum(own[1:], own[0]))
         return found
+
+    def _removed_each(self, settings: Settings) -> list[Removed] | None:
+        moments = self._moments(settings)
+        return None if moments is None else [Removed.of(one) for one in moments]
+
+    def _moments(self, settings: Settings, steps: int = 1) -> list[Tensor] | None:
+        sighting = Sighting(self.bench, settings, steps=steps, places=self.places, known=self.known)
+        try:
+            seen = sighting.seen_large()
+        except Exception:  # others' code
+            return None
+        return [added_over_shards(one, place.tensor) for one, place in zip(seen, self.places, strict=True)]
 
     def _walked(self, settings: Settings, **how: Callable[[], None]) -> list[Tensor]:
         with self.bench.stepped(settings, steps=_FEW, **how):

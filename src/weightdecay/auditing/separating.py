@@ -41,7 +41,7 @@ def ways_of(optimizer: Any, places: Sequence[Place]) -> Ways:
     Raises:
         Exception: whatever its step raises on all tensors.
     """
-    sample = _one_of_each_group(places)
+    sample = _some_of_each_group(places)
     try:
         blind, why = _tried(optimizer, _smallest(places))
     except Exception as error:  # others' code, which may keep something for each tensor beside its groups
@@ -121,13 +121,16 @@ def _smallest(places: Sequence[Place], count: int = 4) -> list[Place]:
     return _unique(chosen)
 
 
-def _one_of_each_group(places: Sequence[Place]) -> list[Place]:
-    """Of each group the smallest tensor that tells something; gains, which may all be 1, tell less than matrices."""
-    chosen: dict[int, Place] = {}
+def _some_of_each_group(places: Sequence[Place], count: int = 3) -> list[Place]:
+    """Of each group the smallest tensors that tell something; gains, which may all be 1, tell less than matrices."""
+    chosen: dict[int, list[Place]] = {}
     for place in sorted(places, key=lambda place: (_tells_less(place.tensor), place.tensor.numel())):
-        if place.group not in chosen and place.tensor.numel() and bool(local(place.tensor).any()):
-            chosen[place.group] = place
-    return list(chosen.values())
+        own = chosen.setdefault(place.group, [])
+        if own and (len(own) == count or _tells_less(place.tensor)):
+            continue
+        if place.tensor.numel() and bool(local(place.tensor).any()):
+            own.append(place)
+    return [place for own in chosen.values() for place in own]
 
 
 def _tells_less(p: Tensor) -> bool:
