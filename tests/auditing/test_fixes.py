@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -41,9 +41,16 @@ LOOPS: list[tuple[str, Callable[[], Loop], str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("make", "code"), [loop[1:] for loop in LOOPS], ids=[f"{name} {code}" for name, _, code in LOOPS]
-)
+def cases() -> Iterator[Any]:
+    """The first loop of each code, and with more time all."""
+    seen: set[str] = set()
+    for name, make, code in LOOPS:
+        marks = [pytest.mark.long] if code in seen else []
+        seen.add(code)
+        yield pytest.param(make, code, id=f"{name} {code}", marks=marks)
+
+
+@pytest.mark.parametrize(("make", "code"), cases())
 def test_a_fix_that_is_pasted_ends_its_finding_and_brings_no_other(make: Callable[[], Loop], code: str) -> None:
     loop = make()
     finding = next(one for one in audited(loop) if one.code == code)

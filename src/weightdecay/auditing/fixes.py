@@ -124,7 +124,7 @@ class Fixes:
         return f"seen = set()\n{loops}"
 
     def _set(self, ones: Sequence[Judgement]) -> str:
-        if ones[0].about.startswith("lr"):
+        if ones[0].about == "lr":
             return "\n".join(self._lr_set(place) for place in dict.fromkeys(one.optimizer for one in ones))
         by_policy = self.told.policy_is_given or not self._decays_anywhere(ones)
         if by_policy and self.told.weight_decay[ones[0].optimizer] != 0.0:

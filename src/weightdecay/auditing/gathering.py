@@ -39,7 +39,7 @@ def gathered(
                 severity=first.severity,
                 tensors=names,
                 elements=elements,
-                title=title_of(first, names, circumstances),
+                title=title_of(ones, names, circumstances),
                 detail=detail_of(first, ones, asked, realised, circumstances, _over(ones, over_run)),
                 why=why,
                 source=source,

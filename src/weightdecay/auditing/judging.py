@@ -37,6 +37,7 @@ class Judgement:
     Attributes:
         asked, realised: decay per step.
         about: what makes it another finding than one with the same code: told in its title.
+        numbers: of a group that is stale, what stands there and what was told.
     """
 
     code: Code
@@ -48,6 +49,7 @@ class Judgement:
     asked: float | None = None
     realised: float | None = None
     about: str = ""
+    numbers: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,10 @@ class Seat:
         floor = max(_RESOLUTION.get(self.tensor.dtype, 0.0), sigmas * self.tensor.uncertainty)
         return self.tensor.weight_norm > 0 and realised > floor
 
+    def stale(self, what: str, own: float, told: float, asked: float | None) -> Judgement:
+        """A number of its group that is not the told one."""
+        return replace(self.found("stale", "error", asked, what), numbers=(own, told))
+
     def found(self, code: Code, severity: Severity, asked: float | None = None, about: str = "") -> Judgement:
         return Judgement(
             code,
@@ -173,7 +179,7 @@ def _numbers(seat: Seat) -> tuple[list[Judgement], bool]:
     """What is wrong with them, and whether there is nothing else to be said."""
     asked, own = seat.asked, seat.weight_decay
     if asked.weight_decay == 0.0 and seat.asked.decays is False and not seat.policy_is_given and own:
-        return [seat.found("stale", "error", 0.0, _numbers_said(0.0, own))], True
+        return [seat.stale("λ", own, 0.0, 0.0)], True
     if asked.decays is False:
         decays = bool(own and seat.tensor.reads_weight_decay) or seat.visibly_decays
         # An optimizer may have a small decay of its own, beside the one that it is asked for.
@@ -193,7 +199,7 @@ def _told_otherwise(seat: Seat) -> list[Judgement]:
         told, own = (None if told is None else seat.asked.share), share
     if not told or same(told, own):
         return []
-    return [seat.found("stale", "error", seat.asks(told), _numbers_said(told, own))]
+    return [seat.stale("λ", own, told, seat.asks(told))]
 
 
 def _without_decay(seat: Seat) -> tuple[list[Judgement], bool]:
@@ -206,12 +212,8 @@ def _without_decay(seat: Seat) -> tuple[list[Judgement], bool]:
     if seat.any_decay:
         return [seat.found("exempt-matrix", _by_policy(seat), None if told is None else seat.asks(told))], True
     if told:
-        return [seat.found("stale", "error", seat.asks(told), _numbers_said(told, 0.0))], True
+        return [seat.stale("λ", 0.0, told, seat.asks(told))], True
     return [], True
-
-
-def _numbers_said(told: float, own: float) -> str:
-    return f"λ is {own:g} and not {told:g}"
 
 
 def _by_policy(seat: Seat) -> Severity:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from weightdecay.auditing.judging import Judgement
 from weightdecay.naming import names_by_parameter
@@ -35,7 +36,7 @@ class Placing:
     def judgements(self) -> list[Judgement]:
         """What is missing, and what is doubled."""
         found = [
-            Judgement("missing", "error", name, tensor.numel(), -1, -1)
+            Judgement("missing", "error", name, size_of(tensor), -1, -1)
             for tensor, name in self.names.items()
             if tensor.requires_grad and tensor not in self.places
         ]
@@ -44,7 +45,7 @@ class Placing:
                 (first, group), *others = places
                 about = "several optimizers" if any(other != first for other, _ in others) else "one optimizer"
                 name = self.names.get(tensor) or place_name(group, 0)
-                found.append(Judgement("doubled", "error", name, tensor.numel(), first, group, about=about))
+                found.append(Judgement("doubled", "error", name, size_of(tensor), first, group, about=about))
         return found
 
 
@@ -56,6 +57,11 @@ def placing_of(model: nn.Module | None, optimizers: Sequence[Any]) -> Placing:
             for tensor in group["params"]:
                 places.setdefault(tensor, []).append((place, number))
     return Placing({} if model is None else names_by_parameter(model), places)
+
+
+def size_of(tensor: Tensor) -> int:
+    """How many numbers a tensor has; a lazy one has none yet."""
+    return 0 if isinstance(tensor, UninitializedParameter) else tensor.numel()
 
 
 def place_name(group: int, index: int) -> str:

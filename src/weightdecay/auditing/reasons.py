@@ -140,7 +140,7 @@ _TITLES: dict[str, tuple[str, str]] = {
     ),
     "missing": ("{what} is in no optimizer", "{what} are in no optimizer"),
     "doubled": ("{what} stands in {about} more than once", "{what} stand in {about} more than once"),
-    "stale": ("{what}: {about}", "{what}: {about}"),
+    "stale": ("{about} of {what} is {own} and not {told}", "{about} of {what} is {own} and not {told}"),
     "wrong-scale": (
         "the decay of {what} does not follow its own lr and peak",
         "the decay of {what} does not follow their own lr and peak",
@@ -159,8 +159,10 @@ _TITLES: dict[str, tuple[str, str]] = {
 }
 
 
-def title_of(first: Judgement, names: Sequence[str], circumstances: Circumstances) -> str:
+def title_of(ones: Sequence[Judgement], names: Sequence[str], circumstances: Circumstances) -> str:
     """One line of what is wrong."""
+    first = ones[0]
+    numbers = [one.numbers for one in ones if one.numbers is not None]
     one, several = _TITLES[_kind(first, circumstances)]
     scale = circumstances.scales.get((first.optimizer, first.group))
     template = one if len(names) == 1 else several
@@ -169,7 +171,15 @@ def title_of(first: Judgement, names: Sequence[str], circumstances: Circumstance
         about=first.about,
         policy=circumstances.policy,
         formula="" if scale is None else formula(scale),
+        own=_range([own for own, _ in numbers]),
+        told=_range([told for _, told in numbers]),
     )
+
+
+def _range(values: Sequence[float]) -> str:
+    """`0.1`, or `0.01 to 0.1`."""
+    shown = dict.fromkeys(f"{value:g}" for value in sorted(values))
+    return " to ".join(list(shown)[:: max(len(shown) - 1, 1)])
 
 
 def _kind(first: Judgement, circumstances: Circumstances) -> str:

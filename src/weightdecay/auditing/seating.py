@@ -14,7 +14,7 @@ from weightdecay.auditing.horizon import Horizon, horizon_of
 from weightdecay.auditing.judging import Judgement, Seat
 from weightdecay.auditing.keys import ignored_keys
 from weightdecay.auditing.losing import LOW_PRECISION, Seen, is_lost, is_undecided, share_left
-from weightdecay.auditing.placing import Placing, place_name
+from weightdecay.auditing.placing import Placing, place_name, size_of
 from weightdecay.auditing.probed import Probe, ProbedGroup, ProbedTensor
 from weightdecay.auditing.scales import Scale, scales
 from weightdecay.auditing.settings import number
@@ -152,8 +152,7 @@ class Seating:
             wanted, lr = self._wanted_rates(seat), seat.group.lr
             if not wanted or lr is None or min(wanted) <= lr <= max(wanted) or any(same(one, lr) for one in wanted):
                 continue
-            about = f"lr is {lr:g} and not {wanted[0]:g}"
-            found.append(seat.found("stale", "error", seat.at(wanted[0]), about))
+            found.append(seat.stale("lr", lr, wanted[0], seat.at(wanted[0])))
         return found
 
     def _wanted_rates(self, seat: Seat) -> list[float]:
@@ -201,8 +200,8 @@ class Seating:
 
     def sizes(self) -> dict[str, int]:
         """How many numbers each tensor has, of the model's and of the optimizers'."""
-        known = {name: tensor.numel() for tensor, name in self.placing.names.items()}
-        return known | {name: w.numel() for name, w in zip(self._names, self._weights, strict=True)}
+        known = {name: size_of(tensor) for tensor, name in self.placing.names.items()}
+        return known | {name: size_of(w) for name, w in zip(self._names, self._weights, strict=True)}
 
     def remarks(self) -> list[str]:
         """What could not be judged, and why."""
