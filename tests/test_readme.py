@@ -17,10 +17,11 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 def test_the_readmes_python_runs_as_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         exec(block, names)
     said = capsys.readouterr().out
+    assert "coupled" in said
     assert "decay plan: policy default, λ = 0.1" in said
     assert said.rstrip().endswith("one number per feature")
 
