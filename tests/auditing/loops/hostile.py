@@ -373,6 +373,7 @@ LOOPS: list[Hostile] = [
     Hostile(rprop_with_weight_decay_in_its_groups, "ignored-key", "error", MATRICES),
     Hostile(weight_decay_that_nobody_reads, "ignored-key", "error", MATRICES),
     Hostile(expert_that_decays_without_tokens, "idle-decay", "note", ("experts.2.weight",)),
+    Hostile(tensors_without_gradients_are_stepped, "idle-decay", "note", ("experts.2.weight",)),
     Hostile(weights_set_to_unit_norm_after_each_step, "by-design", "note", ("head.weight",)),
     Hostile(step_that_wants_a_closure, "opaque", "warning", ()),
     Hostile(step_that_raises, "opaque", "warning", ()),
