@@ -19,7 +19,7 @@ def page() -> str:
     lines = [
         "# Settings",
         "",
-        "This page is made from the declarations in `src/weightdecay/recipes/settings.py` and `models/parts.py` by",
+        "This page is made from the declarations in `src/weightdecay/recipes/` and `models/` by",
         "`docs/make_settings.py`; a test fails if they differ. A setting is given in a recipe, in a file",
         "(`train --config`), by its flag where it has one, or by `--set KEY=VALUE`.",
         "",

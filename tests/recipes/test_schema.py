@@ -9,8 +9,9 @@ import torch
 from weightdecay.errors import ConfigError, RecipeError
 from weightdecay.models.decoder import GPT
 from weightdecay.recipes.entries import READ, STATUSES, Source, source_of
+from weightdecay.recipes.rows import RampPoint
 from weightdecay.recipes.schema import FOLDER, Recipe, all_recipes, load, recipe, systems
-from weightdecay.recipes.settings import RampPoint, TrainConfig, known_keys
+from weightdecay.recipes.settings import TrainConfig, known_keys
 
 ALL = all_recipes()
 every_recipe = pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)

@@ -17,14 +17,15 @@ from weightdecay.models.decoder import GPT
 from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.muon import Muon
 from weightdecay.planning.roles.roles import Role
+from weightdecay.recipes.rows import RoleOf
 from weightdecay.recipes.schema import Recipe, all_recipes, recipe, systems
-from weightdecay.recipes.settings import RoleOf, TrainConfig, known_keys
+from weightdecay.recipes.settings import TrainConfig, known_keys
 from weightdecay.rules import group_decay_per_step
 from weightdecay.runs import Run, read_json
-from weightdecay.training.setup import set_up
 from weightdecay.training.briefing import briefing, document
 from weightdecay.training.optimizers import decay_plan, make_optimizer
 from weightdecay.training.progress import SilentReporter
+from weightdecay.training.setup import set_up
 from weightdecay.training.trainer import train
 
 

@@ -31,11 +31,18 @@ from weightdecay.declared.reading import Fault, ReadError, attempt
 from weightdecay.declared.values import nested, pairs
 from weightdecay.errors import ConfigError
 from weightdecay.models.config import ModelConfig
-from weightdecay.planning.roles.roles import Role
 from weightdecay.recipes.moved import as_spelt_now
-
-Share = Annotated[Number, Interval(ge=0, lt=1)]
-AtLeast0 = Annotated[Number, Ge(0)]
+from weightdecay.recipes.rows import (
+    AtLeast0,
+    Beta,
+    Factor,
+    GradClipChange,
+    RampPoint,
+    RoleOf,
+    Share,
+    Stack,
+    Stage,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,54 +59,6 @@ class DataSettings:
     """The field that holds the text, in JSON lines and tables."""
     encoding_errors: Annotated[Literal["strict", "replace"], Flag()] = "strict"
     """strict stops at a byte that is not UTF-8, replace counts and goes on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Factor:
-    """A factor for some tensors."""
-
-    __pydantic_config__ = CLOSED
-
-    pattern: Text
-    """Regular expression that is found in their names; the first row whose pattern is decides."""
-    factor: AtLeast0
-    """What their share is multiplied by."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Beta:
-    """A β for some tensors."""
-
-    __pydantic_config__ = CLOSED
-
-    pattern: Text
-    """Regular expression that is found in their names; the first row whose pattern is decides."""
-    beta: Share
-    """Their β."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stack:
-    """Tensors that are several matrices, one above the other."""
-
-    __pydantic_config__ = CLOSED
-
-    pattern: Text
-    """Regular expression that is found in their names; the first row whose pattern is decides."""
-    matrices: Annotated[Count, Ge(1)]
-    """How many they are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoleOf:
-    """What some tensors are for."""
-
-    __pydantic_config__ = CLOSED
-
-    pattern: Text
-    """Regular expression that is found in their names; the first row whose pattern is decides."""
-    role: Role
-    """What they are taken for, in place of what is seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,32 +128,6 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A piece of the learning rate's way, from where the one before it ended."""
-
-    __pydantic_config__ = CLOSED
-
-    shape: Literal["constant", "cosine", "linear"]
-    """Along which line."""
-    to: AtLeast0
-    """Where it ends, as a fraction of the peak."""
-    over_tokens: AtLeast0
-    """How long it is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GradClipChange:
-    """Another largest norm of the gradient."""
-
-    __pydantic_config__ = CLOSED
-
-    tokens: AtLeast0
-    """From the first step that has so many tokens behind it."""
-    grad_clip: AtLeast0
-    """The norm; 0 does not clip."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ScheduleSettings(Consistent):
     """How the learning rate, λ, clipping and momentum move over the run."""
 
@@ -247,18 +180,6 @@ class ScheduleSettings(Consistent):
         yield from _rising(key, [change.tokens for change in self.grad_clip_changes])
         if self.grad_clip_changes and self.grad_clip_changes[0].tokens == 0:
             yield Contradiction((key,), f"{key} must come after the start, whose norm is optimizer.grad_clip")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RampPoint:
-    """A batch that the run grows to."""
-
-    __pydantic_config__ = CLOSED
-
-    tokens: AtLeast0
-    """Once so many tokens were seen."""
-    batch_tokens: Annotated[Count, Ge(1)]
-    """How large the batch then is."""
 
 
 @dataclass(frozen=True, kw_only=True)

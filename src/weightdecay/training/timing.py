@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 from weightdecay.data.batches import BatchSizes
 from weightdecay.errors import ConfigError
-from weightdecay.recipes.settings import RampPoint, RunSettings, Stage, TrainConfig
+from weightdecay.recipes.rows import RampPoint, Stage
+from weightdecay.recipes.settings import RunSettings, TrainConfig
 from weightdecay.schedules import Constant, Cosine, InverseSqrt, Linear, Piecewise, Schedule, Warmup, schedule
 
 
