@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
+from weightdecay.declared import values
 from weightdecay.declared.fields import Declared, alternatives, choices, hints, leaves, words
 from weightdecay.errors import ConfigError
 
@@ -110,9 +111,9 @@ def key_value_pairs(settings: tuple[str, ...], faults: list[str]) -> dict[str, s
 
 
 def whole_number(flag: str, text: str, faults: list[str], *, least: int = 0) -> int:
-    """A flag's text as a whole number of at least `least`, or a fault."""
+    """A flag's text, `1k` too, as a whole number of at least `least`; or a fault."""
     try:
-        number = int(text.replace("_", ""))
+        number = values.whole_number(text)
     except ValueError:
         number = least - 1
     if number < least:
