@@ -107,12 +107,16 @@ def test_a_file_names_its_recipe_and_a_recipe_on_the_command_line_goes_before_it
 
 def test_every_fault_of_a_file_and_of_the_command_line_is_told_at_once(tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
-    path.write_text('[optimizer]\nlr = "fast"\nbeta3 = 1\n[modle]\nx = 1\n', encoding="utf-8")
+    path.write_text(
+        '[optimizer]\nlr = "fast"\nbeta3 = 1\nlr_multipliers = [{ pattern = "x", factor = -1 }]\n[modle]\nx = 1\n',
+        encoding="utf-8",
+    )
     found = faults(config=str(path), seed="-1", set=("run.keep=2", "run.keep=none", "nonsense"), resume="maybe")
     for words in (
         f"{path}: optimizer.lr = 'fast': must be a number of at least 0",
         f"{path}: unknown key 'optimizer.beta3': did you mean",
         f"{path}: unknown key 'modle.x'",
+        f"{path}: optimizer.lr_multipliers[0].factor = -1: must be a number of at least 0",
         "run.seed = '-1': must be a whole number of at least 0",
         "run.keep = 'none': must be a whole number of at least 1",
         "--set nonsense: must be KEY=VALUE",

@@ -119,7 +119,7 @@ class Train:
         except ReadError as error:
             faults += [
                 f"{self.config}: {fault.words}"
-                if self.config and origins.get(fault.key) == self.config
+                if self.config and origins.get(fault.key.partition("[")[0]) == self.config
                 else fault.words
                 for fault in error.found
             ]

@@ -248,10 +248,12 @@ def _rising(key: str, tokens: list[float]) -> Iterator[Contradiction]:
 class TrainConfig:
     """Everything that decides a training run.
 
-    from weightdecay import TrainConfig, recipe
+        from weightdecay import TrainConfig, recipe
 
-    values = recipe("gpt3:nano").config().values()
-    config = TrainConfig.from_values(values | {"model.n_layers": 4, "optimizer.lr": "6e-3"})
+        values = recipe("gpt3:nano").config().values()
+        config = TrainConfig.from_values(values | {"model.n_layers": 4, "optimizer.lr": "6e-3"})
+
+    Each value has a key, `section.name`.
     """
 
     __pydantic_config__ = CLOSED
