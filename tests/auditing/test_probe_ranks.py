@@ -1,0 +1,137 @@
+"""On two real processes a probe of shards says what one of the whole model says, on both, and leaves all as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from examples.museum.exhibit import Loop
+from examples.museum.language_model import LanguageModel, two_groups
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.multiprocessing.spawn import spawn
+
+import weightdecay
+from tests.auditing.loops.parts import seeded, train
+from tests.auditing.witness import differences, facts_of
+
+Shard = Callable[[Any], nn.Module]
+Make = Callable[[nn.Module], Any]
+
+
+def fully(model: Any) -> nn.Module:
+    for block in model.blocks:
+        fully_shard(block)
+    fully_shard(model)
+    return model  # type: ignore[no-any-return]
+
+
+def hybrid(model: Any) -> nn.Module:
+    fully_shard(model, mesh=init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard")))
+    return model  # type: ignore[no-any-return]
+
+
+def columns(model: Any) -> nn.Module:
+    mesh = init_device_mesh("cpu", (2,))
+    whole = ColwiseParallel(output_layouts=Replicate())
+    return parallelize_module(model, mesh, {f"blocks.{index}.up": whole for index in range(2)})
+
+
+def adamw(model: nn.Module) -> Any:
+    return torch.optim.AdamW(two_groups(model.parameters(), 0.1), lr=1e-3)
+
+
+def hooked(model: nn.Module) -> Any:
+    optimizer = adamw(model)
+
+    @torch.no_grad()
+    def decay(optimizer: Any, *_: Any) -> None:
+        for p in optimizer.param_groups[0]["params"]:
+            p.mul_(1 - 1e-4)
+
+    optimizer.register_step_pre_hook(decay)
+    return optimizer
+
+
+def muon(model: nn.Module) -> Any:
+    return weightdecay.Muon(weightdecay.plan(model, weight_decay=0.1), lr=1e-3)
+
+
+def coupled(model: nn.Module) -> Any:
+    return torch.optim.Adam(two_groups(model.parameters(), 0.1), lr=1e-3)
+
+
+CASES: dict[str, tuple[Shard, Make]] = {
+    "FSDP2": (fully, adamw),
+    "FSDP2, a hook that decays too": (fully, hooked),
+    "FSDP2, Muon, whose step is collective": (fully, muon),
+    "FSDP2, coupled": (fully, coupled),
+    "HSDP": (hybrid, adamw),
+    "tensor parallel": (columns, adamw),
+}
+
+
+def fault(shard: Shard, make: Make) -> str:
+    """Empty if the probe of shards says what it says of the whole."""
+    # 33 rows cannot be shared equally by two processes, 32 can.
+    width = 32 if shard is columns else 33
+    seen = []
+    for how in (None, shard):
+        model = seeded(lambda: LanguageModel(width=width))
+        model = how(model) if how else model
+        optimizer = make(model)
+        train(model, optimizer)
+        before = facts_of(Loop(model, optimizer, {}))
+        seen.append(weightdecay.probe(model, optimizer))
+        if changed := differences(before, facts_of(Loop(model, optimizer, {}))):
+            return f"changed: {changed}"
+
+    whole, shards = seen
+    if shards.optimizers[0].seen_on == "twin":
+        return shards.optimizers[0].why
+    for one, other in zip(whole, shards, strict=True):
+        alike = (one.name, one.shape, one.elements, one.coupled) == (
+            other.name,
+            other.shape,
+            other.elements,
+            other.coupled,
+        )
+        near = abs((one.realised or 0.0) - (other.realised or 0.0)) <= 0.02 * abs(one.realised or 0.0) + 1e-8
+        if not (alike and near and abs(one.weight_norm - other.weight_norm) < 1e-4 * one.weight_norm):
+            return f"{one}\n{other}"
+    everybody: list[Any] = [None, None]
+    dist.all_gather_object(everybody, [tensor.realised for tensor in shards])
+    return "" if everybody[0] == everybody[1] else "the processes say different things"
+
+
+def work(rank: int, folder: str, names: list[str]) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # nothing here listens to the outside
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    found = {}
+    for name in names:
+        try:
+            found[name] = fault(*CASES[name])
+        except Exception:
+            found[name] = traceback.format_exc()
+    Path(folder, f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    dist.barrier()
+    os._exit(0)  # gloo's threads can abort a process that tears them down
+
+
+@pytest.mark.parametrize("names", [["FSDP2"], pytest.param(list(CASES), marks=pytest.mark.long)], ids=["FSDP2", "all"])
+def test_a_probe_of_shards_is_one_of_the_whole(tmp_path: Path, names: list[str]) -> None:
+    spawn(work, args=(str(tmp_path), names), nprocs=2)  # type: ignore[no-untyped-call]
+    for rank in range(2):
+        found = json.loads(Path(tmp_path, f"{rank}.json").read_text(encoding="utf-8"))
+        assert found == dict.fromkeys(names, "")
