@@ -32,11 +32,8 @@ def pasted(finding: Finding, loop: Loop) -> Loop:
     return Loop(loop.model, names["optimizer"], loop.asked)
 
 
-# Whose fault stays: a gradient of None is what it passes over.
-STEPS_WHAT_HAS_NO_GRADIENT = (hostile.tensors_without_gradients_are_stepped,)
-
 LOOPS: list[tuple[str, Callable[[], Loop], str]] = [
-    *((one.make.__name__, one.make, one.code) for one in hostile.LOOPS if one.make not in STEPS_WHAT_HAS_NO_GRADIENT),
+    *((one.make.__name__, one.make, one.code) for one in hostile.LOOPS),
     *((one.project, one.wrong, one.code) for one in exhibits()),
 ]
 
@@ -50,7 +47,7 @@ def cases() -> Iterator[Any]:
         yield pytest.param(make, code, id=f"{name} {code}", marks=marks)
 
 
-@pytest.mark.parametrize(("make", "code"), cases())
+@pytest.mark.parametrize(("make", "code"), list(cases()))
 def test_a_fix_that_is_pasted_ends_its_finding_and_brings_no_other(make: Callable[[], Loop], code: str) -> None:
     loop = make()
     finding = next(one for one in audited(loop) if one.code == code)

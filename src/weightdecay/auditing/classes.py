@@ -21,8 +21,13 @@ def is_named_coupled(bases: Sequence[str]) -> bool:
     return False
 
 
+def is_linear(bases: Sequence[str]) -> bool:
+    """Whether a step is the gradient times a number, so that λ in it is nearly what it is beside it."""
+    return is_sgd(bases) or any("lars" in name.lower() for name in bases)
+
+
 def is_sgd(bases: Sequence[str]) -> bool:
-    """Whether it is SGD, in which L2 and decoupled decay are nearly one."""
+    """Whether it is SGD, of which a step with λ in the gradient takes lr·λ."""
     return any("sgd" in name.lower() for name in bases)
 
 

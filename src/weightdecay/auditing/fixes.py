@@ -13,7 +13,7 @@ from typing import Any
 from weightdecay.auditing.arguments import UNSAID, Told
 from weightdecay.auditing.asking import steps_taken
 from weightdecay.auditing.judging import Judgement
-from weightdecay.auditing.keys import scaled_by
+from weightdecay.auditing.keys import is_scale, scaled_by
 from weightdecay.auditing.losing import LOW_PRECISION
 from weightdecay.auditing.placing import Placing
 from weightdecay.auditing.probed import Probe, ProbedTensor
@@ -150,10 +150,9 @@ class Fixes:
 
     def _scaled(self, ones: Sequence[Judgement]) -> str:
         key = ones[0].about
-        what = "weight_decay" if scaled_by(key) == "weight_decay" else "lr"
-        if key not in ("lr", "weight_decay") and not _is_scale(key):
-            near = "weight_decay" if scaled_by(key) == "weight_decay" else "lr"
-            body = f'    if "{key}" in group:\n        group["{near}"] = group.pop("{key}")'
+        what = scaled_by(key)
+        if not is_scale(key):
+            body = f'    if "{key}" in group:\n        group["{what}"] = group.pop("{key}")'
         else:
             keys = '("lr", "initial_lr")' if what == "lr" else '("weight_decay",)'
             body = (
@@ -269,10 +268,6 @@ _LEFT_ALONE = """\
 for p in model.parameters():
     if p.grad is not None and not p.grad.any():
         p.grad = None  # left alone; zero_grad(set_to_none=True) leaves none behind"""
-
-
-def _is_scale(key: str) -> bool:
-    return any(key.lower().endswith(end) for end in ("scale", "mult", "multiplier", "factor", "ratio", "coef"))
 
 
 def _our_kind(bases: Sequence[str]) -> str:

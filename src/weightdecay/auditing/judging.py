@@ -14,8 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from weightdecay.auditing.asking import Asked, same
-from weightdecay.auditing.classes import is_named_coupled, is_sgd, says_it_decouples
+from weightdecay.auditing.classes import is_linear, is_named_coupled, is_sgd, says_it_decouples
 from weightdecay.auditing.findings import Code, Severity
+from weightdecay.auditing.keys import is_other_name
 from weightdecay.auditing.probed import ProbedGroup, ProbedOptimizer, ProbedTensor
 from weightdecay.auditing.scales import Scale, per_step
 from weightdecay.auditing.settings import number
@@ -63,6 +64,7 @@ class Seat:
         rule: the one that the caller wants.
         ignored_key: a scale in its group that nobody applies.
         usual: the largest decay per step of its optimizer's tensors.
+        others_decay: some tensor of its optimizer is seen to decay.
         is_lost: its decay is lost to rounding, over the run or at the peak.
     """
 
@@ -79,6 +81,7 @@ class Seat:
     weights: Tensor
     ignored_key: str = ""
     usual: float = 0.0
+    others_decay: bool = False
     is_lost: bool = False
 
     @property
@@ -157,6 +160,8 @@ def judged(seat: Seat) -> list[Judgement]:
     """What is wrong with one tensor: its numbers, and what a step makes of them."""
     if seat.tensor.opaque:
         return [seat.found("opaque", "warning", about=seat.tensor.opaque)]
+    if is_other_name(seat.ignored_key) and seat.asked.decays is not False:
+        return [seat.found("ignored-key", "error", about=seat.ignored_key)]
     if _is_as_told(seat):
         return [*_coupling(seat), *_idle(seat)]
     numbers, is_settled = _numbers(seat)
@@ -258,9 +263,11 @@ def _amount_beside_gradient(seat: Seat, weight_decay: float, is_little: bool) ->
         return [seat.found("decays-twice", "error", asked)]
     if not is_sgd(seat.optimizer.bases) or seat.tensor.dtype not in _RESOLUTION:
         return []
-    if is_little:
-        return [seat.found("not-decaying", "error", asked)]
     ratio = seat.ratio(weight_decay) or 0.0
+    # With dampening a gradient enters the first step alone whole.
+    entering = 1.0 - (number(seat.settings.get("dampening")) or 0.0 if number(seat.settings.get("momentum")) else 0.0)
+    if is_little and ratio < _TOO_LITTLE * entering:
+        return [seat.found("not-decaying", "error", asked)]
     is_much = ratio >= _TOO_MUCH and ratio - 1.0 > seat.tolerance(weight_decay)
     return [seat.found("decays-twice", "error", asked)] if is_much else []
 
@@ -268,6 +275,10 @@ def _amount_beside_gradient(seat: Seat, weight_decay: float, is_little: bool) ->
 def _amount(seat: Seat, weight_decay: float, ratio: float | None, tolerance: float, is_little: bool) -> list[Judgement]:
     if ratio is None or seat.scale.explained or seat.scale.rule.coupled:
         return []
+    if seat.group.factor is None and seat.tensor.reads_weight_decay:
+        # It follows no rule, as where each layer has its own rate: what can be told is whether any of it decays.
+        is_little = is_little and not seat.others_decay
+        ratio = min(ratio, 1.0 + (seat.tensor.from_elsewhere or 0.0) / (seat.asks(weight_decay) or 1.0))
     # Few bits in one step are noise; whether they are lost has been judged over all such tensors.
     if (is_little and seat.tensor.dtype in _RESOLUTION) or not seat.tensor.reads_weight_decay:
         if seat.optimizer.normalises:
@@ -283,7 +294,7 @@ def _amount(seat: Seat, weight_decay: float, ratio: float | None, tolerance: flo
 
 def _is_named_wrongly(seat: Seat) -> bool:
     """Whether the step decouples where L2 is wanted, or where its class says L2."""
-    if seat.tensor.coupled or is_sgd(seat.optimizer.bases):
+    if seat.tensor.coupled or is_linear(seat.optimizer.bases):
         return False
     if seat.rule is not None:
         return seat.rule.coupled
@@ -300,7 +311,7 @@ def _coupling(seat: Seat) -> list[Judgement]:
         return [seat.found("decoupled", "warning")] if _is_named_wrongly(seat) else []
     if wants_l2:
         return []
-    if is_sgd(seat.optimizer.bases):  # where both differ by the momentum alone
+    if is_linear(seat.optimizer.bases):  # where both differ by the momentum alone
         return [seat.found("coupled", "note")] if seat.rule is not None else []
     return [seat.found("coupled", "warning")]
 

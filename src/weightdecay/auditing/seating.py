@@ -93,7 +93,15 @@ class Seating:
         for seat in kept:
             of = seat.tensor.optimizer
             usual[of] = max(usual.get(of, 0.0), seat.tensor.realised or 0.0, seat.asks(seat.weight_decay) or 0.0)
-        return [replace(seat, usual=usual[seat.tensor.optimizer]) for seat in kept]
+        decaying = {seat.tensor.optimizer for seat in kept if seat.visibly_decays}
+        return [
+            replace(
+                seat,
+                usual=usual[seat.tensor.optimizer],
+                others_decay=seat.tensor.optimizer in decaying,
+            )
+            for seat in kept
+        ]
 
     # --- rounding
 
