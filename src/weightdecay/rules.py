@@ -88,7 +88,7 @@ class Rule:
                 faults.append(f"{key}: give a finite number of at least 0, got {power!r}")
         for key, known in (("target", get_args(Target)), ("mask", get_args(Mask))):
             value = values[key]
-            if value not in known:
+            if not (isinstance(value, str) and value in known):
                 faults.append(f"{key}: unknown '{value}': {did_you_mean(str(value), known)}")
         if not isinstance(values["coupled"], bool):
             faults.append(f"coupled: give True or False, got {values['coupled']!r}")

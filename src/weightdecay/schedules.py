@@ -228,8 +228,9 @@ class WarmupStableDecay:
             "decay_steps": self.decay_steps,
         }
         faults = _value_faults(peak=self.peak, final=self.final, **lengths)
-        if self.shape not in get_args(CooldownShape):
-            near = did_you_mean(str(self.shape), get_args(CooldownShape))
+        shape: Any = self.shape  # whatever the caller gave, be its type what it may
+        if not (isinstance(shape, str) and shape in get_args(CooldownShape)):
+            near = did_you_mean(str(shape), get_args(CooldownShape))
             faults.append(f"unknown cooldown shape '{self.shape}': {near}")
         _raise_if_any(faults)
 

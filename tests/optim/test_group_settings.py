@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 import weightdecay
-from weightdecay.errors import OptimizerError
+from weightdecay.errors import OptimizerError, ScheduleError
 from weightdecay.optim.precision import PrecisionWarning
+from weightdecay.schedules import WarmupStableDecay
 
 NAMES = ["AdamW", "AdamL2", "Lion", "SGDW", "Adafactor", "Muon"]
 every = pytest.mark.parametrize("name", NAMES)
@@ -231,3 +232,40 @@ def test_bfloat16_groups_that_join_are_warned_of() -> None:
     optimizer = made("AdamW", [matrix()])
     with pytest.warns(PrecisionWarning):
         optimizer.add_param_group({"params": [nn.Parameter(torch.randn(64, 64).bfloat16())]})
+
+
+NO_WORDS = [np.array(["zero", "one"]), np.array([0.0, 1.0]), ["zero"], {"zero"}, 1, object(), torch.zeros(2)]
+
+
+@pytest.mark.parametrize("value", NO_WORDS, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(("parameter", "called"), [
+    ("target", lambda value: weightdecay.Rule("mine", target=value)),
+    ("mask", lambda value: weightdecay.Rule("mine", mask=value)),
+    ("shape", lambda value: WarmupStableDecay(0.1, warmup_steps=1, stable_steps=1, decay_steps=1, shape=value)),
+    ("on_change", lambda value: weightdecay.load_state_by_name(made("AdamW", [matrix()]), {}, {}, on_change=value)),
+])  # fmt: skip
+def test_what_is_no_word_where_one_is_chosen_is_refused_with_the_parameters_name(
+    parameter: str, called: Any, value: Any
+) -> None:
+    with pytest.raises((OptimizerError, ScheduleError), match=parameter):
+        called(value)
+
+
+@pytest.mark.parametrize("value", [None, "lr", 1, object()])
+def test_settings_to_ignore_that_are_no_names_are_refused_with_the_parameters_name(value: Any) -> None:
+    net = nn.Linear(4, 3)
+    optimizer = made("AdamW", net.parameters())
+    settings = weightdecay.settings_by_name(optimizer, names=net)
+    with pytest.raises(OptimizerError, match="ignore"):
+        weightdecay.load_state_by_name(optimizer, {}, settings, names=net, ignore=value)
+
+
+@pytest.mark.parametrize("settings", [{}, {"foreach": True}, {"foreach": False}], ids=str)
+@pytest.mark.parametrize("name", ["AdamW", "AdamL2"])
+def test_a_step_for_cuda_graphs_is_refused_by_name_on_a_processor(name: str, settings: dict[str, Any]) -> None:
+    p = matrix()
+    before = p.detach().clone()
+    optimizer = made(name, [{"params": [p], "name": "mine"}], capturable=True, **settings)
+    with pytest.raises(OptimizerError, match=r"group 0 \('mine'\).*capturable"):
+        optimizer.step()
+    assert torch.equal(p, before)

@@ -201,6 +201,18 @@ def layout_of(kind: Kind, dtype: torch.dtype, *, reverse: bool) -> Layout:
     raise NotRunError(f"{type(first).__name__}: {first}")
 
 
+def try_without_gradients(kind: Kind, layout: Layout) -> None:
+    """Make a step on gradients that are all 0, as a user's own loop would.
+
+    Raises:
+        NotRunError: the class itself refuses them.
+    """
+    try:
+        Run(kind, layout, [{"weight_decay": 0.0}] * len(layout.shapes)).step(0, zero=True)
+    except Exception as error:  # HeavyBall's PSGD scales its preconditioner by the first gradient
+        raise NotRunError(f"without gradients: {type(error).__name__}: {error}") from error
+
+
 @dataclass(frozen=True)
 class Reference:
     """What the class subtracts without decay, at each step from each tensor.
@@ -208,14 +220,18 @@ class Reference:
     Attributes:
         updates: u_t = W_t − W_{t+1}, in float64.
         sizes: |W_t|, which bounds the rounding of `updates`.
-        reads_weights: whether the updates are others when the weights are.
+        reads_from: the first step whose updates are others when the weights are; None if there is none.
         branches: whether they are others when λ is 1e-12 instead of 0, as LARS's are.
     """
 
     updates: list[list[Tensor]]
     sizes: list[list[Tensor]]
-    reads_weights: bool
+    reads_from: int | None
     branches: bool
+
+    @property
+    def reads_weights(self) -> bool:
+        return self.reads_from is not None
 
 
 @lru_cache(maxsize=8)
@@ -223,11 +239,11 @@ def reference(kind: Kind, layout: Layout, *, zero: bool = False) -> Reference:
     plain = _updates(kind, layout, STEPS, zero=zero)
     if zero:  # where a λ of 1e-12 may be all the gradient that there is
         seen = reference(kind, layout)
-        return Reference(*plain, seen.reads_weights, seen.branches)
+        return Reference(*plain, seen.reads_from, seen.branches)
     disturbed = _updates(kind, layout, STEPS, disturbed=True)
     vanishing = _updates(kind, layout, 20, weight_decay=1e-12)
-    reads, branches = (_differ(plain, other, layout.dtype) for other in (disturbed, vanishing))
-    return Reference(*plain, reads, branches)
+    reads_from, branches_from = (_differ_from(plain, other, layout.dtype) for other in (disturbed, vanishing))
+    return Reference(*plain, reads_from, branches_from is not None)
 
 
 Updates = tuple[list[list[Tensor]], list[list[Tensor]]]
@@ -261,13 +277,21 @@ def _updates(
     return updates, sizes
 
 
-def _differ(one: Updates, other: Updates, dtype: torch.dtype) -> bool:
-    for us, ws, vs, xs in zip(*one, *other, strict=False):
-        for u, w, v, x in zip(us, ws, vs, xs, strict=True):
-            room = 1e-3 * u.abs() + rounding(dtype) * (w + x + u.abs() + v.abs())
-            if bool(((u - v).abs() > room).any()):
-                return True
-    return False
+def _differ_from(one: Updates, other: Updates, dtype: torch.dtype) -> int | None:
+    """The first step in which two runs subtract what differs by more than rounding.
+
+    What is rounded off a weight goes by the largest of its tensor so far: a Kahan sum hands it to later steps, when the
+    weights may be smaller, and a sum of several momenta is rounded where it is largest and not where it ends.
+    """
+    largest: dict[int, float] = {}
+    for number, (us, ws, vs, xs) in enumerate(zip(*one, *other, strict=False)):
+        for index, tensors in enumerate(zip(us, ws, vs, xs, strict=True)):
+            u, v = tensors[0], tensors[2]
+            here = sum(float(t.abs().max()) for t in tensors if t.numel())
+            largest[index] = max(largest.get(index, 0.0), here)
+            if bool(((u - v).abs() > 1e-3 * u.abs() + rounding(dtype) * largest[index]).any()):
+                return number
+    return None
 
 
 def rounding(dtype: torch.dtype) -> float:

@@ -12,7 +12,7 @@ import torch
 from optimizer_classes import PACKAGES, Kind, installed, kinds
 
 from tests.packages.judge import ASKED, MASKED, SCALAR, Verdict, judge, without_decay
-from tests.packages.runs import Layout, NotRunError, layout_of
+from tests.packages.runs import Layout, NotRunError, layout_of, try_without_gradients
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
@@ -37,9 +37,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(wanted, found)
 
 
-def laid_out(kind: Kind, dtype: torch.dtype, *, reverse: bool) -> Layout:
+def laid_out(kind: Kind, dtype: torch.dtype, *, reverse: bool, zero: bool = False) -> Layout:
     try:
-        return layout_of(kind, dtype, reverse=reverse)
+        layout = layout_of(kind, dtype, reverse=reverse)
+        if zero:
+            try_without_gradients(kind, layout)
+        return layout
     except NotRunError as error:
         pytest.skip(f"it makes no step here: {error}")
 
@@ -80,7 +83,7 @@ def test_in_bfloat16_with_biases_first_each_rule_is_exact_or_refused(kind: Kind)
 
 
 def test_without_gradients_a_weight_is_left_with_the_product_of_its_rule_over_the_steps(kind: Kind) -> None:
-    layout = laid_out(kind, torch.float32, reverse=True)
+    layout = laid_out(kind, torch.float32, reverse=True, zero=True)
     assert not wrong(judged(kind, layout, zero=True))
 
 

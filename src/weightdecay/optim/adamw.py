@@ -18,6 +18,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from weightdecay.optim.base import Work
+from weightdecay.optim.capturing import refuse_uncapturable
 from weightdecay.optim.compiled import Direction
 from weightdecay.optim.elementwise import ElementwiseOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules
@@ -47,6 +49,10 @@ class _Adam(ElementwiseOptimizer):
     pieces_equal_fused = True
     direction = Direction("adam", _adam, numbers=5)
     counts_steps = True
+
+    def _refuse_unusable(self, work: list[Work]) -> None:
+        super()._refuse_unusable(work)
+        refuse_uncapturable([one for one in work if not self._works_beside_kernel(one)])
 
     def _next_direction(self, group: Group) -> tuple[str, tuple[float, float]]:
         beta1 = float(group["betas"][0])

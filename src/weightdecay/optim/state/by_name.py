@@ -102,7 +102,8 @@ def load_state_by_name(
         OptimizerError: with every name: missing or unknown tensors, wrong shapes, state of another optimizer or that
             no run can have left, or changes without a choice. Nothing is loaded then.
     """
-    if on_change not in (None, "keep", "override"):
+    choice: Any = on_change  # whatever the caller gave, be its type what it may
+    if choice is not None and not (isinstance(choice, str) and choice in ("keep", "override")):
         raise OptimizerError(f"unknown on_change '{on_change}': {did_you_mean(str(on_change), ('keep', 'override'))}")
     optimizer = unwrapped(optimizer)
     saved = _read(tensors, settings, rename)
