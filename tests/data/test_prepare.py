@@ -173,12 +173,21 @@ def test_a_source_that_changes_while_it_is_read_is_noticed(books: Path, tmp_path
 
 
 def test_progress_tells_every_byte(books: Path, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[str, int, int | None]] = []
     prepared = prepare_text(
-        [str(books)], tmp_path / "out", "byte", progress=lambda done, total: seen.append((done, total))
+        [str(books)],
+        tmp_path / "out",
+        "bpe:300",
+        cache_dir=tmp_path / "cache",
+        progress=lambda what, done, total: seen.append((what, done, total)),
     )
-    assert seen == sorted(seen)
-    assert seen[-1] == (prepared.summary.n_bytes, prepared.summary.n_bytes)
+    stages = ["reading", "training the tokenizer", "writing tokens"]
+    assert list(dict.fromkeys(what for what, _, _ in seen)) == stages
+    for stage in stages:
+        told = [(done, total) for what, done, total in seen if what == stage]
+        assert [done for done, _ in told] == sorted(done for done, _ in told)
+        assert told[-1][0] == told[-1][1] != 0
+    assert seen[-1] == ("writing tokens", prepared.summary.n_bytes, prepared.summary.n_bytes)
 
 
 def test_inspection_shows_what_is_in_the_headers_and_the_first_text(directory: Path, books: Path) -> None:
@@ -197,7 +206,8 @@ def test_a_killed_preparation_leaves_nothing_that_passes_for_prepared(tmp_path: 
     text.write_text("a line of text, again and again\n" * 200_000)
     script = (
         "import sys; from pathlib import Path; from weightdecay.data.prepare import prepare_text; "
-        "prepare_text([sys.argv[1]], Path(sys.argv[2]), 'byte', progress=lambda *n: print(n, flush=True))"
+        "prepare_text([sys.argv[1]], Path(sys.argv[2]), 'byte', "
+        "progress=lambda what, *n: what == 'writing tokens' and print(n, flush=True))"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(text), str(out)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

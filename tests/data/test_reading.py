@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from weightdecay.data import reading
 from weightdecay.data.corpus import open_corpus
-from weightdecay.data.reading import HubDataset, TextFile
+from weightdecay.data.opening import EncodingErrors
+from weightdecay.data.reading import TextFile
+from weightdecay.data.rows import HubDataset
 from weightdecay.errors import DamagedError, DataError
 
 
-def text_of(path: Path, errors: reading.EncodingErrors = "strict") -> tuple[str, int]:
+def text_of(path: Path, errors: EncodingErrors = "strict") -> tuple[str, int]:
     (document,) = TextFile(path, path.name, errors).documents()
     blocks = list(document.read())
     assert "".join(block.text for block in blocks) == document.text

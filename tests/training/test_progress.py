@@ -7,7 +7,14 @@ import time
 import pytest
 from rich.console import Console
 
-from weightdecay.training.progress import ConsoleReporter, duration, evaluation_line, step_line, told_now_and_then
+from weightdecay.training.progress import (
+    ConsoleReporter,
+    data_line,
+    duration,
+    evaluation_line,
+    step_line,
+    told_now_and_then,
+)
 
 ROW = {
     "step": 50, "loss": 3.25, "lr": 6e-3, "weight_decay": 0.1, "grad_norm": 0.75, "batch_tokens": 2048,
@@ -63,12 +70,23 @@ def test_on_a_narrow_terminal_the_line_is_shorter_and_whole(steps: int, width: i
 def test_long_work_is_told_of_now_and_then() -> None:
     said: list[str] = []
     progress = told_now_and_then(said.append, every_s=0.05)
-    progress(1_000_000, 9_000_000)
+    progress("writing tokens", 1_000_000, 9_000_000)
     assert said == []
     time.sleep(0.06)
-    progress(2_000_000, 9_000_000)
-    progress(3_000_000, 9_000_000)
-    assert said == ["writing tokens: 2 of 9 MB of text"]
+    progress("writing tokens", 2_000_000, 9_000_000)
+    progress("writing tokens", 3_000_000, 9_000_000)
+    assert said == ["writing tokens: 2 of 9 MB of text, 0:00 left"]
+
+
+def test_the_time_left_goes_by_what_is_done_where_the_whole_is_known() -> None:
+    assert data_line("reading", 2_000_000, 10_000_000, 30.0) == "reading: 2 of 10 MB of text, 2:00 left"
+    assert data_line("reading", 2_000_000, None, 30.0) == "reading: 2 MB of text"
+    assert data_line("reading", 11_000_000, 10_000_000, 30.0) == "reading: 10 of 10 MB of text, 0:00 left"
+
+
+def test_a_tokenizer_that_loses_text_has_no_bits_per_byte() -> None:
+    row = {"step": 8, "val_loss": 4.0, "val_perplexity": 54.6, "val_bits_per_byte": None}
+    assert evaluation_line(row).endswith("perplexity 54.6, no bits per byte (its tokenizer loses text)")
 
 
 def test_on_a_terminal_one_line_is_renewed() -> None:

@@ -62,6 +62,7 @@ class Train:
 
     def run(self) -> int:
         config, origins = self.settings()
+        _refuse_another_tokenizer(config, origins)
         from rich.text import Text
 
         from weightdecay.recipes.files import settings_toml
@@ -153,6 +154,19 @@ class Train:
                 note(f"{chosen.name}: nothing that is published differs from the recipe")
             chosen = chosen.as_published()
         return chosen
+
+
+def _refuse_another_tokenizer(config: TrainConfig, origins: dict[str, str]) -> None:
+    """Raise where a tokenizer was given, not the recipe's own, beside data that was prepared with another."""
+    from pathlib import Path
+
+    from weightdecay.data.prepare import is_prepared
+    from weightdecay.data.tokenizer import load_tokenizer
+    from weightdecay.data.tokenizer_specs import refuse_another_tokenizer
+
+    given = not origins.get("data.tokenizer", "recipe").startswith("recipe")
+    if given and len(config.data.sources) == 1 and is_prepared(prepared := Path(config.data.sources[0])):
+        refuse_another_tokenizer(prepared, load_tokenizer(prepared / "tokenizer.json"), config.data.tokenizer)
 
 
 def _layer(chosen: PublishedRecipe) -> Layer:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
-from weightdecay.data.reading import EncodingErrors, HubDataset, JsonLines, Parquet, Source, TextFile
+from weightdecay.data.opening import COMPRESSED_SUFFIXES
+from weightdecay.data.reading import HowToRead, Separated, Source, TextFile
+from weightdecay.data.rows import Delimited, HubDataset, Json, JsonLines, Parquet
+from weightdecay.data.stdin import STDIN, stdin_file
 from weightdecay.errors import DataError
 from weightdecay.storage import is_directory, is_file
 
@@ -23,15 +27,25 @@ _CODE = """
 """
 _JSON_LINES = {".jsonl", ".ndjson"}
 _PARQUET = {".parquet"}
+# Named themselves, these and .json are read row by row; in a folder they are settings and measurements, not text.
+_TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 TEXT_SUFFIXES = {*_PROSE.split(), *_CODE.split()}
 KNOWN_SUFFIXES = TEXT_SUFFIXES | _JSON_LINES | _PARQUET
 
 
 class Found:
-    """Sources, each once however often it was named, and counts of what was left aside on the way."""
+    """Sources, each once however often it was named, and what was left aside or could not be looked into on the way.
+
+    Attributes:
+        counts: what was left aside, by name.
+        ignored: files of other kinds, by their suffix.
+        faults: folders and files that may not be read: a corpus without them would not be the one that was asked for.
+    """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.ignored: Counter[str] = Counter()
+        self.faults: list[str] = []
         self._by_identity: dict[str, tuple[str, Source]] = {}
 
     def add(self, name: str, source: Source, identity: str) -> None:
@@ -48,7 +62,7 @@ class Found:
 
         Links to files are followed and broken ones counted; links to folders are not, so no loop can catch us.
         """
-        for folder, subfolders, files in os.walk(root):
+        for folder, subfolders, files in os.walk(root, onerror=self._unreadable):
             subfolders[:] = [name for name in subfolders if name not in without and not name.startswith(".")]
             for file in files:
                 path = Path(folder, file)
@@ -56,68 +70,140 @@ class Found:
                     continue
                 if is_file(path):
                     yield path.relative_to(root).as_posix(), path
+                elif refused := _refusal(path):  # the folder lists its files and lets nobody at them
+                    self.faults.append(refused)
                 elif path.is_symlink() and not is_directory(path):
                     self.counts["broken_links"] += 1
 
+    def _unreadable(self, error: OSError) -> None:
+        self.faults.append(f"{error.filename}: cannot be read: {error.strerror or error}")
 
-def find_sources(asked: Sequence[str], text_key: str, errors: EncodingErrors) -> Found:
-    """The sources that paths, globs and `hf:NAME` stand for.
+    def raise_if_unreadable(self) -> None:
+        """All that may not be read, at once.
+
+        Raises:
+            DataError: there is any.
+        """
+        if self.faults:
+            raise DataError(self.faults)
+
+
+def find_sources(asked: Sequence[str], how: HowToRead) -> Found:
+    """The sources that paths, globs, `hf:NAME` and `-` stand for.
 
     Raises:
-        DataError: some of them stand for nothing; all of those at once.
+        DataError: some of them stand for nothing or may not be read; all of those at once.
     """
     found = Found()
-    faults = []
     for each in asked:
         if each.startswith(HUB_PREFIX):
-            found.add(each, HubDataset(each.removeprefix(HUB_PREFIX), text_key, errors), each)
+            _add(found, each, HubDataset(each.removeprefix(HUB_PREFIX), how), each, how)
+        elif each == STDIN:
+            path, is_rows = stdin_file(how.text_key)
+            source: Source = JsonLines(path, "stdin", how) if is_rows else TextFile(path, "stdin", how.encoding_errors)
+            _add(found, "stdin", source, STDIN, how)
         elif not each:  # an unset variable of a shell; as a path it would be the current folder
-            faults.append("'': an empty path")
-        elif is_directory(Path(each)):
-            _add_folder(found, Path(each), text_key, errors)
+            found.faults.append("'': an empty path")
+        elif is_directory(_expanded(each)):
+            _add_folder(found, _expanded(each), how)
         else:
-            files = list(_files(each))
-            for name, path in files:
-                found.add(name, _source_of(path, name, text_key, errors), os.path.realpath(path))
-            if not files:
-                faults.append(f"{each}: " + ("matches no file" if glob.has_magic(each) else "no such file or folder"))
-    if faults:
-        raise DataError(faults)
+            _add_files(found, each, how)
+    found.raise_if_unreadable()
     return found
 
 
-def _add_folder(found: Found, root: Path, text_key: str, errors: EncodingErrors) -> None:
+def _expanded(asked: str) -> Path:
+    """`~` as a shell would have read it, which it does not within quotes."""
+    path = Path(asked)
+    if not asked.startswith("~") or is_file(path) or is_directory(path):
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError:  # nobody's home is known
+        return path
+
+
+def _add(found: Found, name: str, source: Source, identity: str, how: HowToRead) -> None:
+    found.add(name, Separated(source, how.separator) if how.separator else source, identity)
+
+
+def _add_folder(found: Found, root: Path, how: HowToRead) -> None:
     for name, path in found.walk(root):
-        if _kind(path) in KNOWN_SUFFIXES:
-            found.add(name, _source_of(path, name, text_key, errors), os.path.realpath(path))
+        kind = _kind(path)
+        if kind in KNOWN_SUFFIXES:
+            _add(found, name, _source_of(path, name, how), os.path.realpath(path), how)
         else:
             found.counts["ignored_files"] += 1
+            found.ignored[kind or "no suffix"] += 1
 
 
-def _files(asked: str) -> Iterator[tuple[str, Path]]:
-    """(name within the corpus, path) of a file or of a glob's files; the name does not tell where the corpus lies."""
-    path = Path(asked)
+def _add_files(found: Found, asked: str, how: HowToRead) -> None:
+    """A file, or a glob's; the name within the corpus does not tell where the corpus lies."""
+    path = _expanded(asked)
     if is_file(path):
-        yield path.name, path
-    elif glob.has_magic(asked):
-        fixed = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
-        try:
-            for match in fixed.glob(path.relative_to(fixed).as_posix()):
-                if is_file(match):
-                    yield match.relative_to(fixed).as_posix(), match
-        except ValueError as error:
-            raise DataError(f"{asked}: {error}") from None
+        _add(found, path.name, _source_of(path, path.name, how), os.path.realpath(path), how)
+    elif not glob.has_magic(asked):
+        found.faults.append(f"{asked}: {_why_not(path)}")
+    else:
+        files = list(_matching(found, path))
+        for name, match in files:
+            _add(found, name, _source_of(match, name, how), os.path.realpath(match), how)
+        if not files:
+            found.faults.append(f"{asked}: matches no file")
+
+
+def _matching(found: Found, path: Path) -> Iterator[tuple[str, Path]]:
+    """(name within the corpus, path) of a glob's files. pathlib passes over folders that may not be read, we do not."""
+    fixed = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
+    pattern = path.relative_to(fixed)
+    try:
+        looked_into = {fixed}
+        for depth in range(1, len(pattern.parts)):
+            looked_into.update(fixed.glob(Path(*pattern.parts[:depth]).as_posix()))
+        for folder in sorted(looked_into):
+            if is_directory(folder) and not os.access(folder, os.R_OK | os.X_OK):
+                found.faults.append(f"{folder}: cannot be read: {os.strerror(errno.EACCES)}")
+        for match in fixed.glob(pattern.as_posix()):
+            if is_file(match):
+                yield match.relative_to(fixed).as_posix(), match
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _refusal(path: Path) -> str:
+    """Why nobody is let at what lies there; empty if it is only not there."""
+    try:
+        path.stat()
+    except PermissionError as error:
+        return f"{path}: cannot be read: {error.strerror or error}"
+    except (OSError, ValueError):
+        pass
+    return ""
+
+
+def _why_not(path: Path) -> str:
+    if refused := _refusal(path):
+        return refused.removeprefix(f"{path}: ")
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return "no such file or folder"
+    return f"neither a file nor a folder; what comes through a pipe is read from stdin: --data {STDIN}"
 
 
 def _kind(path: Path) -> str:
-    """The suffix that tells what a file is, .gz taken off."""
-    return Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
+    """The suffix that tells what a file is, that of its compression taken off."""
+    return Path(path.stem if path.suffix.lower() in COMPRESSED_SUFFIXES else path.name).suffix.lower()
 
 
-def _source_of(path: Path, name: str, text_key: str, errors: EncodingErrors) -> Source:
+def _source_of(path: Path, name: str, how: HowToRead) -> Source:
     kind = _kind(path)
     if kind in _PARQUET:
-        return Parquet(path, name, text_key, errors)
+        return Parquet(path, name, how)
     if kind in _JSON_LINES:
-        return JsonLines(path, name, text_key, errors)
-    return TextFile(path, name, errors)
+        return JsonLines(path, name, how)
+    if kind == ".json":
+        return Json(path, name, how)
+    if kind in _TABLES:
+        return Delimited(path, name, how, _TABLES[kind])
+    return TextFile(path, name, how.encoding_errors)

@@ -14,13 +14,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from weightdecay.data.corpus import Corpus, Summary, open_corpus, standard_library
-from weightdecay.data.reading import EncodingErrors
+from weightdecay.data.corpus import Corpus, Progress, Summary, open_corpus, standard_library
+from weightdecay.data.fidelity import Fidelity, FidelityProbe
+from weightdecay.data.opening import EncodingErrors
+from weightdecay.data.reading import MissingText
 from weightdecay.data.shards import (
     VERSION,
     EncodedBatch,
@@ -38,9 +40,6 @@ from weightdecay.storage import build_directory, cache_directory, is_file, whole
 TRAINING_SHARD = "train.bin"
 HELD_OUT_SHARD = "heldout.bin"
 
-# Told the bytes of text that are done, and those there are.
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -54,6 +53,7 @@ class Prepared:
         corpus_sha256: of the corpus; losses are comparable only where it is equal.
         tokenizer: what the shards were written with.
         training, held_out: the tokens.
+        fidelity: how much of the text the tokens keep.
     """
 
     path: Path
@@ -64,11 +64,17 @@ class Prepared:
     tokenizer: Tokenizer
     training: Shard
     held_out: Shard
+    fidelity: Fidelity
 
     @property
     def n_tokens(self) -> int:
         """Of both parts."""
         return self.training.header.n_tokens + self.held_out.header.n_tokens
+
+    def remarks(self) -> list[str]:
+        """What a user should know of how the text was read and tokenised, in words."""
+        lost = self.fidelity.remark()
+        return [*self.summary.remarks(), *([lost] if lost else [])]
 
     def held_out_bytes(self, n_tokens: int | None = None) -> float:
         """Bytes of text that the first `n_tokens` held-out tokens stand for (all of them if None).
@@ -100,7 +106,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, out_dir: Path, *, progress: Pr
     """Writes a corpus as token shards into a new directory, in bounded memory; a killed one leaves no such directory.
 
     Args:
-        progress: told how many bytes of text are written as tokens, and how many there are.
+        progress: told how many bytes of text are read, and written as tokens, and how many there are.
 
     Raises:
         DataError: the directory is there already, or a source changed while it was read.
@@ -132,8 +138,17 @@ def open_prepared(path: Path, *, verify: bool = True) -> Prepared:
         if shard.header.corpus_sha256 != record["sha256"]:
             raise DataError(f"{shard.path}: belongs to another corpus than corpus.json beside it")
     summary = Summary(**record["summary"])
+    measured = record.get("fidelity")  # older versions did not try the tokenizer
     return Prepared(
-        path, record["name"], tuple(record["sources"]), summary, record["sha256"], tokenizer, shards[0], shards[1]
+        path,
+        record["name"],
+        tuple(record["sources"]),
+        summary,
+        record["sha256"],
+        tokenizer,
+        shards[0],
+        shards[1],
+        Fidelity.from_record(measured) if measured else Fidelity.of_tokens(tokenizer, shards[1].tokens),
     )
 
 
@@ -143,6 +158,8 @@ def prepared_for(
     *,
     text_key: str = "text",
     encoding_errors: EncodingErrors = "strict",
+    missing_text: MissingText = "refuse",
+    separator: str = "",
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Prepared:
@@ -161,16 +178,19 @@ def prepared_for(
     if len(sources) == 1 and is_prepared(Path(sources[0])):
         return open_prepared(Path(sources[0]))
     cache = cache_dir or cache_directory()
-    corpus, tokenizer = _corpus_and_tokenizer(sources, tokenizer_spec, text_key, encoding_errors, cache)
+    how = {"text_key": text_key, "encoding_errors": encoding_errors, "missing_text": missing_text}
+    corpus, tokenizer = _corpus_and_tokenizer(sources, tokenizer_spec, how | {"separator": separator}, cache, progress)
     key = hashlib.sha256(f"{VERSION} {corpus.sha256} {tokenizer.sha256}".encode()).hexdigest()
     path = cache / "prepared" / key[:32]
     if path.exists():
         try:
-            return open_prepared(path)
+            if _is_measured(path, tokenizer):
+                return _as_asked(open_prepared(path), corpus)
+            raise DataError(f"{path}: its tokenizer was not tried")
         except (DataError, DamagedError):
             shutil.rmtree(path, ignore_errors=True)  # a cache is only a cache
     build_directory(path, lambda partial: _write(corpus, tokenizer, partial, progress))
-    return open_prepared(path, verify=False)
+    return _as_asked(open_prepared(path, verify=False), corpus)
 
 
 def prepare_text(
@@ -180,13 +200,16 @@ def prepare_text(
     *,
     text_key: str = "text",
     encoding_errors: EncodingErrors = "strict",
+    missing_text: MissingText = "refuse",
+    separator: str = "",
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Prepared:
     """`prepare` from what a user names: all of `weightdecay data prepare`. Arguments and errors as `prepared_for`."""
     _refuse_if_there(out_dir)
     cache = cache_dir or cache_directory()
-    corpus, tokenizer = _corpus_and_tokenizer(sources, tokenizer_spec, text_key, encoding_errors, cache)
+    how = {"text_key": text_key, "encoding_errors": encoding_errors, "missing_text": missing_text}
+    corpus, tokenizer = _corpus_and_tokenizer(sources, tokenizer_spec, how | {"separator": separator}, cache, progress)
     return prepare(corpus, tokenizer, out_dir, progress=progress)
 
 
@@ -216,12 +239,22 @@ def inspect(path: Path, *, sample_tokens: int = 64) -> Inspection:
     )
 
 
+def _is_measured(path: Path, tokenizer: Tokenizer) -> bool:
+    """Whether the cache knows what the tokenizer loses; older versions did not ask, and bytes have nothing to lose."""
+    return tokenizer.byte_lengths() is not None or "fidelity" in _read_record(path)
+
+
+def _as_asked(prepared: Prepared, corpus: Corpus) -> Prepared:
+    """What the cache holds, under the names by which the same text was asked for this time."""
+    return replace(prepared, name=corpus.name, sources=corpus.sources, summary=corpus.summary)
+
+
 def _corpus_and_tokenizer(
-    sources: Sequence[str], tokenizer_spec: str, text_key: str, encoding_errors: EncodingErrors, cache_dir: Path
+    sources: Sequence[str], tokenizer_spec: str, how: Mapping[str, Any], cache_dir: Path, progress: Progress | None
 ) -> tuple[Corpus, Tokenizer]:
     check_tokenizer_spec(tokenizer_spec)  # before a long scan
-    corpus = open_corpus(sources, text_key=text_key, encoding_errors=encoding_errors) if sources else standard_library()
-    return corpus, make_tokenizer(tokenizer_spec, corpus, cache_dir=cache_dir)
+    corpus = open_corpus(sources, **how, progress=progress) if sources else standard_library()
+    return corpus, make_tokenizer(tokenizer_spec, corpus, cache_dir=cache_dir, progress=progress)
 
 
 def _refuse_if_there(out_dir: Path) -> None:
@@ -235,17 +268,19 @@ def _refuse_if_there(out_dir: Path) -> None:
 def _write(corpus: Corpus, tokenizer: Tokenizer, directory: Path, progress: Progress | None) -> None:
     hashes = {"tokenizer_sha256": tokenizer.sha256, "corpus_sha256": corpus.sha256}
     n_bytes = 0
+    probe = FidelityProbe(tokenizer)
 
     def counted(batches: Iterator[EncodedBatch]) -> Iterator[EncodedBatch]:
         nonlocal n_bytes
         for batch in batches:
             yield batch
             n_bytes += batch.n_bytes
+            probe.count(batch.tokens)
             if progress is not None:
-                progress(n_bytes, corpus.summary.n_bytes)
+                progress("writing tokens", n_bytes, corpus.summary.n_bytes)
 
     for name, documents in ((TRAINING_SHARD, corpus.training()), (HELD_OUT_SHARD, corpus.held_out())):
-        batches = counted(encode_documents(documents, tokenizer))
+        batches = counted(encode_documents(probe.sampled(documents), tokenizer))
         write_shard(directory / name, batches, vocab_size=tokenizer.vocab_size, **hashes)
     if n_bytes != corpus.summary.n_bytes:
         raise DataError(f"{corpus.name}: changed while it was read; prepare it again when nothing writes to it")
@@ -255,6 +290,7 @@ def _write(corpus: Corpus, tokenizer: Tokenizer, directory: Path, progress: Prog
         "sources": corpus.sources,
         "sha256": corpus.sha256,
         "summary": asdict(corpus.summary),
+        "fidelity": asdict(probe.result()),
     }
     with whole_file(directory / "corpus.json") as file:
         file.write(json.dumps(record, indent=2).encode() + b"\n")
@@ -267,6 +303,8 @@ def _read_record(path: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads((path / "corpus.json").read_text("utf-8"))
         missing = {"name", "sources", "sha256", "summary"} - record.keys()
         Summary(**record["summary"])
+        if "fidelity" in record:
+            Fidelity.from_record(record["fidelity"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedError(f"{path / 'corpus.json'}: damaged: {error}") from None
     if missing:

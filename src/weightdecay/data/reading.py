@@ -1,31 +1,43 @@
-"""Files as streams of documents: text, JSON lines and parquet, plain or gzipped, and Hugging Face datasets.
+"""Text files as streams of documents; `rows.py` reads the kinds that hold a document a row.
 
-Nothing here holds more than a block of a text file, a line of JSON or a batch of parquet rows, whatever the file's
-size. Text leaves with its newlines as "\\n" and without a byte-order mark; what is not UTF-8 stops with the file and
-the byte, or is replaced and counted.
+Nothing here holds more than a block of a file, or one of its documents where a separator tells them apart, whatever
+the file's size. Text leaves with its newlines as "\\n" and without a byte-order mark; what is not UTF-8 stops with the
+file and the byte, or is replaced and counted.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
-import json
-import re
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
-from weightdecay.errors import DamagedError, DataError, MissingExtraError, did_you_mean
+from weightdecay.data.opening import EncodingErrors, opened, plain_size
+from weightdecay.errors import DataError
 
-EncodingErrors = Literal["strict", "replace"]
+MissingText = Literal["refuse", "skip"]
 
 BLOCK_BYTES = 1 << 18
 
-_REPLACEMENT = "\ufffd"
-_SURROGATE = re.compile("[\ud800-\udfff]")
+REPLACEMENT = "\ufffd"
+
+
+@dataclass(frozen=True)
+class HowToRead:
+    """What a user can say about reading.
+
+    Attributes:
+        text_key: the field of a row that holds its text; `a.b` looks into objects.
+        encoding_errors: "strict", or "replace" to put U+FFFD, counted, in the place of what is not UTF-8.
+        missing_text: "refuse" a row without text, or "skip" and count it.
+        separator: what stands between the documents of one text; empty for none.
+    """
+
+    text_key: str = "text"
+    encoding_errors: EncodingErrors = "strict"
+    missing_text: MissingText = "refuse"
+    separator: str = ""
 
 
 class Block(NamedTuple):
@@ -42,15 +54,27 @@ class Document:
     Args:
         path: its name within the corpus, POSIX; a row of a file is `file:line`.
         read: opens the text anew and streams it.
+        lacks_text: this row has none, and was let pass.
     """
 
     path: str
     read: Callable[[], Iterator[Block]]
+    lacks_text: bool = False
 
     @classmethod
     def from_text(cls, path: str, text: str, replaced: int = 0) -> Document:
         """A document that is at hand as a whole."""
         return cls(path, lambda: iter([Block(text, replaced)]))
+
+    def telling(self, told: Callable[[int], None]) -> Document:
+        """The same, and `told` of each stretch's length as it is read."""
+
+        def read() -> Iterator[Block]:
+            for block in self.read():
+                yield block
+                told(len(block.text))
+
+        return Document(self.path, read, self.lacks_text)
 
     def blocks(self) -> Iterator[str]:
         """The text in stretches of any length that do not outgrow memory."""
@@ -67,6 +91,9 @@ class Source(Protocol):
 
     def documents(self) -> Iterator[Document]: ...
 
+    def size(self) -> int | None:
+        """About how many bytes of text it holds, from its file's; None where a file does not tell."""
+
 
 @dataclass(frozen=True)
 class TextFile:
@@ -79,114 +106,61 @@ class TextFile:
     def documents(self) -> Iterator[Document]:
         yield Document(self.name, self._read)
 
+    def size(self) -> int | None:
+        return plain_size(self.path)
+
     def _read(self) -> Iterator[Block]:
         newlines = io.IncrementalNewlineDecoder(None, translate=True)
         offset, rest, at_end = 0, b"", False
-        with _opened(self.path) as file:
+        with opened(self.path) as file:
             while not at_end:
                 data = file.read(BLOCK_BYTES)
                 at_end = not data
                 raw = rest + data
                 # A character that a block's end cuts in two waits for the next block.
                 usable = len(raw) if at_end else _whole_characters(raw)
-                block = _decode(raw[:usable], self.errors, str(self.path), offset)
+                block = decoded(raw[:usable], self.errors, str(self.path), offset)
                 text = block.text.removeprefix("\ufeff") if offset == 0 else block.text
                 yield Block(newlines.decode(text, final=at_end), block.replaced)
                 offset, rest = offset + usable, raw[usable:]
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """A file whose rows hold documents under `text_key`."""
+class Separated:
+    """Another source's documents, each cut at a separator; newlines around a cut go with it.
 
-    path: Path
-    name: str
-    text_key: str = "text"
-    errors: EncodingErrors = "strict"
+    What lies between two separators is held in memory, as a row of JSON is.
+    """
 
-
-class JsonLines(_Rows):
-    """A JSON object a line."""
+    source: Source
+    separator: str
 
     def documents(self) -> Iterator[Document]:
-        offset = 0
-        with _opened(self.path) as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    block = self._parse(line, number, offset)
-                    yield Document.from_text(f"{self.name}:{number}", block.text, block.replaced)
-                offset += len(line)
+        for document in self.source.documents():
+            if document.lacks_text:
+                yield document
+                continue
+            for number, (text, replaced) in enumerate(self._parts(document), start=1):
+                yield Document.from_text(f"{document.path}#{number}", text, replaced)
 
-    def _parse(self, line: bytes, number: int, offset: int) -> Block:
-        where = f"{self.path}, line {number}"
-        decoded = _decode(line, self.errors, where, offset)
-        try:
-            row = json.loads(decoded.text.removeprefix("\ufeff"))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON ({error}); each line must be one JSON object") from None
-        block = _text_of(row, self.text_key, self.errors, where)
-        return Block(block.text, decoded.replaced + block.replaced)
+    def size(self) -> int | None:
+        return self.source.size()
 
-
-class Parquet(_Rows):
-    """A parquet file with a column of texts."""
-
-    def documents(self) -> Iterator[Document]:
-        try:
-            import pyarrow as arrow
-            import pyarrow.parquet as parquet
-        except ImportError:
-            raise MissingExtraError(f"reading {self.path}", "datasets") from None
-        try:
-            with parquet.ParquetFile(self.path) as file:
-                columns = file.schema_arrow.names
-                if self.text_key not in columns:
-                    raise DataError(_no_text_key(self.text_key, columns, str(self.path)))
-                number = 0
-                for batch in file.iter_batches(batch_size=256, columns=[self.text_key]):
-                    for row in batch.to_pylist():
-                        number += 1
-                        block = _text_of(row, self.text_key, self.errors, f"{self.path}, row {number}")
-                        yield Document.from_text(f"{self.name}:{number}", block.text, block.replaced)
-        except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DamagedError(f"{self.path}: cannot be read as parquet: {error}") from None
-
-
-@dataclass(frozen=True)
-class HubDataset:
-    """The rows of a Hugging Face dataset's `train` split, streamed: `NAME` or `NAME:CONFIGURATION`, or a folder."""
-
-    name: str
-    text_key: str = "text"
-    errors: EncodingErrors = "strict"
-
-    def documents(self) -> Iterator[Document]:
-        try:
-            import datasets
-        except ImportError:
-            raise MissingExtraError(f"reading hf:{self.name}", "datasets") from None
-        name, _, configuration = self.name.partition(":")
-        try:
-            rows = iter(datasets.load_dataset(name, configuration or None, split="train", streaming=True))
-            for number, row in enumerate(rows, start=1):
-                block = _text_of(row, self.text_key, self.errors, f"hf:{self.name}, row {number}")
-                yield Document.from_text(f"hf:{self.name}:{number}", block.text, block.replaced)
-        except DataError:
-            raise
-        except Exception as error:  # the hub client raises many kinds, none of a common class
-            raise DataError(f"hf:{self.name} cannot be read: {type(error).__name__}: {error}") from error
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """The file's bytes, gunzipped when its name ends so; what goes wrong while reading names the file."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield file  # type: ignore[misc]  # GzipFile reads like any binary file
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DamagedError(f"{path}: damaged gzip file: {error}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    def _parts(self, document: Document) -> Iterator[Block]:
+        """Those that are not empty; what was replaced is told with the part in which its block ends."""
+        pending, searched, replaced = "", 0, 0
+        for block in document.read():
+            pending += block.text
+            replaced += block.replaced
+            while (at := pending.find(self.separator, searched)) >= 0:
+                part, pending, searched = pending[:at].strip("\n"), pending[at + len(self.separator) :], 0
+                if part:
+                    yield Block(part, replaced)
+                    replaced = 0
+            # A separator that a block's end cuts in two is found with the next block.
+            searched = max(0, len(pending) - len(self.separator) + 1)
+        if (part := pending.strip("\n")) or replaced:
+            yield Block(part, replaced)
 
 
 def _whole_characters(raw: bytes) -> int:
@@ -201,7 +175,8 @@ def _whole_characters(raw: bytes) -> int:
     return len(raw)
 
 
-def _decode(raw: bytes, errors: EncodingErrors, where: str, offset: int) -> Block:
+def decoded(raw: bytes, errors: EncodingErrors, where: str, offset: int) -> Block:
+    """Bytes as text; `offset` is where in the file they begin."""
     try:
         return Block(raw.decode())
     except UnicodeDecodeError as error:
@@ -212,28 +187,4 @@ def _decode(raw: bytes, errors: EncodingErrors, where: str, offset: int) -> Bloc
             ) from None
     text = raw.decode(errors="replace")
     # UTF-8 finds its place again at every lead byte, so a true U+FFFD in the file is never part of an error.
-    return Block(text, text.count(_REPLACEMENT) - raw.count(_REPLACEMENT.encode()))
-
-
-def _text_of(row: Any, text_key: str, errors: EncodingErrors, where: str) -> Block:
-    """The document in a row. JSON can spell half a surrogate pair, which no encoding holds: an error or a U+FFFD."""
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: expected an object with the key '{text_key}', found {type(row).__name__}")
-    if text_key not in row:
-        raise DataError(_no_text_key(text_key, row, where))
-    text = row[text_key]
-    if not isinstance(text, str):
-        raise DataError(f"{where}: '{text_key}' must be a string, found {type(text).__name__}")
-    replaced = 0
-    if surrogate := _SURROGATE.search(text):
-        if errors == "strict":
-            raise DataError(
-                f"{where}: '{text_key}' holds a lone surrogate (\\u{ord(surrogate[0]):04x}) at character "
-                f"{surrogate.start()}; mend the row, or replace it with --encoding-errors replace"
-            )
-        text, replaced = _SURROGATE.subn(_REPLACEMENT, text)
-    return Block(text.replace("\r\n", "\n").replace("\r", "\n"), replaced)
-
-
-def _no_text_key(text_key: str, keys: Any, where: str) -> str:
-    return f"{where}: no key '{text_key}'; {did_you_mean(text_key, map(str, keys))}; choose with --text-key"
+    return Block(text, text.count(REPLACEMENT) - raw.count(REPLACEMENT.encode()))

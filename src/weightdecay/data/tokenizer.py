@@ -40,11 +40,13 @@ class Tokenizer(ABC):
     Args:
         vocab_size: ids are 0 … vocab_size − 1.
         end_of_text_id: the token that ends a document; no text is ever encoded to it.
+        unknown_id: the token that stands for what the vocabulary has no token for; None if all text has tokens.
         cuts: where a text may be cut so that the tokens of its pieces are the tokens of the whole; None if nowhere.
     """
 
     vocab_size: int
     end_of_text_id: int
+    unknown_id: int | None = None
     cuts: Cuts | None
 
     def encode(self, text: str) -> list[int]:
@@ -135,6 +137,9 @@ class HuggingFaceTokenizer(Tokenizer):
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         self.end_of_text_id = self._end_of_text(vocabulary, where)
+        unknown = _unknown_id(self._pipeline["model"], vocabulary)
+        # GPT-2's file names its end of text here, too, which bytes never need.
+        self.unknown_id = None if unknown == self.end_of_text_id else unknown
         self.cuts = cuts_of_pipeline(self._pipeline)
 
     def _end_of_text(self, vocabulary: dict[str, int], where: str) -> int:
@@ -229,6 +234,14 @@ class TiktokenTokenizer(Tokenizer):
                 "ranks": ranks,
             }
         )
+
+
+def _unknown_id(model: dict[str, Any], vocabulary: dict[str, int]) -> int | None:
+    """The token that a model of the `tokenizers` library puts in the place of what it does not know."""
+    if (index := model.get("unk_id")) is not None:  # Unigram counts
+        return int(index)
+    name = model.get("unk_token")  # BPE, WordPiece and WordLevel call it by name
+    return vocabulary.get(name) if name is not None else None
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

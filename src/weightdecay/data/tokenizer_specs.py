@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from weightdecay.data.corpus import Corpus
+from weightdecay.data.corpus import Corpus, Progress
 from weightdecay.data.pieces import cuts_of_pipeline, pieces
 from weightdecay.data.tokenizer import (
     END_OF_TEXT,
@@ -22,19 +22,22 @@ from weightdecay.data.tokenizer import (
     load_tokenizer,
 )
 from weightdecay.errors import DamagedError, DataError, MissingExtraError, did_you_mean
-from weightdecay.storage import cache_directory, is_file
+from weightdecay.storage import cache_directory, is_directory, is_file
 
 SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 257, 1 << 20
 
 
-def make_tokenizer(spec: str, corpus: Corpus | None = None, *, cache_dir: Path | None = None) -> Tokenizer:
+def make_tokenizer(
+    spec: str, corpus: Corpus | None = None, *, cache_dir: Path | None = None, progress: Progress | None = None
+) -> Tokenizer:
     """The tokenizer that a specification names.
 
     Args:
         spec: "byte"; "bpe:N", a byte-level BPE of at most N tokens trained on the corpus's training part; the path of
-            a `tokenizer.json`; "tiktoken:NAME".
+            a `tokenizer.json`, or of a directory that holds one; "tiktoken:NAME".
         corpus: what bpe:N is trained on.
         cache_dir: where trained tokenizers are kept; the user's cache if None.
+        progress: told how much text a tokenizer has been trained on.
 
     Raises:
         DataError: an unknown specification, or a tokenizer that cannot be had.
@@ -46,10 +49,10 @@ def make_tokenizer(spec: str, corpus: Corpus | None = None, *, cache_dir: Path |
     if kind == "tiktoken":
         return TiktokenTokenizer(_tiktoken_encoding(argument))
     if kind != "bpe":
-        return load_tokenizer(Path(spec))
+        return load_tokenizer(_file_of(spec))
     if corpus is None:
         raise DataError(f"tokenizer '{spec}' is trained on a corpus, and none was given")
-    return _trained_bpe(int(argument), corpus, cache_dir or cache_directory())
+    return _trained_bpe(int(argument), corpus, cache_dir or cache_directory(), progress)
 
 
 def check_tokenizer_spec(spec: str) -> None:
@@ -59,7 +62,7 @@ def check_tokenizer_spec(spec: str) -> None:
         DataError: it could not.
     """
     kind, _, argument = spec.partition(":")
-    if spec == "byte" or kind == "tiktoken" or is_file(Path(spec)):
+    if spec == "byte" or kind == "tiktoken" or is_file(_file_of(spec)):
         return
     if kind == "bpe":
         if not re.fullmatch("[0-9]{1,9}", argument) or not SMALLEST_VOCABULARY <= int(argument) <= LARGEST_VOCABULARY:
@@ -67,6 +70,8 @@ def check_tokenizer_spec(spec: str) -> None:
                 f"tokenizer '{spec}': bpe:N takes N from {SMALLEST_VOCABULARY} (all bytes and the end of text) to "
                 f"{LARGEST_VOCABULARY}"
             )
+    elif spec and is_directory(Path(spec)):
+        raise DataError(f"tokenizer '{spec}': a directory without tokenizer.json")
     elif spec.endswith(".json") or "/" in spec:
         raise DataError(f"tokenizer '{spec}': no such file")
     else:
@@ -74,7 +79,34 @@ def check_tokenizer_spec(spec: str) -> None:
         raise DataError(f"unknown tokenizer '{spec}'; {did_you_mean(spec, known)}")
 
 
-def _trained_bpe(vocab_size: int, corpus: Corpus, cache_dir: Path) -> Tokenizer:
+def refuse_another_tokenizer(prepared: Path, tokenizer: Tokenizer, spec: str) -> None:
+    """Raise where a specification that was given means another tokenizer than prepared data was written with.
+
+    Of bpe:N only the size can be compared: the text it would be trained on is not here.
+
+    Raises:
+        DataError: it does.
+    """
+    kind, _, argument = spec.partition(":")
+    if kind == "bpe":
+        check_tokenizer_spec(spec)
+        same = isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.vocab_size == int(argument)
+    else:
+        same = make_tokenizer(spec).sha256 == tokenizer.sha256
+    if not same:
+        raise DataError(
+            f"--tokenizer {spec}: {prepared} was prepared with another tokenizer, {prepared / 'tokenizer.json'}: leave "
+            f"--tokenizer out, or prepare the text again: weightdecay data prepare SRC… --tokenizer {spec} --out DIR"
+        )
+
+
+def _file_of(spec: str) -> Path:
+    """The tokenizer.json that is meant by its path, or by that of the directory it lies in (`save_pretrained`)."""
+    path = Path(spec)
+    return path / "tokenizer.json" if spec and is_directory(path) else path
+
+
+def _trained_bpe(vocab_size: int, corpus: Corpus, cache_dir: Path, progress: Progress | None) -> Tokenizer:
     """From the cache if the same corpus was seen before; two processes that train it at once write the same file."""
     path = cache_dir / "tokenizers" / f"bpe-{vocab_size}-{corpus.sha256[:32]}.json"
     if is_file(path):
@@ -82,12 +114,12 @@ def _trained_bpe(vocab_size: int, corpus: Corpus, cache_dir: Path) -> Tokenizer:
             return load_tokenizer(path)
         except (DataError, DamagedError):
             pass  # a cache is only a cache
-    tokenizer = HuggingFaceTokenizer(_train_bpe(vocab_size, corpus))
+    tokenizer = HuggingFaceTokenizer(_train_bpe(vocab_size, corpus, progress))
     tokenizer.save(path)
     return tokenizer
 
 
-def _train_bpe(vocab_size: int, corpus: Corpus) -> str:
+def _train_bpe(vocab_size: int, corpus: Corpus, progress: Progress | None) -> str:
     """GPT-2's byte-level BPE (Radford et al. 2019, §2.2), its merges learnt from the training part alone."""
     try:
         from tokenizers import Tokenizer as Pipeline
@@ -106,8 +138,13 @@ def _train_bpe(vocab_size: int, corpus: Corpus) -> str:
     cuts = cuts_of_pipeline(json.loads(pipeline.to_str()))
 
     def texts() -> Iterator[str]:
+        done, total = 0, corpus.summary.n_bytes - corpus.summary.held_out_bytes
         for document in corpus.training():
-            yield from pieces(document.blocks(), cuts)
+            for piece in pieces(document.blocks(), cuts):
+                yield piece
+                done += len(piece)
+                if progress is not None:
+                    progress("training the tokenizer", done, total)
 
     pipeline.train_from_iterator(texts(), trainer)
     text: str = pipeline.to_str()

@@ -56,7 +56,11 @@ class DataSettings:
     tokenizer: Annotated[Text, Flag("NAME")] = "bpe:4096"
     """byte, bpe:N, tiktoken:NAME, or a tokenizer.json."""
     text_key: Annotated[Text, Flag("NAME")] = "text"
-    """The field that holds the text, in JSON lines and tables."""
+    """The field that holds the text, in JSON lines and tables; a.b looks into objects."""
+    missing_text: Annotated[Literal["refuse", "skip"], Flag()] = "refuse"
+    """refuse stops at a row without text, skip counts it and goes on."""
+    separator: Annotated[Text, Flag("TEXT")] = ""
+    """What ends a document within a text, like <|endoftext|>; without it a file is one document."""
     encoding_errors: Annotated[Literal["strict", "replace"], Flag()] = "strict"
     """strict stops at a byte that is not UTF-8, replace counts and goes on."""
 

@@ -49,6 +49,7 @@ def _plan_and_corpus(setup: Setup) -> Iterator[str]:
         f"({setup.config.data.tokenizer}), {100 * corpus.held_out_share:.1f} % of the bytes held out, hash "
         f"{data.corpus_sha256[:12]}"
     )
+    yield from data.remarks()
 
 
 def _model(setup: Setup) -> Iterator[str]:

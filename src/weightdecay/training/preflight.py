@@ -55,8 +55,9 @@ def _find_tokenizer(spec: str) -> None:
 
 def _find_sources(sources: tuple[str, ...]) -> None:
     from weightdecay.data.finding import find_sources
+    from weightdecay.data.reading import HowToRead
 
-    find_sources(sources, text_key="", errors="strict")
+    find_sources(sources, HowToRead())
 
 
 _FINDERS: dict[str, Callable[[Any], None]] = {

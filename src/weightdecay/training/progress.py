@@ -169,17 +169,28 @@ def terminal_settings(stream: TextIO) -> dict[str, Any]:
     return told
 
 
-def told_now_and_then(report: Callable[[str], None], every_s: float = 10.0) -> Callable[[int, int], None]:
-    """For `progress` of `data.prepare`: says how far it is, at most once in so many seconds."""
-    last = time.monotonic()
+def told_now_and_then(report: Callable[[str], None], every_s: float = 10.0) -> Callable[[str, int, int | None], None]:
+    """For `progress` of `data.prepare`: says what is done, how far it is and how long it takes yet."""
+    stage, began, last = "", 0.0, time.monotonic()
 
-    def progress(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= every_s:
-            last = time.monotonic()
-            report(f"writing tokens: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB of text")
+    def progress(what: str, done: int, total: int | None) -> None:
+        nonlocal stage, began, last
+        now = time.monotonic()
+        if what != stage:
+            stage, began = what, now
+        if now - last >= every_s:
+            last = now
+            report(data_line(what, done, total, now - began))
 
     return progress
+
+
+def data_line(what: str, done: int, total: int | None, elapsed_s: float) -> str:
+    """`reading: 12 of 50 MB of text, 0:31 left`."""
+    if total is None or not done:
+        return f"{what}: {done / 1e6:,.0f} MB of text"
+    left_s = elapsed_s * max(0, total - done) / done
+    return f"{what}: {min(done, total) / 1e6:,.0f} of {total / 1e6:,.0f} MB of text, {duration(left_s)} left"
 
 
 def step_line(row: Mapping[str, Any], steps: int) -> str:
@@ -202,9 +213,10 @@ def narrowed(line: str, width: int) -> str:
 
 def evaluation_line(row: Mapping[str, Any]) -> str:
     """Held-out loss in the three units that people compare by."""
+    bits = row["val_bits_per_byte"]
+    of_text = "no bits per byte (its tokenizer loses text)" if bits is None else f"{bits:.3f} bits per byte"
     return (
-        f"held-out at step {row['step']}: loss {row['val_loss']:.3f}, perplexity {row['val_perplexity']:.1f}, "
-        f"{row['val_bits_per_byte']:.3f} bits per byte"
+        f"held-out at step {row['step']}: loss {row['val_loss']:.3f}, perplexity {row['val_perplexity']:.1f}, {of_text}"
     )
 
 

@@ -24,7 +24,8 @@ from weightdecay.training.pretrained import pretrained_weights
 _FREE = {
     "run.out", "run.log_every", "run.eval_every", "run.eval_tokens", "run.checkpoint_every", "run.keep",
     "run.micro_batch_tokens", "run.nproc", "run.compile", "run.init_from",
-    "data.sources", "data.text_key", "data.encoding_errors", "data.tokenizer",  # judged by their hashes
+    "data.sources", "data.text_key", "data.missing_text", "data.separator", "data.encoding_errors",
+    "data.tokenizer",  # all of the data's are judged by their hashes
 }  # fmt: skip
 # What a run that was killed before its run.toml leaves; it is written anew.
 _BEFORE_A_RUN = {".lock", "plan.json", "tokenizer.json", "environment.json"}

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from weightdecay.data.batches import BatchSizes
+from weightdecay.data.corpus import Progress
 from weightdecay.data.loader import Loader
-from weightdecay.data.prepare import Prepared, Progress, prepared_for
+from weightdecay.data.prepare import Prepared, prepared_for
 from weightdecay.errors import ConfigError
 from weightdecay.models.decoder import GPT
 from weightdecay.optim.timescale import DecayOverRun, decay_over_run, optimal_weight_decay
@@ -106,7 +107,9 @@ def set_up(config: TrainConfig, progress: Progress | None = None) -> Setup:
         config.data.sources,
         config.data.tokenizer,
         text_key=config.data.text_key,
-        encoding_errors="replace" if config.data.encoding_errors == "replace" else "strict",
+        encoding_errors=config.data.encoding_errors,
+        missing_text=config.data.missing_text,
+        separator=config.data.separator,
         progress=progress,
     )
     if [Path(source) for source in config.data.sources] == [data.path]:  # prepared, with the tokenizer in it

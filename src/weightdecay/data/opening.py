@@ -1,0 +1,144 @@
+"""A file's bytes as UTF-8, whatever it is compressed or encoded with: told by what it holds, not by how it is called.
+
+gzip, bzip2 and xz are unpacked; UTF-16 and UTF-32 are told by their byte-order mark. What is neither text nor one of
+these is refused by its own name, since it would otherwise be learnt from as noise.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from weightdecay.errors import DamagedError, DataError
+
+EncodingErrors = Literal["strict", "replace"]
+
+COMPRESSED_SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz"}
+
+_SNIFFED_BYTES = 4096
+_UNPACKERS: dict[str, tuple[bytes, Callable[[IO[bytes]], Any]]] = {
+    "gzip": (b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
+    "bzip2": (b"BZh", bz2.BZ2File),
+    "xz": (b"\xfd7zXZ\x00", lzma.LZMAFile),
+}
+_NOT_UNPACKED = {
+    b"PK\x03\x04": "a zip archive: unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed with zstandard: unpack it with `zstd -d`",
+    b"%PDF-": "a PDF: take its text out first",
+    b"PAR1": "a parquet file: end its name with .parquet",
+}
+# Longest first: UTF-16's mark begins UTF-32's.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+
+# What cannot be decoded goes on as a byte that no UTF-8 has, so that it is found, or counted, where bytes are read.
+codecs.register_error("weightdecay.undecodable", lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file, unpacked and as UTF-8; what goes wrong while it is read names the file.
+
+    Raises:
+        DataError: it cannot be read, or is of a kind that is no text.
+        DamagedError: what it was compressed with finds it damaged.
+    """
+    packed_with = ""
+    try:
+        with path.open("rb") as file:
+            packed_with = _compression(path, _peeked(file))
+            if packed_with:
+                unpacked = io.BufferedReader(_UNPACKERS[packed_with][1](file))
+                with unpacked:
+                    yield _as_utf8(unpacked, path)
+            else:
+                yield _as_utf8(file, path)
+    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+        raise DamagedError(f"{path}: damaged {packed_with} file: {error}") from None
+    except OSError as error:
+        if packed_with and error.errno is None:  # bzip2's way to say so
+            raise DamagedError(f"{path}: damaged {packed_with} file: {error}") from None
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def plain_size(path: Path) -> int | None:
+    """The file's bytes; None if it is packed by its name, or not there any longer."""
+    try:
+        return None if path.suffix.lower() in COMPRESSED_SUFFIXES else path.stat().st_size
+    except OSError:
+        return None
+
+
+def _peeked(file: Any) -> bytes:
+    head: bytes = file.peek(_SNIFFED_BYTES)
+    return head[:_SNIFFED_BYTES]
+
+
+def _compression(path: Path, head: bytes) -> str:
+    """What the file is compressed with; a name that promises it is believed, so that its damage is told."""
+    for name, (magic, _) in _UNPACKERS.items():
+        if head.startswith(magic):
+            return name
+    return COMPRESSED_SUFFIXES.get(path.suffix.lower(), "") if head else ""
+
+
+def _as_utf8(file: Any, path: Path) -> IO[bytes]:
+    head = _peeked(file)
+    for magic, what in _NOT_UNPACKED.items():
+        if head.startswith(magic):
+            raise DataError(f"{path}: is no text, but {what}")
+    for mark, encoding in _MARKS.items():
+        if head.startswith(mark):
+            file.read(len(mark))
+            return io.BufferedReader(_Transcoded(file, encoding))
+    if found := _wide_encoding(head):
+        raise DataError(
+            f"{path}: every other byte is zero, as in {found} without a byte-order mark: convert it with "
+            f"`iconv -f {found} -t UTF-8`"
+        )
+    result: IO[bytes] = file
+    return result
+
+
+def _wide_encoding(head: bytes) -> str:
+    """UTF-16 that does not say so: zeros at the odd places or at the even ones, and hardly any at the others."""
+    if len(head) < 16:  # too little to tell from
+        return ""
+    even, odd = head[::2].count(0) / len(head[::2]), head[1::2].count(0) / max(1, len(head[1::2]))
+    if odd > 0.4 and even < 0.05:
+        return "UTF-16LE"
+    return "UTF-16BE" if even > 0.4 and odd < 0.05 else ""
+
+
+class _Transcoded(io.RawIOBase):
+    """The text of a file in another encoding, as UTF-8."""
+
+    def __init__(self, file: IO[bytes], encoding: str) -> None:
+        self._file = file
+        self._decoder = codecs.getincrementaldecoder(encoding)("weightdecay.undecodable")
+        self._rest = b""
+        self._at_end = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest and not self._at_end:
+            data = self._file.read(io.DEFAULT_BUFFER_SIZE)
+            self._at_end = not data
+            self._rest = self._decoder.decode(data, final=self._at_end).encode("utf-8", "surrogateescape")
+        taken, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
+        buffer[: len(taken)] = taken
+        return len(taken)
