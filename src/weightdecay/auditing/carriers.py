@@ -40,10 +40,7 @@ class Carrier:
 
 def tensors_beside(bench: Bench, place: Place, elsewhere: Mapping[Path, Tensor]) -> dict[Path, Tensor]:
     """Tensors as large as a parameter that may go with it, as they are now: in its state, or known to be elsewhere."""
-    p = local(place.tensor)
-    state = getattr(bench.optimizer, "state", None)
-    held = state.get(place.tensor) if isinstance(state, Mapping) else None
-    found = {path: local(tensor) for path, tensor in _walk(("state",), held)}
+    p, found = local(place.tensor), _in_state(bench, place)
     return {
         path: tensor.reshape(p.shape)
         for path, tensor in (found | dict(elsewhere)).items()
@@ -51,15 +48,28 @@ def tensors_beside(bench: Bench, place: Place, elsewhere: Mapping[Path, Tensor])
     }
 
 
-def written_beside(bench: Bench, w: Tensor) -> dict[Path, Tensor]:
-    """What a step wrote to, in nobody's state, and was the same as the weights before it: a master, or scratch."""
-    known = {local(one.tensor).data_ptr() for one in bench.places}
-    return {
-        ("written", number): tensor
-        for number, (tensor, copy) in enumerate(bench.written.originals)
-        if tensor.layout == torch.strided and tensor.numel() == w.numel() and tensor.is_floating_point()
-        if tensor.data_ptr() not in known and difference(copy.reshape(w.shape), w) < _NEAR_BESIDE
-    }  # fmt: skip
+def _in_state(bench: Bench, place: Place) -> dict[Path, Tensor]:
+    state = getattr(bench.optimizer, "state", None)
+    held = state.get(place.tensor) if isinstance(state, Mapping) else None
+    return {path: local(tensor) for path, tensor in _walk(("state",), held)}
+
+
+def written_beside(bench: Bench, weights: Sequence[Tensor]) -> list[dict[Path, Tensor]]:
+    """For each tensor w what a step wrote to, in no state, and was as w before it: a master, or scratch."""
+    known = {local(place.tensor).data_ptr() for place in bench.places}
+    known |= {tensor.data_ptr() for place in bench.places for tensor in _in_state(bench, place).values()}
+    loose: dict[int, list[tuple[Path, Tensor, Tensor]]] = {}
+    for number, (tensor, copy) in enumerate(bench.written.originals):
+        if tensor.layout == torch.strided and tensor.is_floating_point() and tensor.data_ptr() not in known:
+            loose.setdefault(tensor.numel(), []).append((("written", number), tensor, copy))
+    return [
+        {
+            path: tensor
+            for path, tensor, copy in loose.get(w.numel(), ())
+            if difference(copy.reshape(w.shape), w) < _NEAR_BESIDE
+        }
+        for w in weights
+    ]
 
 
 def is_copy(bench: Bench, path: Path, tensor: Tensor, w: Tensor) -> bool:

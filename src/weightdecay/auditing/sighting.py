@@ -226,7 +226,7 @@ class Sighting:
     def _seen_without(self, none: Settings) -> list[dict[Path, Tensor]]:
         with self.bench.stepped(none, steps=self.steps):
             kept = self._all_kept()
-            found = [written_beside(self.bench, self._w(place)) for place in self.places]
+            found = written_beside(self.bench, [self._w(place) for place in self.places])
         # Steps may be collective, so that all processes make the same.
         if self._agreed(any(found)) and self._agreed(self._find_elsewhere(none, found, kept)):
             with self.bench.stepped(none, steps=self.steps):
