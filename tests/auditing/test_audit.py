@@ -58,7 +58,9 @@ def test_the_default_policy_is_an_opinion_until_somebody_names_it() -> None:
     model = seeded()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
     assert codes(weightdecay.audit(model, optimizer)) == [("decays-exempt", "warning")]
+    assert codes(weightdecay.audit(model, optimizer, weight_decay=0.1)) == [("decays-exempt", "warning")]
     assert codes(weightdecay.audit(model, optimizer, policy="default")) == [("decays-exempt", "error")]
+    assert codes(weightdecay.audit(model, optimizer, weight_decay=0.0)) == [("stale", "error")]
 
 
 def test_where_nobody_asks_for_decay_one_note_says_so_and_none_where_that_is_meant() -> None:
@@ -341,10 +343,10 @@ def test_an_earlier_audit_is_a_baseline_and_what_is_new_is_said(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("text", [
-    "", "[]", "{}", '{"format": "weightdecay-audit", "version": 99, "findings": []}',
-    '{"format": "weightdecay-audit", "version": 1}',
-    '{"format": "weightdecay-audit", "version": 1, "findings": [{"code": "new", "tensors": []}]}',
-    '{"format": "weightdecay-audit", "version": 1, "findings": [3]}',
+    "", "[]", "{}", '{"format": "weightdecay-audit", "schema_version": 99, "findings": []}',
+    '{"format": "weightdecay-audit", "schema_version": 1}',
+    '{"format": "weightdecay-audit", "schema_version": 1, "findings": [{"code": "new", "tensors": []}]}',
+    '{"format": "weightdecay-audit", "schema_version": 1, "findings": [3]}',
 ])  # fmt: skip
 def test_a_file_that_is_no_baseline_is_refused(text: str, tmp_path: Path) -> None:
     file = tmp_path / "baseline.json"
@@ -388,7 +390,7 @@ def test_the_document_is_strict_json_with_a_version() -> None:
     model, optimizer = wrong()
     optimizer.param_groups[0]["lr"] = 0.0
     document = json.loads(weightdecay.audit(model, optimizer).to_json())
-    assert (document["format"], document["version"], document["ok"]) == ("weightdecay-audit", 1, False)
+    assert (document["format"], document["schema_version"], document["ok"]) == ("weightdecay-audit", 1, False)
     first = document["findings"][0]
     assert {"code", "severity", "tensors", "elements", "asked", "realised", "title", "fix", "why", "source"} <= set(
         first

@@ -197,7 +197,7 @@ def test_a_class_that_says_l2_and_decouples_is_a_warning(kind: str) -> None:
     assert codes(seat(kind=(kind,), rule=DECOUPLED, scale=Scale(DECOUPLED, True, 1e-3, 1.0))) == []
 
 
-@pytest.mark.parametrize("kind", ["AdamW", "Lion", "Muon", "SGD", "Mine"])
+@pytest.mark.parametrize("kind", ["AdamW", "Lion", "Muon", "SGD", "Mine", "RAdam", "StableAdam", "Lars"])
 def test_other_classes_may_decouple(kind: str) -> None:
     assert codes(seat(kind=(kind, "Adam") if kind == "AdamW" else (kind,))) == []
 
@@ -216,6 +216,13 @@ def test_nesterovs_momentum_takes_its_share_and_is_not_twice() -> None:
                     tensor=tensor(coupled=True, from_weight_decay=1.9 * A))  # fmt: skip
     assert codes(nesterov) == []
     assert codes(replace(nesterov, settings={})) == [("decays-twice", "error")]
+
+
+def test_with_dampening_a_step_takes_a_part_of_it_and_the_run_all() -> None:
+    damped = seat(kind=("SGD",), settings={"dampening": 0.9, "momentum": 0.9},
+                  tensor=tensor(coupled=True, from_weight_decay=0.1 * A))  # fmt: skip
+    assert codes(damped) == []
+    assert codes(replace(damped, settings={})) == [("not-decaying", "error")]
 
 
 # --- the order
@@ -265,9 +272,29 @@ def test_a_factor_of_all_groups_is_no_matter_of_scale() -> None:
 
 
 def test_an_optimizer_that_finds_its_own_rate_explains_itself() -> None:
-    (found,) = scales([group(factor=1e-5)], [{"d": 1e-5, "lr": 1e-3}], None)
-    assert found.explained == "d"
-    assert codes(seat(scale=found, tensor=tensor(requested=1e-5 * A, from_weight_decay=1e-5 * A))) == []
+    small = tensor(requested=1e-5 * A, from_weight_decay=1e-5 * A)
+    for settings in ({"scale": 1e-5, "lr": 1e-3}, {"d": 1e-6, "d0": 1e-6}, {"relative_step": True}):
+        (found,) = scales([group(factor=1e-5)], [settings], None)
+        assert found.explained in settings
+        assert codes(seat(scale=found, tensor=small)) == []
+
+
+def test_what_follows_no_rule_is_blamed_where_nothing_of_the_optimizer_decays() -> None:
+    """Layer-wise rates, as LAMB's: what a layer gets is not lr·λ, and may be anything."""
+    free = seat(of=group(factor=None, lr_power=None), tensor=tensor(requested=None, from_weight_decay=0.01 * A),
+                others_decay=True)  # fmt: skip
+    assert codes(free) == []
+    assert codes(replace(free, tensor=tensor(requested=None, from_weight_decay=9 * A))) == []
+    assert codes(replace(free, others_decay=False)) == [("not-decaying", "error")]
+    twice = tensor(requested=None, from_weight_decay=A, from_elsewhere=A)
+    assert codes(replace(free, tensor=twice)) == [("decays-twice", "error")]
+
+
+@pytest.mark.parametrize("key", ["wd", "weigth_decay", "l2"])
+def test_a_decay_under_another_name_is_called_by_it(key: str) -> None:
+    assert [one.about for one in judged(seat(ignored_key=key))] == [key]
+    exempt = seat(ignored_key=key, of=group(weight_decay=0.0), tensor=tensor(from_weight_decay=0.0))
+    assert codes(replace(exempt, asked=Asked(decays=False))) == []
 
 
 def test_a_groups_own_rule_comes_before_that_of_most_and_a_told_one_before_both() -> None:

@@ -34,6 +34,7 @@ class Asked:
         share: its part of λ.
         weight_decay: λ, where somebody told it.
         disputed: published policies differ on it, and nobody named one.
+        none_wanted: the caller said that nothing is to decay.
         role, norm: what it is for, and where its norm stands, if that is known.
     """
 
@@ -41,6 +42,7 @@ class Asked:
     share: float = 1.0
     weight_decay: float | None = None
     disputed: bool = False
+    none_wanted: bool = False
     role: Role | None = None
     norm: NormPlace | None = None
 
@@ -64,12 +66,13 @@ class Asking:
         given = self.told.weight_decay[optimizer] if self.told.weight_decay else None
         tensor = None if self.plan is None else self.plan.get(name)
         if tensor is None or (not tensor.given and NEVER & set(tensor.roles)):
-            return Asked(weight_decay=given, decays=False if given == 0.0 else None)
+            return Asked(weight_decay=given, decays=False if given == 0.0 else None, none_wanted=given == 0.0)
         return Asked(
             decays=tensor.decays and given != 0.0,
             share=tensor.multiplier if tensor.decays else 1.0,
             weight_decay=self._weight_decay(tensor, given),
             disputed=not self.told.policy_is_given and bool(_DISPUTED & set(tensor.roles)),
+            none_wanted=given == 0.0,
             role=tensor.ruling or tensor.role,
             norm=tensor.norm,
         )

@@ -6,7 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_COUPLED = re.compile(r"(adam|adamax|amsgrad|rmsprop|adagrad|adadelta|lamb_l2)(_?(8|4|32)_?bit)?(l2)?$", re.IGNORECASE)
+# Adam itself, whoever fused it; what others call after it (RAdam, StableAdam) may well decouple.
+_COUPLED = re.compile(
+    r"^((deepspeed|distributed|fused|paged|cpu|hybrid|torch)*n?adam|adamax|amsgrad|rmsprop|adagrad|adadelta)"
+    r"(_?(8|4|32)_?bit)?(l2)?$",
+    re.IGNORECASE,
+)
 _DECOUPLED = re.compile(r"(adamw|sgdw|lion|muon|adafactor|decoupled)", re.IGNORECASE)
 _SAYS_SO = re.compile(r"decoupl|adam_?w", re.IGNORECASE)
 

@@ -13,7 +13,7 @@ from weightdecay.auditing.findings import CODES, Finding
 from weightdecay.errors import ConfigError, did_you_mean
 
 FORMAT = "weightdecay-audit"
-VERSION = 1
+SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,9 @@ def _of_file(path: Path) -> Ignored:
         raise ConfigError(f"ignore: {path} cannot be read as a baseline: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ConfigError(f"ignore: {path} is no baseline: write one with audit.to_json()")
-    if document.get("version") != VERSION:
-        raise ConfigError(f"ignore: {path} has version {document.get('version')} of the format, this is {VERSION}")
+    if document.get("schema_version") != SCHEMA_VERSION:
+        found = document.get("schema_version")
+        raise ConfigError(f"ignore: {path} has schema_version {found}, and {SCHEMA_VERSION} is read: write it anew")
     known: dict[str, frozenset[str]] = {}
     try:
         for one in document["findings"]:

@@ -183,7 +183,7 @@ def _is_as_told(seat: Seat) -> bool:
 def _numbers(seat: Seat) -> tuple[list[Judgement], bool]:
     """What is wrong with them, and whether there is nothing else to be said."""
     asked, own = seat.asked, seat.weight_decay
-    if asked.weight_decay == 0.0 and seat.asked.decays is False and not seat.policy_is_given and own:
+    if asked.none_wanted and own:
         return [seat.stale("λ", own, 0.0, 0.0)], True
     if asked.decays is False:
         decays = bool(own and seat.tensor.reads_weight_decay) or seat.visibly_decays
@@ -222,7 +222,7 @@ def _without_decay(seat: Seat) -> tuple[list[Judgement], bool]:
 
 
 def _by_policy(seat: Seat) -> Severity:
-    if seat.policy_is_given or seat.asked.weight_decay == 0.0:
+    if seat.policy_is_given or seat.asked.none_wanted:
         return "error"
     return "note" if seat.asked.disputed else "warning"
 

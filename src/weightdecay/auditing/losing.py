@@ -22,6 +22,7 @@ LOW_PRECISION = ("bfloat16", "float16")
 _ENOUGH = 1 << 18  # elements of a tensor, of which the share is known to a thousandth
 _MANTISSAS = 4096
 _SIGMAS = 4.0
+_NOTHING = 0.02
 
 
 @torch.no_grad()
@@ -74,9 +75,15 @@ def pooled(seen: Sequence[Seen]) -> tuple[float, float]:
 def is_lost(seen: Sequence[Seen]) -> bool:
     """Whether less than half is left, and that is no chance."""
     share, error = pooled(seen)
-    return share < 0.5 and 1.0 - share > _SIGMAS * error
+    # A mask that few bits turn over is no error that averages out over tensors.
+    is_told = _is_plain(seen) or all(one.tensor.share == 1.0 for one in seen)
+    return is_told and share < 0.5 and 1.0 - share > _SIGMAS * error
 
 
 def is_undecided(seen: Sequence[Seen]) -> bool:
-    """Whether more steps would tell what these cannot."""
-    return pooled(seen)[0] < 0.5 and not is_lost(seen)
+    """Whether more steps would tell what these cannot: what rounding takes away it takes whole, tensor by tensor."""
+    return pooled(seen)[0] < 0.5 and not (_is_plain(seen) and is_lost(seen))
+
+
+def _is_plain(seen: Sequence[Seen]) -> bool:
+    return all(abs(one.share) < _NOTHING for one in seen)

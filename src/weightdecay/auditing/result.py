@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightdecay.auditing.findings import SEVERITIES, Finding, Severity
-from weightdecay.auditing.ignoring import FORMAT, VERSION
+from weightdecay.auditing.ignoring import FORMAT, SCHEMA_VERSION
 from weightdecay.auditing.probed import Probe
 from weightdecay.errors import CheckFailedError
 
@@ -88,8 +88,8 @@ class Audit:
 
     def document(self) -> dict[str, Any]:
         return {
+            "schema_version": SCHEMA_VERSION,
             "format": FORMAT,
-            "version": VERSION,
             "ok": self.ok,
             "findings": [_finite(finding.document()) for finding in self.findings],
             "ignored": dict(self.ignored),

@@ -121,6 +121,8 @@ def _off(group: ProbedGroup, rule: Rule, peak: float | None) -> float | None:
 
 def _judged(found: Sequence[Scale], groups: Sequence[ProbedGroup], place: int, settings: Mapping[str, Any]) -> Scale:
     scale, group = found[place], groups[place]
+    if not scale.told and (key := _own_rate(settings)):
+        return _with(scale, explained=key)
     if scale.off is None or group.lr_power is None or abs(scale.off - 1.0) < _ALIKE:
         return scale
     if abs(group.lr_power - scale.rule.lr_power) > _ALIKE:
@@ -144,6 +146,13 @@ def _with(scale: Scale, *, astray: bool = False, explained: str = "") -> Scale:
 
 def _near(one: float | None, other: float | None) -> bool:
     return one is not None and other is not None and math.isclose(one, other, rel_tol=_ALIKE)
+
+
+def _own_rate(settings: Mapping[str, Any]) -> str:
+    """The key by which an optimizer has a rate of its own, that the group's lr is only a part of."""
+    if "d" in settings and ("d0" in settings or "growth_rate" in settings):  # D-Adaptation, Prodigy
+        return "d"
+    return next((key for key in ("relative_step", "scale_parameter") if settings.get(key) is True), "")
 
 
 def _key_of(off: float, group: ProbedGroup, settings: Mapping[str, Any]) -> str:
