@@ -16,6 +16,7 @@ from weightdecay.cli import streams
 from weightdecay.cli.convert import Convert
 from weightdecay.cli.data import Data
 from weightdecay.cli.export import Export
+from weightdecay.cli.forensics import Forensics
 from weightdecay.cli.output import note, print_error_document, print_json, report_error
 from weightdecay.cli.plan import Plan
 from weightdecay.cli.recipes import Recipes
@@ -37,6 +38,7 @@ Command = (
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
+    | Annotated[Forensics, tyro.conf.subcommand("forensics")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
