@@ -10,15 +10,24 @@ import torch
 from examples.museum.exhibit import Loop
 
 import weightdecay
-from tests.auditing.loops import gradients, hostile, models, optimizers, schedules, trainers
+from tests.auditing.loops import gradients, hostile, mistakes, models, optimizers, rates, schedules, trainers
 from tests.auditing.loops.parts import Hostile
 from tests.auditing.measuring import decay_per_step
 from tests.auditing.witness import differences, facts_of
 
-HEALTHY: list[Callable[[], Loop]] = [*optimizers.LOOPS, *schedules.LOOPS, *gradients.LOOPS, *models.LOOPS]
+HEALTHY: list[Callable[[], Loop]] = [
+    make for module in (optimizers, schedules, rates, gradients, models) for make in module.LOOPS
+]
+HOSTILE = [*hostile.LOOPS, *mistakes.LOOPS]
 
 # Where one step takes something else than lr·λ, or where one step cannot tell.
 OF_ANOTHER_FORM = {
+    "lars": "the rate is the tensor's own",
+    "dampened_momentum": "λ·w is dampened with the gradient",
+    "no_step_yet_by_its_own_warm_up": "no step is made yet",
+    "small_rate_of_a_fine_tuning": "float32 removes too much this near to its floor",
+    "weights_clipped_after_each_step": "what is clipped is clipped in both",
+    "rows_of_the_head_held_below_a_norm": "the norm takes back what decayed",
     "sgd_with_nesterov_asked_by_a_policy": "λ·w enters the momentum and the step",
     "adam_with_l2_that_is_wanted": "λ·w goes through the moments",
     "schedule_free": "the decay acts at y",
@@ -59,7 +68,7 @@ def test_a_healthy_loop_takes_lr_times_weight_decay_off_what_has_a_gradient(make
             assert seen[name] == pytest.approx(asked, rel=0.02, abs=1e-9), name
 
 
-WRONG = [one for one in hostile.LOOPS if one.code not in ("opaque", "by-design", "coupled", "decoupled")]
+WRONG = [one for one in HOSTILE if one.code not in ("opaque", "by-design", "coupled", "decoupled")]
 
 
 @pytest.mark.long
@@ -74,15 +83,15 @@ def test_a_hostile_loop_is_really_wrong(one: Hostile) -> None:
         match one.code:
             case "not-decaying" | "lost-to-rounding" | "ignored-key" | "exempt-matrix" | "missing":
                 assert share < 0.5
-            case "decays-twice" | "doubled":
+            case "decays-twice":
                 assert share > 1.5
-            case "decays-exempt" | "idle-decay":
+            case "decays-exempt" | "idle-decay" | "doubled":
                 assert share > 0.5
             case "stale" | "wrong-scale":
                 assert abs(seen[name] / (weight_decay * loop.asked.get("lr", rates[name])) - 1) > 0.5
 
 
-@pytest.mark.parametrize("one", [one for one in hostile.LOOPS if one.code in ("coupled", "decoupled")], ids=id_of)
+@pytest.mark.parametrize("one", [one for one in HOSTILE if one.code in ("coupled", "decoupled")], ids=id_of)
 def test_hostile_loops_couple_and_decouple_as_their_names_say(one: Hostile) -> None:
     seen = decay_per_step(one.make)
     follows = [seen[name] == pytest.approx(1e-4, rel=0.02) for name in one.tensors]
@@ -121,7 +130,7 @@ def test_the_trainers_groups_are_right_by_its_own_policy() -> None:
     assert [found for found in said_of(trainers.trainers_groups_by_transformers_policy()) if found[1] != "note"] == []
 
 
-@pytest.mark.parametrize("one", hostile.LOOPS, ids=id_of)
+@pytest.mark.parametrize("one", HOSTILE, ids=id_of)
 def test_a_hostile_loop_is_called_by_the_name_of_its_fault(one: Hostile) -> None:
     found = said_of(one.make())
     assert any(f[:2] == (one.code, one.severity) and set(one.tensors) <= set(f[2]) for f in found), found

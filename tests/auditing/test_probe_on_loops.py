@@ -10,15 +10,15 @@ from examples.museum.collection import exhibits
 from examples.museum.exhibit import Loop
 
 import weightdecay
-from tests.auditing.loops import gradients, hostile, models, optimizers, schedules
+from tests.auditing.loops import gradients, hostile, mistakes, models, optimizers, rates, schedules
 from tests.auditing.measuring import decay_per_step
 from tests.auditing.witness import differences, facts_of
 
 pytestmark = pytest.mark.long
 
 LOOPS: dict[str, Callable[[], Loop]] = {
-    **{make.__name__: make for module in (optimizers, schedules, gradients, models) for make in module.LOOPS},
-    **{one.make.__name__: one.make for one in hostile.LOOPS},
+    **{make.__name__: make for module in (optimizers, schedules, rates, gradients, models) for make in module.LOOPS},
+    **{one.make.__name__: one.make for one in (*hostile.LOOPS, *mistakes.LOOPS)},
     **{f"{one.project} {one.place}, wrong": one.wrong for one in exhibits()},
     **{f"{one.project} {one.place}, mended": one.mended for one in exhibits()},
 }
