@@ -19,7 +19,7 @@ from weightdecay.auditing.python_state import PythonState
 from weightdecay.auditing.reading import unread_keys
 from weightdecay.auditing.separating import Ways, units, ways_of
 from weightdecay.auditing.settings import title_of
-from weightdecay.auditing.sharding import added_over_shards, agreed
+from weightdecay.auditing.sharding import added_over_shards, agreed, agreed_each
 from weightdecay.auditing.sighting import Known, Sight, Sighting, decaying
 from weightdecay.auditing.stepping import Bench, Gradients, Place, Settings, others_hooks, places_of, roots_of, surely
 from weightdecay.auditing.telling import blank, group_seen, keeps_norm, seen_on_step, seen_on_twin, steps_wanted
@@ -164,7 +164,9 @@ class OptimizerProbe:
 
     def _see_idle(self, sights: Sequence[Sight], ways: Ways) -> None:
         """Tensors without a gradient, beside others that have one, which a step takes for 0 and decays."""
-        without = [sight for sight in sights if sight.place.tensor.grad is None]
+        tensors = [sight.place.tensor for sight in sights]
+        missing = agreed_each([p.grad is None for p in tensors], tensors)
+        without = [sight for sight, is_missing in zip(sights, missing, strict=True) if is_missing]
         if len(without) == len(sights) or not without:
             return
         by_place = {id(sight.place): sight for sight in without}

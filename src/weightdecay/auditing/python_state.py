@@ -21,7 +21,8 @@ from torch import Tensor
 # Objects of these live on in other threads and processes, and what they do meanwhile is not to be undone.
 _ALIVE = (
     "threading", "_thread", "queue", "_queue", "multiprocessing", "logging", "asyncio", "concurrent", "io", "_io",
-    "socket", "subprocess", "importlib", "tqdm", "torch.utils.data", "torch.distributed", "torch._C", "torch._dynamo",
+    "socket", "subprocess", "importlib", "tqdm", "torch.utils.data", "torch.distributed.distributed_c10d",
+    "torch.distributed.device_mesh", "torch.distributed.rpc", "torch.distributed.elastic", "torch._C", "torch._dynamo",
     "torch._inductor", "torch.fx", "torch.multiprocessing",
 )  # fmt: skip
 _PLAIN = (
@@ -275,6 +276,8 @@ def _reset_class(kind: type, held: dict[str, Any]) -> None:
 
 
 def _reset_gradient(tensor: Tensor, gradient: Tensor | None, requires_grad: bool) -> None:
+    if not tensor.is_leaf:  # a step with gradients on has made it a result
+        tensor.detach_()
     if tensor.grad is not gradient:
         tensor.grad = gradient
     if tensor.requires_grad != requires_grad:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weightdecay.auditing.measuring import local
 from weightdecay.auditing.sharding import agreed
-from weightdecay.auditing.stepping import Bench, Place
+from weightdecay.auditing.stepping import Bench, CommunicatesError, Place
 
 # A step with hooks that reach a whole trainer takes longer to put back than a whole copy takes room.
 _OBJECTS = 20_000
@@ -44,6 +44,8 @@ def ways_of(optimizer: Any, places: Sequence[Place]) -> Ways:
     sample = _some_of_each_group(places)
     try:
         blind, why = _tried(optimizer, _smallest(places))
+    except CommunicatesError:
+        raise
     except Exception as error:  # others' code, which may keep something for each tensor beside its groups
         # Nobody knows yet whether its writes can be seen.
         with Bench(optimizer, _unique(places), saves=True) as bench, bench.stepped():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -29,11 +29,15 @@ def added_over_shards(moments: Tensor, of: Tensor) -> Tensor:
 
 def agreed(decision: bool, tensors: Iterable[Tensor]) -> bool:
     """Whether any process decides so; steps are collective, and all must make the same ones."""
+    return agreed_each([decision], tensors)[0]
+
+
+def agreed_each(decisions: Sequence[bool], tensors: Iterable[Tensor]) -> list[bool]:
+    """The same of several decisions."""
     distributed: Any = next((tensor for tensor in tensors if is_distributed(tensor)), None)
-    if distributed is None:
-        return decision
-    here = distributed.to_local()
-    flag = torch.tensor(float(decision), device=here.device)
+    if distributed is None or not decisions:
+        return list(decisions)
+    flags = torch.tensor([float(decision) for decision in decisions], device=distributed.to_local().device)
     for dimension in range(distributed.device_mesh.ndim):
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=distributed.device_mesh.get_group(dimension))
-    return bool(flag > 0)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=distributed.device_mesh.get_group(dimension))
+    return [bool(flag > 0) for flag in flags]

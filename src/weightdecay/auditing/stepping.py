@@ -15,7 +15,9 @@ from torch.optim import optimizer as torchs
 
 from weightdecay.auditing.measuring import local
 from weightdecay.auditing.python_state import PythonState
+from weightdecay.auditing.sharding import agreed_each, is_distributed
 from weightdecay.auditing.written import Written
+from weightdecay.errors import OptimizerError
 from weightdecay.probing.copying import away_from_zero
 from weightdecay.probing.isolation import isolated, storages
 from weightdecay.probing.twin import set_number
@@ -46,6 +48,10 @@ def places_of(optimizer: Any) -> list[Place]:
     ]
 
 
+class CommunicatesError(OptimizerError):
+    """A step speaks with other processes about tensors that are not distributed ones, whose parts could be told."""
+
+
 class Bench:
     """An optimizer with some of its tensors, to be stepped any number of times from the same place.
 
@@ -70,7 +76,9 @@ class Bench:
         self._python: PythonState | None = None
         self._others: list[Tensor] = []
         self._made: dict[int, Tensor] = {}  # gradients in place of those that are not there
-        self._believed = {id(place.tensor): is_believed(place.tensor.grad) for place in self.places}
+        tensors = [place.tensor for place in self.places]
+        unbelieved = agreed_each([not is_believed(p.grad) for p in tensors], tensors)
+        self._believed = {id(p): not one for p, one in zip(tensors, unbelieved, strict=True)}
 
     # --- the groups
 
@@ -146,9 +154,17 @@ class Bench:
                     warnings.simplefilter("ignore")
                     self.optimizer.step()
                 self._do(after_each)
+            self._refuse_communication()
             yield
         finally:
             surely(self.put_back)
+
+    def _refuse_communication(self) -> None:
+        if self.written.communicates and not any(is_distributed(place.tensor) for place in self.places):
+            raise CommunicatesError(
+                "its step speaks with other processes and changes tensors that belong to them; probe it where one "
+                "process has all of them, or the optimizer that it wraps"
+            )
 
     @torch.no_grad()
     def _do(self, what: Callable[[], None] | None) -> None:

@@ -25,6 +25,8 @@ class Written(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._made: set[int] = set()
         self.seen: set[int] = set()
         """The memories that were seen to be written to."""
+        self.communicates = False
+        """Whether a step spoke with other processes, past distributed tensors."""
 
     @property
     def bytes(self) -> int:
@@ -52,10 +54,13 @@ class Written(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = dict(kwargs or {})
         written, makes = writes(func)
-        for position, name in written:
-            for tensor in tensors_in(args[position] if position < len(args) else given.get(name)):
-                self.save(tensor)
-                self.seen.update(storages(tensor))
+        values = [args[position] if position < len(args) else given.get(name) for position, name in written]
+        if func.namespace == "c10d":  # which does not say what it writes to
+            self.communicates = True
+            values = [*args, *given.values()]
+        for tensor in tensors_in(values):
+            self.save(tensor)
+            self.seen.update(storages(tensor))
 
         made = func(*args, **given)
         if makes:
