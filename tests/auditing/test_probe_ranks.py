@@ -6,6 +6,7 @@ import json
 import os
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from examples.museum.language_model import LanguageModel, two_groups
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.multiprocessing.spawn import spawn
@@ -71,16 +73,6 @@ def coupled(model: nn.Module) -> Any:
     return torch.optim.Adam(two_groups(model.parameters(), 0.1), lr=1e-3)
 
 
-CASES: dict[str, tuple[Shard, Make]] = {
-    "FSDP2": (fully, adamw),
-    "FSDP2, a hook that decays too": (fully, hooked),
-    "FSDP2, Muon, whose step is collective": (fully, muon),
-    "FSDP2, coupled": (fully, coupled),
-    "HSDP": (hybrid, adamw),
-    "tensor parallel": (columns, adamw),
-}
-
-
 def fault(shard: Shard, make: Make) -> str:
     """Empty if the probe of shards says what it says of the whole."""
     # 33 rows cannot be shared equally by two processes, 32 can.
@@ -114,6 +106,40 @@ def fault(shard: Shard, make: Make) -> str:
     return "" if everybody[0] == everybody[1] else "the processes say different things"
 
 
+def communicating() -> str:
+    """Each process owns some tensors, and tells the others of them in its step."""
+    model = nn.parallel.DistributedDataParallel(seeded())
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=1e-3, weight_decay=0.1)
+    train(model, optimizer)
+    before = facts_of(Loop(model, optimizer, {}))
+    seen = weightdecay.probe(model, optimizer)
+    changed = differences(before, facts_of(Loop(model, optimizer, {})))
+    return f"changed: {changed}" if changed else "" if "other processes" in seen.optimizers[0].why else str(seen)
+
+
+def gradient_of_one_process() -> str:
+    """The other one has none; what is collective must go on."""
+    model: Any = fully(seeded(lambda: LanguageModel(width=33)))
+    optimizer = adamw(model)
+    train(model, optimizer)
+    if dist.get_rank():
+        model.norm.weight.grad = None
+    seen = weightdecay.probe(model, optimizer)
+    return "" if not seen["norm.weight"].has_gradient and seen["head.weight"].has_gradient else str(seen)
+
+
+CASES: dict[str, Callable[[], str]] = {
+    "FSDP2": partial(fault, fully, adamw),
+    "FSDP2, a hook that decays too": partial(fault, fully, hooked),
+    "FSDP2, Muon, whose step is collective": partial(fault, fully, muon),
+    "FSDP2, coupled": partial(fault, fully, coupled),
+    "HSDP": partial(fault, hybrid, adamw),
+    "tensor parallel": partial(fault, columns, adamw),
+    "a gradient that one process has": gradient_of_one_process,
+    "a step that speaks with other processes": communicating,
+}
+
+
 def work(rank: int, folder: str, names: list[str]) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # nothing here listens to the outside
@@ -121,7 +147,7 @@ def work(rank: int, folder: str, names: list[str]) -> None:
     found = {}
     for name in names:
         try:
-            found[name] = fault(*CASES[name])
+            found[name] = CASES[name]()
         except Exception:
             found[name] = traceback.format_exc()
     Path(folder, f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
