@@ -172,6 +172,13 @@ def test_a_told_decay_is_compared_with_the_groups_or_with_what_is_done() -> None
     assert codes(seat(asked=told, tensor=tensor(from_elsewhere=A))) == []
 
 
+def test_a_share_that_the_group_declares_is_part_of_what_was_told() -> None:
+    half = seat(of=group(weight_decay=0.05), tensor=tensor(requested=A / 2, from_weight_decay=A / 2),
+                asked=Asked(decays=True, weight_decay=0.1), settings={"decay_multiplier": 0.5})  # fmt: skip
+    assert codes(half) == []
+    assert codes(replace(half, settings={})) == [("stale", "error")]
+
+
 def test_without_any_decay_what_was_told_is_stale() -> None:
     none = seat(of=group(weight_decay=0.0), tensor=tensor(requested=0.0, from_weight_decay=0.0), any_decay=False)
     assert codes(none) == []

@@ -202,6 +202,8 @@ def _told_otherwise(seat: Seat) -> list[Judgement]:
         # λ follows a schedule that counts its steps in the group; its share is what a plan says.
         share = float(seat.settings["decay_multiplier"])
         told, own = (None if told is None else seat.asked.share), share
+    elif told and not seat.policy_is_given:
+        told *= number(seat.settings.get("decay_multiplier")) or 1.0  # the share that a group says to have
     if not told or same(told, own):
         return []
     return [seat.stale("λ", own, told, seat.asks(told))]

@@ -38,6 +38,7 @@ class Circumstances:
     strangers: int
 
 
+_SHOWN = 4  # tables in one sentence
 _L_AND_H = "Loshchilov & Hutter 2019, arXiv:1711.05101 [read]"
 _COMPUTED = "torch 2.13 on a CPU [computed]"
 
@@ -104,7 +105,13 @@ _WHY: dict[str, tuple[str, str]] = {
         "bitsandbytes #2010 [thread]",
     ),
     "by-design": ("norms are held by something else, and λ has nothing to do", "arXiv:2606.16899 [abstract]"),
-    "opaque": ("what cannot be seen cannot be vouched for", ""),
+    "opaque": (
+        (
+            "what cannot be seen cannot be vouched for: audit where a step can be made without a closure, or compare the "
+            "weights after a step at weight_decay 0 by hand"
+        ),
+        "",
+    ),
 }
 
 
@@ -226,6 +233,8 @@ def detail_of(
         said.append(_roles(ones, circumstances))
     if first.code == "decays-twice" and (hooks := _hooks(ones, circumstances)):
         said.append(f"beside the step run: {hooks}")
+    if first.code == "idle-decay":
+        said.append(_idle_rows(ones, circumstances))
     if first.code == "wrong-order" and asked:
         said.append(f"each update is {asked:.2g} of itself smaller")
     if first.code == "wrong-scale" and first.severity == "note":
@@ -242,6 +251,13 @@ def _of_run(first: Judgement, over_run: tuple[float, float], ratio: float | None
     if ratio is None or first.code in ("coupled", "decoupled"):
         return asked
     return f"{asked}, and {max(total * ratio, 0.0):.3g} is done"
+
+
+def _idle_rows(ones: Sequence[Judgement], circumstances: Circumstances) -> str:
+    """How many rows of which tables had no gradient."""
+    places = {(one.optimizer, one.group, one.name) for one in ones if one.about == "rows"}
+    rows = [t for t in circumstances.probe.tensors if (t.optimizer, t.group, t.name) in places]
+    return ", ".join(f"{t.idle_rows:,} of {t.shape[0]:,} rows of {t.name}" for t in rows[:_SHOWN])
 
 
 def _roles(ones: Sequence[Judgement], circumstances: Circumstances) -> str:
