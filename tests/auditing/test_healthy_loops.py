@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -50,6 +50,14 @@ OF_ANOTHER_FORM = {
 
 def id_of(loop: Callable[[], Loop] | Hostile) -> str:
     return f"{loop.make.__name__} {loop.code}" if isinstance(loop, Hostile) else loop.__name__
+
+
+def every(nth: int, loops: Sequence[Any]) -> list[Any]:
+    """All loops, of which the default suite takes every nth, so that it stays short."""
+    return [
+        pytest.param(loop, id=id_of(loop), marks=[] if index % nth == 0 else pytest.mark.long)
+        for index, loop in enumerate(loops)
+    ]
 
 
 def groups_of(loop: Loop) -> list[tuple[str, Any, dict[str, Any]]]:
@@ -120,17 +128,18 @@ def said_of(loop: Loop) -> list[tuple[str, str, tuple[str, ...]]]:
     return [(found.code, found.severity, found.tensors) for found in findings]
 
 
-@pytest.mark.parametrize("make", HEALTHY, ids=id_of)
+@pytest.mark.parametrize("make", every(4, HEALTHY))
 def test_a_healthy_loop_has_no_error_and_no_warning(make: Callable[[], Loop]) -> None:
     assert [found for found in said_of(make()) if found[1] != "note"] == []
 
 
+@pytest.mark.long
 @pytest.mark.transformers
 def test_the_trainers_groups_are_right_by_its_own_policy() -> None:
     assert [found for found in said_of(trainers.trainers_groups_by_transformers_policy()) if found[1] != "note"] == []
 
 
-@pytest.mark.parametrize("one", HOSTILE, ids=id_of)
+@pytest.mark.parametrize("one", every(3, HOSTILE))
 def test_a_hostile_loop_is_called_by_the_name_of_its_fault(one: Hostile) -> None:
     found = said_of(one.make())
     assert any(f[:2] == (one.code, one.severity) and set(one.tensors) <= set(f[2]) for f in found), found
