@@ -107,8 +107,8 @@ _WHY: dict[str, tuple[str, str]] = {
     "by-design": ("norms are held by something else, and λ has nothing to do", "arXiv:2606.16899 [abstract]"),
     "opaque": (
         (
-            "what cannot be seen cannot be vouched for: audit where a step can be made without a closure, or compare the "
-            "weights after a step at weight_decay 0 by hand"
+            "what cannot be seen cannot be vouched for: audit where a step can be made without a closure, or compare "
+            "the weights after a step at weight_decay 0 by hand"
         ),
         "",
     ),
