@@ -39,7 +39,7 @@ def blind_run(seed: int, *, policy: str = "default", tied: bool = False, steps: 
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(low: float, high: float) -> float:
-        return low * (high / low) ** float(torch.rand((), generator=generator))
+        return low * math.pow(high / low, float(torch.rand((), generator=generator)))
 
     def one_of(*choices: float) -> float:
         return choices[int(torch.randint(len(choices), (), generator=generator))]
@@ -67,7 +67,7 @@ def blind_run(seed: int, *, policy: str = "default", tied: bool = False, steps: 
         logits = model(ids[step, :, :-1])
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[step, :, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     decays = [lr(step) * weight_decay for step in range(n_steps)]

@@ -78,7 +78,6 @@ def asked_of_run(name: str) -> Asked | None:
     from weightdecay.planning.decay_plan import DecayPlan
     from weightdecay.rules import as_rule
     from weightdecay.runs import Run
-    from weightdecay.checkpoint import Checkpoint
     from weightdecay.training.timing import batch_sizes, lr_schedule, weight_decay_schedule
 
     found = checkpoint_of(Path(name))
@@ -97,7 +96,7 @@ def asked_of_run(name: str) -> Asked | None:
     share, faster = planned.multiplier, planned.lr_multiplier
     total = -sum(
         math.log1p(-rule.decay_per_step(faster * lr(step), share * weight_decay(step), faster * optimizer.lr))
-        for step in range(Checkpoint(found.path).step)
+        for step in range(found.step)
     )
     return Asked(share * λ, faster * optimizer.lr, total, source)
 

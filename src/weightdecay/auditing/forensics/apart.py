@@ -32,7 +32,7 @@ _NORMAL = 3.0
 _KURTOSES = (1.7, 3.3)  # from uniform to normal with a margin
 _MOST_DIRECTIONS = 64
 _POWERS = 12  # of the power method that finds them; more do not change what lies beside
-_SHORTEST = 0.3  # of the group's rows, among which those that moved are rarest
+_SHORTEST, _LEAST_SHORTEST = 0.3, 16  # share and number of a group's rows that are looked at for common directions
 _ISOTROPIC = 1.05
 _FLOOR = 1e-6  # density of a row that no component explains, so that one odd row decides nothing
 
@@ -68,17 +68,15 @@ def untouched_group(rows: Tensor) -> Group | str:
     square = rows.square().mean(1).double()
     found = _lowest(rows, square)
     if found is None:
-        return "no group of rows looks untouched: their norms do not have the spread of random draws"
+        return (
+            "no group of rows looks untouched: none has norms that spread as those of random draws do, and no "
+            "directions in common, as gradients have them"
+        )
     (log_square, low, high, size), kurtosis = found
 
     shape = d / (kurtosis - 1)
     first, last = (math.exp(log_square) * gamma_quantile(shape, p) for p in (0.002, 0.98))
     within = (square >= first) & (square <= last)
-    if not _isotropic(rows[within & (square <= square[within].quantile(_SHORTEST))]):
-        return (
-            "the shortest rows point in common directions, as draws do not: they have come and moved, and no others "
-            "stand apart from them"
-        )
     moved = n - size - int((square < first).sum())
     if moved < _LEAST_MOVED * n:
         return (
@@ -128,7 +126,9 @@ def _lowest(rows: Tensor, square: Tensor) -> tuple[_Fit, float] | None:
             if inside < _LEAST_ROWS:
                 break
             kurtosis = kurtosis_of(rows[within])
-        if fit is not None and fit[3] >= _LEAST_ROWS and fit[3] >= _LEAST_SHARE * inside:
+        if fit is None or inside < _LEAST_ROWS or fit[3] < max(_LEAST_ROWS, _LEAST_SHARE * inside):
+            continue
+        if _isotropic(_shortest(rows[within])):
             return fit, kurtosis
     return None
 
@@ -194,6 +194,12 @@ def _beside_the_others(rows: Tensor, moved: Tensor, log_square: float, kurtosis:
     along, beside = inside / k, (whole - inside) / (d - k)
     short = along <= math.exp(log_square) * gamma_quantile(k / (kurtosis - 1), 0.35)
     return _fitted(beside[short].log(), (d - k) / (kurtosis - 1), log_square)
+
+
+def _shortest(rows: Tensor) -> Tensor:
+    """Those of a group among which rows that moved are rarest."""
+    n = max(min(len(rows), _LEAST_SHORTEST), round(_SHORTEST * len(rows)))
+    return rows[rows.square().sum(1).argsort()[:n]]
 
 
 def _isotropic(rows: Tensor) -> bool:

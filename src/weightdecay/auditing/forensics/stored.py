@@ -113,6 +113,11 @@ class OfRun:
     path: Path
     run: Path | None
 
+    @property
+    def step(self) -> int:
+        """How many steps it has behind it, as its directory's name says."""
+        return int(self.path.name.rpartition("-")[2])
+
 
 def checkpoint_of(path: Path) -> OfRun | None:
     """The newest whole checkpoint of a run directory, or the one that this is; None for anything else.
