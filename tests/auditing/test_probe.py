@@ -280,6 +280,40 @@ def test_weights_that_are_set_to_a_norm_do_not_decay_by_construction() -> None:
     assert realised(seen) == pytest.approx([0.0] * 7, abs=1e-6)
 
 
+class RateByNorm(own.Plain):
+    """As Adafactor with `scale_parameter`, or LAMB: the rate of a tensor, and its decay, go with its own norm."""
+
+    def change(self, p: Any, group: dict[str, Any]) -> None:
+        rate = float(group["lr"] * p.norm() / p.numel() ** 0.5)
+        p.mul_(1 - rate * group["weight_decay"]).sub_(p.grad.sign(), alpha=rate)
+
+
+def test_a_rate_that_goes_with_the_weights_has_no_form_and_its_decay_is_measured() -> None:
+    net = model()
+    optimizer = RateByNorm(net.parameters(), lr=LR, weight_decay=DECAY)
+    train(net, optimizer)
+    seen = weightdecay.probe(net, optimizer)
+    assert seen.groups[0].factor is None
+    for name, p in net.named_parameters():
+        assert seen[name].requested is None
+        assert seen[name].realised == pytest.approx(LR * DECAY * float(p.detach().square().mean().sqrt()), rel=0.01)
+
+
+def test_a_step_that_moves_nothing_yet_is_left_to_the_twin() -> None:
+    class BeginsLater(own.Plain):
+        calls = 0
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            self.calls += 1
+            if self.calls > 5:
+                super().step(closure)
+
+    (one,) = probed(BeginsLater).optimizers
+    assert one.seen_on == "twin"
+    assert "changes no tensor" in one.why
+
+
 def test_a_group_is_seen_at_lr_0_and_asks_for_nothing_there() -> None:
     seen = probed(torch.optim.AdamW, lr=0.0, steps=1)
     assert seen.groups[0].factor == pytest.approx(1.0, rel=1e-4)

@@ -34,6 +34,8 @@ _SMALL = 0.04
 _POWERS = (0.0, 0.5, 1.0, 2.0, 3.0)
 # Of tensors of one group, in low precision too.
 _UNEVEN = 0.05
+# How much larger weights are made, and of how much less a fraction is another.
+_LARGER, _FOLLOWS = 2.0, 0.2
 # Steps in which the way through the moments parts from the one beside them.
 _FEW = 3
 
@@ -110,7 +112,9 @@ class FormFinding:
         self._find_powers(small, self._removed(self._with(small)) or {})
         seen = self._removed(self._with(tries)) or seen
         self._find_coupled(tries, seen)
-        for group in uneven:  # each tensor has a rate of its own, by its norm or its update's
+        for group in uneven | self._following_the_weights(
+            small
+        ):  # each tensor has a rate of its own, by its norm or its update's
             self.forms[group].factor = self.forms[group].lr_power = None
         if not all(self.forms[group].reads_weight_decay for group in self.groups):
             self._find_late(tries)
@@ -157,6 +161,21 @@ class FormFinding:
             chosen.append(self.places[own[len(own) // 2]])
         self.places = chosen
         return uneven
+
+    def _following_the_weights(self, tries: Mapping[int, float]) -> set[int]:
+        """The groups of which a step takes another fraction of larger weights, as their norm is in its rate."""
+        sighting = Sighting(self.bench, self._with(tries), places=self.places, known=self.known)
+        try:
+            pairs = zip(sighting.seen_large(), sighting.seen_scaled(_LARGER), self.places, strict=True)
+            seen = [[Removed.of(added_over_shards(one, p.tensor)) for one in pair] for *pair, p in pairs]
+        except Exception:  # others' code
+            return set()
+        return {
+            place.group
+            for (plain, larger), place in zip(seen, self.places, strict=True)
+            if place.group not in self.known.targets
+            and abs(_fraction(larger) - _fraction(plain)) > _FOLLOWS * abs(_fraction(plain))
+        }
 
     def _find_powers(self, tries: Mapping[int, float], seen: Mapping[int, Removed]) -> None:
         at_half = self._removed(self._with({group: value / 2 for group, value in tries.items()}))

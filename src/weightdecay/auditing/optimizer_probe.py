@@ -32,6 +32,12 @@ _NEEDS_CLOSURE = (
 )
 
 
+_STILL = (
+    "its step changes no tensor, though they have gradients: it begins later, or accumulates; probe it before a step "
+    "that moves weights, or the optimizer that it wraps"
+)
+
+
 class OptimizerProbe:
     """One optimizer of a probe.
 
@@ -101,6 +107,8 @@ class OptimizerProbe:
             ways = ways_of(self.optimizer, self.places)
             self.seen_on, self.why = "step" if ways.apart else "whole step", ways.why
             self._find_forms(ways)
+            if ways.is_still and not self._is_read(ways):
+                raise OptimizerError(_STILL)
             self.known.is_complete = True
             sights = self._sights(ways, found)
             self._see_idle(sights, ways)
@@ -126,6 +134,12 @@ class OptimizerProbe:
             with Bench(self.optimizer, unit, saves=ways.saves, gradients="drawn") as bench:
                 FormFinding(bench, self.forms, looked_at, self.known).find()
                 self.unread |= unread_keys(bench, looked_at)
+
+    def _is_read(self, ways: Ways) -> bool:
+        """Whether any λ is, or there is none that could be."""
+        forms = [self.forms[place.group] for place in ways.sample]
+        asking = [form for form in forms if form.weight_decay is not None]
+        return not asking or any(form.reads_weight_decay for form in asking)
 
     def _sights(self, ways: Ways, found: dict[tuple[int, int], ProbedTensor]) -> list[Sight]:
         seen: list[Sight] = []

@@ -27,12 +27,14 @@ class Ways:
         why: why not, if so.
         saves: whether whatever can be reached is saved before each step.
         sample: the places on which forms are seen.
+        is_still: a step changes no tensor, though they have gradients.
     """
 
     apart: bool
     why: str
     saves: bool
     sample: list[Place] = field(default_factory=list)
+    is_still: bool = False
 
 
 def ways_of(optimizer: Any, places: Sequence[Place]) -> Ways:
@@ -42,8 +44,9 @@ def ways_of(optimizer: Any, places: Sequence[Place]) -> Ways:
         Exception: whatever its step raises on all tensors.
     """
     sample = _some_of_each_group(places)
+    is_still = False
     try:
-        blind, why = _tried(optimizer, _smallest(places))
+        blind, why, is_still = _tried(optimizer, _smallest(places))
     except CommunicatesError:
         raise
     except Exception as error:  # others' code, which may keep something for each tensor beside its groups
@@ -52,24 +55,26 @@ def ways_of(optimizer: Any, places: Sequence[Place]) -> Ways:
             blind = bench.is_blind()
         why = f"it steps no part of its tensors ({type(error).__name__}: {error})"
     why = agreed_on(why, places)
-    return Ways(not why, why, agreed(blind, (place.tensor for place in places)), sample)
+    tensors = [place.tensor for place in places]
+    return Ways(not why, why, agreed(blind, tensors), sample, not agreed(not is_still, tensors))
 
 
-def _tried(optimizer: Any, some: Sequence[Place]) -> tuple[bool, str]:
-    """Whether writes go unseen, and why tensors cannot be stepped one by one; "" if they can."""
+def _tried(optimizer: Any, some: Sequence[Place]) -> tuple[bool, str, bool]:
+    """Whether writes go unseen, why tensors cannot be stepped one by one ("" if they can), and whether none moves."""
     with Bench(optimizer, some, saves=True, gradients="drawn") as bench:
         with bench.stepped():
             together = [local(place.tensor).clone() for place in some]
             blind = bench.is_blind()
+        is_still = all(torch.equal(bench.weights(place), after) for place, after in zip(some, together, strict=True))
         if bench.strays():
-            return blind, "a step reaches tensors that are not in the groups"
+            return blind, "a step reaches tensors that are not in the groups", is_still
         if bench.reached > _OBJECTS:
-            return blind, f"{bench.reached} objects hang on it"
+            return blind, f"{bench.reached} objects hang on it", is_still
     for place, after in zip(some, together, strict=True):
         with Bench(optimizer, [place], saves=blind, gradients="drawn") as bench, bench.stepped():
             if not _alike(bench.weights(place), local(place.tensor), after):
-                return blind, "its step makes tensors depend on each other"
-    return blind, ""
+                return blind, "its step makes tensors depend on each other", is_still
+    return blind, "", is_still
 
 
 def agreed_on(why: str, places: Sequence[Place]) -> str:

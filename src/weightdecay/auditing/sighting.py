@@ -323,17 +323,28 @@ class Sighting:
                 moments.append(removed(self._w(place), left, self._whole(index), after=False))
         return moments
 
-    def _place(self, sign: int) -> None:
-        """Set the weights and all copies of them to w or −w."""
+    def seen_scaled(self, scale: float) -> list[Tensor]:
+        """What the large λ removes from weights that are so many times as large."""
+        none = {group: {**values, "weight_decay": 0.0} for group, values in self.large.items()}
+        with self.bench.stepped(none, steps=self.steps, prepare=lambda: self._place(scale)):
+            without = [self._read(index).clone() for index in range(len(self.places))]
+        with self.bench.stepped(self.large, steps=self.steps, prepare=lambda: self._place(scale)):
+            return [
+                removed(scale * self._w(place), self._read(index), without[index])
+                for index, place in enumerate(self.places)
+            ]
+
+    def _place(self, scale: float) -> None:
+        """Set the weights and all copies of them to so many times w; what rounding has lost of it turns with it."""
         for index, place in enumerate(self.places):
             w, beside = self._w(place), self._beside(index)
-            target = w if sign > 0 else -w
+            target = scale * w
             local(place.tensor).copy_(target)
             for path in self._copies[index]:
                 if path in beside:
                     beside[path].copy_(target)
             carrier = self._carriers[index]
-            if carrier is not None and carrier.added and sign < 0 and carrier.path in beside:
+            if carrier is not None and carrier.added and scale < 0 and carrier.path in beside:
                 beside[carrier.path].neg_()
 
 
