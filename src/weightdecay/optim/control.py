@@ -26,6 +26,7 @@ from weightdecay.optim.checks import group_title
 from weightdecay.optim.decay import decay_, decay_all_, kernel_weight_decay, local
 from weightdecay.optim.grouping import Group, with_gradient
 from weightdecay.optim.loading import is_only_saved
+from weightdecay.optim.outermost import OutermostStep
 from weightdecay.optim.peaks import PeakLr, peak_faults, peak_of
 from weightdecay.optim.precision import warn_of_rounding
 from weightdecay.optim.scheduling import apply_schedules
@@ -63,6 +64,7 @@ class Control:
         self._rules: list[Rule] = []
         self._services: list[Service] = []
         self._watch: Watch | None = None
+        self._outermost = OutermostStep()
         # Of the step in progress: each group's λ, whether it only shows what state there is, and the weights from
         # before it that masked rules decay.
         self._given: list[Any] | None = None
@@ -171,6 +173,8 @@ class Control:
     # --- each step
 
     def _before(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._outermost.begins():
+            return
         if self._given is not None:  # the step before did not finish: its closure raised
             self._restore()
         self._saves = kwargs == {"closure": None} and is_only_saved(optimizer)
@@ -264,6 +268,8 @@ class Control:
         self._whole = []
 
     def _after(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
+        if not self._outermost.ends():
+            return
         self._decay_masked()
         self._restore()
         if self._watch:

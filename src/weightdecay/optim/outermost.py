@@ -1,0 +1,42 @@
+"""One step, however often its hooks run.
+
+torch wraps the `step` of each class of which there has been an instance, and every wrapper runs the optimizer's hooks.
+So the hooks of a class whose step calls `super().step()` run once where its base has never been made, and twice within
+one step where it has, anywhere in the program.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+
+
+class OutermostStep:
+    """Tells the hooks of a step from those of a step that it calls. For use in a hook before and a hook after."""
+
+    def __init__(self) -> None:
+        # Of the wrapper that runs the hooks. A step that raises never comes to its hook after; that it is over shows
+        # by its frame, which runs no more.
+        self._wrapper: FrameType | None = None
+
+    def begins(self) -> bool:
+        """Whether the hook that calls this stands before a step, and not before one within it."""
+        wrapper = sys._getframe(2)
+        if self._wrapper is not None and _is_running(self._wrapper, wrapper):
+            return False
+        self._wrapper = wrapper
+        return True
+
+    def ends(self) -> bool:
+        """Whether the hook that calls this stands after the step that began."""
+        if sys._getframe(2) is not self._wrapper:
+            return False
+        self._wrapper = None
+        return True
+
+
+def _is_running(frame: FrameType, within: FrameType) -> bool:
+    outer = within.f_back
+    while outer is not None and outer is not frame:
+        outer = outer.f_back
+    return outer is frame

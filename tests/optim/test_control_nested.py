@@ -1,0 +1,81 @@
+"""A class whose step calls `super().step()` runs its hooks once or twice, and control steps once in either case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import weightdecay
+from weightdecay.schedules import Linear
+
+LR, STEPS = 0.05, 12
+BASES: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "Adam": torch.optim.Adam,
+    "AdamW": torch.optim.AdamW,
+    "NAdam": torch.optim.NAdam,
+    "RMSprop": torch.optim.RMSprop,
+}
+
+
+def nested(base: Any) -> Any:
+    """A subclass of a subclass, so that hooks may run three times; of its own, since classes stay wrapped."""
+
+    class Middle(base):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    class Outer(Middle):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    for kind in (base, Middle):
+        kind([torch.nn.Parameter(torch.zeros(1))])  # from here on torch runs hooks around each of these steps
+    return Outer
+
+
+def weights_after(make: Any, rule: str) -> Tensor:
+    torch.manual_seed(0)
+    w = torch.nn.Parameter(torch.randn(6, 5, dtype=torch.float64))
+    optimizer = make([w], lr=LR, weight_decay=0.3)
+    peak = {"peak_lr": LR} if rule in ("independent", "corrected") else {}
+    weightdecay.control(optimizer, rule=rule, schedule=Linear(0.3, 0.0, steps=STEPS), **peak)
+    for number in range(STEPS):
+        w.grad = torch.randn(6, 5, dtype=torch.float64)
+        optimizer.param_groups[0]["lr"] = LR * (1 - number / STEPS)
+        optimizer.step()
+    assert optimizer.param_groups[0]["decay_step"] == STEPS
+    return w.detach()
+
+
+@pytest.mark.parametrize("rule", ["decoupled", "independent", "fixed", "lr_squared", "corrected", "cautious"])
+@pytest.mark.parametrize("base", BASES)
+def test_a_step_that_calls_its_bases_step_decays_once(base: str, rule: str) -> None:
+    assert torch.equal(weights_after(nested(BASES[base]), rule), weights_after(BASES[base], rule))
+
+
+def test_what_a_step_that_raised_left_is_no_step_around_the_next() -> None:
+    class Fails(torch.optim.Adam):
+        fails = False
+
+        def step(self, closure: Any = None) -> Any:
+            if self.fails:
+                raise RuntimeError("within a step")
+            return super().step(closure)
+
+    torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+    w = torch.nn.Parameter(torch.ones(4, dtype=torch.float64))
+    optimizer = Fails([w], lr=0.1, weight_decay=0.5)
+    weightdecay.control(optimizer, rule="independent", peak_lr=0.1)
+    w.grad = torch.zeros_like(w)
+    optimizer.fails = True
+    with pytest.raises(RuntimeError, match="within a step"):
+        optimizer.step()
+    after_raising = w.detach().clone()
+    optimizer.fails = False
+    for _ in range(3):
+        optimizer.step()
+    torch.testing.assert_close(w.detach(), after_raising * 0.5**3, rtol=1e-12, atol=0)
