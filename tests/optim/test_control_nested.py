@@ -24,7 +24,7 @@ BASES: dict[str, Callable[..., torch.optim.Optimizer]] = {
 def nested(base: Any) -> Any:
     """A subclass of a subclass, so that hooks may run three times; of its own, since classes stay wrapped."""
 
-    class Middle(base):
+    class Middle(base):  # type: ignore[misc]
         def step(self, closure: Any = None) -> Any:
             return super().step(closure)
 
@@ -37,7 +37,7 @@ def nested(base: Any) -> Any:
     return Outer
 
 
-def weights_after(make: Any, rule: str) -> Tensor:
+def weights_after(make: Any, rule: Any) -> Tensor:
     torch.manual_seed(0)
     w = torch.nn.Parameter(torch.randn(6, 5, dtype=torch.float64))
     optimizer = make([w], lr=LR, weight_decay=0.3)
