@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # the same names as in _PUBLIC; a test compares
     from weightdecay.errors import StorageError as StorageError
     from weightdecay.errors import TrainingError as TrainingError
     from weightdecay.errors import WeightDecayError as WeightDecayError
+    from weightdecay.evaluation.exporting import export as export
     from weightdecay.models.config import ModelConfig as ModelConfig
     from weightdecay.models.decoder import GPT as GPT
     from weightdecay.models.objective import Objective as Objective
@@ -74,7 +75,6 @@ if TYPE_CHECKING:  # the same names as in _PUBLIC; a test compares
     from weightdecay.recipes.settings import TrainConfig as TrainConfig
     from weightdecay.rules import Rule as Rule
     from weightdecay.runs import Run as Run
-    from weightdecay.training.exporting import export as export
     from weightdecay.training.trainer import train as train
 
 __version__ = "0.1.0"
@@ -142,7 +142,7 @@ _PUBLIC: dict[str, str] = {
     "recipe": "weightdecay.recipes.schema",
     "TrainConfig": "weightdecay.recipes.settings",
     "Run": "weightdecay.runs",
-    "export": "weightdecay.training.exporting",
+    "export": "weightdecay.evaluation.exporting",
     "train": "weightdecay.training.trainer",
 }
 _MODULES = ("errors", "rules", "schedules")

@@ -8,6 +8,7 @@ RUN/
   metrics.jsonl     a row a logged step
   checkpoints/step-00000200/…
   summary.json      written at the end
+  loss.svg          its losses as a picture
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from weightdecay.errors import ConfigError, DamagedError, RunBusyError, TrainingError
 from weightdecay.recipes.files import read_settings, settings_toml
@@ -29,6 +30,23 @@ from weightdecay.recipes.settings import TrainConfig
 from weightdecay.storage import Lock, is_at, lock, whole_file
 
 Row = dict[str, Any]
+
+
+def runs_in(folder: Path) -> list[Run]:
+    """The run directories in a folder and below it, by their paths; what lies within a run is not looked into.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such directory: name the one that holds the runs")
+    found = []
+    for path, subfolders, files in os.walk(folder):
+        if "run.toml" in files:
+            found.append(Run(Path(path)))
+            subfolders.clear()
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+    return sorted(found, key=lambda run: run.path)
 
 
 @dataclass(frozen=True)
@@ -101,6 +119,22 @@ class Run:
         path = self.path / "summary.json"
         return read_json(path) if path.is_file() else None
 
+    def status(self) -> str:
+        """`finished`, `running` (a process holds the directory), or `stopped`; asking changes nothing.
+
+        Raises:
+            DamagedError: summary.json cannot be read.
+        """
+        path = self.path / ".lock"
+        try:
+            with path.open("r+", encoding="utf-8") as file:
+                if lock(file) is Lock.BUSY:
+                    return "running"
+        except OSError:
+            pass  # never begun here, or another user's: the files tell the rest
+        summary = self.summary()
+        return str(summary["status"]) if summary and "status" in summary else "stopped"
+
     def rows(self, kind: str | None = None) -> Iterator[Row]:
         """The metric rows in order; a last line torn by a kill is left out."""
         if not self.metrics_path.is_file():
@@ -156,26 +190,53 @@ class Run:
                     self.path.rmdir()
 
 
+class Tracker(Protocol):
+    """Something else that a run's numbers are sent to; `integrations` has those that are known here.
+
+    What a tracker raises ends the run: whoever wants it to go on without catches that in the tracker.
+    """
+
+    def start(self, run: Run, step: int) -> None:
+        """A run begins, or goes on after `step`: rows of later steps that were sent before are void."""
+
+    def row(self, row: Row) -> None:
+        """A row as it is written to metrics.jsonl."""
+
+    def close(self) -> None:
+        """No more rows come, however the run ended."""
+
+
 class MetricsWriter:
-    """Appends rows to metrics.jsonl, each on the disk's way before the next step begins.
+    """Appends rows to metrics.jsonl, each on the disk's way before the next step begins, and to a tracker.
+
+    Args:
+        tracker: is sent each row once it is written.
+        step: after which the rows begin.
 
     Raises:
         TrainingError: the row cannot be written (a full disk), with the path.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, tracker: Tracker | None = None, step: int = 0) -> None:
         self._path = run.metrics_path
         self._file = self._path.open("ab", buffering=0)
+        self._tracker = tracker
+        if tracker is not None:
+            tracker.start(run, step)
 
     def __enter__(self) -> MetricsWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
     def write(self, row: Row) -> None:
         with self._told():
             self._file.write((dump_json(row) + "\n").encode())
+        if self._tracker is not None:
+            self._tracker.row(row)
 
     def sync(self) -> None:
         """Wait until the rows are on the disk, so that no checkpoint outlives those of its steps."""

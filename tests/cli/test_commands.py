@@ -12,7 +12,7 @@ import pytest
 
 from tests.commands import SMALL, Command
 
-COMMANDS = ("train", "sample", "export", "plan", "convert", "data", "verify", "recipes")
+COMMANDS = ("train", "sample", "eval", "export", "runs", "plan", "convert", "data", "verify", "recipes")
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +236,7 @@ def test_the_run_directory_holds_what_the_design_promises(run_directory: Path) -
     names = {path.name for path in run_directory.iterdir()} - {".lock"}
     assert names == {
         "run.toml", "environment.json", "plan.json", "tokenizer.json", "metrics.jsonl", "checkpoints", "summary.json",
+        "loss.svg",
     }  # fmt: skip
     rows = [json.loads(line) for line in (run_directory / "metrics.jsonl").read_text().splitlines()]
     first = rows[0]

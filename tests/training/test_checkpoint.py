@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from weightdecay import checkpoint
+from weightdecay.checkpoint import Checkpoint
 from weightdecay.errors import DamagedError, TrainingError
-from weightdecay.training import checkpoint
-from weightdecay.training.checkpoint import Checkpoint
 
 
 def written(folder: Path, step: int, val_loss: float | None = None) -> Checkpoint:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from weightdecay import checkpoint
 from weightdecay.data.loader import Loader, evaluation_batches
 from weightdecay.data.prepare import prepared_for
 from weightdecay.errors import ConfigError, StoppedError, TrainingError
@@ -22,7 +23,6 @@ from weightdecay.models.decoder import GPT
 from weightdecay.recipes.schema import recipe
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import Run
-from weightdecay.training import checkpoint
 from weightdecay.training.progress import SilentReporter
 from weightdecay.training.trainer import train
 

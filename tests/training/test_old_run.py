@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.commands import Command
+from weightdecay import checkpoint
 from weightdecay.runs import Run
-from weightdecay.training import checkpoint
 
 OLD = Path(__file__).parent / "old_run"
 # As its command line was, in the words of that version.

@@ -12,15 +12,15 @@ from safetensors.torch import load_file, save_file
 
 from tests.commands import Command
 from weightdecay.errors import ConfigError, DamagedError
+from weightdecay.evaluation.exporting import export
+from weightdecay.evaluation.trained import load
 from weightdecay.models.decoder import GPT
+from weightdecay.models.loading import load_weights
 from weightdecay.recipes.schema import recipe
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import Run
-from weightdecay.training.exporting import export
 from weightdecay.training.pretrained import with_pretrained_shape
 from weightdecay.training.progress import SilentReporter
-from weightdecay.training.resuming import load_weights
-from weightdecay.training.sampling import load
 from weightdecay.training.trainer import train
 
 

@@ -8,8 +8,9 @@ import torch
 from weightdecay.errors import ConfigError, DamagedError
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.decoder import GPT
+from weightdecay.models.loading import load_weights
 from weightdecay.recipes.schema import recipe
-from weightdecay.training.resuming import agree_on_config, config_changes, load_weights
+from weightdecay.training.resuming import agree_on_config, config_changes
 
 WHERE = Path("model.safetensors")
 CONFIG = ModelConfig(vocab_size=5, context=4, n_layers=2, d_model=8, n_heads=2)

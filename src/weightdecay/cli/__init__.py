@@ -15,11 +15,13 @@ import tyro
 from weightdecay.cli import streams
 from weightdecay.cli.convert import Convert
 from weightdecay.cli.data import Data
+from weightdecay.cli.eval import Eval
 from weightdecay.cli.export import Export
 from weightdecay.cli.forensics import Forensics
 from weightdecay.cli.output import note, print_error_document, print_json, report_error
 from weightdecay.cli.plan import Plan
 from weightdecay.cli.recipes import Recipes
+from weightdecay.cli.runs import Runs
 from weightdecay.cli.sample import Sample
 from weightdecay.cli.train import Train
 from weightdecay.cli.verify import Verify
@@ -36,12 +38,14 @@ _SHELLS = ("bash", "zsh", "tcsh", "fish")
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Eval, tyro.conf.subcommand("eval")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Forensics, tyro.conf.subcommand("forensics")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Runs, tyro.conf.subcommand("runs")]
     | Annotated[Recipes, tyro.conf.subcommand("recipes")]
 )
 

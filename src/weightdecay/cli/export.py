@@ -14,12 +14,14 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 @dataclass(frozen=True)
 class Export:
-    """Write a run's model as config.json, safetensors and tokenizer, for Hugging Face transformers."""
+    """Write a trained model as config.json, safetensors and tokenizer, for Hugging Face transformers."""
 
-    run_directory: Argument[Run]
-    """The run, as `train` made it."""
+    model: Argument[Run]
+    """A run, one of its checkpoints, or an exported directory (to have it in another dtype)."""
     out: Argument[Folder]
     """Where to write; empty or not there yet."""
+    checkpoint: Choice = "newest"
+    """Of a run: newest, best (lowest held-out loss), or the number of a step."""
     dtype: Choice = "float32"
     """What the weights are rounded to: float32, bfloat16 or float16."""
     shard_size: Name = "5GB"
@@ -32,8 +34,7 @@ class Export:
 
         from rich.text import Text
 
-        from weightdecay import runs
-        from weightdecay.training.exporting import DTYPES, export
+        from weightdecay.evaluation.exporting import DTYPES, export
 
         faults: list[str] = []
         if self.dtype not in DTYPES:
@@ -41,15 +42,16 @@ class Export:
         shard_bytes = _bytes("--shard-size", self.shard_size, faults)
         raise_together(faults)
         made = export(
-            runs.Run.open(self.run_directory), Path(self.out), note, dtype=self.dtype, shard_bytes=shard_bytes
+            Path(self.model), Path(self.out), note, dtype=self.dtype, shard_bytes=shard_bytes, which=self.checkpoint
         )
         if self.json:
             print_json({"out": str(made.path), **{key: value for key, value in vars(made).items() if key != "path"}})
             return 0
         out = console()
         kind = made.architecture or "weightdecay's own format"
+        step = f", step {made.step}" if made.step is not None else ""
         files = f"{len(made.files)} files of weights" if len(made.files) > 1 else made.files[0]
-        out.print(Text(f"{made.path}: {kind}, step {made.step}, {made.dtype}, {files}"), soft_wrap=True)
+        out.print(Text(f"{made.path}: {kind}{step}, {made.dtype}, {files}"), soft_wrap=True)
         if made.remark:
             out.print(Text(made.remark), soft_wrap=True)
         return 0

@@ -19,7 +19,7 @@ from weightdecay.cli.flags import (
     with_setting_flags,
 )
 from weightdecay.cli.output import console, note, print_json
-from weightdecay.errors import ConfigError, RecipeError, printable
+from weightdecay.errors import ConfigError, RecipeError, did_you_mean, printable
 from weightdecay.recipes.settings import TrainConfig
 
 if TYPE_CHECKING:
@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from weightdecay.recipes.files import SettingsFile
     from weightdecay.recipes.layers import Layer
     from weightdecay.recipes.schema import Recipe as PublishedRecipe
-    from weightdecay.runs import Run
+    from weightdecay.runs import Run, Tracker
 
 _DEFAULT_RECIPE = "gpt3:nano"
+_TRACKERS = ("tensorboard",)
 
 
 @with_setting_flags(TrainConfig)
@@ -51,6 +52,8 @@ class Train:
     """auto (go on if --out holds a run), never, or must."""
     on_change: Choice = "refuse"
     """Settings that differ from the run being resumed: refuse, keep the run's, or override them from the next step."""
+    track: Choice = ""
+    """Send the rows of metrics.jsonl to a tracker, too: tensorboard (events in RUN/tensorboard)."""
     as_published: Switch = False
     """The published form where the recipe keeps another value (PaLM's optimizer)."""
     set: Settings = ()
@@ -84,7 +87,9 @@ class Train:
                 out.print(briefing(setup), "")
                 out.print(Text(printable(settings_toml(setup.config, origins))), soft_wrap=True)
             return 0
-        run = train(config, resume=self.resume, on_change=self.on_change, reporter=ConsoleReporter(out))
+        run = train(
+            config, resume=self.resume, on_change=self.on_change, reporter=ConsoleReporter(out), tracker=self._tracker()
+        )
         if os.environ.get("RANK", "0") != "0":
             return 0  # under torchrun the first process speaks for all
         if self.json:
@@ -101,6 +106,8 @@ class Train:
         from weightdecay.training.preflight import missing_names, unknown_choices
 
         faults = unknown_choices(self.resume, self.on_change)
+        if self.track and self.track not in _TRACKERS:
+            faults.append(f"--track {self.track}: {did_you_mean(self.track, _TRACKERS)}")
         file = self._file(faults)
         flags = {flag.setting.key: flag for flag in setting_flags(TrainConfig)}
         given = {key: value for key, flag in flags.items() if (value := getattr(self, flag.name))}
@@ -127,6 +134,13 @@ class Train:
         if faults:
             raise ConfigError([*faults, *missing_names(stacked(own)[0])])
         return config, origins
+
+    def _tracker(self) -> Tracker | None:
+        if self.track != "tensorboard":
+            return None
+        from weightdecay.integrations.tensorboard import TensorBoard
+
+        return TensorBoard()
 
     def _file(self, faults: list[str]) -> SettingsFile | None:
         from pathlib import Path
@@ -197,7 +211,8 @@ def _with_what_was_worked_out(origins: dict[str, str], asked: TrainConfig, found
 def _show_sample(run: Run, out: Console) -> None:
     from rich.text import Text
 
-    from weightdecay.training.sampling import continuation, load
+    from weightdecay.evaluation.sampling import continuation
+    from weightdecay.evaluation.trained import load
 
     trained = load(run, note)
     text = "".join(continuation(trained, "", max_tokens=120, temperature=0.8, top_k=50, seed=0))

@@ -10,10 +10,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from weightdecay.models.decoder import GPT
+from weightdecay.models.loading import load_weights
 from weightdecay.models.objective import Objective
 from weightdecay.training.distributed import Ranks
 from weightdecay.training.optimizers import make_optimizer
-from weightdecay.training.resuming import initial_weights, load_weights
+from weightdecay.training.resuming import initial_weights
 from weightdecay.training.setup import Setup
 
 

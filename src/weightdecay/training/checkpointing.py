@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
+from weightdecay import checkpoint
 from weightdecay.models.decoder import GPT
+from weightdecay.models.loading import load_weights
 from weightdecay.optim.state import load_state_by_name, settings_by_name, state_by_name
 from weightdecay.runs import Run
-from weightdecay.training import checkpoint
 from weightdecay.training.distributed import Ranks
-from weightdecay.training.resuming import load_weights
 
 
 @dataclass

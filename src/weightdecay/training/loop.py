@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from weightdecay import checkpoint
 from weightdecay.errors import StoppedError
+from weightdecay.evaluation.curve import write_loss_curve
 from weightdecay.optim.scheduling import apply_schedules
-from weightdecay.runs import MetricsWriter, Run
-from weightdecay.training import checkpoint, checkpointing
+from weightdecay.runs import MetricsWriter, Run, Tracker
+from weightdecay.training import checkpointing
 from weightdecay.training.building import Built
 from weightdecay.training.checkpointing import Position
 from weightdecay.training.distributed import Ranks
@@ -33,19 +35,24 @@ class TrainingLoop:
     ranks: Ranks
     reporter: Reporter
     position: Position = field(default_factory=Position)
+    tracker: Tracker | None = None
 
     def run_to_end(self, stop: StopRequest) -> None:
         """Steps until the last one; rank 0 writes the metrics and the summary."""
         settings = self.setup.config.run
         self.built.objective.train()
-        with MetricsWriter(self.run) if self.ranks.is_first else nullcontext() as metrics:
+        with self._metrics() if self.ranks.is_first else nullcontext() as metrics:
             while self.position.done < settings.steps:
                 self._step(stop, metrics)
 
         if self.ranks.is_first:
             checkpoint.prune(self.run.checkpoints, settings.keep)  # a kill may have come before it
             self.run.write_json("summary.json", summary(self.setup, self.run, self.position))
+            write_loss_curve(self.run)
             self.reporter.note(f"finished: {self.position.done} steps in {duration(self.position.elapsed_s)}")
+
+    def _metrics(self) -> MetricsWriter:
+        return MetricsWriter(self.run, self.tracker, self.position.done)
 
     def _step(self, stop: StopRequest, metrics: MetricsWriter | None) -> None:
         """An update, and what is due after it: a row, an evaluation, a checkpoint, leaving."""
@@ -77,6 +84,8 @@ class TrainingLoop:
             self._save(val_loss)
 
         if signal_number and not last:
+            if metrics:
+                write_loss_curve(self.run)
             raise StoppedError(
                 f"stopped by signal {signal_number} after step {position.done} of {settings.steps}; saved, "
                 f"go on with --out {self.run.path} --resume auto",

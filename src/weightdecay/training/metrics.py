@@ -9,18 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from weightdecay import checkpoint
 from weightdecay.data.loader import evaluation_batches
+from weightdecay.evaluation.loss import EVALUATION_TOKENS
 from weightdecay.optim.clipping import total_norm
 from weightdecay.rules import group_decay_per_step
 from weightdecay.runs import Row, Run
-from weightdecay.training import checkpoint
 from weightdecay.training.checkpointing import Position
 from weightdecay.training.distributed import Ranks
 from weightdecay.training.setup import Setup
 from weightdecay.training.step import StepResult, evaluate
-
-# Tokens in one forward pass of an evaluation.
-EVALUATION_TOKENS = 8_192
 
 
 def step_row(

@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from weightdecay.errors import ConfigError
+from weightdecay.evaluation.tokenizerfiles import tokenizers_of
 from weightdecay.models import huggingface
 from weightdecay.recipes.settings import TrainConfig
-from weightdecay.training.tokenizerfiles import tokenizers_of
 
 
 def holds_a_model(config: TrainConfig) -> bool:

@@ -7,17 +7,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from weightdecay import checkpoint
+from weightdecay.checkpoint import Checkpoint
 from weightdecay.errors import ConfigError, DamagedError
 from weightdecay.models import huggingface
-from weightdecay.models.decoder import GPT
 from weightdecay.models.weightfiles import weight_files
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import Run, read_json
-from weightdecay.training import checkpoint
-from weightdecay.training.checkpoint import Checkpoint
 from weightdecay.training.pretrained import pretrained_weights
 
 # Settings that change nothing about what is learned, only what is kept and how the work is shared out.
@@ -143,29 +141,6 @@ def check_data(run: Run, identity: Mapping[str, str]) -> None:
     ]
     if faults:
         raise ConfigError(faults)
-
-
-def load_weights(model: GPT, tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Copy weights by name; all of them or none.
-
-    Raises:
-        DamagedError: missing or extra names, other shapes or dtypes; every one is listed.
-    """
-    own = model.tensors()
-    faults = [f"{where}: no tensor '{name}'" for name in sorted(own.keys() - tensors.keys())]
-    faults += [f"{where}: tensor '{name}' is not this model's" for name in sorted(tensors.keys() - own.keys())]
-    for name in sorted(own.keys() & tensors.keys()):
-        ours, theirs = own[name], tensors[name]
-        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-            faults.append(
-                f"{where}: tensor '{name}' is {theirs.dtype} {list(theirs.shape)}, "
-                f"this model's {ours.dtype} {list(ours.shape)}"
-            )
-    if faults:
-        raise DamagedError("\n".join(faults))
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
 
 
 def check_start(source: str) -> None:

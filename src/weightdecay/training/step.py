@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from weightdecay.data.loader import IGNORE_INDEX
 from weightdecay.errors import TrainingError
+from weightdecay.evaluation.loss import nats
 from weightdecay.models.objective import Losses
 from weightdecay.optim.clipping import NonfiniteGradientError, OnNonfinite, clipped_step
 from weightdecay.training.distributed import Ranks
@@ -96,27 +95,13 @@ def take_step(
     return StepResult(mean_loss, clipped.grad_norm, clipped.skipped, total_load)
 
 
-@torch.inference_mode()
 def evaluate(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, ranks: Ranks, dtype: torch.dtype
 ) -> tuple[float, int]:
     """Σ of the negative log-likelihood in nats, and the number of tokens it is over; ranks share the batches."""
-    was_training = model.training
-    model.eval()
-    nats, count = 0.0, 0
-    for index, (tokens_BT, targets_BT) in enumerate(batches):
-        if index % ranks.world_size != ranks.rank:
-            continue
-        with torch.autocast(ranks.device.type, dtype, dtype != torch.float32):
-            logits_BTV = model(tokens_BT.to(ranks.device))
-        targets = targets_BT.to(ranks.device).flatten()
-        nats += float(
-            F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets, reduction="sum", ignore_index=IGNORE_INDEX)
-        )
-        count += int((targets != IGNORE_INDEX).sum())
-    model.train(was_training)
-    total_nats, total_count = ranks.total(nats, count)
-    return total_nats, int(total_count)
+    own = (batch for index, batch in enumerate(batches) if index % ranks.world_size == ranks.rank)
+    total, count = ranks.total(*nats(model, own, device=ranks.device, dtype=dtype))
+    return total, int(count)
 
 
 @contextlib.contextmanager

@@ -8,11 +8,12 @@ from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
+from weightdecay import checkpoint
 from weightdecay.errors import ConfigError, WeightDecayError, fault_of_the_world, printable
 from weightdecay.recipes.settings import TrainConfig
-from weightdecay.runs import Run, environment
+from weightdecay.runs import Run, Tracker, environment
 from weightdecay.storage import cache_directory
-from weightdecay.training import checkpoint, checkpointing, distributed
+from weightdecay.training import checkpointing, distributed
 from weightdecay.training.briefing import briefing
 from weightdecay.training.building import build
 from weightdecay.training.checkpointing import Position
@@ -26,7 +27,12 @@ from weightdecay.training.signals import StopRequest
 
 
 def train(
-    config: TrainConfig, *, resume: str = "auto", on_change: str = "refuse", reporter: Reporter | None = None
+    config: TrainConfig,
+    *,
+    resume: str = "auto",
+    on_change: str = "refuse",
+    reporter: Reporter | None = None,
+    tracker: Tracker | None = None,
 ) -> Run:
     """Train to the end, or go on with a run that was stopped.
 
@@ -42,6 +48,8 @@ def train(
         on_change: settings that differ from the run being resumed: `refuse`, `keep` the run's, or `override` them.
         reporter: told of the progress; by default lines on stderr. With `run.nproc` above 1 the first of the new
             processes writes there by itself.
+        tracker: is sent the rows of metrics.jsonl, too; `integrations` has some. With several processes it is the first
+            of them that sends, and the tracker is pickled to get there.
 
     Raises:
         ConfigError: all faults of the configuration at once, then all of the data.
@@ -61,7 +69,7 @@ def train(
         # The ranks look for the cache where we found one, so that all read the same files.
         os.environ["XDG_CACHE_HOME"] = str(cache_directory().parent)
         on_stdout = isinstance(reporter, ConsoleReporter) and reporter.on_stdout
-        distributed.launch(config.run.nproc, _train_rank, config, resume, on_change, on_stdout)
+        distributed.launch(config.run.nproc, _train_rank, config, resume, on_change, on_stdout, tracker)
         return run
 
     with ExitStack() as stack:
@@ -71,11 +79,19 @@ def train(
         if ranks.is_first:
             stack.enter_context(run.lock())
         ranks.wait_for_all()
-        _train(config, run, ranks, resume, on_change, reporter)
+        _train(config, run, ranks, resume, on_change, reporter, tracker)
     return run
 
 
-def _train(config: TrainConfig, run: Run, ranks: Ranks, resume: str, on_change: str, reporter: Reporter) -> None:
+def _train(
+    config: TrainConfig,
+    run: Run,
+    ranks: Ranks,
+    resume: str,
+    on_change: str,
+    reporter: Reporter,
+    tracker: Tracker | None,
+) -> None:
     going_on = holds_a_run(run, resume)
     if config.run.init_from and not going_on:
         check_start(config.run.init_from)
@@ -103,7 +119,7 @@ def _train(config: TrainConfig, run: Run, ranks: Ranks, resume: str, on_change: 
 
     # Closing gives the terminal its cursor back; where there are several ranks, their launcher tells.
     with StopRequest(before_leaving=reporter.close, tells=ranks.world_size == 1) as stop:
-        TrainingLoop(setup, built, run, ranks, reporter, position).run_to_end(stop)
+        TrainingLoop(setup, built, run, ranks, reporter, position, tracker).run_to_end(stop)
 
 
 def _write_head(run: Run, setup: Setup, identity: dict[str, str]) -> None:
@@ -125,11 +141,11 @@ def _new_directory(config: TrainConfig) -> str:
     return str(next(path for path in candidates if not path.exists()))
 
 
-def _train_rank(config: TrainConfig, resume: str, on_change: str, on_stdout: bool) -> int:
+def _train_rank(config: TrainConfig, resume: str, on_change: str, on_stdout: bool, tracker: Tracker | None) -> int:
     """What each process of `--nproc` does; the first one talks."""
     reporter = ConsoleReporter(lasting_console(stderr=not on_stdout))
     try:
-        train(config, resume=resume, on_change=on_change, reporter=reporter)
+        train(config, resume=resume, on_change=on_change, reporter=reporter, tracker=tracker)
     except KeyboardInterrupt:  # before there was anything to save
         return 130
     except Exception as error:

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from weightdecay import checkpoint
 from weightdecay.errors import ConfigError
 from weightdecay.models.decoder import GPT
 from weightdecay.planning.lockfile import read_lock
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import Run
-from weightdecay.training import checkpoint
 from weightdecay.training.optimizers import decay_plan
 from weightdecay.training.preflight import missing_names
 from weightdecay.training.resuming import can_change, config_changes

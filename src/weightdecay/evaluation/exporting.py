@@ -10,13 +10,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from weightdecay.data.tokenizer import load_tokenizer
 from weightdecay.errors import ConfigError, TrainingError
+from weightdecay.evaluation.tokenizerfiles import write_tokenizer
+from weightdecay.evaluation.trained import NEWEST, Report, Stored, find
 from weightdecay.models import huggingface
 from weightdecay.runs import Run
-from weightdecay.training import checkpoint
-from weightdecay.training.sampling import Report
-from weightdecay.training.tokenizerfiles import write_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -26,7 +24,7 @@ class Exported:
     """What was written.
 
     Attributes:
-        step: of the checkpoint.
+        step: of the checkpoint; None where nothing says.
         architecture: the class of transformers that loads it; empty if there is none.
         files: the names of the weights' files.
         dtype: of the weights.
@@ -34,7 +32,7 @@ class Exported:
     """
 
     path: Path
-    step: int
+    step: int | None
     architecture: str
     files: list[str]
     dtype: str
@@ -42,17 +40,25 @@ class Exported:
 
 
 def export(
-    run: Run, path: Path, report: Report, *, dtype: str = "float32", shard_bytes: float = huggingface.SHARD_BYTES
+    source: Run | Stored | Path,
+    path: Path,
+    report: Report,
+    *,
+    dtype: str = "float32",
+    shard_bytes: float = huggingface.SHARD_BYTES,
+    which: str = NEWEST,
 ) -> Exported:
-    """Write the newest good checkpoint of a run as config.json, safetensors, tokenizer and generation settings.
+    """Write a trained model as config.json, safetensors, tokenizer and generation settings.
 
     It holds in memory about what one file of weights holds, whatever the model's size.
 
     Args:
+        source: a run, or what else `evaluation.trained.find` takes.
         path: a directory that is empty or not there yet.
         report: told of damaged checkpoints that were passed over.
         dtype: one of DTYPES, to which the weights are rounded.
         shard_bytes: the most that a file of weights holds, one larger tensor aside.
+        which: of a run's checkpoints `newest` (the newest good one), `best`, or the number of a step.
 
     Raises:
         ConfigError: the run has no checkpoint, the directory holds something, or a weight is too large for the dtype.
@@ -60,15 +66,15 @@ def export(
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path}: not an empty directory: give another one")
-    found = checkpoint.newest_good(run.checkpoints, report)
-    if found is None:
-        raise ConfigError(f"{run.path}: no checkpoint yet; let the training reach its first one")
-    tokenizer = load_tokenizer(run.tokenizer_path)
-    config = run.config().model
+    if isinstance(source, Stored):
+        stored = source
+    else:
+        stored = find(source.path if isinstance(source, Run) else source, report, which)
+    tokenizer, config = stored.tokenizer(), stored.config
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
-        with found.stored_model() as weights:
+        with stored.weights(report) as weights:
             made = huggingface.write(
                 partial,
                 config,
@@ -89,4 +95,4 @@ def export(
         raise TrainingError(f"{path}: cannot write: {getattr(error, 'strerror', None) or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Exported(path, found.step, made.architecture, made.files, dtype, "; ".join(remarks))
+    return Exported(path, stored.step, made.architecture, made.files, dtype, "; ".join(remarks))

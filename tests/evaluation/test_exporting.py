@@ -15,16 +15,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.commands import Command
+from weightdecay import checkpoint
 from weightdecay.errors import ConfigError
+from weightdecay.evaluation.exporting import export
+from weightdecay.evaluation.trained import load
 from weightdecay.models import huggingface
 from weightdecay.models.decoder import GPT
 from weightdecay.recipes.schema import recipe
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import Run
-from weightdecay.training import checkpoint
-from weightdecay.training.exporting import export
 from weightdecay.training.progress import SilentReporter
-from weightdecay.training.sampling import load
 from weightdecay.training.trainer import train
 
 

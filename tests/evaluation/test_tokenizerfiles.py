@@ -17,10 +17,10 @@ from weightdecay.data.tokenizer import (
     load_tokenizer,
 )
 from weightdecay.errors import ConfigError
+from weightdecay.evaluation.exporting import export
+from weightdecay.evaluation.tokenizerfiles import OURS, THEIRS, _translation, write_tokenizer
 from weightdecay.recipes.schema import recipe
-from weightdecay.training.exporting import export
 from weightdecay.training.progress import SilentReporter
-from weightdecay.training.tokenizerfiles import OURS, THEIRS, _translation, write_tokenizer
 from weightdecay.training.trainer import train
 
 # GPT-4's, with what makes it hard: possessive quantifiers, letters of any case, look-ahead.
