@@ -123,7 +123,7 @@ def test_causes_come_in_their_order() -> None:
     one: Any = seat(
         of=group(unread_keys=("weight_decay",), coupled=True),
         kind=("Adam",),
-        tensor=tensor(from_weight_decay=0.0, coupled=True, order="after"),
+        tensor=tensor(from_weight_decay=0.0, coupled=True, reads_weight_decay=False),
         scale=Scale(DECOUPLED, told=False, peak=1e-3, off=10.0, astray=True),
         is_lost=True,
     )
@@ -131,8 +131,8 @@ def test_causes_come_in_their_order() -> None:
     for mended in (
         {},
         {"is_lost": False},
-        {"group": group(coupled=True)},
-        {"tensor": replace(one.tensor, coupled=False), "optimizer": ProbedOptimizer("W", ("AdamW",), "step")},
+        {"group": group(coupled=True), "tensor": tensor(from_weight_decay=0.0, coupled=True)},
+        {"tensor": tensor(from_weight_decay=0.0), "optimizer": ProbedOptimizer("W", ("AdamW",), "step")},
         {"scale": Scale(DECOUPLED, told=False, peak=1e-3, off=1.0)},
     ):
         one = replace(one, **mended)
@@ -152,6 +152,13 @@ def test_severity_is_by_whether_somebody_named_a_policy(given: bool, disputed: b
     matrix = seat(of=group(weight_decay=0.0), tensor=tensor(requested=0.0, from_weight_decay=0.0),
                   asked=Asked(decays=True, disputed=disputed), policy_is_given=given)  # fmt: skip
     assert codes(matrix) == [("exempt-matrix", severity)]
+
+
+def test_a_step_in_which_nothing_moves_tells_nothing_of_its_keys() -> None:
+    still = seat(of=group(unread_keys=("weight_decay", "lr"), factor=None, lr_power=None),
+                 tensor=tensor(requested=None, from_weight_decay=0.0))  # fmt: skip
+    assert codes(still) == []
+    assert codes(replace(still, tensor=replace(still.tensor, reads_weight_decay=False))) == [("ignored-key", "error")]
 
 
 def test_of_an_unknown_role_nothing_is_said() -> None:

@@ -27,7 +27,7 @@ _SIGMAS = 4.0
 # Half a unit in the last place of 1: what a step of this dtype cannot tell from nothing.
 _RESOLUTION = {"float32": 2.0**-24, "float64": 2.0**-53}
 _TOO_MUCH, _TOO_LITTLE = 1.5, 0.5
-_SMALL = 0.01
+_SMALL, _SOME = 0.01, 0.25
 _HALF = 0.5  # of the weights, that a mask spares where nothing tells how many it does
 
 
@@ -64,7 +64,7 @@ class Seat:
         rule: the one that the caller wants.
         ignored_key: a scale in its group that nobody applies.
         usual: the largest decay per step of its optimizer's tensors.
-        others_decay: some tensor of its optimizer is seen to decay.
+        others_decay: some tensor of its optimizer seems to decay.
         is_lost: its decay is lost to rounding, over the run or at the peak.
     """
 
@@ -127,6 +127,11 @@ class Seat:
         """The decay per step that its λ asks for at another lr."""
         a = per_step(self.scale.rule, self.asked.weight_decay or self.weight_decay, lr, self.scale.peak)
         return None if a is None else a * self._share
+
+    @property
+    def may_decay(self) -> bool:
+        """Whether there is reason to think that a step takes something away."""
+        return self.visibly_decays or (self.ratio(self.weight_decay) or 0.0) > _SOME
 
     @property
     def visibly_decays(self) -> bool:
@@ -243,6 +248,8 @@ def _step(seat: Seat) -> list[Judgement]:
     ratio, tolerance = seat.ratio(λ), seat.tolerance(λ)
     is_little = ratio is not None and ratio < _TOO_LITTLE and 1.0 - ratio > tolerance
     if is_little and "weight_decay" in seat.group.unread_keys:
+        if seat.tensor.reads_weight_decay:  # in other steps than this one, in which nothing moves at all
+            return []
         return [seat.found("ignored-key", "error", seat.asks(λ), "weight_decay")]
     if seat.ignored_key:
         return [seat.found("ignored-key", "error", seat.asks(λ), seat.ignored_key)]

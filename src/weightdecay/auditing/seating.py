@@ -93,7 +93,7 @@ class Seating:
         for seat in kept:
             of = seat.tensor.optimizer
             usual[of] = max(usual.get(of, 0.0), seat.tensor.realised or 0.0, seat.asks(seat.weight_decay) or 0.0)
-        decaying = {seat.tensor.optimizer for seat in kept if seat.visibly_decays}
+        decaying = {seat.tensor.optimizer for seat in kept if seat.may_decay}
         return [
             replace(
                 seat,
