@@ -15,6 +15,11 @@ if TYPE_CHECKING:  # the same names as in _PUBLIC; a test compares
     from weightdecay import schedules as schedules
     from weightdecay.auditing.audit import audit as audit
     from weightdecay.auditing.findings import Finding as Finding
+    from weightdecay.auditing.forensics.answers import Asked as Asked
+    from weightdecay.auditing.forensics.answers import Forensics as Forensics
+    from weightdecay.auditing.forensics.answers import Told as Told
+    from weightdecay.auditing.forensics.answers import Untold as Untold
+    from weightdecay.auditing.forensics.examining import forensics as forensics
     from weightdecay.auditing.live_probe import probe as probe
     from weightdecay.auditing.probed import Probe as Probe
     from weightdecay.auditing.probed import ProbedTensor as ProbedTensor
@@ -83,6 +88,11 @@ __version__ = "0.1.0"
 _PUBLIC: dict[str, str] = {
     "audit": "weightdecay.auditing.audit",
     "Finding": "weightdecay.auditing.findings",
+    "Asked": "weightdecay.auditing.forensics.answers",
+    "Forensics": "weightdecay.auditing.forensics.answers",
+    "Told": "weightdecay.auditing.forensics.answers",
+    "Untold": "weightdecay.auditing.forensics.answers",
+    "forensics": "weightdecay.auditing.forensics.examining",
     "Probe": "weightdecay.auditing.probed",
     "ProbedTensor": "weightdecay.auditing.probed",
     "probe": "weightdecay.auditing.live_probe",
@@ -153,6 +163,7 @@ __all__ = [
     "Adafactor",
     "AdamL2",
     "AdamW",
+    "Asked",
     "Audit",
     "BatchWarning",
     "Change",
@@ -167,6 +178,7 @@ __all__ = [
     "DecayPlan",
     "Decision",
     "Finding",
+    "Forensics",
     "Lion",
     "MasterWarning",
     "MissingExtraError",
@@ -193,8 +205,10 @@ __all__ = [
     "ScheduleError",
     "StoppedError",
     "StorageError",
+    "Told",
     "TrainConfig",
     "TrainingError",
+    "Untold",
     "WeightDecayError",
     "__version__",
     "apply_schedules",
@@ -205,6 +219,7 @@ __all__ = [
     "convert",
     "errors",
     "export",
+    "forensics",
     "load_state_by_name",
     "penalty",
     "plan",

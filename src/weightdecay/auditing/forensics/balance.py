@@ -25,14 +25,26 @@ _T_95 = {2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26,
 
 def balanced(rms: Sequence[float], decay_sum: Answer) -> Answer:
     """η/λ, from the RMS of every hidden matrix; the interval is where one matrix in twenty would lie outside."""
+    at_rest = _if_at_rest(rms)
+    if isinstance(at_rest, Untold):
+        return at_rest
+    told = f"{at_rest.value:.3g} ({at_rest.low:.3g} to {at_rest.high:.3g})"
     if isinstance(decay_sum, Untold):
-        return Untold("whether the matrices have come to an equilibrium follows from Σηλ, which is not told")
+        return Untold(
+            "whether the matrices are at their equilibrium follows from Σηλ, which is not told; if they are, it is "
+            f"{told}"
+        )
     left = math.exp(-2 * decay_sum.low)
     if left > _LEFT_OF_START:
         return Untold(
             f"Σηλ = {decay_sum.value:.3g} leaves {left:.0%} of what the start put into ‖w‖²: the matrices are not at "
             f"their equilibrium yet, which takes Σηλ of {-math.log(_LEFT_OF_START) / 2:.2f} or more"
         )
+    return at_rest
+
+
+def _if_at_rest(rms: Sequence[float]) -> Answer:
+    """What it is if the matrices have come to their equilibrium."""
     logs = [math.log(2 * one * one) for one in rms if one > 0]
     if len(logs) < _LEAST_MATRICES:
         return Untold(f"there are {len(logs)} hidden matrices, too few to see how far they differ")

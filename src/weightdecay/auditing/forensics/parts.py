@@ -155,7 +155,7 @@ def _tied(stored: Stored, name: str, head: str | None, *, untied: bool) -> str:
     if declared is False:
         return ""
     if declared:
-        return "its configuration ties them (tie_word_embeddings)" if stored.config else "its configuration ties them"
+        return "tie_word_embeddings in config.json" if stored.config else "tied_head in its configuration"
     return "there is no head of its own among the tensors"
 
 

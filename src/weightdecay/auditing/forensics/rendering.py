@@ -17,7 +17,10 @@ _ROWS_LISTED = 10_000  # in the document; a vocabulary's rows help nobody
 def as_text(report: Forensics) -> str:
     """A paragraph for each question."""
     table = report.table
-    lines = [f"{report.checkpoint}{f', which started as {report.start}' if report.start else ''}"]
+    beside = (
+        "" if report.start is None else f", and {'its start' if report.start == report.checkpoint else report.start}"
+    )
+    lines = [f"{report.checkpoint}{beside}"]
     lines.append(f"  embedding {table.name}: {table.rows} × {table.width}, {table.dtype}; {_said_of_rows(table.idle)}")
     lines += _answer("Σηλ", report.decay_sum)
     if isinstance(report.kept, Told):
@@ -104,6 +107,7 @@ def _vectors(verdicts: Sequence[VectorVerdict], kind: str) -> Iterator[str]:
         return
     for group in groups[:_SHOWN]:
         name = pattern_of([one.name for one in group])
-        yield f"      {name}: {group[0].verdict}; {'the first is at ' if len(group) > 1 else ''}{group[0].why}"
+        alike_too = len({one.why for one in group}) == 1
+        yield f"      {name}: {group[0].verdict}; {'' if alike_too else 'the first is at '}{group[0].why}"
     if len(groups) > _SHOWN:
         yield f"      and {len(groups) - _SHOWN} groups more; --json has all"

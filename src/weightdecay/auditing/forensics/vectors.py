@@ -2,7 +2,8 @@
 
 A gain starts at 1. Exempt, it stands where its gradient has left it, about there; decayed, it is pulled to
 exp(−Σηλ). Training itself moves gains, by about as much as their elements differ from each other: what lies within
-twice that of both places cannot be told.
+twice that of both places cannot be told. Gains outside the blocks are moved as a whole (the last one sets the size of
+all logits), so that their elements' spread does not say how far.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightdecay.auditing.forensics.answers import Answer, Untold, VectorVerdict, Verdict
+from weightdecay.planning.patterns import INDEX
 
 _CLEAR = 2.0  # spreads
 _LEAST_SPREAD = 0.005  # of a gain whose elements are all alike, as a single step leaves them
@@ -51,6 +53,8 @@ def _judged(vector: Vector, spread: float, decay_sum: Answer) -> VectorVerdict:
 
     if vector.start == 0.0:
         return verdict("cannot be told", "it acts as 1 + w and begins at w = 0, which is also where decay pulls it")
+    if INDEX.search(vector.name) is None:
+        return verdict("cannot be told", "it stands outside the blocks, where training moves a gain as a whole")
     if isinstance(decay_sum, Untold):
         return verdict("cannot be told", "Σηλ is not told, so where decay would have taken it is not known")
 
