@@ -275,6 +275,16 @@ def test_a_group_that_takes_anothers_peak_is_astray_and_the_others_are_not(rule:
     assert found[2].off == pytest.approx(times)
 
 
+@pytest.mark.parametrize("settings", [
+    {"initial_lr": 4e-5, "max_lr": 1e-3},  # OneCycle begins far below its peak
+    {"initial_lr": 1e-3, "max_lr": 4e-5},  # a default that no group has asked for
+    {"peak_lr": 1e-3, "initial_lr": 4e-5, "max_lr": 1e-4},
+])  # fmt: skip
+def test_a_groups_peak_is_the_highest_rate_that_it_knows_of(settings: dict[str, float]) -> None:
+    (found,) = scales([group(lr=5e-4, factor=1e3)], [settings], INDEPENDENT)
+    assert (found.peak, found.off, found.astray) == (1e-3, pytest.approx(1.0), False)
+
+
 def test_a_group_that_takes_anothers_rate_is_astray() -> None:
     found = scales([group(), group(lr=1e-4, factor=1e-3, lr_power=0.0)], [{}, {}], None)
     assert [one.astray for one in found] == [False, True]
