@@ -106,6 +106,14 @@ def test_a_rounding_that_keeps_the_decay_is_whole(rounding: str) -> None:
     assert together == pytest.approx(3e-5, rel=0.2)
 
 
+@pytest.mark.parametrize("cls", [weightdecay.AdamW, weightdecay.Lion], ids=lambda cls: cls.__name__)
+def test_a_compensated_sum_is_found_under_a_mask(cls: Any) -> None:
+    seen = probed(cls, dtype=torch.bfloat16, lr=3e-4, rounding="kahan", rule="cautious")
+    assert seen["1.weight"].share < 0.8
+    for name in ("1.weight", "3.weight"):
+        assert seen[name].realised == pytest.approx(3e-5 * seen[name].share, rel=0.2)
+
+
 @pytest.mark.parametrize("cls", [torch.optim.AdamW, weightdecay.AdamW], ids=lambda cls: cls.__module__)
 @pytest.mark.filterwarnings("ignore::weightdecay.PrecisionWarning")
 def test_bfloat16_loses_a_small_decay_and_the_probe_is_sure_of_it(cls: Any) -> None:

@@ -125,8 +125,8 @@ def _may_be_lost(x: Tensor, w: Tensor) -> bool:
 
 
 def _residual(seen: Removed) -> float:
-    """What of d does not go along w."""
-    return max(seen.dd - seen.wd**2 / seen.ww, 0.0) if seen.ww > 0 else 0.0
+    """What of d does not go along w, in the elements that a mask does not spare."""
+    return max(seen.dd - seen.wd**2 / seen.acted, 0.0) if seen.acted > 0 else 0.0
 
 
 def _walk(path: Path, value: Any) -> Iterator[tuple[Path, Tensor]]:
