@@ -328,6 +328,25 @@ def test_what_a_team_lives_with_is_counted_and_not_said() -> None:
     assert "ignored: 6 × coupled" in str(audit)
 
 
+def test_tensors_of_no_module_can_be_lived_with_by_their_place() -> None:
+    optimizer = torch.optim.Adam([nn.Parameter(torch.randn(8, 8))], lr=1e-3, weight_decay=0.1)
+    audit = weightdecay.audit(None, optimizer, ignore={"coupled": r"param_groups\[0\]"})
+    assert audit.ignored == {"coupled": 1}
+    assert audit.ok
+
+
+def test_a_note_on_the_whole_loop_can_be_lived_with_too(tmp_path: Path) -> None:
+    model = seeded()
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
+    audit = weightdecay.audit(model, optimizer)
+    assert audit.findings[0].tensors == ()
+    (tmp_path / "baseline.json").write_text(audit.to_json(), encoding="utf-8")
+    given: list[Any] = [{"by-design": ".*"}, tmp_path / "baseline.json"]
+    for ignore in given:
+        again = weightdecay.audit(model, optimizer, ignore=ignore)
+        assert (again.findings, again.ignored) == ((), {"by-design": 1})
+
+
 def test_an_earlier_audit_is_a_baseline_and_what_is_new_is_said(tmp_path: Path) -> None:
     model, optimizer = wrong()
     file = tmp_path / "baseline.json"

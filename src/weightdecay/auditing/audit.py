@@ -95,12 +95,11 @@ def audit(
         ignore=ignore,
     )
     placing = placing_of(given.model, given.optimizers)
-    if faults := unmatched(given.ignored, list(placing.names.values())):
-        raise ConfigError(faults)
-
     seen = probe(given.model, list(given.optimizers))
     asking = Asking(given)
     seating = Seating(given, asking, placing, seen)
+    if faults := unmatched(given.ignored, list(seating.sizes())):
+        raise ConfigError(faults)
     if seating.is_undecided():
         more = probe(given.model, list(given.optimizers), steps=_MORE_STEPS)
         seating = Seating(given, asking, placing, seen, more)

@@ -29,7 +29,7 @@ def gathered(
     found = []
     for ones in alike.values():
         first = ones[0]
-        names = tuple(dict.fromkeys(one.name for one in ones))
+        names = tuple(dict.fromkeys(one.name for one in ones if one.name))
         elements = sum({one.name: one.elements for one in ones}.values())
         asked, realised = _mean(ones, "asked"), _mean(ones, "realised")
         why, source = why_of(first, ones, circumstances)
