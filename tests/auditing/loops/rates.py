@@ -132,6 +132,8 @@ def rows_of_the_head_held_below_a_norm() -> Loop:
 
 
 LOOPS: list[Callable[[], Loop]] = [
+    lars,
+    no_step_yet_by_its_own_warm_up,
     dampened_momentum,
     momentum_of_many_steps,
     lr_scale_that_the_loop_applies,
