@@ -12,7 +12,7 @@ import pytest
 
 from tests.commands import SMALL, Command
 
-COMMANDS = ("train", "sample", "eval", "export", "runs", "plan", "convert", "data", "verify", "recipes")
+COMMANDS = ("train", "sample", "eval", "export", "runs", "plan", "convert", "data", "verify", "forensics", "recipes")
 
 
 @pytest.fixture(scope="module")
