@@ -316,6 +316,22 @@ def test_what_follows_no_rule_is_blamed_where_nothing_of_the_optimizer_decays() 
     assert codes(replace(free, tensor=twice)) == [("decays-twice", "error")]
 
 
+def test_what_is_taken_evenly_has_no_layer_wise_rate_and_its_amount_counts() -> None:
+    from weightdecay.auditing.seating import _are_even
+
+    def several(*amounts: float, uncertainty: float = 1e-9) -> list[Seat]:
+        values = [tensor(requested=None, from_weight_decay=a * A, uncertainty=uncertainty) for a in amounts]
+        return [seat(of=group(factor=None, lr_power=None), tensor=one) for one in values]
+
+    assert _are_even(several(2.0, 1.98, 2.02))
+    assert _are_even(several(0.0, 0.01))
+    assert not _are_even(several(2.0, 0.5, 1.0))
+    assert not _are_even(several(2.0))
+    assert not _are_even(several(2.0, 2.0, uncertainty=A))
+    (first, _) = several(2.0, 2.0)
+    assert codes(replace(first, is_even=True)) == [("decays-twice", "error")]
+
+
 @pytest.mark.parametrize("key", ["wd", "weigth_decay", "l2"])
 def test_a_decay_under_another_name_is_called_by_it(key: str) -> None:
     assert [one.about for one in judged(seat(ignored_key=key))] == [key]

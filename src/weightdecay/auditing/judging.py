@@ -65,6 +65,7 @@ class Seat:
         ignored_key: a scale in its group that nobody applies.
         usual: the largest decay per step of its optimizer's tensors.
         others_decay: some tensor of its optimizer seems to decay.
+        is_even: as much is taken from all tensors of its group, of which there are several.
         is_lost: its decay is lost to rounding, over the run or at the peak.
     """
 
@@ -82,6 +83,7 @@ class Seat:
     ignored_key: str = ""
     usual: float = 0.0
     others_decay: bool = False
+    is_even: bool = False
     is_lost: bool = False
 
     @property
@@ -284,8 +286,8 @@ def _amount_beside_gradient(seat: Seat, weight_decay: float, is_little: bool) ->
 def _amount(seat: Seat, weight_decay: float, ratio: float | None, tolerance: float, is_little: bool) -> list[Judgement]:
     if ratio is None or seat.scale.explained or seat.scale.rule.coupled:
         return []
-    if seat.group.factor is None and seat.tensor.reads_weight_decay:
-        # It follows no rule, as where each layer has its own rate: what can be told is whether any of it decays.
+    if seat.group.factor is None and seat.tensor.reads_weight_decay and not seat.is_even:
+        # Each layer has a rate of its own: what can be told is whether any of them decays.
         is_little = is_little and not seat.others_decay
         ratio = min(ratio, 1.0 + (seat.tensor.from_elsewhere or 0.0) / (seat.asks(weight_decay) or 1.0))
     # Few bits in one step are noise; whether they are lost has been judged over all such tensors.

@@ -21,6 +21,7 @@ from weightdecay.auditing.settings import number
 from weightdecay.auditing.stepping import places_of
 from weightdecay.rules import DECOUPLED
 
+_ALIKE, _CLEAR = 0.1, 0.5  # of two shares of what was asked, and how well each must be known
 _LITTLE = 0.5  # Σ a_t of a run in which a decay does next to nothing
 _LOOKED_AT = 32  # steps of a run, of which it is told what rounding leaves
 
@@ -94,11 +95,16 @@ class Seating:
             of = seat.tensor.optimizer
             usual[of] = max(usual.get(of, 0.0), seat.tensor.realised or 0.0, seat.asks(seat.weight_decay) or 0.0)
         decaying = {seat.tensor.optimizer for seat in kept if seat.may_decay}
+        together: dict[tuple[int, int], list[Seat]] = {}
+        for seat in kept:
+            together.setdefault((seat.tensor.optimizer, seat.tensor.group), []).append(seat)
+        even = {place: _are_even(seats) for place, seats in together.items()}
         return [
             replace(
                 seat,
                 usual=usual[seat.tensor.optimizer],
                 others_decay=seat.tensor.optimizer in decaying,
+                is_even=even[seat.tensor.optimizer, seat.tensor.group],
             )
             for seat in kept
         ]
@@ -235,6 +241,19 @@ class Seating:
             most = max(total for total, _ in totals)
             said.append(f"Σ lr·λ over the run is {most:.2g}: this decay does next to nothing in it")
         return said
+
+
+def _are_even(seats: Sequence[Seat]) -> bool:
+    """Whether as much of what was asked is taken from each of several tensors: no layer has a rate of its own."""
+    ratios = []
+    for seat in seats:
+        ratio = seat.ratio(seat.weight_decay)
+        if ratio is None or seat.tensor.weight_norm <= 0:
+            continue
+        if seat.tolerance(seat.weight_decay) > _CLEAR:
+            return False
+        ratios.append(ratio)
+    return len(ratios) > 1 and max(ratios) - min(ratios) <= _ALIKE * max(map(abs, ratios)) + _ALIKE / 2
 
 
 def _seen(seat: Seat, now: ProbedTensor) -> Seen | None:
