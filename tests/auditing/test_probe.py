@@ -182,6 +182,22 @@ def test_a_hook_that_decays_is_told_from_lambda() -> None:
     assert seen.optimizers[0].hooks == ("pre hook decay_too",)
 
 
+def test_a_hook_that_decays_as_soon_as_there_is_a_lambda_does_not_hide_the_form() -> None:
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-2, weight_decay=DECAY)
+
+    def also(optimizer: Any, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            for p in group["params"] if group["weight_decay"] else ():
+                p.data.mul_(1 - 1e-2 * DECAY)
+
+    optimizer.register_step_pre_hook(also)
+    train(net, optimizer)
+    seen = weightdecay.probe(net, optimizer)
+    assert seen.groups[0].factor == pytest.approx(1.0, rel=0.01)
+    assert realised(seen) == pytest.approx([2e-2 * DECAY] * 7, rel=0.01)
+
+
 def test_a_hook_of_all_optimizers_is_part_of_the_step() -> None:
     from torch.optim.optimizer import register_optimizer_step_post_hook
 

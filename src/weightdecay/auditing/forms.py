@@ -34,6 +34,8 @@ _SMALL = 0.04
 _POWERS = (0.0, 0.5, 1.0, 2.0, 3.0)
 # Of tensors of one group, in low precision too.
 _UNEVEN = 0.05
+# By how much of itself a decay may be another than in proportion to λ.
+_BENT = 0.02
 # How much larger weights are made, and of how much less a fraction is another.
 _LARGER, _FOLLOWS = 2.0, 0.2
 # Steps in which the way through the moments parts from the one beside them.
@@ -182,17 +184,43 @@ class FormFinding:
         at_half_lr = self._removed(self._with(tries, lr=0.5))
         if at_half is None or at_half_lr is None:
             return
+        bent = []
         for group in (group for group in self.groups if group in seen):
             form, whole = self.forms[group], seen[group]
             form.reads_lr = bool(self._lrs[group]) and at_half_lr[group] != whole
             a, less, half = (_fraction(one) for one in (whole, at_half_lr[group], at_half[group]))
-            if not is_along(whole) or a <= 0 or less <= 0 or abs(half / a - 0.5) > 0.02:
+            if not is_along(whole):
                 continue
-            power = math.log2(a / less)
-            nearest = min(_POWERS, key=lambda known: abs(known - power))
-            form.lr_power = power = nearest if abs(nearest - power) < 0.05 else power
-            slope = a if self._is_coarse else 4 * half - a  # of a decay made of several, where it is small
-            form.factor = slope / (self._lrs[group].get("lr", 1.0) ** power * tries[group])
+            if a > 0 and less > 0 and abs(half / a - 0.5) <= _BENT:
+                # Of a decay made of several, what it is where it is small.
+                self._settle(group, a if self._is_coarse else 4 * half - a, a / less, tries[group])
+            elif a != half:
+                bent.append(group)
+        if bent:
+            self._find_slopes(bent, tries, {"whole": seen, "half": at_half, "slower": at_half_lr})
+
+    def _find_slopes(
+        self, groups: Sequence[int], tries: Mapping[int, float], seen: Mapping[str, Mapping[int, Removed]]
+    ) -> None:
+        """Of groups from which something else is taken as well as soon as there is a λ, what λ itself takes."""
+        quarter = self._removed(self._with({group: value / 4 for group, value in tries.items()}))
+        slower = self._removed(self._with({group: value / 2 for group, value in tries.items()}, lr=0.5))
+        if quarter is None or slower is None:
+            return
+        for group in groups:
+            a, half, fast = (_fraction(one[group]) for one in seen.values())
+            slope, before = 2 * (a - half), 4 * (half - _fraction(quarter[group]))
+            at_half_lr = 2 * (fast - _fraction(slower[group]))
+            if slope > 0 and at_half_lr > 0 and abs(before / slope - 1) <= _BENT:
+                self._settle(group, slope, slope / at_half_lr, tries[group])
+
+    def _settle(self, group: int, slope: float, by_lr: float, weight_decay: float) -> None:
+        """a = factor · lr^p · λ, where half of lr makes it 1/`by_lr` as large."""
+        power = math.log2(by_lr)
+        nearest = min(_POWERS, key=lambda known: abs(known - power))
+        power = nearest if abs(nearest - power) < 0.05 else power
+        form = self.forms[group]
+        form.lr_power, form.factor = power, slope / (self._lrs[group].get("lr", 1.0) ** power * weight_decay)
 
     def _find_coupled(self, tries: Mapping[int, float], seen: Mapping[int, Removed]) -> None:
         """Whether some steps with λ go the way of those with λ·w in the gradient, and not of shrinking weights."""
