@@ -13,7 +13,7 @@ from weightdecay.runs import Row, Run
 NAME = "loss.svg"
 
 _WIDTH, _HEIGHT = 720, 360
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 40, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 32, 40, 52
 # More than two points a pixel nobody sees.
 _MOST_POINTS = 1_200
 _STYLE = """
@@ -79,7 +79,8 @@ def loss_curve(training: Sequence[Point], held_out: Sequence[Point], title: str)
         ]
     for step in _ticks(first, last):
         x = at((step, low)).split(",")[0]
-        parts.append(f'<text class="quiet" x="{x}" y="{_HEIGHT - 16}" text-anchor="middle">{step:,.0f}</text>')
+        parts.append(f'<text class="quiet" x="{x}" y="{_HEIGHT - 30}" text-anchor="middle">{step:,.0f}</text>')
+    parts.append(f'<text class="quiet" x="{_WIDTH / 2:g}" y="{_HEIGHT - 10}" text-anchor="middle">step</text>')
     parts.append(f'<polyline class="train" points="{" ".join(map(at, training))}"/>')
     if held_out:
         parts.append(f'<polyline class="held-out" points="{" ".join(map(at, held_out))}"/>')
@@ -122,7 +123,7 @@ def _legend(training: float, held_out: float | None) -> list[str]:
         entries.append(("held-out", f"held-out {held_out:.3f}"))
     parts = []
     for index, (name, words) in enumerate(entries):
-        x, y = _WIDTH - 170, _TOP + 14 + 20 * index
+        x, y = _WIDTH - 186, _TOP + 22 + 20 * index
         parts += [
             f'<line class="{name}" stroke-width="2" x1="{x}" x2="{x + 24}" y1="{y - 4}" y2="{y - 4}"/>',
             f'<text x="{x + 32}" y="{y}">{words}</text>',
