@@ -173,16 +173,23 @@ def test_prepared_data_of_another_tokenizer_means_nothing_to_a_model(
                 text_of(settings, trained.tokenizer)
 
 
-def test_a_text_that_changed_since_the_training_is_not_the_runs_own(
-    copy: Run, small_text: Path, tmp_path: Path
+def test_the_runs_own_text_is_the_one_it_was_trained_on_or_none(
+    copy: Run, small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved = Path(shutil.copytree(small_text, tmp_path / "text"))
     run_toml = copy.path / "run.toml"
     run_toml.write_text(run_toml.read_text().replace(str(small_text), str(moved)))
     tokenizer = find(copy.path, print).tokenizer()
-    assert own_text(copy, tokenizer).part == "held out"
+    kept = own_text(copy, tokenizer)  # from the cache
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))
+    again = own_text(copy, tokenizer)
+    assert (again.sha256, again.tokens.tolist()) == (kept.sha256, kept.tokens.tolist())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "third cache"))
     (moved / "part0.txt").write_text("something else\n")
     with pytest.raises(ConfigError, match=r"corpus_sha256 .* name a text with --data"):
+        own_text(copy, tokenizer)
+    run_toml.write_text(run_toml.read_text().replace(str(moved), "-"))
+    with pytest.raises(ConfigError, match=r"came through stdin .*--data"):
         own_text(copy, tokenizer)
 
 

@@ -180,8 +180,7 @@ def prepared_for(
     cache = cache_dir or cache_directory()
     how = {"text_key": text_key, "encoding_errors": encoding_errors, "missing_text": missing_text}
     corpus, tokenizer = _corpus_and_tokenizer(sources, tokenizer_spec, how | {"separator": separator}, cache, progress)
-    key = hashlib.sha256(f"{VERSION} {corpus.sha256} {tokenizer.sha256}".encode()).hexdigest()
-    path = cache / "prepared" / key[:32]
+    path = _place_in(cache, corpus.sha256, tokenizer.sha256)
     if path.exists():
         try:
             if _is_measured(path, tokenizer):
@@ -191,6 +190,15 @@ def prepared_for(
             shutil.rmtree(path, ignore_errors=True)  # a cache is only a cache
     build_directory(path, lambda partial: _write(corpus, tokenizer, partial, progress))
     return _as_asked(open_prepared(path, verify=False), corpus)
+
+
+def from_cache(corpus_sha256: str, tokenizer_sha256: str, cache_dir: Path | None = None) -> Prepared | None:
+    """What `prepared_for` keeps of a text that need not be there any longer; None if it has none, or a damaged one."""
+    path = _place_in(cache_dir or cache_directory(), corpus_sha256, tokenizer_sha256)
+    try:
+        return open_prepared(path) if is_prepared(path) else None
+    except (DataError, DamagedError):
+        return None
 
 
 def prepare_text(
@@ -237,6 +245,11 @@ def inspect(path: Path, *, sample_tokens: int = 64) -> Inspection:
         sample(prepared.training),
         sample(prepared.held_out),
     )
+
+
+def _place_in(cache: Path, corpus_sha256: str, tokenizer_sha256: str) -> Path:
+    key = hashlib.sha256(f"{VERSION} {corpus_sha256} {tokenizer_sha256}".encode()).hexdigest()
+    return cache / "prepared" / key[:32]
 
 
 def _is_measured(path: Path, tokenizer: Tokenizer) -> bool:

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from weightdecay.data.corpus import open_corpus
 from weightdecay.data.fidelity import Fidelity, FidelityProbe
 from weightdecay.data.loader import IGNORE_INDEX, evaluation_batches
-from weightdecay.data.prepare import Prepared, is_prepared, open_prepared, prepared_for
+from weightdecay.data.prepare import Prepared, from_cache, is_prepared, open_prepared, prepared_for
 from weightdecay.data.shards import encode_documents
+from weightdecay.data.stdin import STDIN
 from weightdecay.data.tokenizer import Tokenizer
 from weightdecay.errors import ConfigError
 from weightdecay.evaluation.trained import Trained
@@ -125,12 +126,17 @@ def own_text(run: Run, tokenizer: Tokenizer) -> Text:
         ConfigError: its data is not there any longer, or is not what it was.
     """
     settings = run.config().data
-    spec = str(run.tokenizer_path)
+    recorded = read_json(run.path / "environment.json")
+    # The cache holds what was trained on even where it came through a pipe, or was changed since.
+    kept = from_cache(str(recorded.get("corpus_sha256")), str(recorded.get("tokenizer_sha256")))
+    if kept is not None:
+        return _held_out_of(kept, tokenizer)
     if len(settings.sources) == 1 and is_prepared(Path(settings.sources[0])):
         prepared = open_prepared(Path(settings.sources[0]))
+    elif STDIN in settings.sources:
+        raise ConfigError(f"{run.path}: its text came through stdin and is not in the cache: name a text with --data")
     else:
-        prepared = prepared_for(settings.sources, spec, **_how(settings))
-    recorded = read_json(run.path / "environment.json")
+        prepared = prepared_for(settings.sources, str(run.tokenizer_path), **_how(settings))
     found = {"corpus_sha256": prepared.corpus_sha256, "tokenizer_sha256": prepared.tokenizer.sha256}
     for key, value in found.items():
         if recorded.get(key) != value:
