@@ -18,10 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import weightdecay
-from weightdecay.auditing.forensics.answers import Asked, Told, Untold
+from weightdecay.auditing.forensics.answers import Asked, IdleRows, Told, Untold
 from weightdecay.auditing.forensics.apart import gamma_quantile, untouched_group
 from weightdecay.auditing.forensics.balance import balanced
 from weightdecay.auditing.forensics.examining import forensics
+from weightdecay.auditing.forensics.idle_rows import Found, by_tokenizer
+from weightdecay.auditing.forensics.initialisation import InitStd
+from weightdecay.auditing.forensics.shrinking import against_spread
 from weightdecay.errors import ConfigError, DamagedError, DataError, WeightDecayError
 
 _KEPT = 0.8
@@ -170,6 +173,29 @@ def test_rows_beyond_the_tokenizer_that_were_set_to_a_mean_are_not_taken(end: St
     folder = _single(end, tmp_path / "hf")
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {f"t{i}": i for i in range(_ROWS - 10)}}}))
     assert "still look like random draws" in forensics(folder, init_std=0.02).table.idle.basis  # type: ignore[union-attr]
+
+
+def test_rows_beyond_the_tokenizer_of_unlike_norms_are_not_taken(end: State) -> None:
+    rows = end["model.embed_tokens.weight"].double()
+    rows[-20:] *= torch.linspace(0.3, 3.0, 20)[:, None]
+    answer = by_tokenizer(rows, _ROWS - 20)
+    assert isinstance(answer, Untold)
+    assert "no draws of one distribution" in answer.why
+
+
+@pytest.mark.parametrize("kind", ["normal", "uniform"])
+def test_intervals_of_rows_that_are_known_hold_the_truth_in_95_of_100(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    found = Found(IdleRows(tuple(range(20)), "given", certain=True))
+    inside = 0
+    for _ in range(400):
+        if kind == "normal":
+            rows = torch.randn(20, 32, generator=generator, dtype=torch.float64)
+        else:
+            rows = math.sqrt(12) * (torch.rand(20, 32, generator=generator, dtype=torch.float64) - 0.5)
+        told = _told(against_spread(0.02 * _KEPT * rows, found, InitStd(0.02, 0.02, "given")))
+        inside += told.low <= -math.log(_KEPT) <= told.high
+    assert 0.92 * 400 < inside < 0.98 * 400
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(1.0, "exempt"), (_KEPT, "decayed"), (0.9, "cannot be told")])
