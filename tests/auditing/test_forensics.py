@@ -359,6 +359,9 @@ def _bad_inputs(folder: Path, start: State, end: State) -> dict[str, tuple[Calla
             lambda: forensics({**end, name: end[name].to(torch.int8)}), ConfigError, "is quantised",
         ),
         "complex": (lambda: forensics({**end, name: end[name] * 1j}), ConfigError, "complex"),
+        "sparse": (lambda: forensics({**end, name: end[name].to_sparse()}), ConfigError, "sparse"),
+        "nothing": (lambda: forensics(None), ConfigError, "not NoneType"),  # type: ignore[arg-type]
+        "absent tokens": (lambda: forensics(end, tokens=[folder / "absent.npy"]), DataError, "no such file"),
         "meta": (lambda: forensics({**end, name: end[name].to("meta")}), ConfigError, "meta device"),
         "no tensor": (lambda: forensics({**end, "x": 3}), ConfigError, "'x' is int"),  # type: ignore[dict-item]
         "start of other shapes": (
@@ -395,6 +398,19 @@ def test_masks_and_counters_of_whole_numbers_are_passed_over(start: State, end: 
     assert _told(forensics({**end, **extra}, against=start).decay_sum).value == pytest.approx(
         -math.log(_KEPT), rel=1e-5
     )
+
+
+def test_names_of_a_wrapped_model_are_those_of_the_bare_one(start: State, end: State) -> None:
+    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in end.items()}
+    report = forensics(wrapped, against=start)
+    assert report.table.name == "model.embed_tokens.weight"
+    assert _told(report.decay_sum).value == pytest.approx(-math.log(_KEPT), rel=1e-5)
+
+
+def test_empty_tensors_and_empty_parts_of_a_configuration_are_passed_over(end: State, tmp_path: Path) -> None:
+    folder = _single({**end, "model.layers.1.input_layernorm.weight": torch.ones(0)}, tmp_path / "hf")
+    _config(folder, text_config=None)
+    json.dumps(forensics(folder, init_std=0.02).document(), allow_nan=False)
 
 
 def test_nothing_that_is_given_is_changed(start: State, end: State) -> None:

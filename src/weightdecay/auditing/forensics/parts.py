@@ -62,7 +62,7 @@ def parts_of(stored: Stored, embedding: str | None = None, *, untied: bool = Fal
         ConfigError: there is no embedding, or none of that name.
     """
     roles = _roles(stored)
-    floats = {name: shape for name, shape in stored.shapes.items() if stored.dtypes[name] in FLOATS}
+    floats = {name: shape for name, shape in stored.shapes.items() if stored.dtypes[name] in FLOATS and 0 not in shape}
     name = _embedding(stored, roles, embedding)
     heads = [
         other
@@ -147,7 +147,8 @@ def _tied(stored: Stored, name: str, head: str | None, *, untied: bool) -> str:
     """Why the head's gradient has moved the embedding's rows, too; or ""."""
     if head is not None and torch.equal(stored.read(name), stored.read(head)):
         return f"'{head}' equals '{name}' number by number"
-    declared = stored.config.get("tie_word_embeddings", stored.config.get("text_config", {}).get("tie_word_embeddings"))
+    inner = stored.config.get("text_config") or {}
+    declared = stored.config.get("tie_word_embeddings", inner.get("tie_word_embeddings"))
     if stored.model is not None:
         declared = stored.model.tied_head
     if head is not None or untied:

@@ -27,6 +27,7 @@ Shape = tuple[int, ...]
 
 _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 FLOATS = frozenset(_FLOATS.values())
+_OF_DDP = "module."
 _KINDS = (
     "a Hugging Face directory, a run directory or one of its checkpoints, a .safetensors file (or the index of "
     "several), or a file that torch.save wrote"
@@ -70,6 +71,8 @@ def open_stored(source: Source) -> Stored:
         return _in_memory(type(bare).__name__, bare.state_dict())
     if isinstance(source, Mapping):
         return _in_memory("the state dict", source)
+    if not isinstance(source, str | Path):
+        raise ConfigError(f"a checkpoint is {_KINDS}, a state dict or a module, not {type(source).__name__}")
     path = Path(source)
     if path.is_dir():
         return _directory(path)
@@ -178,7 +181,12 @@ def _in_memory(where: str, tensors: Mapping[str, Tensor], **beside: Any) -> Stor
         raise ConfigError(f"{where}: a state dict holds tensors alone, but {some(odd)}")
     if absent := [f"'{name}'" for name, tensor in tensors.items() if tensor.is_meta]:
         raise ConfigError(f"{where}: {some(absent)} on the meta device, without any numbers: give the trained weights")
-    named = {without_wrappers(name): tensor.detach() for name, tensor in tensors.items()}
+    if sparse := [f"'{name}'" for name, tensor in tensors.items() if tensor.layout is not torch.strided]:
+        raise ConfigError(f"{where}: {some(sparse)} sparse: give dense weights")
+    bare = {without_wrappers(name): tensor.detach() for name, tensor in tensors.items()}
+    # All of a model that DistributedDataParallel holds stands under one name.
+    under = bool(bare) and all(name.startswith(_OF_DDP) for name in bare)
+    named = {name.removeprefix(_OF_DDP) if under else name: tensor for name, tensor in bare.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
     dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in named.items()}
     return _checked(Stored(where, shapes, dtypes, lambda name: named[name], **beside))

@@ -31,6 +31,8 @@ def count_tokens(sources: Sequence[str | Path], rows: int, tokenizer: Path | Non
         DataError: an id that the embedding has no row for, text without a tokenizer, or what cannot be read as tokens.
     """
     counts = np.zeros(rows, np.int64)
+    if absent := [str(source) for source in sources if not Path(source).exists()]:
+        raise DataError([f"{source}: no such file or directory" for source in absent])
     for source in sources:
         for ids in _ids(Path(source), rows, tokenizer):
             if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < rows:
