@@ -30,13 +30,17 @@ if TYPE_CHECKING:  # the same names as in _PUBLIC; a test compares
     from weightdecay.errors import DataError as DataError
     from weightdecay.errors import MissingExtraError as MissingExtraError
     from weightdecay.errors import OptimizerError as OptimizerError
+    from weightdecay.errors import OutOfMemoryError as OutOfMemoryError
+    from weightdecay.errors import OutputError as OutputError
     from weightdecay.errors import PlanError as PlanError
     from weightdecay.errors import RecipeError as RecipeError
     from weightdecay.errors import RunBusyError as RunBusyError
     from weightdecay.errors import ScheduleError as ScheduleError
     from weightdecay.errors import StoppedError as StoppedError
     from weightdecay.errors import StorageError as StorageError
+    from weightdecay.errors import StorageWarning as StorageWarning
     from weightdecay.errors import TrainingError as TrainingError
+    from weightdecay.errors import UsageError as UsageError
     from weightdecay.errors import WeightDecayError as WeightDecayError
     from weightdecay.evaluation.exporting import export as export
     from weightdecay.models.config import ModelConfig as ModelConfig
@@ -80,6 +84,7 @@ if TYPE_CHECKING:  # the same names as in _PUBLIC; a test compares
     from weightdecay.recipes.settings import TrainConfig as TrainConfig
     from weightdecay.rules import Rule as Rule
     from weightdecay.runs import Run as Run
+    from weightdecay.runs import Tracker as Tracker
     from weightdecay.training.trainer import train as train
 
 __version__ = "0.1.0"
@@ -103,13 +108,17 @@ _PUBLIC: dict[str, str] = {
     "DataError": "weightdecay.errors",
     "MissingExtraError": "weightdecay.errors",
     "OptimizerError": "weightdecay.errors",
+    "OutOfMemoryError": "weightdecay.errors",
+    "OutputError": "weightdecay.errors",
     "PlanError": "weightdecay.errors",
     "RecipeError": "weightdecay.errors",
     "RunBusyError": "weightdecay.errors",
     "ScheduleError": "weightdecay.errors",
     "StoppedError": "weightdecay.errors",
     "StorageError": "weightdecay.errors",
+    "StorageWarning": "weightdecay.errors",
     "TrainingError": "weightdecay.errors",
+    "UsageError": "weightdecay.errors",
     "WeightDecayError": "weightdecay.errors",
     "ModelConfig": "weightdecay.models.config",
     "GPT": "weightdecay.models.decoder",
@@ -152,6 +161,7 @@ _PUBLIC: dict[str, str] = {
     "recipe": "weightdecay.recipes.schema",
     "TrainConfig": "weightdecay.recipes.settings",
     "Run": "weightdecay.runs",
+    "Tracker": "weightdecay.runs",
     "export": "weightdecay.evaluation.exporting",
     "train": "weightdecay.training.trainer",
 }
@@ -188,6 +198,8 @@ __all__ = [
     "Objective",
     "OptimizerCheck",
     "OptimizerError",
+    "OutOfMemoryError",
+    "OutputError",
     "Override",
     "PlanError",
     "PlannedTensor",
@@ -205,10 +217,13 @@ __all__ = [
     "ScheduleError",
     "StoppedError",
     "StorageError",
+    "StorageWarning",
     "Told",
+    "Tracker",
     "TrainConfig",
     "TrainingError",
     "Untold",
+    "UsageError",
     "WeightDecayError",
     "__version__",
     "apply_schedules",
