@@ -264,6 +264,7 @@ def _seen(seat: Seat, now: ProbedTensor) -> Seen | None:
     requested = of_sgd if now.coupled else now.requested
     if not is_asked or not requested or now.from_weight_decay is None or now.weight_norm <= 0:
         return None
-    if now.target != "zero":  # near what they are pulled to, units of weights are large beside the way to go
+    if now.target != "zero" or seat.scale.rule.target != "zero":
+        # Near what they are pulled to, units of weights are large beside the way to go.
         return None
     return Seen(now, requested)
