@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from examples.museum.collection import exhibits
 from examples.museum.exhibit import Exhibit, Loop
 from rich.console import Console
@@ -90,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--svg", type=Path, help="write the table as a picture")
     svg: Path | None = parser.parse_args(arguments).svg
 
+    torch.set_num_threads(1)  # tensors this small lose time to a second thread
     rows = [row(exhibit) for exhibit in exhibits()]
     wrong = [fault for _, said in rows for fault in said]
     shown = table([cells for cells, _ in rows])
