@@ -44,12 +44,14 @@ def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def weightdecay() -> Command:
-    """Runs `weightdecay ARGUMENTS` in a process of its own."""
+    """Runs `weightdecay ARGUMENTS` in a process of its own, as wide and as coloured as where nobody says."""
+    said = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
+    plain = {name: value for name, value in os.environ.items() if name not in said}
 
     def run(*arguments: str | Path, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "weightdecay", *map(str, arguments)],
-            capture_output=True, text=True, timeout=timeout, check=False, env={**os.environ, **environment},
+            capture_output=True, text=True, timeout=timeout, check=False, env={**plain, **environment},
         )  # fmt: skip
 
     return run

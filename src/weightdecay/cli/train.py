@@ -70,6 +70,7 @@ class Train:
 
         from weightdecay.recipes.files import settings_toml
         from weightdecay.training.briefing import briefing, document
+        from weightdecay.training.needs import needs_of, seconds_a_step
         from weightdecay.training.progress import ConsoleReporter, told_now_and_then
         from weightdecay.training.resuming import check_start
         from weightdecay.training.setup import set_up
@@ -81,10 +82,13 @@ class Train:
                 check_start(config.run.init_from)
             setup = set_up(config, told_now_and_then(note))
             origins = _with_what_was_worked_out(origins, config, setup.config)
+            needs = needs_of(setup)
+            fits = needs.available is None or needs.memory.total <= needs.available
+            step_s = seconds_a_step(setup) if fits else None
             if self.json:
-                print_json(document(setup) | {"origins": origins})
+                print_json(document(setup, needs, step_s) | {"origins": origins})
             else:
-                out.print(briefing(setup), "")
+                out.print(briefing(setup, needs, step_s), "")
                 out.print(Text(printable(settings_toml(setup.config, origins))), soft_wrap=True)
             return 0
         run = train(

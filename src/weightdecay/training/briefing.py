@@ -12,16 +12,32 @@ from rich.text import Text
 from weightdecay.errors import printable
 from weightdecay.optim.timescale import NEGLIGIBLE_TOTAL, POWER_LAW_RANGE, optimal_timescale, optimal_weight_decay
 from weightdecay.planning.render import PlanTable
+from weightdecay.training.needs import Needs
+from weightdecay.training.progress import duration
 from weightdecay.training.setup import Setup
 
+# From here on a text is seen so often that it is another kind of training (Kim et al. 2025, arXiv:2509.14786).
+_MANY_EPOCHS = 4
+# And from here on nothing is left to learn but the text itself.
+_BY_HEART = 100
 
-def briefing(setup: Setup) -> Group:
-    """The plan, the corpus, the model, and the decay in words."""
-    lines = (_plan_and_corpus, _model, _decay, _directory)
-    return Group(PlanTable(setup.plan), *(Text(printable(line)) for of in lines for line in of(setup)))
+
+def briefing(setup: Setup, needs: Needs, step_s: float | None = None) -> Group:
+    """The plan, the corpus, the model, the decay in words, and what the run needs.
+
+    Args:
+        step_s: seconds of a step, where one was timed.
+    """
+    lines = [line for of in (_plan_and_corpus, _model, _decay) for line in of(setup)]
+    lines += needs.lines()
+    if step_s is not None:
+        steps = setup.config.run.steps
+        lines.append(f"time: {duration(step_s * steps)} here, {step_s:.3g} s for each of {steps:,} steps, as timed now")
+    lines += _directory(setup)
+    return Group(PlanTable(setup.plan), *(Text(printable(line)) for line in lines))
 
 
-def document(setup: Setup) -> dict[str, Any]:
+def document(setup: Setup, needs: Needs, step_s: float | None = None) -> dict[str, Any]:
     """The same for `--json`."""
     config, data, decay, plan = setup.config, setup.data, setup.decay, setup.plan.summary()
     return {
@@ -36,6 +52,14 @@ def document(setup: Setup) -> dict[str, Any]:
             "half_life_tokens": decay.half_life_tokens if decay and math.isfinite(decay.half_life_tokens) else None,
             "matters": decay.matters if decay else None,
             "weight_decay_that_matters": _weight_decay_that_matters(setup),
+        },
+        "needs": {
+            "memory_bytes": vars(needs.memory),
+            "available_bytes": needs.available,
+            "disk_bytes": needs.disk,
+            "free_bytes": needs.free,
+            "step_s": step_s,
+            "run_s": None if step_s is None else step_s * config.run.steps,
         },
     }
 
@@ -60,6 +84,17 @@ def _model(setup: Setup) -> Iterator[str]:
         f"{run.batch_tokens:,} tokens{grown}, {sizes.tokens_before(run.steps):,} in all, "
         f"{setup.loader.epoch_of(run.steps):.2f} epochs"
     )
+    epochs = setup.loader.epoch_of(run.steps)
+    if epochs > _BY_HEART:
+        yield (
+            f"remark: {epochs:,.0f} epochs of {len(setup.data.training.tokens):,} tokens teach the text by heart: give "
+            "more text (--data) or fewer steps (--steps)"
+        )
+    elif epochs > _MANY_EPOCHS:
+        yield (
+            f"remark: at {epochs:.0f} epochs the best λ is far above the usual, up to 30 times (Kim et al. 2025, "
+            "arXiv:2509.14786 [its abstract was read])"
+        )
     if config.schedule.grad_clip_changes:
         first, last = setup.grad_clip(0), setup.grad_clip(run.steps - 1)
         yield f"clipping: the gradient's norm at {first:g} in the first step, at {last:g} in the last"

@@ -19,6 +19,7 @@ from weightdecay.training.building import build
 from weightdecay.training.checkpointing import Position
 from weightdecay.training.distributed import Ranks
 from weightdecay.training.loop import TrainingLoop
+from weightdecay.training.needs import needs_of, refuse_what_does_not_fit
 from weightdecay.training.preflight import unknown_choices
 from weightdecay.training.progress import ConsoleReporter, Reporter, SilentReporter, lasting_console, told_now_and_then
 from weightdecay.training.resuming import agree_on_config, check_data, check_start, holds_a_run, is_finished
@@ -106,7 +107,9 @@ def _train(
         if agreed != setup.config:
             setup = set_up(agreed)
 
-    reporter.show(briefing(setup))
+    needs = needs_of(setup)
+    reporter.show(briefing(setup, needs))
+    refuse_what_does_not_fit(setup, needs)
     built = build(setup, ranks, reporter.note, fresh=not going_on)
     ranks.wait_for_all()  # every rank has read the directory as it was
     if ranks.is_first:

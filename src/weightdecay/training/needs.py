@@ -1,0 +1,165 @@
+"""What a run needs before it may begin: memory, room on the disk, and time.
+
+disk = (weights + optimizer state) · (checkpoints that are kept + the one that is written)
+time = steps · (passes of a step · time of a pass + time of an update)
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from weightdecay.errors import OutOfMemoryError, StorageError
+from weightdecay.models.decoder import GPT
+from weightdecay.models.objective import Objective
+from weightdecay.training.footprint import Footprint, footprint
+from weightdecay.training.optimizers import make_optimizer
+from weightdecay.training.setup import Setup
+
+# A pass that takes longer is timed on fewer sequences.
+_LONGEST_TIMED_S = 3.0
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run takes, beside what is there.
+
+    Attributes:
+        memory: of one process.
+        available: bytes of memory that can be had now; None where the system does not say.
+        checkpoints: how many lie on the disk at once.
+        disk: bytes that they take.
+        free: bytes that are free where the run will be written.
+    """
+
+    memory: Footprint
+    available: int | None
+    checkpoints: int
+    disk: int
+    free: int
+
+    def lines(self) -> list[str]:
+        """For people."""
+        memory, of = self.memory, "" if self.available is None else f" of {size(self.available)} that can be had"
+        parts = {name: value for name, value in vars(memory).items() if name != "total" and value}
+        each = ", ".join(f"{name} {size(value)}" for name, value in parts.items())
+        bound = "at the most" if memory.activations else "at least"
+        return [
+            f"memory: {size(memory.total)} {bound}{of}: {each}",
+            f"disk: {size(self.disk)} of {size(self.free)} that are free, for {self.checkpoints} checkpoints",
+        ]
+
+
+def needs_of(setup: Setup) -> Needs:
+    """What a run of this setup takes. Nothing is allocated."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    available = available_memory(device)
+    memory = _least(setup)
+    if available is None or memory.total <= available:  # else nobody needs to know by how much it is too large
+        memory = footprint(setup, device, setup.micro_batch_rows)
+    kept = setup.config.run.keep + 1  # the next is written before the oldest goes
+    return Needs(
+        memory=memory,
+        available=available,
+        checkpoints=kept,
+        disk=kept * (memory.weights + memory.optimizer),
+        free=shutil.disk_usage(_existing(Path(setup.config.run.out or "."))).free,
+    )
+
+
+def _least(setup: Setup) -> Footprint:
+    """Weights and gradients alone, which are known without a look at a step."""
+    weights = sum(p.numel() * p.element_size() for p in setup.blueprint.parameters())
+    return Footprint(weights, weights, optimizer=0, activations=0, total=2 * weights)
+
+
+def refuse_what_does_not_fit(setup: Setup, needs: Needs) -> None:
+    """Raise where a run would end for want of memory or room, with what would fit.
+
+    Raises:
+        OutOfMemoryError, StorageError: there is not enough.
+    """
+    share = setup.config.run.nproc * needs.memory.total
+    if needs.available is not None and share > needs.available:
+        raise OutOfMemoryError(
+            f"this run needs {size(share)} of memory and {size(needs.available)} can be had: {_what_fits(setup, needs)}"
+        )
+    if needs.disk > needs.free:
+        raise StorageError(
+            f"{needs.checkpoints} checkpoints of this run take {size(needs.disk)} and {size(needs.free)} are free at "
+            f"{setup.config.run.out or '.'}: make room, give --out on another disk, or keep fewer (--keep 1)"
+        )
+
+
+def _what_fits(setup: Setup, needs: Needs) -> str:
+    context, rows = setup.config.model.context, setup.micro_batch_rows
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    while rows > 1 and needs.memory.activations:
+        rows = rows // 2
+        total = footprint(setup, device, rows).total * setup.config.run.nproc
+        if needs.available is not None and total <= needs.available:
+            return f"--set run.micro_batch_tokens={rows * context} takes {size(total)}, for the same steps"
+    if setup.config.run.nproc > 1:
+        return "fewer processes (--nproc) or a smaller size of the recipe would fit"
+    return "take a smaller size of the recipe or a shorter --context"
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that can be had now, within what a container allows; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    found = []
+    try:
+        told = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found += [int(line.split()[1]) * 1024 for line in told if line.startswith("MemAvailable:")]
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+        if limit != "max":
+            found.append(max(0, int(limit) - int(used)))
+    except OSError:
+        pass  # another system, or no such limit
+    return min(found, default=None)
+
+
+def seconds_a_step(setup: Setup) -> float:
+    """How long a step of this run takes here and now: one pass and one update of the real model, timed."""
+    config = setup.config
+    model = GPT(config.model)
+    objective, optimizer = Objective(model), make_optimizer(config.optimizer, setup.plan.on(model))
+    rows = setup.micro_batch_rows
+    one = min(_pass_s(objective, setup, 1) for _ in range(2))  # the first finds memory and kernels
+    timed = max(1, min(rows, round(_LONGEST_TIMED_S / one)))
+    pass_s = one if timed == 1 else min(_pass_s(objective, setup, timed) for _ in range(2))
+    optimizer.step()
+    started = time.perf_counter()
+    optimizer.step()
+    update_s = time.perf_counter() - started
+    return setup.sizes.full / config.run.nproc * pass_s / timed + update_s
+
+
+def _pass_s(objective: nn.Module, setup: Setup, rows: int) -> float:
+    tokens_BT = torch.zeros(rows, setup.config.model.context, dtype=torch.long)
+    started = time.perf_counter()
+    with torch.autocast("cpu", setup.dtype, setup.dtype != torch.float32):
+        loss = objective(tokens_BT, tokens_BT.clone()).total
+    loss.backward()
+    return time.perf_counter() - started
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder that is there."""
+    path = path.absolute()
+    return next(one for one in (path, *path.parents) if one.is_dir())
+
+
+def size(n_bytes: float) -> str:
+    """1,520,000,000 as `1.52 GB`."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if n_bytes >= unit:
+            return f"{n_bytes / unit:.3g} {name}"
+    return f"{n_bytes / 1e3:.3g} kB"

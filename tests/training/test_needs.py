@@ -1,0 +1,96 @@
+"""What a run needs is said before its first step, and what does not fit is refused with what would."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import weightdecay
+from tests.commands import SMALL, Command
+from weightdecay.errors import OutOfMemoryError, StorageError
+from weightdecay.training import needs as module
+from weightdecay.training.needs import Needs, needs_of, refuse_what_does_not_fit, size
+from weightdecay.training.setup import Setup, set_up
+
+# The peak of a process over what it held after set-up; Linux lets it be counted anew.
+MEASURED = """
+import re, sys
+import weightdecay
+import weightdecay.training.trainer as trainer
+from weightdecay.training.progress import SilentReporter
+from weightdecay.training.needs import needs_of
+def status(key):
+    return int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+before, real, found = {}, trainer.build, {}
+def build(setup, *rest, **more):
+    before["rss"] = status("VmRSS")
+    open("/proc/self/clear_refs", "w").write("5")
+    return real(setup, *rest, **more)
+def needs(setup):
+    found["needs"] = needs_of(setup)
+    return found["needs"]
+trainer.build, trainer.needs_of = build, needs
+extra = {"run.steps": 3, "run.out": sys.argv[2], "schedule.warmup_steps": 1}
+weightdecay.train(weightdecay.recipe(sys.argv[1]).config(extra), reporter=SilentReporter())
+print((status("VmHWM") - before["rss"]), found["needs"].memory.total)
+"""
+
+
+@pytest.fixture(scope="module")
+def setup(small_text: Path) -> Setup:
+    values = {"run.steps": 4, "data.sources": [str(small_text)], "data.tokenizer": "byte", "run.batch_tokens": 16384}
+    return set_up(weightdecay.recipe("gpt3:nano").config(values))
+
+
+def test_weights_gradients_and_state_are_counted_to_the_byte(setup: Setup) -> None:
+    memory = needs_of(setup).memory
+    parameters = 4 * setup.n_parameters
+    assert memory.gradients == parameters
+    assert parameters <= memory.weights <= 1.02 * parameters + 1e6  # buffers beside them
+    assert 2 * parameters <= memory.optimizer <= 2 * parameters + 4 * 400  # two moments, and a counter a tensor
+    assert memory.activations > 0
+
+
+def test_a_dry_run_says_memory_disk_and_time(weightdecay: Command, small_text: Path, tmp_path: Path) -> None:
+    done = weightdecay("train", "gpt3:nano", "--data", small_text, "--steps", "5", "--dry-run", "--json", *SMALL)
+    needed = json.loads(done.stdout)["needs"]
+    assert needed["memory_bytes"]["total"] > needed["memory_bytes"]["weights"]
+    assert needed["run_s"] == pytest.approx(5 * needed["step_s"])
+    out = ("--out", tmp_path / "run")
+    told = weightdecay("train", "gpt3:nano", "--data", small_text, "--steps", "3000", "--dry-run", *SMALL, *out).stdout
+    assert "memory: " in told
+    assert "disk: " in told
+    assert "time: " in told
+    assert "teach the text by heart" in told
+
+
+def test_what_does_not_fit_is_refused_with_what_would(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = needs_of(setup)
+    smaller = Needs(needed.memory, round(0.7 * needed.memory.total), 3, 10, 10**12)
+    with pytest.raises(OutOfMemoryError, match=r"--set run\.micro_batch_tokens=\d+ takes"):
+        refuse_what_does_not_fit(setup, smaller)
+    with pytest.raises(OutOfMemoryError, match="take a smaller size"):
+        refuse_what_does_not_fit(setup, Needs(needed.memory, 10**6, 3, 10, 10**12))
+    with pytest.raises(StorageError, match="keep fewer"):
+        refuse_what_does_not_fit(setup, Needs(needed.memory, None, 3, 10**12, 10**6))
+    refuse_what_does_not_fit(setup, needed)
+    monkeypatch.setattr(module, "available_memory", lambda _: 10**6)
+    assert "at least" in needs_of(setup).lines()[0]
+
+
+def test_sizes_are_told_in_the_units_of_their_size() -> None:
+    assert [size(n) for n in (2_000, 1.5e6, 2.25e9, 3e12)] == ["2 kB", "1.5 MB", "2.25 GB", "3 TB"]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="a process's peak is read from /proc")
+@pytest.mark.parametrize("name", ["gpt3:nano", "llama2:nano", "gpt2:mini"])
+def test_the_memory_that_is_told_is_what_a_run_takes(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", MEASURED, name, str(tmp_path / "run")]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    taken, told = map(int, printed.split())
+    assert told == pytest.approx(taken, rel=0.15)
