@@ -23,6 +23,7 @@ from weightdecay.recipes.settings import TrainConfig, known_keys
 from weightdecay.rules import group_decay_per_step
 from weightdecay.runs import Run, read_json
 from weightdecay.training.briefing import briefing, document
+from weightdecay.training.needs import needs_of
 from weightdecay.training.optimizers import decay_plan, make_optimizer
 from weightdecay.training.progress import SilentReporter
 from weightdecay.training.setup import set_up
@@ -318,10 +319,11 @@ def small(text: Path, folder: Path, **settings: object) -> TrainConfig:
 @pytest.mark.parametrize("name", ["adam_l2", "sgdw"])
 def test_a_coupled_run_says_that_it_has_no_decay_per_step(name: str, small_text: Path, tmp_path: Path) -> None:
     config = small(small_text, tmp_path, name=name, rule="l2")
-    words = "".join(str(part) for part in briefing(set_up(config)).renderables)
+    setup = set_up(config)
+    words = "".join(str(part) for part in briefing(setup, needs_of(setup)).renderables)
     assert "(l2), through the gradient" in words
     assert "Σ of the decay per step" not in words
-    assert set(document(set_up(config))["decay"].values()) == {None}
+    assert set(document(setup, needs_of(setup))["decay"].values()) == {None}
     run = train(config, reporter=SilentReporter())
     rows = list(run.rows("train"))
     assert len(rows) == 6

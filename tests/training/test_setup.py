@@ -11,6 +11,7 @@ from rich.console import Console
 from weightdecay.errors import ConfigError
 from weightdecay.recipes.schema import recipe
 from weightdecay.training.briefing import briefing
+from weightdecay.training.needs import needs_of
 from weightdecay.training.setup import Setup, set_up
 
 
@@ -93,7 +94,7 @@ def test_the_decay_is_told_in_words_with_the_right_numbers(small_text: Path) -> 
 
 def told(setup: Setup) -> str:
     console = Console(file=io.StringIO(), width=10_000, color_system=None)
-    console.print(briefing(setup))
+    console.print(briefing(setup, needs_of(setup)))
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
