@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,17 +17,16 @@ from weightdecay.cli.flags import (
     setting_flags,
     with_setting_flags,
 )
+from weightdecay.cli.last_screen import show_last_screen
 from weightdecay.cli.output import console, note, print_json
 from weightdecay.errors import ConfigError, RecipeError, did_you_mean, printable
 from weightdecay.recipes.settings import TrainConfig
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from weightdecay.recipes.files import SettingsFile
     from weightdecay.recipes.layers import Layer
     from weightdecay.recipes.schema import Recipe as PublishedRecipe
-    from weightdecay.runs import Run, Tracker
+    from weightdecay.runs import Tracker
 
 _DEFAULT_RECIPE = "gpt3:nano"
 _TRACKERS = ("tensorboard",)
@@ -99,7 +97,7 @@ class Train:
         if self.json:
             print_json({"run": str(run.path), "summary": run.summary()})
         else:
-            _show_sample(run, out)
+            show_last_screen(run, out)
         return 0
 
     def settings(self) -> tuple[TrainConfig, dict[str, str]]:
@@ -210,17 +208,3 @@ def _with_what_was_worked_out(origins: dict[str, str], asked: TrainConfig, found
     before, after = asked.values(), found.values()
     worked_out = {key: "worked out" for key, value in after.items() if before.get(key) != value}
     return dict.fromkeys(after, "default") | {key: origins[key] for key in after if key in origins} | worked_out
-
-
-def _show_sample(run: Run, out: Console) -> None:
-    from rich.text import Text
-
-    from weightdecay.evaluation.sampling import continuation
-    from weightdecay.evaluation.trained import load
-
-    trained = load(run, note)
-    text = "".join(continuation(trained, "", max_tokens=120, temperature=0.8, top_k=50, seed=0))
-    out.print(Text("\nA sample, from an empty prompt:", style="bold"))
-    out.print(Text(printable(text)))
-    path = printable(str(run.path))
-    out.print(Text(f"\nThe run is in {path}; more text: weightdecay sample {shlex.quote(path)}"), soft_wrap=True)
