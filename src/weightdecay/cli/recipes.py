@@ -90,7 +90,7 @@ def _overview(listed: list[Recipe]) -> RenderableType:
     systems: dict[str, list[Recipe]] = {}
     for one in listed:
         systems.setdefault(one.system, []).append(one)
-    table = _table("", "system", "brief", "published", "recipe", "optimizer", "exempt", wrapped=("published", "exempt"))
+    table = _table("", "system", "as cited", "published", "recipe", "optimizer", "exempt", wrapped=("published", "exempt"))
     for system, sizes in systems.items():
         row, policy = _row(sizes[-1]), sizes[-1].values["optimizer.policy"]
         table.add_row(
@@ -102,7 +102,7 @@ def _overview(listed: list[Recipe]) -> RenderableType:
             _text(sizes[-1].exempt_tensors + ("" if policy.status == "confirmed" else " ?")),
         )
     return Group(
-        _text("λ in the brief's table, as published, and in the recipe with its status"),
+        _text("λ as commonly cited, as published, and in the recipe with its status"),
         table,
         _text("?: what is exempt is not published, or not stated where λ is"),
         _text("Sizes, for train SYSTEM:SIZE; recipes show SYSTEM:SIZE has every value with its source"),
