@@ -24,10 +24,13 @@ EncodingErrors = Literal["strict", "replace"]
 COMPRESSED_SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz"}
 
 _SNIFFED_BYTES = 4096
-_UNPACKERS: dict[str, tuple[bytes, Callable[[IO[bytes]], Any]]] = {
-    "gzip": (b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
-    "bzip2": (b"BZh", bz2.BZ2File),
-    "xz": (b"\xfd7zXZ\x00", lzma.LZMAFile),
+# Whole magic numbers, for the first bytes of some are words that a text may begin with: gzip's method is always 8, and
+# a level and the mark of a block, or of an empty end, follow bzip2's name.
+_BZIP2 = tuple(b"BZh%d" % level + mark for level in range(1, 10) for mark in (b"1AY&SY", b"\x17rE8P\x90"))
+_UNPACKERS: dict[str, tuple[tuple[bytes, ...], Callable[[IO[bytes]], Any]]] = {
+    "gzip": ((b"\x1f\x8b\x08",), lambda file: gzip.GzipFile(fileobj=file)),
+    "bzip2": (_BZIP2, bz2.BZ2File),
+    "xz": ((b"\xfd7zXZ\x00",), lzma.LZMAFile),
 }
 _NOT_UNPACKED = {
     b"PK\x03\x04": "a zip archive: unpack it",

@@ -1,0 +1,95 @@
+"""Faults of the world are one line and no traceback; signals save; output goes where it is asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.commands import SMALL, Command
+from weightdecay import __version__
+
+WEIGHTDECAY = [sys.executable, "-m", "weightdecay"]
+
+
+def test_the_version_is_told_and_as_a_document(weightdecay: Command) -> None:
+    assert weightdecay("--version").stdout.split()[-1] == __version__
+    assert __version__ in json.loads(weightdecay("--version", "--json").stdout).values()
+
+
+def test_a_shell_is_given_its_completion(weightdecay: Command) -> None:
+    done = weightdecay("--completion", "bash")
+    assert done.returncode == 0, done.stderr
+    assert "complete" in done.stdout
+
+
+@pytest.mark.parametrize("command", [["recipes"], ["plan", "gpt3:nano"], ["recipes", "--json"]])
+def test_output_that_is_full_is_one_line_and_no_traceback(command: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*WEIGHTDECAY, *command], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_reader_that_leaves_is_no_fault() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m weightdecay recipes | head -1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_saves_what_the_umask_lets_others_read(
+    number: signal.Signals, small_text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ["train", "gpt3:nano", "--data", str(small_text), "--steps", "100000", "--out", str(out), *SMALL]
+    process = subprocess.Popen(
+        [*WEIGHTDECAY, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )  # fmt: skip
+    metrics = out / "metrics.jsonl"
+    for _ in range(600):
+        if metrics.is_file() and metrics.read_text().count("\n") > 3:
+            break
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, said
+    assert "Traceback" not in said
+    saved = [path for path in (out / "checkpoints").iterdir() if path.name.startswith("step-")]
+    assert saved
+    modes = {stat.S_IMODE(file.stat().st_mode) for path in saved for file in path.iterdir()}
+    mask = os.umask(0)
+    os.umask(mask)
+    assert modes == {0o666 & ~mask}
+
+
+@pytest.mark.long
+def test_a_cache_that_cannot_be_written_and_a_home_that_is_missing_are_gone_round(
+    weightdecay: Command, small_text: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    command = ("train", "gpt3:nano", "--data", small_text, "--steps", "2", *SMALL)
+    for number, where in enumerate((tmp_path / "file" / "cache", "/proc/nothing")):
+        done = weightdecay(*command, "--out", tmp_path / f"run{number}", XDG_CACHE_HOME=str(where), HOME=str(where))
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_colours_are_asked_for_and_refused(weightdecay: Command) -> None:
+    assert "\x1b[" not in weightdecay("plan", "gpt3:nano", NO_COLOR="1", FORCE_COLOR="").stdout
+    assert "\x1b[" in weightdecay("plan", "gpt3:nano", FORCE_COLOR="1").stdout
+    assert max(map(len, weightdecay("plan", "gpt3:nano", COLUMNS="60").stdout.splitlines())) <= 60
