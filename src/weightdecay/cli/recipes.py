@@ -90,7 +90,9 @@ def _overview(listed: list[Recipe]) -> RenderableType:
     systems: dict[str, list[Recipe]] = {}
     for one in listed:
         systems.setdefault(one.system, []).append(one)
-    table = _table("", "system", "as cited", "published", "recipe", "optimizer", "exempt", wrapped=("published", "exempt"))
+    table = _table(
+        "", "system", "as cited", "published", "recipe", "optimizer", "exempt", wrapped=("published", "exempt")
+    )
     for system, sizes in systems.items():
         row, policy = _row(sizes[-1]), sizes[-1].values["optimizer.policy"]
         table.add_row(
