@@ -145,6 +145,15 @@ def test_what_mixes_the_scores_of_several_heads_is_a_matrix(of: str) -> None:
     assert not plan["token"].decays
 
 
+def test_the_matrix_that_makes_queries_of_learned_tokens_is_a_matrix() -> None:
+    def forward(m: Any, x: torch.Tensor) -> Any:
+        return ((m.p @ m.w) @ m.layer(x).mT).softmax(-1) @ x
+
+    plan = planned(forward, {"p": (4, 8), "w": (8, 8)}, X, modules=modules())
+    assert plan["w"].decays
+    assert not plan["p"].decays
+
+
 def test_a_linear_layer_that_scores_positions_stays_one() -> None:
     plan = planned(lambda m, x: m.score(x).transpose(1, 2).softmax(-1) @ x, {}, X, modules={"score": nn.Linear(8, 4)})
     assert plan["score.weight"].role is Role.LINEAR

@@ -55,6 +55,12 @@ def test_weights_gradients_and_state_are_counted_to_the_byte(setup: Setup) -> No
     assert memory.activations > 0
 
 
+def test_the_disk_is_that_of_all_checkpoints_and_one_being_written(setup: Setup) -> None:
+    needed = needs_of(setup)
+    assert needed.checkpoints == setup.config.run.keep + 1
+    assert needed.disk == pytest.approx(needed.checkpoints * 3 * 4 * setup.n_parameters, rel=0.05)
+
+
 def test_a_dry_run_says_memory_disk_and_time(weightdecay: Command, small_text: Path, tmp_path: Path) -> None:
     done = weightdecay("train", "gpt3:nano", "--data", small_text, "--steps", "5", "--dry-run", "--json", *SMALL)
     needed = json.loads(done.stdout)["needs"]
