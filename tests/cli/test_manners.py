@@ -9,12 +9,13 @@ import stat
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 
 import pytest
 
 from tests.commands import SMALL, Command
-from weightdecay import __version__
+from weightdecay import __version__, cli
 
 WEIGHTDECAY = [sys.executable, "-m", "weightdecay"]
 
@@ -22,6 +23,14 @@ WEIGHTDECAY = [sys.executable, "-m", "weightdecay"]
 def test_the_version_is_told_and_as_a_document(weightdecay: Command) -> None:
     assert weightdecay("--version").stdout.split()[-1] == __version__
     assert __version__ in json.loads(weightdecay("--version", "--json").stdout).values()
+
+
+def test_help_says_what_each_command_does(weightdecay: Command) -> None:
+    told = " ".join(weightdecay("--help").stdout.replace("│", " ").split())
+    kinds = {kind.__name__.lower(): kind for kind, _ in map(typing.get_args, typing.get_args(cli.Command))}
+    for name, kind in kinds.items():
+        first_words = " ".join((kind.__doc__ or "").split()[:6])
+        assert f"• {name} {first_words}" in told
 
 
 def test_a_shell_is_given_its_completion(weightdecay: Command) -> None:

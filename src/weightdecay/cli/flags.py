@@ -94,8 +94,9 @@ def with_setting_flags(kind: Any) -> Callable[[type[T]], type[T]]:
     return widened
 
 
-# What a class has anew once it is a dataclass of other fields.
-_DATACLASS_MAKES = frozenset(vars(dataclass(frozen=True)(type("Empty", (), {"x": 0, "__annotations__": {"x": int}}))))
+# What a class has anew once it is a dataclass of other fields; its words stay.
+_Empty: type = dataclass(frozen=True)(type("Empty", (), {"x": 0, "__annotations__": {"x": int}}))
+_DATACLASS_MAKES = frozenset(vars(_Empty)) - {"__doc__"}
 
 
 def key_value_pairs(settings: tuple[str, ...], faults: list[str]) -> dict[str, str]:
