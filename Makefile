@@ -50,7 +50,7 @@ test: .venv/.dev
 	$(PYTEST)
 
 test-all: .venv/.dev .venv-packages/.ready .venv-zoo/.ready
-	$(PYTEST) -m '' --ignore tests/packages --ignore tests/zoo/test_zoo.py
+	$(PYTEST) -m '' --hypothesis-profile new-examples --ignore tests/packages --ignore tests/zoo/test_zoo.py
 	$(subst .venv,.venv-packages,$(PYTEST)) -m '' --dist worksteal tests/packages
 	$(subst .venv,.venv-zoo,$(PYTEST)) -m '' tests/zoo
 
