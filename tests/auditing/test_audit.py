@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import schedulefree
 import torch
 from examples.museum.language_model import VOCABULARY, LanguageModel, two_groups
 from torch import nn
@@ -466,3 +467,17 @@ def test_a_tied_head_is_called_by_its_first_name_and_is_not_twice() -> None:
     (finding,) = weightdecay.audit(model, optimizer)
     assert "tokens.weight" in finding.tensors
     assert "head.weight" not in finding.tensors
+
+
+@pytest.mark.parametrize("lr", [1e-3, 3e-4, 1e-4, 1e-2])
+def test_weights_of_few_bits_that_one_step_turns_over_together_are_no_error(lr: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(100, 64), nn.Linear(64, 256), nn.Linear(256, 100)).bfloat16()
+    optimizer = schedulefree.AdamWScheduleFree(model.parameters(), lr=lr, weight_decay=0.1)
+    optimizer.train()
+    ids, targets = torch.randint(100, (32,)), torch.randint(100, (32,))
+    for _ in range(3):
+        optimizer.zero_grad()
+        torch.autograd.backward(nn.functional.cross_entropy(model(ids).float(), targets))
+        optimizer.step()
+    assert "decays-twice" not in {finding.code for finding in weightdecay.audit(model, optimizer).findings}

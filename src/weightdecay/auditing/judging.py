@@ -67,6 +67,7 @@ class Seat:
         others_decay: some tensor of its optimizer seems to decay.
         is_even: as much is taken from all tensors of its group, of which there are several.
         is_lost: its decay is lost to rounding, over the run or at the peak.
+        usual_ratio: in low precision what λ removes beside what it asks for, of the middle one of such tensors.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Seat:
     others_decay: bool = False
     is_even: bool = False
     is_lost: bool = False
+    usual_ratio: float | None = None
 
     @property
     def weight_decay(self) -> float:
@@ -298,6 +300,9 @@ def _amount(seat: Seat, weight_decay: float, ratio: float | None, tolerance: flo
             return [
                 seat.found("not-decaying", "error", seat.asks(weight_decay), "growing" if ratio < -tolerance else "")
             ]
+    if seat.usual_ratio is not None:
+        # Weights of few bits sit on ties, which one step turns over together: what several tensors show counts.
+        ratio = min(ratio, seat.usual_ratio + (seat.tensor.from_elsewhere or 0.0) / (seat.asks(weight_decay) or 1.0))
     if ratio >= _TOO_MUCH and ratio - 1.0 > tolerance:
         return [seat.found("decays-twice", "error", seat.asks(weight_decay))]
     return []

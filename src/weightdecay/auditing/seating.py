@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import median
 
 from torch import Tensor
 
@@ -128,7 +129,13 @@ class Seating:
             if is_lost([one]) or one.share < 0.5 or one.error > 0.1
             if self._left(seat) < 0.5
         }
-        self.seats = [replace(seat, is_lost=id(seat) in lost) for seat in self.seats]
+        middle = {
+            id(seat): median(one.share for _, one in pool)
+            for pool in self._pools.values()
+            for seat, _ in pool
+            if seat.tensor.dtype in LOW_PRECISION
+        }
+        self.seats = [replace(seat, is_lost=id(seat) in lost, usual_ratio=middle.get(id(seat))) for seat in self.seats]
 
     def is_undecided(self) -> bool:
         """Whether more steps would tell what is lost to rounding."""
