@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # the same names as in _PUBLIC; a test compares
     from weightdecay.auditing.live_probe import probe as probe
     from weightdecay.auditing.probed import Probe as Probe
     from weightdecay.auditing.probed import ProbedTensor as ProbedTensor
+    from weightdecay.auditing.regrouping import regroup as regroup
     from weightdecay.auditing.result import Audit as Audit
     from weightdecay.errors import CheckFailedError as CheckFailedError
     from weightdecay.errors import ConfigError as ConfigError
@@ -101,6 +102,7 @@ _PUBLIC: dict[str, str] = {
     "Probe": "weightdecay.auditing.probed",
     "ProbedTensor": "weightdecay.auditing.probed",
     "probe": "weightdecay.auditing.live_probe",
+    "regroup": "weightdecay.auditing.regrouping",
     "Audit": "weightdecay.auditing.result",
     "CheckFailedError": "weightdecay.errors",
     "ConfigError": "weightdecay.errors",
@@ -240,6 +242,7 @@ __all__ = [
     "plan",
     "probe",
     "recipe",
+    "regroup",
     "rules",
     "schedules",
     "settings_by_name",

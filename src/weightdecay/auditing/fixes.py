@@ -7,6 +7,7 @@ are those of the old one.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -53,10 +54,13 @@ class Fixes:
             "decays-twice": self._once_a_step,
             "not-decaying": lambda ones: self._without_hooks(ones) or self._controlled(ones),
             "wrong-scale": self._controlled,
+            "wrong-order": self._controlled,
             "ignored-key": self._controlled if about == "weight_decay" else self._scaled,
         }
         if code == "idle-decay":
-            return _LEFT_ALONE if about == "whole" else ""
+            return _LEFT_ALONE if about == "whole" else self._spared(ones)
+        if about == "nobody asks":
+            return self._asked_for(ones)
         is_opinion = ones[0].severity == "note" and code in ("wrong-scale", "coupled")
         return "" if code not in ways or is_opinion else ways[code](ones)
 
@@ -70,11 +74,23 @@ class Fixes:
         told = "" if given is None else f", weight_decay={given:g}"
         if self._has_plan and given is None and not self._is_scheduled(ones):
             told = ", weight_decay=plan.weight_decay"
-        lines = [f"regroup({name}, plan{told})" for name in self._names(ones)]
-        head = "from weightdecay.auditing.regrouping import regroup"
-        if self._has_plan:
-            return "\n".join([head, "", *lines])
-        return "\n".join(["import weightdecay", head, "", f"plan = {self._plan()}", *lines])
+        lines = [f"weightdecay.regroup({name}, plan{told})" for name in self._names(ones)]
+        own = [] if self._has_plan else [f"plan = {self._plan()}"]
+        return "\n".join(["import weightdecay", "", *own, *lines])
+
+    def _spared(self, ones: Sequence[Judgement]) -> str:
+        """Tables whose rows are to stay while no token asks for them; a policy that was given has decided."""
+        if self.told.policy_is_given or any(given is not None for given in self.told.weight_decay):
+            return ""
+        spared = ", ".join(f'r"^{re.escape(one.name)}$": 0.0' for one in ones)
+        plan = f'weightdecay.plan(model, overrides={{{spared}}}, unknown="exempt", trace="optional")'
+        lines = [f"weightdecay.regroup({name}, plan)" for name in self._names(ones)]
+        return "\n".join(["import weightdecay", "", f"plan = {plan}", *lines])
+
+    def _asked_for(self, ones: Sequence[Judgement]) -> str:
+        remark = "  # if decay is wanted; weightdecay.advise says how much"
+        lines = [f"weightdecay.regroup({name}, plan)" for name in self.told.names[: len(self._names(ones)) or 1]]
+        return "\n".join(["import weightdecay", "", f"plan = {self._plan(0.1)}{remark}", *lines])
 
     def _is_scheduled(self, ones: Sequence[Judgement]) -> bool:
         """Whether λ follows a schedule, so that a plan says no more than its shares."""

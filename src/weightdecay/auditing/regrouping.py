@@ -18,11 +18,10 @@ def regroup(optimizer: Any, plan: DecayPlan, weight_decay: float | None = None) 
     """Give each tensor of an optimizer its plan's share of λ; state, lr and all other settings stay.
 
         import torch, weightdecay
-        from weightdecay.auditing.regrouping import regroup
 
         model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8))
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
-        regroup(optimizer, weightdecay.plan(model))
+        weightdecay.regroup(optimizer, weightdecay.plan(model))
         print([group["weight_decay"] for group in optimizer.param_groups])  # [0.1, 0.0]
 
     A scheduler of torch's keeps one lr for each group that it began with: make it after this.
