@@ -58,7 +58,7 @@ class Fixes:
             "ignored-key": self._controlled if about == "weight_decay" else self._scaled,
         }
         if code == "idle-decay":
-            return _LEFT_ALONE if about == "whole" else self._spared(ones)
+            return self._left_alone(ones) if about == "whole" else self._spared(ones)
         if about == "nobody asks":
             return self._asked_for(ones)
         is_opinion = ones[0].severity == "note" and code in ("wrong-scale", "coupled")
@@ -79,13 +79,25 @@ class Fixes:
         return "\n".join(["import weightdecay", "", *own, *lines])
 
     def _spared(self, ones: Sequence[Judgement]) -> str:
-        """Tables whose rows are to stay while no token asks for them; a policy that was given has decided."""
-        if self.told.policy_is_given or any(given is not None for given in self.told.weight_decay):
+        """Tables whose rows are to stay while no token asks for them; a policy that was given has decided.
+
+        Where nothing else decays, whoever gave a λ has decided, too.
+        """
+        names = {one.name for one in ones}
+        decaying = {(group.optimizer, group.group) for group in self.probe.groups if group.weight_decay}
+        others = [t for t in self.probe.tensors if (t.optimizer, t.group) in decaying and t.name not in names]
+        if self.told.policy_is_given or not others:
             return ""
         spared = ", ".join(f'r"^{re.escape(one.name)}$": 0.0' for one in ones)
         plan = f'weightdecay.plan(model, overrides={{{spared}}}, unknown="exempt", trace="optional")'
         lines = [f"weightdecay.regroup({name}, plan)" for name in self._names(ones)]
         return "\n".join(["import weightdecay", "", f"plan = {plan}", *lines])
+
+    def _left_alone(self, ones: Sequence[Judgement]) -> str:
+        """Zeros made None, or a step that passes by what has None."""
+        tensors = [self._tensor(one) for one in ones]
+        has_zeros = any(tensor is None or tensor.has_gradient for tensor in tensors)
+        return _LEFT_ALONE if has_zeros else self._ours(ones)
 
     def _asked_for(self, ones: Sequence[Judgement]) -> str:
         remark = "  # if decay is wanted; weightdecay.advise says how much"
