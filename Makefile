@@ -3,6 +3,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PACKAGES_PIP := $(subst .venv,.venv-packages,$(PIP))
 ZOO_PIP := $(subst .venv,.venv-zoo,$(PIP))
+FRAMEWORKS_PIP := $(subst .venv,.venv-frameworks,$(PIP))
 # A worker a core; a file's tests stay together, since they share what is slow to make.
 PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
@@ -37,6 +38,13 @@ PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 	$(ZOO_PIP) --no-deps --requirement tests/zoo/requirements-alone.txt
 	touch $@
 
+# Training frameworks and trackers, in which the integrations train.
+.venv-frameworks/.ready: tests/frameworks/requirements.txt tests/frameworks/requirements-alone.txt pyproject.toml constraints.txt
+	test -x .venv-frameworks/bin/python || $(PYTHON) -m venv .venv-frameworks
+	$(FRAMEWORKS_PIP) --requirement tests/frameworks/requirements.txt --editable .
+	$(FRAMEWORKS_PIP) --no-deps --requirement tests/frameworks/requirements-alone.txt
+	touch $@
+
 demo: .venv/.train
 	$(BIN)/weightdecay train gpt3:nano
 	@echo; echo "For comparison, models that count tokens, on the same held-out text:"
@@ -49,10 +57,11 @@ museum: .venv/.train
 test: .venv/.dev
 	$(PYTEST)
 
-test-all: .venv/.dev .venv-packages/.ready .venv-zoo/.ready
-	$(PYTEST) -m '' --hypothesis-profile new-examples --ignore tests/packages --ignore tests/zoo/test_zoo.py
+test-all: .venv/.dev .venv-packages/.ready .venv-zoo/.ready .venv-frameworks/.ready
+	$(PYTEST) -m '' --hypothesis-profile new-examples --ignore tests/packages --ignore tests/zoo/test_zoo.py --ignore tests/frameworks
 	$(subst .venv,.venv-packages,$(PYTEST)) -m '' --dist worksteal tests/packages
 	$(subst .venv,.venv-zoo,$(PYTEST)) -m '' tests/zoo
+	$(subst .venv,.venv-frameworks,$(PYTEST)) -m '' tests/frameworks
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .
@@ -74,4 +83,4 @@ tables: .venv/.dev .venv-packages/.ready
 	.venv-packages/bin/python docs/make_optimizers.py
 
 clean:
-	rm -rf .venv .venv-packages .venv-zoo dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-packages .venv-zoo .venv-frameworks dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -19,7 +19,7 @@ from weightdecay.cli.flags import (
 )
 from weightdecay.cli.last_screen import show_last_screen
 from weightdecay.cli.output import console, note, print_json
-from weightdecay.errors import ConfigError, RecipeError, did_you_mean, printable
+from weightdecay.errors import ConfigError, RecipeError, printable
 from weightdecay.recipes.settings import TrainConfig
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from weightdecay.runs import Tracker
 
 _DEFAULT_RECIPE = "gpt3:nano"
-_TRACKERS = ("tensorboard",)
 
 
 @with_setting_flags(TrainConfig)
@@ -51,7 +50,7 @@ class Train:
     on_change: Choice = "refuse"
     """Settings that differ from the run being resumed: refuse, keep the run's, or override them from the next step."""
     track: Choice = ""
-    """Send the rows of metrics.jsonl to a tracker, too: tensorboard (events in RUN/tensorboard)."""
+    """Send the rows of metrics.jsonl to a tracker, too: tensorboard (events in RUN/tensorboard), trackio or wandb."""
     as_published: Switch = False
     """The published form where the recipe keeps another value (PaLM's optimizer)."""
     set: Settings = ()
@@ -103,13 +102,14 @@ class Train:
     def settings(self) -> tuple[TrainConfig, dict[str, str]]:
         """What this command line asks for, with every fault of it at once; and what each value is given by."""
         from weightdecay.declared.reading import ReadError
+        from weightdecay.integrations.trackers import tracker_faults
         from weightdecay.recipes.layers import Layer, stacked
         from weightdecay.recipes.settings import faults_of_some
         from weightdecay.training.preflight import missing_names, unknown_choices
 
         faults = unknown_choices(self.resume, self.on_change)
-        if self.track and self.track not in _TRACKERS:
-            faults.append(f"--track {self.track}: {did_you_mean(self.track, _TRACKERS)}")
+        if self.track:
+            faults += [f"--track {fault}" for fault in tracker_faults(self.track)]
         file = self._file(faults)
         flags = {flag.setting.key: flag for flag in setting_flags(TrainConfig)}
         given = {key: value for key, flag in flags.items() if (value := getattr(self, flag.name))}
@@ -138,11 +138,9 @@ class Train:
         return config, origins
 
     def _tracker(self) -> Tracker | None:
-        if self.track != "tensorboard":
-            return None
-        from weightdecay.integrations.tensorboard import TensorBoard
+        from weightdecay.integrations.trackers import tracker
 
-        return TensorBoard()
+        return tracker(self.track) if self.track else None
 
     def _file(self, faults: list[str]) -> SettingsFile | None:
         from pathlib import Path
