@@ -63,6 +63,18 @@ class RoleOf:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RuleOf:
+    """What λ means for some tensors."""
+
+    __pydantic_config__ = CLOSED
+
+    pattern: Text
+    """Regular expression that is found in their names; the first row whose pattern is decides."""
+    rule: Text
+    """The rule of their decay."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """A piece of the learning rate's way, from where the one before it ended."""
 

@@ -39,6 +39,7 @@ from weightdecay.recipes.rows import (
     GradClipChange,
     RampPoint,
     RoleOf,
+    RuleOf,
     Share,
     Stack,
     Stage,
@@ -76,7 +77,11 @@ class OptimizerSettings:
     lr: Annotated[AtLeast0, Flag("X")]
     """Peak learning rate η."""
     weight_decay: Annotated[AtLeast0 | Literal["auto"], Flag("X")]
-    """λ under the rule, or auto: the λ that matters in a run of this length."""
+    """λ under the rule, or auto: a law's where one holds, else what the nearest published runs used."""
+    weight_decay_source: Text = ""
+    """Why auto took this λ; written by the program."""
+    parametrization: Literal["standard", "mup"] = "standard"
+    """mup says that lr, its multipliers and the initialisation given follow the width by µP: auto needs to know."""
     beta1: Share
     """β₁; of `muon`, of the AdamW beside it."""
     beta2: Share
@@ -118,6 +123,8 @@ class OptimizerSettings:
     """Factors of λ, in place of the policy's."""
     role_overrides: Rows[RoleOf] = ()
     """What some tensors are taken for, by the policy and by Muon, which takes what is a `linear weight`."""
+    rule_overrides: Rows[RuleOf] = ()
+    """Rules of some tensors, in place of `rule`: `towards_one` for gains, say; not of `muon`."""
 
     @property
     def peak_weight_decay(self) -> float:
@@ -159,8 +166,10 @@ class ScheduleSettings(Consistent):
     """The pieces of `stages`, one after the other."""
     grad_clip_changes: Rows[GradClipChange] = ()
     """Other largest norms of the gradient; until the first, it is `optimizer.grad_clip`."""
-    weight_decay_shape: Literal["constant", "cosine", "linear"] = "constant"
-    """How λ moves."""
+    weight_decay_shape: Literal["constant", "cosine", "linear", "one_over_t"] = "constant"
+    """How λ moves; `one_over_t` is λ/(t + `weight_decay_offset`), for the rule `independent`."""
+    weight_decay_offset: Annotated[Count, Ge(0)] = 0
+    """Steps by which `one_over_t` is shifted, so that its first ones do not decay all."""
     weight_decay_final_fraction: AtLeast0 = 0.0
     """Of λ, where it ends."""
     weight_decay_moves: Literal["all", "muon"] = "all"

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from weightdecay.errors import ConfigError, did_you_mean
+from weightdecay.errors import ConfigError, OptimizerError, did_you_mean
 from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.adamw import AdamL2, AdamW
-from weightdecay.optim.grouping import muon_tensors, split_group
+from weightdecay.optim.grouping import Rules, muon_tensors, split_group
 from weightdecay.optim.lion import Lion
 from weightdecay.optim.muon import Muon
 from weightdecay.optim.sgdw import SGDW
@@ -22,7 +22,7 @@ from weightdecay.planning.policies.overrides import Override
 from weightdecay.recipes.settings import OptimizerSettings
 from weightdecay.rules import as_rule
 
-N = TypeVar("N", int, float)
+N = TypeVar("N", int, float, str)
 
 
 def decay_plan(model: nn.Module, settings: OptimizerSettings) -> DecayPlan:
@@ -48,12 +48,46 @@ def plan_overrides(settings: OptimizerSettings) -> list[Override]:
 
 def rule_faults(settings: OptimizerSettings) -> list[str]:
     """What is wrong with a rule of decay for the named optimizer."""
+    if faults := _override_faults(settings):
+        return faults
     coupled = as_rule(settings.rule).coupled
     if settings.name == "adam_l2" and not coupled:
         return [f"optimizer.name = 'adam_l2' with the rule '{settings.rule}': its only one is --rule l2"]
     if coupled and settings.name not in ("adam_l2", "sgdw"):
         return [f"--rule l2: '{settings.name}' has no coupled form; --set optimizer.name=adam_l2 (or sgdw) has"]
     return []
+
+
+def _override_faults(settings: OptimizerSettings) -> list[str]:
+    """What is wrong with the rules by pattern."""
+    if settings.rule_overrides and settings.name == "muon":
+        return ["optimizer.rule_overrides: not of 'muon', whose AdamW beside it has optimizer.adamw_rule"]
+    faults = []
+    for row in settings.rule_overrides:
+        try:
+            if as_rule(row.rule).coupled:
+                faults.append(f"optimizer.rule_overrides: '{row.rule}' of '{row.pattern}' goes through the gradient, "
+                              "which no tensor does by itself")  # fmt: skip
+        except OptimizerError as error:
+            faults += [f"optimizer.rule_overrides: {fault}" for fault in error.faults]
+    return faults
+
+
+def _rules(settings: OptimizerSettings, decided: DecayPlan) -> Rules:
+    """The optimizer's rule; with overrides, each tensor's that has another one by its name.
+
+    Raises:
+        ConfigError: a pattern that is no regular expression, or that matches no tensor.
+    """
+    if not settings.rule_overrides:
+        return as_rule(settings.rule)
+    faults: list[str] = []
+    names = [tensor.name for tensor in decided if not tensor.frozen]
+    rows = [(row.pattern, row.rule) for row in settings.rule_overrides]
+    own = _by_pattern("rule_overrides", rows, names, faults)
+    if faults:
+        raise ConfigError(faults)
+    return {**{name: as_rule(rule) for name, rule in own.items()}, "*": as_rule(settings.rule)}
 
 
 def make_optimizer(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimizer:
@@ -63,7 +97,7 @@ def make_optimizer(settings: OptimizerSettings, decided: DecayPlan) -> torch.opt
 
 def _adamw(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimizer:
     betas = (settings.beta1, settings.beta2)
-    return AdamW(decided, lr=settings.lr, betas=betas, eps=settings.eps, rule=as_rule(settings.rule), fused=True)
+    return AdamW(decided, lr=settings.lr, betas=betas, eps=settings.eps, rule=_rules(settings, decided), fused=True)
 
 
 def _adam_l2(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimizer:
@@ -79,12 +113,12 @@ def _adafactor(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.O
         factored=settings.factored,
         beta1=settings.beta1 or None,
         relative_step=False,  # the schedule says what the rate of a step is
-        rule=as_rule(settings.rule),
+        rule=_rules(settings, decided),
     )
 
 
 def _lion(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimizer:
-    return Lion(decided, lr=settings.lr, betas=(settings.beta1, settings.beta2), rule=as_rule(settings.rule))
+    return Lion(decided, lr=settings.lr, betas=(settings.beta1, settings.beta2), rule=_rules(settings, decided))
 
 
 def _muon(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimizer:
@@ -140,7 +174,7 @@ def _muon_groups(settings: OptimizerSettings, decided: DecayPlan) -> list[dict[s
 
 
 def _sgdw(settings: OptimizerSettings, decided: DecayPlan) -> torch.optim.Optimizer:
-    return SGDW(decided, lr=settings.lr, momentum=settings.momentum, rule=as_rule(settings.rule))
+    return SGDW(decided, lr=settings.lr, momentum=settings.momentum, rule=_rules(settings, decided))
 
 
 _BY_NAME: dict[str, Callable[[OptimizerSettings, DecayPlan], torch.optim.Optimizer]] = {
@@ -154,9 +188,9 @@ _BY_NAME: dict[str, Callable[[OptimizerSettings, DecayPlan], torch.optim.Optimiz
 
 
 def _by_pattern(key: str, rows: Iterable[tuple[str, N]], names: Iterable[str], faults: list[str]) -> dict[str, N]:
-    """The number of each name that a row's pattern is found in; of the first, where several are."""
-    numbers: dict[str, N] = {}
-    for pattern, number in rows:
+    """The value of each name that a row's pattern is found in; of the first, where several are."""
+    values: dict[str, N] = {}
+    for pattern, value in rows:
         try:
             matching = [name for name in names if re.search(pattern, name)]
         except re.error as error:
@@ -164,5 +198,5 @@ def _by_pattern(key: str, rows: Iterable[tuple[str, N]], names: Iterable[str], f
             continue
         if not matching:
             faults.append(f"optimizer.{key}: '{pattern}' matches no tensor: {did_you_mean(pattern, names)}")
-        numbers = dict.fromkeys(matching, number) | numbers
-    return numbers
+        values = dict.fromkeys(matching, value) | values
+    return values

@@ -11,7 +11,7 @@ from weightdecay.data.batches import BatchSizes
 from weightdecay.errors import ConfigError
 from weightdecay.recipes.rows import RampPoint, Stage
 from weightdecay.recipes.settings import RunSettings, TrainConfig
-from weightdecay.schedules import Constant, Cosine, InverseSqrt, Linear, Piecewise, Schedule, Warmup, schedule
+from weightdecay.schedules import Constant, Cosine, InverseSqrt, Linear, OneOverT, Piecewise, Schedule, Warmup, schedule
 
 
 def batch_sizes(run: RunSettings, context: int) -> BatchSizes:
@@ -82,10 +82,12 @@ def lr_schedule(config: TrainConfig, sizes: BatchSizes) -> Schedule:
 
 def weight_decay_schedule(config: TrainConfig) -> Schedule:
     """λ of every step."""
-    timing = config.schedule
+    timing, peak = config.schedule, config.optimizer.peak_weight_decay
+    if timing.weight_decay_shape == "one_over_t":
+        return OneOverT(peak, timing.weight_decay_offset)
     return schedule(
         timing.weight_decay_shape,
-        peak=config.optimizer.peak_weight_decay,
+        peak=peak,
         steps=config.run.steps,
         final_fraction=timing.weight_decay_final_fraction,
     )
