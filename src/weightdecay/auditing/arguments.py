@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
@@ -37,6 +37,7 @@ class Told:
         policy: who is exempt, and whether somebody said so.
         weight_decay, lr: one for each optimizer; None where nothing was said. An lr may be a schedule.
         steps: of the whole run.
+        loaded_over: λ of groups, by (optimizer, group), before a load that was seen put another in its place.
     """
 
     model: nn.Module | None
@@ -49,6 +50,7 @@ class Told:
     rule: Rule | None
     steps: int | None
     ignored: Ignored
+    loaded_over: Mapping[tuple[int, int], float] = field(default_factory=dict)
 
     @property
     def policy_is_given(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from weightdecay.auditing.arguments import UNSAID, Rate, told
+from weightdecay.auditing.arguments import UNSAID, Rate, Told, told
 from weightdecay.auditing.asking import Asking
 from weightdecay.auditing.findings import Code, ranked
 from weightdecay.auditing.fixes import Fixes
@@ -81,7 +81,6 @@ def audit(
     Raises:
         ConfigError: an argument is of no use; all faults at once.
     """
-    started = time.perf_counter()
     given = told(
         model,
         optimizer,
@@ -94,6 +93,16 @@ def audit(
         steps=steps,
         ignore=ignore,
     )
+    return audited(given)
+
+
+def audited(given: Told) -> Audit:
+    """The audit of what was told, in which all is checked.
+
+    Raises:
+        ConfigError: a pattern of `ignore` is found in no name.
+    """
+    started = time.perf_counter()
     placing = placing_of(given.model, given.optimizers)
     seen = probe(given.model, list(given.optimizers))
     asking = Asking(given)

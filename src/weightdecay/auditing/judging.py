@@ -66,6 +66,7 @@ class Seat:
         usual: the largest decay per step of its optimizer's tensors.
         others_decay: some tensor of its optimizer seems to decay.
         is_even: as much is taken from all tensors of its group, of which there are several.
+        loaded_over: λ of its group before a load put the present one in its place; None if none was seen to.
         is_lost: its decay is lost to rounding, over the run or at the peak.
         usual_ratio: in low precision what λ removes beside what it asks for, of the middle one of such tensors.
     """
@@ -85,6 +86,7 @@ class Seat:
     usual: float = 0.0
     others_decay: bool = False
     is_even: bool = False
+    loaded_over: float | None = None
     is_lost: bool = False
     usual_ratio: float | None = None
 
@@ -192,6 +194,8 @@ def _is_as_told(seat: Seat) -> bool:
 def _numbers(seat: Seat) -> tuple[list[Judgement], bool]:
     """What is wrong with them, and whether there is nothing else to be said."""
     asked, own = seat.asked, seat.weight_decay
+    if seat.loaded_over is not None and asked.weight_decay is None and not same(seat.loaded_over, own):
+        return [seat.stale("λ", own, seat.loaded_over, seat.asks(seat.loaded_over))], True
     if asked.none_wanted and own:
         return [seat.stale("λ", own, 0.0, 0.0)], True
     if asked.decays is False:

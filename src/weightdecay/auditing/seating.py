@@ -87,6 +87,7 @@ class Seating:
                     policy_is_given=self.told.policy_is_given,
                     rule=self.told.rule,
                     ignored_key=ignored[place],
+                    loaded_over=self.told.loaded_over.get(place),
                     weights=weights,
                 )
             )

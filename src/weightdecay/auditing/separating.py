@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from weightdecay.auditing.measuring import local
-from weightdecay.auditing.sharding import agreed
-from weightdecay.auditing.stepping import Bench, CommunicatesError, Place
+from weightdecay.auditing.sharding import CommunicatesError, agreed
+from weightdecay.auditing.stepping import Bench, Place
 
 # A step with hooks that reach a whole trainer takes longer to put back than a whole copy takes room.
 _OBJECTS = 20_000

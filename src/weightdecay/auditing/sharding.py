@@ -2,12 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from weightdecay.errors import OptimizerError
+
+_ALONE = ContextVar("alone", default=False)
+_SPEAKING = ("c10d", "_c10d_functional", "_c10d_functional_autograd")
+
+
+class CommunicatesError(OptimizerError):
+    """A step speaks with other processes about tensors that are not distributed ones, whose parts could be told."""
+
+
+class _Silence(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses to speak with other processes, which do not listen."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "namespace", "") in _SPEAKING:
+            raise CommunicatesError(
+                f"it speaks with other processes ({func}), which take no part: audit it where all of them call"
+            )
+        if any(hasattr(kind, "_spec") or kind.__name__ == "DTensor" for kind in types):
+            return NotImplemented  # a distributed tensor shows first what it says to others
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """In here no other process takes part: of distributed tensors the parts that lie here stand for all of them, and
+    what speaks with others is refused before it does.
+    """
+    before = _ALONE.set(True)
+    try:
+        if dist.is_available() and dist.is_initialized():
+            with _Silence():  # type: ignore[no-untyped-call]
+                yield
+        else:
+            yield
+    finally:
+        _ALONE.reset(before)
 
 
 def is_distributed(tensor: Tensor) -> bool:
@@ -16,7 +57,7 @@ def is_distributed(tensor: Tensor) -> bool:
 
 def added_over_shards(moments: Tensor, of: Tensor) -> Tensor:
     """Moments of the numbers that lie here, added over all processes that hold a part of the tensor."""
-    if not is_distributed(of):
+    if not is_distributed(of) or _ALONE.get():
         return moments
     distributed: Any = of
     mesh = distributed.device_mesh
@@ -35,7 +76,7 @@ def agreed(decision: bool, tensors: Iterable[Tensor]) -> bool:
 def agreed_each(decisions: Sequence[bool], tensors: Iterable[Tensor]) -> list[bool]:
     """The same of several decisions."""
     distributed: Any = next((tensor for tensor in tensors if is_distributed(tensor)), None)
-    if distributed is None or not decisions:
+    if distributed is None or not decisions or _ALONE.get():
         return list(decisions)
     flags = torch.tensor([float(decision) for decision in decisions], device=distributed.to_local().device)
     for dimension in range(distributed.device_mesh.ndim):

@@ -15,9 +15,8 @@ from torch.optim import optimizer as torchs
 
 from weightdecay.auditing.measuring import local
 from weightdecay.auditing.python_state import PythonState
-from weightdecay.auditing.sharding import agreed_each, is_distributed
+from weightdecay.auditing.sharding import CommunicatesError, agreed_each, is_distributed
 from weightdecay.auditing.written import Written
-from weightdecay.errors import OptimizerError
 from weightdecay.probing.copying import away_from_zero
 from weightdecay.probing.isolation import isolated, storages
 from weightdecay.probing.twin import set_number
@@ -46,10 +45,6 @@ def places_of(optimizer: Any) -> list[Place]:
         for number, group in enumerate(optimizer.param_groups)
         for index, tensor in enumerate(group["params"])
     ]
-
-
-class CommunicatesError(OptimizerError):
-    """A step speaks with other processes about tensors that are not distributed ones, whose parts could be told."""
 
 
 class Bench:

@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Any, TextIO
 
 import tyro
@@ -25,6 +26,7 @@ from weightdecay.cli.runs import Runs
 from weightdecay.cli.sample import Sample
 from weightdecay.cli.train import Train
 from weightdecay.cli.verify import Verify
+from weightdecay.cli.watch import Watch, Watched, divided
 from weightdecay.errors import UsageError, WeightDecayError, did_you_mean, fault_of_the_world
 
 DESCRIPTION = (
@@ -41,6 +43,7 @@ Command = (
     | Annotated[Eval, tyro.conf.subcommand("eval")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
+    | Annotated[Watch, tyro.conf.subcommand("watch")]
     | Annotated[Forensics, tyro.conf.subcommand("forensics")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Data, tyro.conf.subcommand("data")]
@@ -53,14 +56,25 @@ Command = (
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script; leaves by SystemExit with the command's exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    with streams.checked():
-        code = _answered_with_a_document(given) if "--json" in given else _answered(given)
-    raise SystemExit(code)
+    own = given[: given.index("--")] if "--" in given else given
+    with streams.checked(), _told_warnings():
+        answer = _answered_with_a_document(given) if "--json" in own else _answered(given)
+    if isinstance(answer, Watched):
+        answer.run()  # with streams, warnings and all else as Python has them
+    raise SystemExit(answer)
 
 
-def _answered(arguments: list[str]) -> int:
-    """The exit code, faults told in words."""
-    warnings.showwarning = _tell_warning
+@contextlib.contextmanager
+def _told_warnings() -> Iterator[None]:
+    before, warnings.showwarning = warnings.showwarning, _tell_warning
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+def _answered(arguments: list[str]) -> int | Watched:
+    """The exit code, faults told in words; or a program that is to be run."""
     try:
         code = _run(arguments)
         sys.stdout.flush()
@@ -77,7 +91,7 @@ def _answered(arguments: list[str]) -> int:
         return report_error(fault)
 
 
-def _answered_with_a_document(arguments: list[str]) -> int:
+def _answered_with_a_document(arguments: list[str]) -> int | Watched:
     """The same, and one document on stdout in every case."""
     try:
         with streams.one_document() as document:
@@ -87,6 +101,8 @@ def _answered_with_a_document(arguments: list[str]) -> int:
                 traceback.print_exc()
                 code = 1
                 print_error_document(type(error).__name__, [str(error)], code)
+            if isinstance(code, Watched):  # which prints its document at its end
+                return code
             if code and not document.text:
                 print_error_document("Interrupted", ["interrupted before there was anything to save"], code)
             document.write()
@@ -97,11 +113,16 @@ def _answered_with_a_document(arguments: list[str]) -> int:
         return report_error(error)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str]) -> int | Watched:
     if {"--version", "-V"} & set(arguments[:2]) and set(arguments) <= {"--version", "-V", "--json"}:
         return _tell_version()
     if arguments[:1] == ["--completion"]:
         arguments = _as_the_parser_has_it(arguments)
+
+    program: tuple[str, ...] = ()
+    if arguments[:1] == ["watch"]:
+        own, program = divided(arguments[1:])
+        arguments = ["watch", *own]
 
     as_json = streams.kept_document() is not None
     said, shown = io.StringIO(), io.StringIO()
@@ -121,8 +142,8 @@ def _run(arguments: list[str]) -> int:
             print_json({"help": shown.getvalue()})
         return leaving.code if isinstance(leaving.code, int) else 0
 
-    code: int = command.run()
-    return code
+    answer: int | Watched = (replace(command, program=program) if program else command).run()
+    return answer
 
 
 @contextlib.contextmanager

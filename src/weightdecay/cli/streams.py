@@ -85,12 +85,15 @@ def kept_document() -> Document | None:
 def checked() -> Iterator[None]:
     """stdout and stderr there, checked, and able to show any text in some form."""
     before = sys.stdout, sys.stderr
+    strict = [(stream, stream.errors) for stream in before if isinstance(stream, io.TextIOWrapper)]
     sys.stdout = cast(TextIO, Outlet(_opened(sys.stdout, 1), "stdout"))
     sys.stderr = cast(TextIO, Outlet(_opened(sys.stderr, 2), "stderr"))
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
+        for stream, errors in strict:
+            stream.reconfigure(errors=errors)
 
 
 @contextmanager
