@@ -158,14 +158,15 @@ def test_a_dry_run_says_everything_and_writes_nothing(weightdecay: Command, smal
     assert not out.exists()
 
 
-def test_auto_takes_the_weight_decay_that_the_briefing_recommends(weightdecay: Command, small_text: Path) -> None:
+def test_auto_says_which_weight_decay_it_takes_and_why(weightdecay: Command, small_text: Path) -> None:
     arguments = ["train", "gpt3:nano", "--data", small_text, "--steps", "50", *SMALL, "--dry-run", "--json"]
     plain = json.loads(weightdecay(*arguments).stdout)
+    assert plain["config"]["optimizer.weight_decay_source"] == ""
+    assert plain["decay"]["weight_decay_that_matters"] == pytest.approx(1 / (6e-3 * 50 * 1.084 * 20**-0.527))
     chosen = json.loads(weightdecay(*arguments, "--weight-decay", "auto").stdout)
-    recommended = plain["decay"]["weight_decay_that_matters"]
-    assert recommended == pytest.approx(1 / (6e-3 * 50 * 1.084 * 20**-0.527))
-    assert chosen["config"]["optimizer.weight_decay"] == pytest.approx(recommended)
-    assert chosen["decay"]["matters"] is True
+    assert chosen["config"]["optimizer.weight_decay"] == 0.1
+    assert "nearest published runs (" in chosen["config"]["optimizer.weight_decay_source"]
+    assert chosen["origins"]["optimizer.weight_decay_source"] == "worked out"
 
 
 def test_a_published_size_can_be_described_without_its_memory(weightdecay: Command, small_text: Path) -> None:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightdecay.errors import ConfigError
-from weightdecay.optim.timescale import decay_over_run, memory_coefficients, optimal_timescale, optimal_weight_decay
+from weightdecay.optim.timescale import decay_over_run, memory_coefficients, origins
+from weightdecay.schedules import Constant, Cosine, Linear
 
 
 @given(st.lists(st.floats(0.0, 1.0), max_size=200))
@@ -29,25 +30,6 @@ def test_a_coefficient_is_the_weight_of_one_update_in_the_recursion() -> None:
     assert left == pytest.approx(0.9 * 0.5 * 0.8)
 
 
-@pytest.mark.parametrize(
-    ("parameters", "tokens", "batch", "lr", "steps", "expected"),
-    [(10e6, 200e6, 65_536, 1e-3, 3052, 1.466), (3e6, 60e6, 16_384, 3e-3, 3662, 0.407)],
-)
-def test_the_law_gives_the_reference_values(
-    parameters: float, tokens: float, batch: int, lr: float, steps: int, expected: float
-) -> None:
-    assert math.ceil(tokens / batch) in (steps, steps + 1)
-    found = optimal_weight_decay(lr=lr, steps=steps, tokens_per_parameter=tokens / parameters)
-    assert found == pytest.approx(expected, rel=1e-3)
-    assert optimal_timescale(20) == pytest.approx(0.2236, rel=1e-3)
-
-
-def test_the_law_stays_at_its_edge_outside_the_range_that_was_fitted() -> None:
-    assert optimal_timescale(0.1) == optimal_timescale(20)
-    assert optimal_timescale(1e6) == optimal_timescale(1_280)
-    assert optimal_timescale(100) < optimal_timescale(20)
-
-
 def test_a_short_run_at_a_tenth_is_said_not_to_matter() -> None:
     short = decay_over_run([6e-3 * 0.1 * (1 - t / 800) for t in range(800)], batch_tokens=2048)
     assert short.total == pytest.approx(0.2403, rel=1e-3)
@@ -66,5 +48,30 @@ def test_no_decay_is_remembered_forever() -> None:
 def test_a_decay_that_would_turn_signs_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"lower lr·λ"):
         memory_coefficients(np.array([0.5, 1.5]))
-    with pytest.raises(ConfigError, match="positive lr"):
-        optimal_weight_decay(lr=0.0, steps=10, tokens_per_parameter=20)
+    with pytest.raises(ConfigError, match="more than all of it"):
+        origins(Constant(0.5), 2.1, 10)
+
+
+@given(st.floats(0.0, 1.0), st.integers(1, 400), st.floats(0.0, 1.0))
+def test_the_final_weights_come_from_the_start_and_the_steps_alone(peak: float, steps: int, end: float) -> None:
+    for schedule in (Constant(peak), Linear(peak, peak * end, steps), Cosine(peak, peak * end, steps)):
+        found = origins(schedule, 1.0, steps)
+        assert math.fsum(found.coefficients) + found.start == pytest.approx(1.0, abs=1e-12)
+
+
+def test_a_long_run_in_blocks_comes_from_where_its_steps_say() -> None:
+    """Against every step by itself; and the sums stay 1 within 1e-12."""
+    steps, lr = 350_000, Linear(6e-4, 0.0, 350_000)
+    every, left = memory_coefficients([lr(step) * 0.1 for step in range(steps)])
+    blocks = origins(lr, 0.1, steps)
+    assert math.fsum(blocks.coefficients) + blocks.start == pytest.approx(1.0, abs=1e-12)
+    assert blocks.start == pytest.approx(left, rel=1e-4)
+    enough = int(np.searchsorted(np.cumsum(every[::-1]), 0.95)) + 1
+    assert blocks.last_part(0.95) == pytest.approx(enough / steps, abs=2e-5)
+
+
+def test_the_last_part_of_a_run_that_makes_the_weights_is_found_by_hand() -> None:
+    """At a constant a the last k steps make 1 − (1 − a)^k."""
+    found = origins(Constant(0.1), 1.0, 100).last_part(0.95)
+    assert found == math.ceil(math.log(0.05) / math.log(0.9)) / 100
+    assert origins(Constant(1e-3), 0.1, 100).last_part(0.95) is None  # 99 % of the start is left

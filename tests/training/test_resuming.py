@@ -9,8 +9,9 @@ from weightdecay.errors import ConfigError, DamagedError
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.decoder import GPT
 from weightdecay.models.loading import load_weights
+from weightdecay.recipes.layers import laid_over
 from weightdecay.recipes.schema import recipe
-from weightdecay.training.resuming import agree_on_config, config_changes
+from weightdecay.training.resuming import agree_on_config, config_changes, with_recorded_choice
 
 WHERE = Path("model.safetensors")
 CONFIG = ModelConfig(vocab_size=5, context=4, n_layers=2, d_model=8, n_heads=2)
@@ -52,3 +53,21 @@ def test_a_part_that_one_of_two_models_lacks_is_told_and_can_be_kept() -> None:
         with pytest.raises(ConfigError, match=r"model\.experts\.n_experts: .*this cannot change on the way"):
             agree_on_config(old, new, "override", print)
         assert agree_on_config(old, new.replace(optimizer__lr=9.0), "keep", print) == old
+
+
+def test_a_resume_keeps_the_weight_decay_that_auto_took_and_why() -> None:
+    fresh = recipe("gpt3:nano").config()
+    recorded = fresh.resolved(optimizer__weight_decay=0.37, optimizer__weight_decay_source="auto: a law of then")
+    for asked in (fresh.resolved(optimizer__weight_decay="auto"), fresh.resolved(optimizer__weight_decay=0.37)):
+        assert with_recorded_choice(recorded, asked) == recorded
+        assert not config_changes(recorded, with_recorded_choice(recorded, asked))
+    other = fresh.resolved(optimizer__weight_decay=0.2)
+    assert with_recorded_choice(recorded, other) == other
+    assert list(config_changes(recorded, other)) == ["optimizer.weight_decay"]
+    auto = fresh.resolved(optimizer__weight_decay="auto")
+    assert with_recorded_choice(fresh, auto) == auto  # the run's λ was given: auto is another
+
+
+def test_a_weight_decay_given_anew_drops_the_reason_for_the_one_before() -> None:
+    below = {"optimizer.weight_decay": 0.37, "optimizer.weight_decay_source": "auto: …", "optimizer.lr": 1e-3}
+    assert laid_over(below, {"optimizer.weight_decay": 0.2}) == {"optimizer.weight_decay": 0.2, "optimizer.lr": 1e-3}

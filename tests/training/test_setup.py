@@ -9,6 +9,8 @@ import pytest
 from rich.console import Console
 
 from weightdecay.errors import ConfigError
+from weightdecay.recipes.files import settings_toml
+from weightdecay.recipes.published.nearest import Planned, neighbours
 from weightdecay.recipes.schema import recipe
 from weightdecay.training.briefing import briefing
 from weightdecay.training.needs import needs_of
@@ -78,18 +80,51 @@ def test_the_decay_is_told_in_words_with_the_right_numbers(small_text: Path) -> 
     others = sum(size for name, size in names if not name.startswith(("embedding", "positions")))
     assert made.tokens_per_parameter == pytest.approx(100 * 64 / others)
     better = 1 / (6e-3 * 100 * 1.084 * 20**-0.527)
-    assert f"next to nothing in this run: Σ is below 0.5; λ = {better:.3g} would matter" in told(made)
+    assert "this decay does next to nothing in this run: Σ is below 0.5\n" in told(made)
+    assert f"λ = {better:.3g} would matter: 1/(η·T·τ)" in told(made)
     assert f"at {made.tokens_per_parameter:.3g} tokens per parameter without embeddings; outside 20 to 1280" in told(
         made
-    )
-    long = {**flat, "run__steps": 30 * others // 64, "optimizer__weight_decay": "auto"}
-    assert assembled(small_text, **long).config.optimizer.weight_decay == pytest.approx(
-        1 / (6e-3 * (30 * others // 64) * 1.084 * 30**-0.527), rel=1e-4
     )
     none = assembled(small_text, optimizer__weight_decay=0.0, **flat)
     assert "without gradients 100.0 % of a weight would be left; half of an update is forgotten in endless" in told(
         none
     )
+
+
+def test_auto_takes_the_law_where_it_holds_and_says_so(small_text: Path) -> None:
+    width = {"model__n_layers": 1, "model__d_model": 14, "model__attention__n_heads": 1, "run__batch_tokens": 64}
+    inside = {**width, "optimizer__parametrization": "mup", "optimizer__weight_decay": "auto"}
+    steps = round(30 / assembled(small_text, **width, run__steps=1000).tokens_per_parameter * 1000)
+    made = assembled(small_text, **inside, run__steps=steps)
+    λ, source = made.config.optimizer.weight_decay, made.config.optimizer.weight_decay_source
+    assert λ == pytest.approx(1 / (6e-3 * steps * 1.084 * 30**-0.527), rel=1e-3)
+    assert "arXiv:2505.13738 [V2], at 30 tokens per parameter" in source
+    assert f"(λ is {source})" in told(made)
+    assert f'weight_decay_source = "{source}"' in settings_toml(made.config)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"optimizer__parametrization": "standard"}, "the parametrization is standard"),
+        ({"schedule__shape": "cosine"}, "the schedule is cosine"),
+        ({"schedule__final_fraction": 0.1}, "the schedule is linear"),
+        ({"run__steps": 100}, "on 20 to 1,280 tokens per parameter"),
+    ],
+)
+def test_auto_takes_what_published_runs_used_where_the_law_does_not_hold(
+    small_text: Path, change: dict[str, Any], reason: str
+) -> None:
+    width = {"model__n_layers": 1, "model__d_model": 14, "model__attention__n_heads": 1, "run__batch_tokens": 64}
+    inside = {**width, "optimizer__parametrization": "mup", "optimizer__weight_decay": "auto", "run__steps": 1500}
+    made = assembled(small_text, **inside | change)
+    n = made.n_parameters
+    near = neighbours(Planned(n, made.sizes.tokens_before(made.config.run.steps), 6e-3))
+    assert made.config.optimizer.weight_decay == near.median
+    source = made.config.optimizer.weight_decay_source
+    assert source.startswith("auto: median of the 7 nearest published runs (")
+    assert near.runs[0].name in source
+    assert reason in source
 
 
 def told(setup: Setup) -> str:
@@ -120,7 +155,8 @@ def test_gpt3s_cosine_ends_before_its_run_does(small_text: Path) -> None:
         ),
         ({"optimizer__rule": "decopled"}, "did you mean 'decoupled'"),
         ({"optimizer__policy": "defalt"}, "did you mean 'default'"),
-        ({"run__steps": 4, "optimizer__weight_decay": "auto"}, "auto: 4 steps are too few"),
+        ({"optimizer__lr": 20.0, "optimizer__weight_decay": "auto"}, "auto: a step would remove"),
+        ({"optimizer__lr": 0.0, "optimizer__weight_decay": "auto"}, "at a learning rate of 0 no λ does anything"),
         ({"optimizer__rule": "fixed", "optimizer__weight_decay": 2.0}, r"must lie in \[0, 1\]"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a decay amounts to over a run: how much is removed, how long an update is remembered, which λ would matter.
+"""What a decay amounts to over a run: how much goes, how long an update is remembered, where the weights are from.
 
 AdamW's weights are an exponential moving average of its updates (Wang & Aitchison 2024, arXiv:2405.13698), so decay
 is a memory: with a_t the decay per step, the update of step i enters the final weights with c_i = a_i·Π_{j>i}(1 − a_j)
@@ -15,14 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightdecay.errors import ConfigError
+from weightdecay.laws import NEGLIGIBLE_TOTAL
+from weightdecay.schedules import Schedule
 
-# Bergsma et al. 2025, "Power Lines", arXiv:2505.13738: τ_opt = 1.084·TPP^−0.527, fitted for 20 to 1,280 tokens per
-# parameter with µP and a linear descent to zero. Evidence grade V2: a summary was read, not the paper's code.
-POWER_LAW = (1.084, -0.527)
-POWER_LAW_RANGE = (20.0, 1_280.0)
-
-# Below this much decay in a whole run, λ might as well be 0.
-NEGLIGIBLE_TOTAL = 0.5
+# Up to here every step of a run is looked at; a longer one in as many blocks, each at the rate of its middle.
+_BLOCKS = 100_000
 
 
 def memory_coefficients(decay_per_step: Sequence[float] | NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
@@ -39,32 +36,6 @@ def memory_coefficients(decay_per_step: Sequence[float] | NDArray[np.float64]) -
     left_T = np.cumprod((1.0 - a_T)[::-1])[::-1]  # Π_{j≥i}(1 − a_j)
     after_T = np.append(left_T[1:], 1.0) if a_T.size else left_T
     return a_T * after_T, float(left_T[0]) if a_T.size else 1.0
-
-
-def optimal_timescale(tokens_per_parameter: float) -> float:
-    """τ_opt = 1.084·TPP^−0.527, as a fraction of the run; held at the edge outside the range that was fitted.
-
-    Reference: Bergsma et al. 2025, arXiv:2505.13738.
-    """
-    low, high = POWER_LAW_RANGE
-    scale, exponent = POWER_LAW
-    return float(scale * min(max(tokens_per_parameter, low), high) ** exponent)
-
-
-def optimal_weight_decay(*, lr: float, steps: int, tokens_per_parameter: float) -> float:
-    """λ = 1/(η·T·τ_opt), the λ whose memory lasts the fraction τ_opt of the run.
-
-    Args:
-        lr: peak learning rate η.
-        steps: optimizer steps T.
-        tokens_per_parameter: D/N; which parameters N counts is not settled in the literature.
-
-    Raises:
-        ConfigError: the learning rate or the number of steps is not positive.
-    """
-    if lr <= 0 or steps < 1:
-        raise ConfigError(f"λ = 1/(η·T·τ) needs a positive lr and at least 1 step, got lr {lr:g} and {steps} steps")
-    return 1.0 / (lr * steps * optimal_timescale(tokens_per_parameter))
 
 
 @dataclass(frozen=True)
@@ -97,3 +68,50 @@ def decay_over_run(decay_per_step: Sequence[float], batch_tokens: int) -> DecayO
     peak = max(decay_per_step, default=0.0)
     half_life = math.log(2) / peak * batch_tokens if peak else math.inf
     return DecayOverRun(total=math.fsum(decay_per_step), shrink=shrink, half_life_tokens=half_life)
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where the final weights are from.
+
+    Attributes:
+        coefficients: c_i, of a step or of a block of steps.
+        start: Π(1 − a_t), what is left of the initial weights.
+        total: Σ a_t.
+    """
+
+    coefficients: NDArray[np.float64]
+    start: float
+    total: float
+
+    def last_part(self, share: float = 0.95) -> float | None:
+        """The part of the run, counted from its end, whose updates make `share` of the final weights.
+
+        Returns:
+            None where they never do, for too much of the start is left.
+        """
+        from_end = np.cumsum(self.coefficients[::-1])
+        enough = np.searchsorted(from_end, share - 1e-12)
+        return None if enough == from_end.size else float(enough + 1) / from_end.size
+
+
+def origins(lr: Schedule, weight_decay: float, steps: int) -> Origins:
+    """Where the final weights of a run under a_t = η_t·λ are from.
+
+    Args:
+        lr: η_t, for steps counted from 0.
+        weight_decay: λ, decoupled and constant.
+        steps: T.
+
+    Raises:
+        ConfigError: a step would remove more than the whole weight.
+    """
+    edges = np.linspace(0, steps, min(steps, _BLOCKS) + 1).round().astype(np.int64)
+    lengths = np.diff(edges)
+    middles = edges[:-1] + (lengths - 1) // 2
+    a_B = np.fromiter((lr(int(step)) * weight_decay for step in middles), dtype=np.float64, count=len(middles))
+    if a_B.max(initial=0.0) > 1.0:
+        raise ConfigError(f"a step would remove {a_B.max():g} of a weight, more than all of it: lower lr·λ")
+    # A block of m steps at one rate leaves (1 − a)^m.
+    coefficients, start = memory_coefficients(-np.expm1(lengths * np.log1p(-np.minimum(a_B, 1 - 1e-16))))
+    return Origins(coefficients, start, float(np.dot(lengths, a_B)))

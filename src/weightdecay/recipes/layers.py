@@ -13,8 +13,9 @@ _RIVALS = (
     ("run.steps", "run.tokens"),
     ("schedule.warmup_steps", "schedule.warmup_tokens", "schedule.warmup_fraction"),
 )
-# What moves a value over the run: it goes when the value is given anew.
+# What moves a value over the run, or says why it is what it is: it goes when the value is given anew.
 _MOVES = {
+    "optimizer.weight_decay": ("optimizer.weight_decay_source",),
     "run.batch_tokens": ("run.batch_ramp", "run.batch_ramp_increment"),
     "optimizer.grad_clip": ("schedule.grad_clip_changes",),
 }
@@ -24,7 +25,7 @@ def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
     """`section.key` pairs over others.
 
     A warm-up or a length given one way replaces one given another way below it; another batch, its ramp; another
-    largest norm of the gradient, the changes of it.
+    largest norm of the gradient, the changes of it; another λ, the reason for the one before.
     """
     below, above = as_spelt_now(below), as_spelt_now(above)
     taken_back = {key for rivals in _RIVALS if above.keys() & set(rivals) for key in rivals}

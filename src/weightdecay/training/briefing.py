@@ -10,15 +10,20 @@ from rich.console import Group
 from rich.text import Text
 
 from weightdecay.errors import printable
-from weightdecay.optim.timescale import NEGLIGIBLE_TOTAL, POWER_LAW_RANGE, optimal_timescale, optimal_weight_decay
+from weightdecay.laws import (
+    FITTED_TOKENS_PER_PARAMETER,
+    MANY_EPOCHS,
+    NEGLIGIBLE_TOTAL,
+    POWER_LINES,
+    optimal_timescale,
+    optimal_weight_decay,
+)
 from weightdecay.planning.render import PlanTable
 from weightdecay.training.needs import Needs
 from weightdecay.training.progress import duration
 from weightdecay.training.setup import Setup
 
-# From here on a text is seen so often that it is another kind of training (Kim et al. 2025, arXiv:2509.14786).
-_MANY_EPOCHS = 4
-# And from here on nothing is left to learn but the text itself.
+# From here on nothing is left to learn but the text itself.
 _BY_HEART = 100
 
 
@@ -90,7 +95,7 @@ def _model(setup: Setup) -> Iterator[str]:
             f"remark: {epochs:,.0f} epochs of {len(setup.data.training.tokens):,} tokens teach the text by heart: give "
             "more text (--data) or fewer steps (--steps)"
         )
-    elif epochs > _MANY_EPOCHS:
+    elif epochs > MANY_EPOCHS:
         yield (
             f"remark: at {epochs:.0f} epochs the best λ is far above the usual, up to 30 times (Kim et al. 2025, "
             "arXiv:2509.14786 [its abstract was read])"
@@ -110,26 +115,33 @@ def _decay(setup: Setup) -> Iterator[str]:
             "of a weight depends on the gradients, so this run has no decay per step"
         )
         return
-    chosen = ", chosen for this run's length" if setup.automatic else ""
     yield (
-        f"decay: λ = {optimizer.weight_decay:.3g} ({optimizer.rule}{chosen}), Σ of the decay per step "
+        f"decay: λ = {optimizer.weight_decay:.3g} ({optimizer.rule}), Σ of the decay per step "
         f"{decay.total:.3g}: without gradients {100 * decay.shrink:.1f} % of a weight would be left; "
         f"half of an update is forgotten in {quantity(decay.half_life_tokens)} tokens at the peak"
     )
+    if optimizer.weight_decay_source:
+        yield f"  (λ is {optimizer.weight_decay_source})"
     if decay.matters:
         yield "that is enough to matter in this run"
-    else:
-        better = _weight_decay_that_matters(setup)
-        hint = f"; λ = {better:.3g} would matter (--weight-decay auto takes it)" if better else ""
-        yield f"this decay does next to nothing in this run: Σ is below {NEGLIGIBLE_TOTAL:g}{hint}"
-    if setup.automatic or not decay.matters:
-        low, high = POWER_LAW_RANGE
-        found = setup.tokens_per_parameter
-        edge = "" if low <= found <= high else f"; outside {low:g} to {high:g} the law is held at its edge"
-        yield (
-            f"  (λ = 1/(η·T·τ), τ = {optimal_timescale(found):.3g} of the run, from Bergsma et al. 2025, "
-            f"arXiv:2505.13738 [V2: read in a summary], at {found:.3g} tokens per parameter without embeddings{edge})"
-        )
+        return
+    yield f"this decay does next to nothing in this run: Σ is below {NEGLIGIBLE_TOTAL:g}"
+    yield from _a_law_would_say(setup)
+
+
+def _a_law_would_say(setup: Setup) -> Iterator[str]:
+    """Which λ would matter, by a law that need not hold here."""
+    better = _weight_decay_that_matters(setup)
+    if better is None:
+        return
+    low, high = FITTED_TOKENS_PER_PARAMETER
+    found = setup.tokens_per_parameter
+    edge = "" if low <= found <= high else f"; outside {low:g} to {high:g} the law is held at its edge"
+    yield (
+        f"  λ = {better:.3g} would matter: 1/(η·T·τ), τ = {optimal_timescale(found):.3g} of the run, by "
+        f"{POWER_LINES.source} [V2: read in a summary], at {found:.3g} tokens per parameter without embeddings{edge}; "
+        f"it is fitted for {POWER_LINES.holds}: weightdecay advise says what speaks for it and what against"
+    )
 
 
 def _directory(setup: Setup) -> Iterator[str]:
@@ -137,7 +149,7 @@ def _directory(setup: Setup) -> Iterator[str]:
 
 
 def _weight_decay_that_matters(setup: Setup) -> float | None:
-    """What `--weight-decay auto` would take; None where it takes none."""
+    """The law's λ, whether it holds here or not; None where it has none that a step could follow."""
     optimizer, run = setup.config.optimizer, setup.config.run
     if optimizer.name != "adamw" or optimizer.rule != "decoupled" or optimizer.lr == 0:
         return None

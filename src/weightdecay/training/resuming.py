@@ -21,9 +21,11 @@ from weightdecay.training.pretrained import pretrained_weights
 # Settings that change nothing about what is learned, only what is kept and how the work is shared out.
 _FREE = {
     "run.out", "run.log_every", "run.eval_every", "run.eval_tokens", "run.checkpoint_every", "run.keep",
+    "run.monitor", "run.monitor_every", "run.monitor_bytes",
     "run.micro_batch_tokens", "run.nproc", "run.compile", "run.init_from",
     "data.sources", "data.text_key", "data.missing_text", "data.separator", "data.encoding_errors",
     "data.tokenizer",  # all of the data's are judged by their hashes
+    "optimizer.weight_decay_source", "optimizer.parametrization",  # λ itself is what is compared
 }  # fmt: skip
 # What a run that was killed before its run.toml leaves; it is written anew.
 _BEFORE_A_RUN = {".lock", "plan.json", "tokenizer.json", "environment.json"}
@@ -93,6 +95,16 @@ _NOTHING = "no such part"  # a model without experts, say
 def can_change(key: str) -> bool:
     """Whether a run can change this setting on its way; another optimizer could not read its state."""
     return key.startswith(_CHANGEABLE) and key != "optimizer.name"
+
+
+def with_recorded_choice(old: TrainConfig, new: TrainConfig) -> TrainConfig:
+    """What is asked for, with the λ that `auto` took when the run began: a run does not change it on its way."""
+    recorded, asked = old.optimizer, new.optimizer.weight_decay
+    if not recorded.weight_decay_source or asked not in ("auto", recorded.weight_decay):
+        return new
+    return new.resolved(
+        optimizer__weight_decay=recorded.weight_decay, optimizer__weight_decay_source=recorded.weight_decay_source
+    )
 
 
 def agree_on_config(old: TrainConfig, new: TrainConfig, on_change: str, report: Callable[[str], None]) -> TrainConfig:

@@ -15,8 +15,10 @@ from weightdecay.data.loader import Loader
 from weightdecay.data.prepare import Prepared, prepared_for
 from weightdecay.errors import ConfigError
 from weightdecay.models.decoder import GPT
-from weightdecay.optim.timescale import DecayOverRun, decay_over_run, optimal_weight_decay
+from weightdecay.optim.timescale import DecayOverRun, decay_over_run
 from weightdecay.planning.decay_plan import DecayPlan
+from weightdecay.recipes.published.automatic import Automatic, automatic_weight_decay
+from weightdecay.recipes.published.nearest import Planned
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.rules import as_rule
 from weightdecay.schedules import Schedule
@@ -49,7 +51,6 @@ class Setup:
         sizes: tokens of every step.
         decay: what the decay per step amounts to.
         tokens_per_parameter: of the whole run, without embeddings.
-        automatic: whether λ was chosen for the run's length.
     """
 
     config: TrainConfig
@@ -64,7 +65,6 @@ class Setup:
     decay: DecayOverRun | None  # none under `l2`, whose decay the gradients decide
     tokens_per_parameter: float
     n_parameters: int
-    automatic: bool
 
     @property
     def dtype(self) -> torch.dtype:
@@ -120,10 +120,13 @@ def set_up(config: TrainConfig, progress: Progress | None = None) -> Setup:
     embeddings = sum(table.weight.numel() for table in model.tables())
     n_parameters = model.n_parameters()
     sizes = batch_sizes(config.run, config.model.context)
-    tokens_per_parameter = sizes.tokens_before(config.run.steps) / (n_parameters - embeddings)
-    automatic = config.optimizer.weight_decay == "auto"
-    if automatic:
-        config = config.resolved(optimizer__weight_decay=_automatic_weight_decay(config, tokens_per_parameter))
+    tokens = sizes.tokens_before(config.run.steps)
+    tokens_per_parameter = tokens / (n_parameters - embeddings)
+    if config.optimizer.weight_decay == "auto":
+        chosen = _automatic_weight_decay(config, n_parameters, tokens, tokens_per_parameter)
+        config = config.resolved(
+            optimizer__weight_decay=chosen.weight_decay, optimizer__weight_decay_source=chosen.source
+        )
     lr, weight_decay = lr_schedule(config, sizes), weight_decay_schedule(config)
     return Setup(
         config=config,
@@ -138,7 +141,6 @@ def set_up(config: TrainConfig, progress: Progress | None = None) -> Setup:
         decay=_decay_over_run(config, lr, weight_decay),
         tokens_per_parameter=tokens_per_parameter,
         n_parameters=n_parameters,
-        automatic=automatic,
     )
 
 
@@ -190,20 +192,37 @@ def _resolve_shapes(config: TrainConfig, data: Prepared) -> TrainConfig:
     )
 
 
-def _automatic_weight_decay(config: TrainConfig, tokens_per_parameter: float) -> float:
+def _automatic_weight_decay(
+    config: TrainConfig, parameters: int, tokens: int, tokens_per_parameter: float
+) -> Automatic:
     optimizer = config.optimizer
     if optimizer.name != "adamw" or optimizer.rule != "decoupled":
         raise ConfigError(
             f"--weight-decay auto gives λ for adamw under the rule 'decoupled', not for {optimizer.name} under "
             f"'{optimizer.rule}': give a number"
         )
-    found = optimal_weight_decay(lr=optimizer.lr, steps=config.run.steps, tokens_per_parameter=tokens_per_parameter)
-    if optimizer.lr * found > 1:
+    if optimizer.lr == 0:
+        raise ConfigError("--weight-decay auto: at a learning rate of 0 no λ does anything: give --lr")
+    found = automatic_weight_decay(
+        planned=Planned(parameters, tokens, optimizer.lr),
+        steps=config.run.steps,
+        tokens_per_parameter=tokens_per_parameter,
+        parametrization=optimizer.parametrization,
+        schedule=_schedule_name(config),
+    )
+    if optimizer.lr * found.weight_decay > 1:
         raise ConfigError(
-            f"--weight-decay auto: {config.run.steps} steps are too few for a decay that lasts over a part of the run "
-            f"(λ would be {found:.3g}, more than 1/lr): give a number"
+            f"--weight-decay auto: a step would remove more than the whole weight (λ would be {found.weight_decay:.3g} "
+            f"at lr {optimizer.lr:g}, over {config.run.steps} steps): give a number"
         )
     return found
+
+
+def _schedule_name(config: TrainConfig) -> str:
+    """The learning rate's way as the laws name it."""
+    timing = config.schedule
+    to_zero = not timing.decay_tokens and timing.final_fraction == 0
+    return "linear-to-zero" if timing.shape == "linear" and to_zero else timing.shape
 
 
 def _decay_over_run(config: TrainConfig, lr: Schedule, weight_decay: Schedule) -> DecayOverRun | None:

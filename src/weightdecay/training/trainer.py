@@ -22,7 +22,14 @@ from weightdecay.training.loop import TrainingLoop
 from weightdecay.training.needs import needs_of, refuse_what_does_not_fit
 from weightdecay.training.preflight import unknown_choices
 from weightdecay.training.progress import ConsoleReporter, Reporter, SilentReporter, lasting_console, told_now_and_then
-from weightdecay.training.resuming import agree_on_config, check_data, check_start, holds_a_run, is_finished
+from weightdecay.training.resuming import (
+    agree_on_config,
+    check_data,
+    check_start,
+    holds_a_run,
+    is_finished,
+    with_recorded_choice,
+)
 from weightdecay.training.setup import Setup, set_up
 from weightdecay.training.signals import StopRequest
 
@@ -59,6 +66,10 @@ def train(
         StoppedError: a signal asked to stop (see `signals`); the state was saved first.
         TrainingError: the gradient stopped being finite, or the disk refused.
     """
+    if not isinstance(config, TrainConfig):
+        raise ConfigError(
+            f"config is a {type(config).__name__}: give a TrainConfig, as weightdecay.recipe('gpt3:nano').config() makes"
+        )
     if faults := unknown_choices(resume, on_change):
         raise ConfigError(faults)
     reporter = reporter or ConsoleReporter(lasting_console(stderr=True))
@@ -96,6 +107,8 @@ def _train(
     going_on = holds_a_run(run, resume)
     if config.run.init_from and not going_on:
         check_start(config.run.init_from)
+    if going_on:
+        config = with_recorded_choice(run.config(), config)
     reporter.note(f"reading {' '.join(config.data.sources) or 'the standard library'}")
     setup = set_up(config, told_now_and_then(reporter.note))
     identity = {"corpus_sha256": setup.data.corpus_sha256, "tokenizer_sha256": setup.data.tokenizer.sha256}

@@ -16,7 +16,7 @@ from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import Run
 from weightdecay.training.optimizers import decay_plan
 from weightdecay.training.preflight import missing_names
-from weightdecay.training.resuming import can_change, config_changes
+from weightdecay.training.resuming import can_change, config_changes, with_recorded_choice
 
 
 @dataclass(frozen=True)
@@ -81,4 +81,4 @@ def _asked_for(old: TrainConfig, asked: Mapping[str, Any]) -> TrainConfig:
         raise ConfigError([*error.faults, *unknown]) from error
     if unknown:
         raise ConfigError(unknown)
-    return new
+    return with_recorded_choice(old, new)
