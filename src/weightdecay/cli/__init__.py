@@ -22,8 +22,10 @@ from weightdecay.cli.forensics import Forensics
 from weightdecay.cli.output import note, print_error_document, print_json, report_error
 from weightdecay.cli.plan import Plan
 from weightdecay.cli.recipes import Recipes
+from weightdecay.cli.report import Report
 from weightdecay.cli.runs import Runs
 from weightdecay.cli.sample import Sample
+from weightdecay.cli.study import Study
 from weightdecay.cli.train import Train
 from weightdecay.cli.verify import Verify
 from weightdecay.cli.watch import Watch, Watched, divided
@@ -49,6 +51,8 @@ Command = (
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Runs, tyro.conf.subcommand("runs")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Study, tyro.conf.subcommand("study")]
     | Annotated[Recipes, tyro.conf.subcommand("recipes")]
 )
 
