@@ -65,11 +65,17 @@ class Checkpoint:
         return load_file(self.path / OPTIMIZER)
 
     def faults(self) -> list[str]:
-        """What differs from the manifest; empty for a checkpoint that is as it was written."""
+        """What differs from the manifest; empty for a checkpoint that is as it was written.
+
+        Raises:
+            PermissionError: it is another user's, who does not let us read it.
+        """
         try:
             manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
             files: dict[str, dict[str, Any]] = manifest["files"]
             wanted = [(self._inside(name), entry["bytes"], entry["sha256"]) for name, entry in files.items()]
+        except PermissionError:
+            raise  # not damaged: its owner has to let us
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return [f"{self.path / MANIFEST}: cannot be read: {error}"]
         faults = [f"{self.path / name}: not in the manifest" for name in (MODEL, OPTIMIZER, STATE) if name not in files]
@@ -191,6 +197,8 @@ def best(folder: Path) -> Checkpoint | None:
     for candidate in checkpoints(folder):
         try:
             loss = candidate.state().get("val_loss")
+        except PermissionError:
+            raise
         except (OSError, ValueError):
             continue  # damaged: `newest_good` says so when it matters
         if loss is not None:

@@ -256,9 +256,12 @@ def read_json(path: Path) -> Row:
 
     Raises:
         DamagedError: it cannot be read, or is none.
+        PermissionError: it is another user's, who does not let us.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
+    except PermissionError:
+        raise  # not damaged: its owner has to let us
     except (OSError, ValueError) as error:
         raise DamagedError(f"{path}: cannot be read: {error}") from error
     if not isinstance(document, dict):

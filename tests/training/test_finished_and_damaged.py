@@ -13,6 +13,7 @@ from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import Run
 from weightdecay.training.progress import SilentReporter
 from weightdecay.training.trainer import train
+from weightdecay.training.verification import verify
 
 STEPS = 6
 
@@ -80,3 +81,8 @@ def test_a_finished_run_that_is_sound_is_left_as_it_is_and_a_cut_log_is_said(
     copy.forget_rows_after(4)
     train(small(small_text, copy.path), reporter=told)
     assert told.notes[-1].endswith("its metrics.jsonl was cut off after step 4")
+
+    found = verify(copy, {})
+    assert found.damaged
+    assert found.rows_lost.startswith("metrics.jsonl ends after step 4, and a checkpoint is of step 6")
+    assert not verify(finished, {}).damaged

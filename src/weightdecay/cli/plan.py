@@ -12,6 +12,7 @@ from weightdecay.cli.output import console, note, print_document, print_json
 from weightdecay.errors import CheckFailedError, ConfigError, RecipeError, WeightDecayError, did_you_mean
 
 if TYPE_CHECKING:
+    from weightdecay.models.config import ModelConfig
     from weightdecay.planning.decay_plan import DecayPlan
     from weightdecay.planning.model_sources import Source
     from weightdecay.recipes.schema import Recipe
@@ -26,8 +27,8 @@ class Plan:
     """Which tensors decay and why: every one of them, with the evidence."""
 
     model: Argument[Text]
-    """A recipe (gpt2:124m), a run directory, a Hugging Face directory or config.json, hf:ORG/NAME, a .safetensors
-    file, or python:package.module:factory."""
+    """A recipe (gpt2:124m), a run directory, an exported or Hugging Face directory, its config.json, hf:ORG/NAME, a
+    .safetensors file, or python:package.module:factory."""
     policy: Name = ""
     """Which tensors decay: a policy's name or a TOML file; by default the recipe's, else `default`."""
     weight_decay: Number = ""
@@ -87,6 +88,8 @@ class Plan:
             faults.append(f"--weight-decay {self.weight_decay}: must be a number, like 0.1")
         if not _is_number(self.deadline) or not float(self.deadline) > 0:
             faults.append(f"--deadline {self.deadline}: must be a number of seconds above 0")
+        if self.lock and self.lock == self.check:
+            faults.append(f"--lock and --check {self.lock}: one writes what the other compares with: give one of them")
         raise_together(faults)
         return overrides
 
@@ -103,7 +106,7 @@ class Plan:
             from weightdecay.training.optimizers import plan_overrides
 
             config = self._config()
-            to_plan: Any = _our_model(config)
+            to_plan: Any = _our_model(config.model)
             weight_decay, policy = config.optimizer.peak_weight_decay, self.policy or config.optimizer.policy
             ours += plan_overrides(config.optimizer)
         else:
@@ -203,8 +206,13 @@ class Plan:
 
 def _open(name: str) -> Source | None:
     """The model of that name; what a user's own factory raises is shown as its own traceback, without our frames."""
-    from weightdecay.planning.model_sources import open_source
+    from pathlib import Path
 
+    from weightdecay.models import huggingface
+    from weightdecay.planning.model_sources import Source, open_source
+
+    if (Path(name) / huggingface.OWN_CONFIG).is_file():  # exported, and transformers has no counterpart
+        return Source(model=_our_model(huggingface.read_config(Path(name))))
     if name.startswith("hf:"):
         note(f"asking the Hugging Face hub for the configuration of {name.removeprefix('hf:')}")
     try:
@@ -227,17 +235,20 @@ def _recipe(name: str) -> Recipe:
     try:
         return recipe(name)
     except RecipeError as error:
-        kinds = "a run directory, a directory with config.json, hf:ORG/NAME, a .safetensors file, python:module:factory"
+        kinds = (
+            "a run directory, a directory with config.json or weightdecay.json, hf:ORG/NAME, a .safetensors file, "
+            "python:module:factory"
+        )
         raise RecipeError([*error.faults, f"'{name}' is none of these either: {kinds}"]) from None
 
 
-def _our_model(config: TrainConfig) -> Any:
+def _our_model(config: ModelConfig) -> Any:
     import torch
 
     from weightdecay.models.decoder import GPT
 
     with torch.device("meta"):
-        return GPT(config.model)
+        return GPT(config)
 
 
 def _is_number(text: str) -> bool:

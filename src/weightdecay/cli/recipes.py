@@ -74,7 +74,7 @@ def _row(one: Recipe) -> dict[str, Any]:
         "parameters": one.parameters or None,
         "optimizer": one.values["optimizer.name"].value,
         "weight_decay": weight_decay.value,
-        "weight_decay_in_the_brief": one.brief.value if one.brief else None,
+        "weight_decay_as_cited": one.brief.value if one.brief else None,
         "weight_decay_published": one.published_weight_decay,
         "status": weight_decay.status,
         "source": weight_decay.source,
@@ -97,7 +97,7 @@ def _overview(listed: list[Recipe]) -> RenderableType:
         row, policy = _row(sizes[-1]), sizes[-1].values["optimizer.policy"]
         table.add_row(
             system,
-            f"{row['weight_decay_in_the_brief']:g}" if sizes[-1].brief else "",
+            f"{row['weight_decay_as_cited']:g}" if sizes[-1].brief else "",
             row["weight_decay_published"],
             f"{row['weight_decay']:g} {row['status']}",
             row["optimizer"],

@@ -56,6 +56,8 @@ def _described(run: Run) -> dict[str, Any]:
             "val_loss": held_out[-1] if held_out else None,
             "best_val_loss": min(held_out, default=None),
         }
+    except PermissionError as error:
+        return {"run": str(run.path), "status": "closed", "faults": [f"{error.filename}: {error.strerror}"]}
     except DamagedError as error:
         return {"run": str(run.path), "status": "damaged", "faults": error.faults}
 
@@ -69,7 +71,7 @@ def _print_table(found: list[dict[str, Any]]) -> None:
         table.add_column(name, justify="left" if name in ("run", "status", "recipe") else "right", overflow="fold")
     for each in found:
         if "faults" in each:
-            table.add_row(Text(printable(each["run"])), "damaged")
+            table.add_row(Text(printable(each["run"])), each["status"])
             note(f"{each['run']}: {'; '.join(each['faults'])}")
             continue
         losses = [

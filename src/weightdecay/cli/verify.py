@@ -83,6 +83,8 @@ def _tell(found: Verification, *, compared: bool) -> None:
         if found.resumes_from
         else "there is no checkpoint to resume from"
     )
+    if found.rows_lost:
+        lines.append(found.rows_lost)
     for words, possible in found.changes:
         lines.append(f"{words}; {'needs --on-change override' if possible else 'cannot change on the way'}")
     lines += found.tensors[:_SHOWN]

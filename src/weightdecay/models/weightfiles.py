@@ -80,6 +80,8 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
+    except PermissionError:
+        raise  # not damaged: its owner has to let us
     except (OSError, ValueError) as error:
         raise DamagedError(f"{file}: cannot be read: {error}") from error
     if not isinstance(document, dict):
@@ -112,5 +114,7 @@ def _load(file: Path) -> dict[str, Tensor]:
     try:
         with safe_open(file, "pt") as tensors:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  # not a dict
+    except PermissionError:
+        raise  # not damaged: its owner has to let us
     except (OSError, SafetensorError) as error:
         raise DamagedError(f"{file}: cannot be read: {error}") from error

@@ -220,7 +220,9 @@ def safetensors_shapes(path: Path) -> list[tuple[str, tuple[int, ...], str]]:
         with path.open("rb") as file:
             size = path.stat().st_size
             start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
+            if len(start) < 8:
+                raise DamagedError(f"{path} holds {size} bytes, too few for a safetensors file: fetch or save it again")
+            length = struct.unpack("<Q", start)[0]
             if not 0 < length <= min(size - 8, _LARGEST_HEADER):
                 raise DamagedError(
                     f"{path} is truncated or no safetensors file: its header should be {length} bytes long"

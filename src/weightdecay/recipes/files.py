@@ -50,6 +50,8 @@ def read_settings(path: Path) -> SettingsFile:
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except PermissionError:
+        raise  # not damaged: its owner has to let us
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{path}: cannot be read: {reason}") from error
@@ -63,7 +65,9 @@ def read_settings(path: Path) -> SettingsFile:
     values = flat(document)
     if twice := given_twice(values):
         raise ConfigError([f"{path}: {words}" for words in twice])
-    return SettingsFile(as_of_now(values) if whole and version == 1 else values, **heads)
+    if whole:
+        values = as_of_now(values, version)
+    return SettingsFile(values, **heads)
 
 
 def settings_toml(config: TrainConfig, origins: Mapping[str, str] | None = None) -> str:

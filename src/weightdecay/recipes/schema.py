@@ -224,10 +224,15 @@ def _with_size(shared: Recipe, size: Size, faults: list[Fault]) -> Recipe:
 def _document(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     try:
         text = path.read_text(encoding="utf-8")
-        return tomllib.loads(text), lines_of_keys(text)
+        document = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise RecipeError(f"{path}: not a recipe that can be read: {reason}") from error
+    if set(SECTIONS) & document.keys():
+        raise RecipeError(
+            f"{path}: holds settings, as a run's run.toml does, and no recipe: give it by --config {path}"
+        )
+    return document, lines_of_keys(text)
 
 
 def _extended(content: RecipeFile, path: Path, faults: list[Fault]) -> tuple[Recipe, Mapping[str, Recipe]]:

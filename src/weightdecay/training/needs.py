@@ -110,7 +110,7 @@ def _what_fits(setup: Setup, needs: Needs) -> str:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that can be had now, within what a container allows; None where the system does not say."""
+    """Bytes that can be had now, within what a container or `ulimit -v` allows; None where the system does not say."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     found = []
@@ -123,7 +123,23 @@ def available_memory(device: torch.device) -> int | None:
             found.append(max(0, int(limit) - int(used)))
     except OSError:
         pass  # another system, or no such limit
-    return min(found, default=None)
+    return min([*found, *_left_by_ulimit()], default=None)
+
+
+def _left_by_ulimit() -> list[int]:
+    """Of the addresses that this process may use, as clusters' schedulers limit them."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return []
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return []
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    except OSError:
+        return [limit]
+    return [max(0, limit - pages * resource.getpagesize())]
 
 
 def seconds_a_step(setup: Setup) -> float:

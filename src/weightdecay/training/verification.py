@@ -26,24 +26,27 @@ class Verification:
     Attributes:
         faults: of each checkpoint, oldest first; none where it is as it was written.
         resumes_from: the step of the newest good checkpoint, 0 for none.
+        rows_lost: what is missing of metrics.jsonl, in words; empty where nothing is.
         changes: settings that would differ, in words, each with whether a resume can change it.
         tensors: tensors whose decay would differ, in words.
     """
 
     faults: Mapping[int, list[str]]
     resumes_from: int
+    rows_lost: str
     changes: list[tuple[str, bool]]
     tensors: list[str]
 
     @property
     def damaged(self) -> bool:
-        return any(self.faults.values())
+        return any(self.faults.values()) or bool(self.rows_lost)
 
     def document(self) -> dict[str, Any]:
         """The same for `--json`."""
         return {
             "checkpoints": [{"step": step, "faults": faults} for step, faults in self.faults.items()],
             "resumes_from": self.resumes_from,
+            "rows_lost": self.rows_lost,
             "changes": [{"change": words, "possible": possible} for words, possible in self.changes],
             "tensors": self.tensors,
         }
@@ -70,7 +73,15 @@ def verify(run: Run, asked: Mapping[str, Any]) -> Verification:
         saved = read_lock(run.path / "plan.json")
         tensors = [str(difference) for difference in saved.diff(decay_plan(model, new.optimizer))]
     good = [step for step, found in faults.items() if not found]
-    return Verification(faults, max(good, default=0), changes, tensors)
+    lost = _rows_lost(run, max(faults, default=0), old.run.log_every)
+    return Verification(faults, max(good, default=0), lost, changes, tensors)
+
+
+def _rows_lost(run: Run, step: int, log_every: int) -> str:
+    """Rows are on the disk before the checkpoint of their step, so that none after the last of them is missing."""
+    last = max((row["step"] for row in run.rows("train")), default=0)
+    wanted = step - step % log_every
+    return f"metrics.jsonl ends after step {last}, and a checkpoint is of step {step}: rows are lost" * (last < wanted)
 
 
 def _asked_for(old: TrainConfig, asked: Mapping[str, Any]) -> TrainConfig:

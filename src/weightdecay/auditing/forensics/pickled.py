@@ -47,6 +47,8 @@ def load_pickled(path: Path) -> dict[str, Tensor]:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     except pickle.UnpicklingError as error:
         raise _refused(path, str(error)) from error
+    except PermissionError:
+        raise  # not damaged: its owner has to let us
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DamagedError(f"{path} cannot be read: {reason}: fetch or save it again") from error

@@ -172,6 +172,8 @@ def _opened(file: Path) -> Any:
     """Opening compares the file's length with its header's."""
     try:
         return safe_open(file, "pt")
+    except PermissionError:
+        raise  # not damaged: its owner has to let us
     except (OSError, SafetensorError) as error:
         raise DamagedError(f"{file} is truncated or damaged ({error}): fetch or save it again") from error
 

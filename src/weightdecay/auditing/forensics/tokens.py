@@ -68,6 +68,8 @@ def _pieces(tokens: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
 def _array(source: Path) -> npt.NDArray[Any]:
     try:
         ids: npt.NDArray[Any] = np.load(source, mmap_mode="r", allow_pickle=False)
+    except PermissionError:
+        raise  # not damaged: its owner has to let us
     except (OSError, ValueError) as error:
         raise DamagedError(f"{source}: cannot be read as an array of token ids: {error}") from error
     if not np.issubdtype(ids.dtype, np.integer):

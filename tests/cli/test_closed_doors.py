@@ -1,0 +1,163 @@
+"""Files that another user does not let us read or write, memory that is not there: words, and nothing is damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands import SMALL
+
+Answer = tuple[int, str, str]
+# Root may read and write everything, unless it has laid that down.
+DEPRIVED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+pytestmark = pytest.mark.skipif(
+    bool(DEPRIVED) and shutil.which("setpriv") is None, reason="root, and no setpriv to lay its rights down"
+)
+
+ONE_BY_ONE = textwrap.dedent(
+    """
+    import contextlib, io, json, sys
+    from weightdecay.cli import main
+
+    answers = []
+    for arguments in json.loads(sys.argv[1]):
+        out, err = io.StringIO(), io.StringIO()
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                main(arguments)
+        except SystemExit as left:
+            answers.append((int(left.code or 0), out.getvalue(), err.getvalue()))
+    json.dump(answers, sys.stdout)
+    """
+)
+
+
+def deprived(*commands: list[Any]) -> list[Answer]:
+    """Commands in one process that has no right but its user's."""
+    arguments = json.dumps([[str(word) for word in command] for command in commands])
+    done = subprocess.run(
+        [*DEPRIVED, sys.executable, "-c", ONE_BY_ONE, arguments], capture_output=True, text=True, check=True
+    )
+    return [(code, out, err) for code, out, err in json.loads(done.stdout)]
+
+
+@pytest.fixture
+def finished(command: Callable[..., Answer], small_text: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "run"
+    steps = ["--steps", "4", "--checkpoint-every", "2"]
+    code, _, said = command("train", "gpt3:nano", "--data", small_text, *steps, "--out", out, *SMALL)
+    assert code == 0, said
+    return out
+
+
+@pytest.fixture
+def closing() -> Iterator[Callable[[Path], None]]:
+    closed: list[tuple[Path, int]] = []
+
+    def close(path: Path) -> None:
+        closed.append((path, path.stat().st_mode))
+        path.chmod(0)
+
+    yield close
+    for path, mode in reversed(closed):
+        path.chmod(mode)
+
+
+def test_a_run_whose_owner_keeps_it_closed_is_not_called_damaged(
+    finished: Path, closing: Callable[[Path], None], tmp_path: Path
+) -> None:
+    for checkpoint in (finished / "checkpoints").iterdir():
+        for file in checkpoint.iterdir():
+            closing(file)
+    readers = [
+        ["sample", finished, "--max-tokens", "3"],
+        ["sample", finished, "--checkpoint", "best", "--max-tokens", "3"],
+        ["eval", finished],
+        ["export", finished, tmp_path / "exported"],
+        ["verify", finished],
+        ["sample", finished / "checkpoints" / "step-00000002", "--max-tokens", "3"],
+    ]
+    for code, _, said in deprived(*readers):
+        assert (code, said.count("\n")) == (1, 1), said
+        assert "Permission denied: its owner has to let you" in said
+
+    closing(finished / "run.toml")
+    told = deprived(["plan", finished], ["train", "--config", finished / "run.toml", "--dry-run"], ["runs", tmp_path])
+    assert [code for code, _, _ in told] == [1, 1, 0]
+    assert all("Permission denied" in said for _, _, said in told)
+    assert "closed" in told[2][1]
+    assert "damaged" not in "".join(out + said for _, out, said in told)
+
+
+def test_a_place_that_may_not_be_written_to_is_named(finished: Path, small_text: Path, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    writers = [
+        ["plan", "gpt3:nano", "--lock", closed / "lock.json"],
+        ["export", finished, closed / "exported"],
+        ["data", "prepare", small_text, "--tokenizer", "byte", "--out", closed / "prepared"],
+        ["train", "gpt3:nano", "--data", small_text, *SMALL, "--steps", "2", "--out", closed / "run"],
+    ]
+    for code, _, said in deprived(*writers):
+        assert code in (1, 2)
+        assert str(closed) in said.splitlines()[-1]
+        assert "ermission denied" in said.splitlines()[-1]
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(closing: Callable[[Path], None], tmp_path: Path) -> None:
+    (tmp_path / "text" / "locked").mkdir(parents=True)
+    (tmp_path / "text" / "open.txt").write_text("some text. " * 500)
+    closing(tmp_path / "text" / "locked")
+    prepare = ["data", "prepare", tmp_path / "text", "--tokenizer", "byte", "--out", tmp_path / "prepared"]
+    ((code, _, said),) = deprived(prepare)
+    assert code == 2
+    assert "locked: cannot be read: Permission denied" in said
+
+
+def test_memory_that_a_limit_leaves_is_what_can_be_had(small_text: Path, tmp_path: Path) -> None:
+    def few() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+
+    command = ["train", "gpt3:2.7b", "--tokenizer", "byte", "--data", str(small_text), "--steps", "20000"]
+    done = subprocess.run(
+        [sys.executable, "-m", "weightdecay", *command],
+        cwd=tmp_path,
+        preexec_fn=few,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "GB can be had" in done.stderr.splitlines()[-1]
+
+
+def test_memory_that_runs_out_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "hungry.py").write_text("import torch\n\ndef make():\n    torch.empty(1 << 50, device='cpu')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "weightdecay", "plan", "python:hungry:make"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_what_a_module_prints_does_not_get_into_the_document(tmp_path: Path) -> None:
+    source = "import torch\n\nprint('noise')\n\ndef make():\n    print('more')\n    return torch.nn.Linear(3, 3)\n"
+    (tmp_path / "chatty.py").write_text(source)
+    done = subprocess.run(
+        [sys.executable, "-m", "weightdecay", "plan", "python:chatty:make", "--json"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert len(json.loads(done.stdout)["tensors"]) == 2
+    assert done.stderr.split() == ["noise", "more"]
