@@ -68,7 +68,7 @@ def train(
     """
     if not isinstance(config, TrainConfig):
         raise ConfigError(
-            f"config is a {type(config).__name__}: give a TrainConfig, as weightdecay.recipe('gpt3:nano').config() makes"
+            f"config is a {type(config).__name__}: give a TrainConfig, as weightdecay.recipe('gpt3:nano').config()"
         )
     if faults := unknown_choices(resume, on_change):
         raise ConfigError(faults)
