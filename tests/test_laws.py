@@ -42,6 +42,7 @@ def test_the_law_stays_at_its_edge_outside_the_range_that_was_fitted() -> None:
     assert optimal_timescale(0.1) == optimal_timescale(20)
     assert optimal_timescale(1e6) == optimal_timescale(1_280)
     assert optimal_timescale(100) < optimal_timescale(20)
+    assert optimal_timescale(5, held=False) == pytest.approx(1.084 * 5**-0.527)
     with pytest.raises(ConfigError, match="positive lr"):
         optimal_weight_decay(lr=0.0, steps=10, tokens_per_parameter=20)
 
@@ -50,10 +51,12 @@ def test_each_reason_why_the_law_does_not_hold_is_given_and_none_where_it_does()
     assert not list(outside_power_lines(tokens_per_parameter=20, **HERE))
     assert not list(outside_power_lines(tokens_per_parameter=1280, **HERE))
     said = list(
-        outside_power_lines(tokens_per_parameter=5, parametrization="", schedule="cosine-to-zero", optimizer="muon")
+        outside_power_lines(
+            tokens_per_parameter=5, parametrization="unknown", schedule="cosine-to-zero", optimizer="muon"
+        )
     )
-    assert [word for word, one in zip(("muon", "not given", "cosine-to-zero", "here are 5"), said, strict=True)
-            if word in one] == ["muon", "not given", "cosine-to-zero", "here are 5"]  # fmt: skip
+    assert [word for word, one in zip(("muon", "is unknown", "cosine-to-zero", "here are 5"), said, strict=True)
+            if word in one] == ["muon", "is unknown", "cosine-to-zero", "here are 5"]  # fmt: skip
 
 
 @pytest.mark.parametrize(("size", "ratio"), [("d12", 12.0), ("d24", 8.0)])

@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # the same names as in _PUBLIC; a test compares
     from weightdecay import errors as errors
     from weightdecay import rules as rules
     from weightdecay import schedules as schedules
+    from weightdecay.advisor.advice import Advice as Advice
+    from weightdecay.advisor.advising import advise as advise
     from weightdecay.auditing.audit import audit as audit
     from weightdecay.auditing.findings import Finding as Finding
     from weightdecay.auditing.forensics.answers import Asked as Asked
@@ -92,6 +94,8 @@ __version__ = "0.1.0"
 
 # public name -> the module that defines it
 _PUBLIC: dict[str, str] = {
+    "Advice": "weightdecay.advisor.advice",
+    "advise": "weightdecay.advisor.advising",
     "audit": "weightdecay.auditing.audit",
     "Finding": "weightdecay.auditing.findings",
     "Asked": "weightdecay.auditing.forensics.answers",
@@ -175,6 +179,7 @@ __all__ = [
     "Adafactor",
     "AdamL2",
     "AdamW",
+    "Advice",
     "Asked",
     "Audit",
     "BatchWarning",
@@ -228,6 +233,7 @@ __all__ = [
     "UsageError",
     "WeightDecayError",
     "__version__",
+    "advise",
     "apply_schedules",
     "audit",
     "clipped_step",

@@ -115,30 +115,35 @@ NEGLIGIBLE_TOTAL = 0.5
 MANY_EPOCHS = 4
 
 
-def optimal_timescale(tokens_per_parameter: float) -> float:
-    """τ_opt = 1.084·TPP^−0.527, as a fraction of the run; held at the edge outside the range that was fitted.
+def optimal_timescale(tokens_per_parameter: float, *, held: bool = True) -> float:
+    """τ_opt = 1.084·TPP^−0.527, as a fraction of the run.
+
+    Args:
+        held: outside the range that was fitted, at its edge; otherwise the line is continued.
 
     Reference: Bergsma et al. 2025, arXiv:2505.13738.
     """
     low, high = FITTED_TOKENS_PER_PARAMETER
     scale, exponent = _TIMESCALE
-    return float(scale * min(max(tokens_per_parameter, low), high) ** exponent)
+    inside = min(max(tokens_per_parameter, low), high) if held else tokens_per_parameter
+    return float(scale * inside**exponent)
 
 
-def optimal_weight_decay(*, lr: float, steps: int, tokens_per_parameter: float) -> float:
+def optimal_weight_decay(*, lr: float, steps: int, tokens_per_parameter: float, held: bool = True) -> float:
     """λ = 1/(η·T·τ_opt), the λ whose memory lasts the fraction τ_opt of the run.
 
     Args:
         lr: peak learning rate η.
         steps: optimizer steps T.
         tokens_per_parameter: D/N; which parameters N counts is not settled in the literature.
+        held: see `optimal_timescale`.
 
     Raises:
         ConfigError: the learning rate or the number of steps is not positive.
     """
     if lr <= 0 or steps < 1:
         raise ConfigError(f"λ = 1/(η·T·τ) needs a positive lr and at least 1 step, got lr {lr:g} and {steps} steps")
-    return 1.0 / (lr * steps * optimal_timescale(tokens_per_parameter))
+    return 1.0 / (lr * steps * optimal_timescale(tokens_per_parameter, held=held))
 
 
 def outside_power_lines(
@@ -147,17 +152,17 @@ def outside_power_lines(
     """Each reason, in words, why the law says nothing of a run; none where it holds.
 
     Args:
-        parametrization: `mup`, `standard`, or empty where it is not known.
-        schedule: `linear-to-zero`, another, or empty.
+        parametrization: `mup`, `standard` or `unknown`.
+        schedule: `linear-to-zero`, another, or `unknown`.
         optimizer: `adamw` or another.
     """
     low, high = FITTED_TOKENS_PER_PARAMETER
     if optimizer != "adamw":
         yield f"it was fitted on AdamW, not on {optimizer}"
     if parametrization != "mup":
-        yield f"it was fitted under µP, and the parametrization is {parametrization or 'not given'}"
+        yield f"it was fitted under µP, and the parametrization is {parametrization}"
     if schedule != "linear-to-zero":
-        yield f"it was fitted with a linear descent to zero, and the schedule is {schedule or 'not given'}"
+        yield f"it was fitted with a linear descent to zero, and the schedule is {schedule}"
     if not low <= tokens_per_parameter <= high:
         yield f"it was fitted on {low:g} to {high:,g} tokens per parameter, and here are {tokens_per_parameter:,.3g}"
 

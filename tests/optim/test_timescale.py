@@ -65,9 +65,9 @@ def test_a_long_run_in_blocks_comes_from_where_its_steps_say() -> None:
     every, left = memory_coefficients([lr(step) * 0.1 for step in range(steps)])
     blocks = origins(lr, 0.1, steps)
     assert math.fsum(blocks.coefficients) + blocks.start == pytest.approx(1.0, abs=1e-12)
-    assert blocks.start == pytest.approx(left, rel=1e-4)
+    assert blocks.start == pytest.approx(left, rel=1e-3)
     enough = int(np.searchsorted(np.cumsum(every[::-1]), 0.95)) + 1
-    assert blocks.last_part(0.95) == pytest.approx(enough / steps, abs=2e-5)
+    assert blocks.last_part(0.95) == pytest.approx(enough / steps, abs=1e-4)
 
 
 def test_the_last_part_of_a_run_that_makes_the_weights_is_found_by_hand() -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TextIO
 import tyro
 
 from weightdecay.cli import streams
+from weightdecay.cli.advise import Advise
 from weightdecay.cli.convert import Convert
 from weightdecay.cli.data import Data
 from weightdecay.cli.eval import Eval
@@ -48,6 +49,7 @@ Command = (
     | Annotated[Watch, tyro.conf.subcommand("watch")]
     | Annotated[Forensics, tyro.conf.subcommand("forensics")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Advise, tyro.conf.subcommand("advise")]
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Runs, tyro.conf.subcommand("runs")]

@@ -19,7 +19,7 @@ from weightdecay.laws import NEGLIGIBLE_TOTAL
 from weightdecay.schedules import Schedule
 
 # Up to here every step of a run is looked at; a longer one in as many blocks, each at the rate of its middle.
-_BLOCKS = 100_000
+_BLOCKS = 20_000
 
 
 def memory_coefficients(decay_per_step: Sequence[float] | NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
