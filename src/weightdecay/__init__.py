@@ -49,6 +49,8 @@ if TYPE_CHECKING:  # the same names as in _PUBLIC; a test compares
     from weightdecay.models.config import ModelConfig as ModelConfig
     from weightdecay.models.decoder import GPT as GPT
     from weightdecay.models.objective import Objective as Objective
+    from weightdecay.monitoring.alarms import Alarm as Alarm
+    from weightdecay.monitoring.monitor import Monitor as Monitor
     from weightdecay.optim.adafactor import Adafactor as Adafactor
     from weightdecay.optim.adamw import AdamL2 as AdamL2
     from weightdecay.optim.adamw import AdamW as AdamW
@@ -129,6 +131,8 @@ _PUBLIC: dict[str, str] = {
     "ModelConfig": "weightdecay.models.config",
     "GPT": "weightdecay.models.decoder",
     "Objective": "weightdecay.models.objective",
+    "Alarm": "weightdecay.monitoring.alarms",
+    "Monitor": "weightdecay.monitoring.monitor",
     "Adafactor": "weightdecay.optim.adafactor",
     "AdamL2": "weightdecay.optim.adamw",
     "AdamW": "weightdecay.optim.adamw",
@@ -180,6 +184,7 @@ __all__ = [
     "AdamL2",
     "AdamW",
     "Advice",
+    "Alarm",
     "Asked",
     "Audit",
     "BatchWarning",
@@ -200,6 +205,7 @@ __all__ = [
     "MasterWarning",
     "MissingExtraError",
     "ModelConfig",
+    "Monitor",
     "Muon",
     "NonfiniteGradientError",
     "Objective",

@@ -107,12 +107,7 @@ def lion_equilibrium(lr: float, decay: float, beta1: float, beta2: float) -> Equ
     """
     _check(lr=lr, decay=decay, beta=beta1)
     _check(lr=lr, decay=decay, beta=beta2)
-    α = 1 - decay
-    kept = (1 - beta2) / (1 + beta2)  # variance of the momentum
-    variance = (1 - beta1) ** 2 + beta1**2 * kept
-    # k − 1 steps later the momentum holds g with (1 − β₂)β₂^(k−1), and its own past with β₂^k.
-    ρ = beta1 * ((1 - beta1) * (1 - beta2) + beta1 * beta2 * kept) / variance
-
+    α, ρ = 1 - decay, lion_correlation(beta1, beta2)
     agreeing, factor = 0.0, 1.0
     while factor * ρ > _NEGLIGIBLE:
         agreeing += factor * 2 / math.pi * math.asin(min(ρ, 1.0))
@@ -121,6 +116,14 @@ def lion_equilibrium(lr: float, decay: float, beta1: float, beta2: float) -> Equ
     overlap = -lr * agreeing
     angle = math.acos(max(-1.0, min(1.0, α - lr * overlap / squared)))
     return Equilibrium(math.sqrt(squared), angle, overlap / math.sqrt(squared))
+
+
+def lion_correlation(beta1: float, beta2: float) -> float:
+    """ρ₁ of what Lion takes the sign of, c = β₁·m + (1 − β₁)·g, on white noise; ρ_k = ρ₁·β₂^(k−1)."""
+    kept = (1 - beta2) / (1 + beta2)  # variance of the momentum
+    variance = (1 - beta1) ** 2 + beta1**2 * kept
+    # k − 1 steps later the momentum holds g with (1 − β₂)β₂^(k−1), and its own past with β₂^k.
+    return beta1 * ((1 - beta1) * (1 - beta2) + beta1 * beta2 * kept) / variance
 
 
 def muon_bound(weight_decay: float, update_norm: float, start: float) -> float:
@@ -151,38 +154,43 @@ def relaxation_steps(decay: float) -> float:
 class NormPath:
     """The norm that a matrix is expected to have, step by step, while η and the decay move.
 
-        N' = α²·N − 2αη·C + η²·U²,    C' = β·(α·C − η·U²),    N = E w², C = E w·u for one element
+        N' = α²·N − 2αη·C + η²·U²,    C' = ρ·α·C − η·ρ₁·U²,    N = E w², C = E w·u for one element
 
-    with an update of size U whose autocorrelation is β^k: AdamW's first moment. Constant values lead to
-    `adamw_equilibrium`. Nothing but these two numbers is kept.
+    with an update of size U whose autocorrelation is ρ₁·ρ^(k−1): AdamW's first moment has ρ₁ = ρ = β₁. Constant values
+    lead to `adamw_equilibrium`. Nothing but these two numbers is kept.
 
     Args:
         rms: of the weight's elements before the first step.
-        beta: β₁.
+        beta: ρ; AdamW's β₁.
         size: U; AdamW's √((1 − β₁)/(1 + β₁)) where None.
+        first: ρ₁; `beta` where None.
     """
 
-    def __init__(self, rms: float, beta: float, size: float | None = None) -> None:
+    def __init__(self, rms: float, beta: float, size: float | None = None, first: float | None = None) -> None:
         _check(lr=1.0, decay=0.5, beta=beta)
-        self._beta = beta
+        self._beta, self._first = beta, beta if first is None else first
         self._size = (1 - beta) / (1 + beta) if size is None else size * size
-        self._norm, self._overlap = rms * rms, 0.0
+        self.square, self.overlap = rms * rms, 0.0
         self.angle = 0.0
         """Radians turned by the last step."""
 
     @property
     def rms(self) -> float:
-        return math.sqrt(self._norm)
+        return math.sqrt(self.square)
+
+    def go_on(self, square: float, overlap: float) -> None:
+        """Stand where N and C are these."""
+        self.square, self.overlap = square, overlap
 
     def step(self, lr: float, decay: float) -> None:
         """One step with this η and this decay per step."""
         α = 1 - decay
-        along = α * self._norm - lr * self._overlap  # E w·w'
-        norm = max(α * α * self._norm - 2 * α * lr * self._overlap + lr * lr * self._size, 0.0)
-        both = math.sqrt(self._norm * norm)
+        along = α * self.square - lr * self.overlap  # E w·w'
+        square = max(α * α * self.square - 2 * α * lr * self.overlap + lr * lr * self._size, 0.0)
+        both = math.sqrt(self.square * square)
         self.angle = math.acos(max(-1.0, min(1.0, along / both))) if both else 0.0
-        self._overlap = self._beta * (α * self._overlap - lr * self._size)
-        self._norm = norm
+        self.overlap = self._beta * α * self.overlap - lr * self._first * self._size
+        self.square = square
 
     def follow(self, steps: Iterable[tuple[float, float]]) -> float:
         """The rms after steps of (lr, decay)."""

@@ -106,6 +106,11 @@ class Control:
         self._set_scheduled()
         return [group_decay_per_step(group) for group in self.optimizer.param_groups]
 
+    def weight_decays(self) -> list[Any]:
+        """Each group's λ as it is meant, also within a step, for which the optimizer is given another."""
+        own = [group["weight_decay"] for group in self.optimizer.param_groups]
+        return own if self._given is None else [*self._given, *own[len(self._given) :]]
+
     # --- beginning
 
     def _attach(self) -> None:

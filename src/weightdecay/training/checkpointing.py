@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -23,11 +24,13 @@ class Position:
         done: optimizer steps behind it.
         elapsed_s: time that the steps took, over all processes that ever made some of them.
         skipped_steps: those without an update, as their gradient was not finite.
+        monitor: what the monitor knows of the steps before; None where there is none.
     """
 
     done: int = 0
     elapsed_s: float = 0.0
     skipped_steps: int = 0
+    monitor: dict[str, Any] | None = None
 
 
 def save(
@@ -58,6 +61,7 @@ def save(
                 "tokens": tokens,
                 "elapsed_s": position.elapsed_s,
                 "skipped_steps": position.skipped_steps,
+                "monitor": position.monitor,
                 "threads": torch.get_num_threads(),
                 "world_size": ranks.world_size,
                 "optimizer": settings_by_name(optimizer),
@@ -98,4 +102,4 @@ def resume(
             f"agree to rounding, not bit for bit (set OMP_NUM_THREADS={state['threads']} for that)"
         )
     report(f"resumed from step {found.step} ({found.path})")
-    return Position(found.step, state["elapsed_s"], state.get("skipped_steps", 0))
+    return Position(found.step, state["elapsed_s"], state.get("skipped_steps", 0), state.get("monitor"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +19,7 @@ from weightdecay.training.building import Built
 from weightdecay.training.checkpointing import Position
 from weightdecay.training.distributed import Ranks
 from weightdecay.training.metrics import evaluation_row, step_row, summary
+from weightdecay.training.monitored import Watched
 from weightdecay.training.progress import Reporter, duration
 from weightdecay.training.setup import Setup
 from weightdecay.training.signals import StopRequest
@@ -36,12 +37,13 @@ class TrainingLoop:
     reporter: Reporter
     position: Position = field(default_factory=Position)
     tracker: Tracker | None = None
+    watched: Watched | None = None
 
     def run_to_end(self, stop: StopRequest) -> None:
         """Steps until the last one; rank 0 writes the metrics and the summary."""
         settings = self.setup.config.run
         self.built.objective.train()
-        with self._metrics() if self.ranks.is_first else nullcontext() as metrics:
+        with self._metrics() if self.ranks.is_first else nullcontext() as metrics, self._watching(metrics):
             while self.position.done < settings.steps:
                 self._step(stop, metrics)
 
@@ -53,6 +55,13 @@ class TrainingLoop:
 
     def _metrics(self) -> MetricsWriter:
         return MetricsWriter(self.run, self.tracker, self.position.done)
+
+    def _watching(self, metrics: MetricsWriter | None) -> AbstractContextManager[object]:
+        """The monitor; on one rank, for all have the same weights."""
+        if metrics is None or not self.setup.config.run.monitor:
+            return nullcontext()
+        self.watched = Watched(self.setup, self.built, self.position, metrics, self.reporter.note)
+        return self.watched
 
     def _step(self, stop: StopRequest, metrics: MetricsWriter | None) -> None:
         """An update, and what is due after it: a row, an evaluation, a checkpoint, leaving."""
@@ -96,6 +105,8 @@ class TrainingLoop:
         """The next step's rates, gradient and update."""
         settings, step = self.setup.config.run, self.position.done
         self.set_rates(step)
+        if self.watched:
+            self.watched.expect(step)
         result = take_step(
             self.built.objective,
             self.built.optimizer,
@@ -140,6 +151,8 @@ class TrainingLoop:
         ]
 
     def _save(self, val_loss: float | None) -> None:
+        if self.watched:
+            self.position.monitor = self.watched.monitor.state_dict()
         checkpointing.save(
             self.run,
             self.position,
