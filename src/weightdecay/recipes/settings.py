@@ -237,6 +237,12 @@ class RunSettings(Consistent):
     """Newest checkpoints kept, beside the best."""
     init_from: Annotated[Text, Flag("DIR")] = ""
     """A run, a checkpoint or a Hugging Face directory whose weights to start from."""
+    monitor: Annotated[Switch, Flag()] = True
+    """Whether norms, rotation and realised decay are measured and put beside what theory predicts."""
+    monitor_every: Annotated[Count, Ge(1)] = 20
+    """In steps, of which each looks at as many tensors as monitor_bytes holds."""
+    monitor_bytes: Annotated[Count, Ge(1)] = 33_554_432
+    """Bytes of weights that the monitor holds from before a step to after it."""
     nproc: Annotated[Count, Ge(1), Flag("N")] = 1
     """Processes on this machine."""
 
