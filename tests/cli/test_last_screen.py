@@ -1,4 +1,4 @@
-"""The last screen of a training: result, curve, sample, and three commands that work."""
+"""The last screen of a training: result, curve, sample, and four commands that work."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_training_ends_with_what_it_reached_and_commands_that_run(
     assert re.search(r"held-out text: \d\.\d{3} bits per byte after 6 steps", done.stdout)
     assert re.search(r"training loss  \d\.\d\d [▁-█]{6} \d\.\d\d", done.stdout)
     commands = re.findall(r"^  weightdecay (.*?)   # ", done.stdout, re.MULTILINE)
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         arguments = shlex.split(command.replace("FILE", str(small_text)))
         again = weightdecay(*arguments)

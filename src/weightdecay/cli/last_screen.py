@@ -40,6 +40,7 @@ def show_last_screen(run: Run, out: Console) -> None:
     path = shlex.quote(printable(str(run.path)))
     out.print(Text(f"\nThe run is in {path}, its curve in {path}/loss.svg. Next:"), soft_wrap=True)
     for command, what in (
+        (f"weightdecay report {path}", "all of it as one page: plots, plan, sources, findings"),
         (f'weightdecay sample {path} --prompt "def "', "more text, from your own beginning"),
         (f"weightdecay plan {path} --against transformers", "which of its weights decayed, and who differs"),
         (f"weightdecay eval {path} --data FILE", "its loss on a text of yours"),

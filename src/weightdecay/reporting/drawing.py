@@ -7,6 +7,7 @@ every number stands in the table below the picture.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from weightdecay.reporting.picture import Picture, Record, names_on, span
 
 HEIGHT = 240
 _ROW_HEIGHT, _LEAST_HEIGHT = 36, 120
-_HALF = 0.5  # of a heat map's range: from here on viridis is too light for white text
+_LIGHT = 0.42  # of viridis' range: from here on black is read more easily on it than white
 
 
 def chart(picture: Picture, among: Sequence[Picture] = (), *, interactive: bool = False, legend: bool = False) -> Any:
@@ -32,7 +33,7 @@ def chart(picture: Picture, among: Sequence[Picture] = (), *, interactive: bool 
     drawn = _DRAWERS[picture.kind](encodings)
     if picture.rule is not None:
         drawn = alt.layer(drawn, *_rule(encodings))
-    records = [dict(record) for record in _drawable(picture)]
+    records = [dict(record) for record in _drawable(encodings)]
     return drawn.properties(data=alt.InlineData(values=records, name="records"), height=_height(picture))
 
 
@@ -101,12 +102,12 @@ def _points(e: Encodings) -> Any:
     if e.picture.x.type != "nominal":
         layers.append(e.base(dashed=True).mark_line(strokeWidth=2, clip=True).encode(**e.detail()))
     layers += _error_bars(e)
-    layers.append(e.base().mark_point(filled=True, size=70).encode(tooltip=e.tooltip()))
+    layers.append(e.base().mark_point(filled=True, size=70, opacity=1).encode(tooltip=e.tooltip()))
     return e.alt.layer(*layers).add_params(*e.parameters())
 
 
 def _scatter(e: Encodings) -> Any:
-    dots = e.base().mark_point(filled=True, size=60, fillOpacity=0.85).encode(tooltip=e.tooltip())
+    dots = e.base().mark_point(filled=True, size=60, opacity=0.85).encode(tooltip=e.tooltip())
     return e.alt.layer(*_error_bars(e), dots).add_params(*e.parameters())
 
 
@@ -124,9 +125,8 @@ def _bars(e: Encodings) -> Any:
 def _heatmap(e: Encodings) -> Any:
     alt, value, bounds = e.alt, e.picture.color, span(e.among, "color")
     settings: dict[str, Any] = {"scheme": "viridis"}
-    if bounds:
-        settings |= {"domain": list(bounds)}
-        settings |= {"type": "log"} if value and value.scale != "linear" and bounds[0] > 0 else {}
+    settings |= {"domain": list(bounds)} if bounds else {}
+    settings |= {"type": "log"} if _shaded_by_log(e) else {}
     legend = alt.Legend(orient="top", gradientLength=220, format="~g", tickCount=4)
     shade = alt.Color("color:Q", title=value.title if value else "", scale=alt.Scale(**settings), legend=legend)
     cells = alt.Chart().mark_rect(stroke=color("paper"), strokeWidth=1, invalid=None)
@@ -177,22 +177,36 @@ def _rule(e: Encodings) -> list[Any]:
     return layers
 
 
-def _drawable(picture: Picture) -> list[Record]:
+def _drawable(e: Encodings) -> list[Record]:
     """The records that have a place; of a heat map all, each with its text and its colour."""
-    found = picture.records()
-    if picture.kind == "heatmap":
-        bounds = span([picture], "color") or (0.0, 1.0)
-        return [dict(record, **_cell(record.get("color"), bounds)) for record in found]
+    found = e.picture.records()
+    if e.picture.kind == "heatmap":
+        bounds = span(e.among, "color") or (0.0, 1.0)
+        return [dict(record, **_cell(record.get("color"), *bounds, logarithmic=_shaded_by_log(e))) for record in found]
     return [record for record in found if record.get("x") is not None and record.get("y") is not None]
 
 
-def _cell(value: Any, bounds: tuple[float, float]) -> dict[str, str]:
+def _shaded_by_log(e: Encodings) -> bool:
+    bounds = span(e.among, "color")
+    return bool(e.picture.color and e.picture.color.scale != "linear" and bounds and bounds[0] > 0)
+
+
+def _cell(value: Any, low: float, high: float, *, logarithmic: bool) -> dict[str, str]:
     """What a cell of a heat map says, in an ink that its colour lets one read."""
     if not isinstance(value, float):
         return {"label": "–", "text_color": color("ink")}
-    low, high = bounds
-    share = (value - low) / (high - low) if high > low else 0.0
-    return {"label": f"{value:.3g}", "text_color": "#000000" if share > _HALF else "#ffffff"}
+    if low == high:
+        return {"label": f"{value:.4g}", "text_color": "#ffffff"}
+    if logarithmic:
+        share, label = math.log(value / low) / math.log(high / low), f"{value:.3g}"
+    else:
+        share, label = (value - low) / (high - low), f"{value:,.{_decimals(high - low)}f}"
+    return {"label": label, "text_color": "#000000" if share > _LIGHT else "#ffffff"}
+
+
+def _decimals(width: float) -> int:
+    """That tell values apart which lie so far from each other."""
+    return min(6, max(0, 1 - math.floor(math.log10(width))))
 
 
 def _height(picture: Picture) -> int:

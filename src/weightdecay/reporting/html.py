@@ -26,7 +26,6 @@ from weightdecay.reporting.palette import DARK, LIGHT, variables
 
 _FOLDER = Path(__file__).parent
 _CODE = re.compile(r"`([^`\n]+)`")
-_MARKS = {"error": "✗", "warning": "!", "note": "i", "good": "✓"}
 # What could end a script's element, or be taken for markup within it; the last two end lines in JavaScript alone.
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
@@ -47,6 +46,7 @@ class _Plot:
     title: str
     subtitle: str
     caption: str
+    wide: bool
     legend_title: str
     swatches: list[tuple[str, str, str]]
     panels: list[_Panel]
@@ -66,7 +66,7 @@ def html(page: Page) -> str:
     scripts = (runtime(), script) if plots else ()
     return str(
         template.render(
-            page=page, plots=plots, marks=_MARKS, policy=_policy(style, *scripts), style=style, script=script,
+            page=page, plots=plots, policy=_policy(style, *scripts), style=style, script=script,
             runtime=runtime() if plots else "", generator=_generator(),
         )
     )  # fmt: skip
@@ -105,6 +105,7 @@ def _plot(figure: Figure) -> _Plot:
         title=picture.title,
         subtitle=picture.subtitle,
         caption=caption,
+        wide=figure.wide,
         legend_title=picture.color.title if picture.color else "",
         swatches=swatches(picture),
         panels=drawn,

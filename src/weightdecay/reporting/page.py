@@ -78,12 +78,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot."""
+    """A plot, as wide as the page or half of it."""
 
     kind: ClassVar[str] = "figure"
 
     picture: Picture
     caption: str = ""
+    wide: bool = True
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,13 @@ from weightdecay.reporting.sections import environment_section, plan_section, re
 # A held-out loss that has risen by less than this since its best is the noise of an evaluation.
 _RISEN = 0.005
 _MOST_OF_IT = 0.95
+_WIDE = ("loss", "weight-rms", "rotation")  # what is looked at most, and what has panels of its own
 
 
 def run_page(record: RunRecord) -> Page:
     """The page."""
-    figures = [Figure(picture, picture.alt) for picture in run_pictures(record)]
+    pictures = run_pictures(record)
+    figures = [Figure(picture, picture.alt, wide=picture.id in _WIDE) for picture in pictures]
     sections = [Section("plots", "The run", figures)] if figures else []
     sections += [plan_section(record.plan)] if record.plan is not None else []
     sections += [recipe_section(record.config)] if record.config else []
@@ -109,7 +111,8 @@ def _decay(record: RunRecord) -> Iterator[str]:
     elif left < 1 - _MOST_OF_IT:
         recent = coefficients_T[::-1].cumsum()
         last = int((recent < _MOST_OF_IT).sum()) + 1
-        yield f"{_MOST_OF_IT:.0%} of the final weights come from the last {last / len(decay_T):.0%} of the run."
+        share = 100 * last / len(decay_T)
+        yield f"{100 * _MOST_OF_IT:g} % of the final weights come from the last {share:.0f} % of the run."
 
 
 def _key_figures(record: RunRecord) -> Iterator[tuple[str, str]]:

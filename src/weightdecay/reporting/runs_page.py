@@ -24,12 +24,13 @@ from weightdecay.reporting.run_pictures import decay_of_steps, thinned
 from weightdecay.reporting.run_record import RunRecord, number
 from weightdecay.reporting.sections import environment_section, plan_section, recipe_section, repeat_section
 
+_LEVEL = f"{100 * LEVEL:g} %"
 _UNITS = {"val_bits_per_byte": "bits per byte", "val_loss": "nats a token"}
 
 
 def runs_page(records: Sequence[RunRecord]) -> Page:
     """The page."""
-    texts = [(_text_name(index, part), groups(part)) for index, part in enumerate(by_text(records))]
+    texts = [(f"text {index + 1}", groups(part)) for index, part in enumerate(by_text(records))]
     several = len(texts) > 1
     sections: list[Section] = []
     for index, (name, found) in enumerate(texts):
@@ -50,10 +51,9 @@ def runs_page(records: Sequence[RunRecord]) -> Page:
 Texts = Sequence[tuple[str, list[Group]]]
 
 
-def _text_name(index: int, records: Sequence[RunRecord]) -> str:
-    corpus, tokenizer = records[0].text
-    known = f"corpus {corpus[:8]}, tokenizer {tokenizer[:8]}" if corpus else "of which nothing is recorded"
-    return f"text {index + 1} ({known})"
+def _hashes(found: Sequence[Group]) -> str:
+    corpus, tokenizer = found[0].records[0].text
+    return f"corpus {corpus[:8]}, tokenizer {tokenizer[:8]}" if corpus else "of which nothing is recorded"
 
 
 def _asked(texts: Texts) -> str:
@@ -97,7 +97,7 @@ def _told(group: Group, what: str) -> str:
     if interval is None:
         return f"{what} is that of {group.label}: {mean:.3f} {unit} (one run)."
     low, high = interval
-    spread = f"{LEVEL:.0%} interval {low:.3f} to {high:.3f}, {len(values)} seeds"
+    spread = f"{_LEVEL} interval {low:.3f} to {high:.3f}, {len(values)} seeds"
     return f"{what} is that of {group.label}: {mean:.3f} {unit} ({spread})."
 
 
@@ -110,9 +110,7 @@ def _difference(one: Difference) -> str:
     low, high = one.interval
     counted = f", {one.comparisons} comparisons counted" if one.comparisons > 1 else ""
     verdict = "" if one.shown else ": not shown" if n >= SEEDS_FOR_A_CLAIM else ""
-    return (
-        f"{said} ({LEVEL:.0%} interval of the paired difference {low:+.3f} to {high:+.3f}, n = {n}{counted}){verdict}."
-    )
+    return f"{said} ({_LEVEL} interval of the paired difference {low:+.3f} to {high:+.3f}, n = {n}{counted}){verdict}."
 
 
 def _losses(found: Sequence[Group], text: str, index: int) -> Iterator[Block]:
@@ -186,7 +184,7 @@ def _finals(found: Sequence[Group], title: str, name: str) -> Picture:
         id=name,
         title=title,
         subtitle=f"mean of {seeds} seed{'s' if n[-1] > 1 else ''}"
-        + (f", {LEVEL:.0%} interval" if n[-1] > 1 else "; no interval without a second seed"),
+        + (f", {_LEVEL} interval" if n[-1] > 1 else "; no interval without a second seed"),
         alt=f"{title}: lowest at {_shown(best['at'])} with {best['loss']:.3f} {_UNITS[judged[0].key]}.",
         kind="points",
         x=across,
@@ -205,7 +203,7 @@ def _differences_table(made: Sequence[Difference]) -> Table:
         rows.append((one.group.label, one.against.label, f"{one.mean:+.4f}", interval, str(len(one.pairs)), verdict))
     counted = f", {made[0].comparisons} comparisons counted" if len(made) > 1 else ""
     return Table(
-        ("setting", "against", f"difference ({_UNITS[made[0].group.key]})", f"{LEVEL:.0%} interval", "n", "verdict"),
+        ("setting", "against", f"difference ({_UNITS[made[0].group.key]})", f"{_LEVEL} interval", "n", "verdict"),
         rows,
         frozenset({2, 3, 4}),
         f"Paired differences of the held-out loss{counted}",
@@ -240,13 +238,14 @@ def _table(texts: Texts) -> Table:
 def _findings(records: Sequence[RunRecord], texts: Texts) -> list[Finding]:
     found = []
     if len(texts) > 1:
-        words = "; ".join(f"{name}: {', '.join(r.name for g in part for r in g.records)}" for name, part in texts)
-        found.append(
-            Finding("warning", "The runs are of different texts", f"Their losses have axes of their own. {words}.")
+        words = "; ".join(
+            f"{name} ({_hashes(part)}): {', '.join(r.name for g in part for r in g.records)}" for name, part in texts
         )
-    if left := [record.name for record in records if not counts(record)]:
-        words = f"{', '.join(left)}: not finished or diverged, and in no mean and no difference."
-        found.append(Finding("note", "Runs that are not counted", words))
+        said = f"Their losses have axes of their own. {words[0].upper()}{words[1:]}."
+        found.append(Finding("warning", "The runs are of different texts", said))
+    if left := [record for record in records if not counts(record)]:
+        words = "; ".join(f"{record.name}: {'diverged' if record.diverged else record.status}" for record in left)
+        found.append(Finding("note", "Runs that are in no mean and no difference", f"{words}."))
     if len({record.steps for record in records}) > 1:
         found.append(
             Finding("warning", "The runs are of different lengths", "Their last losses are after unlike training.")
