@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from weightdecay.errors import ConfigError, DamagedError, RunBusyError, TrainingError
+from weightdecay.errors import ConfigError, DamagedError, RunBusyError, StorageWarning, TrainingError
 from weightdecay.recipes.schema import recipe
 from weightdecay.runs import MetricsWriter, Run, dump_json, environment
 
@@ -113,3 +115,18 @@ def test_the_environment_tells_versions_and_nothing_of_the_shell(monkeypatch: py
     told = environment()
     assert {"weightdecay", "python", "torch", "processor", "threads"} <= told.keys()
     assert "hunter2" not in json.dumps(told)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_a_file_system_has_no_locks_a_run_goes_on_and_says_what_that_risks(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def has_none(*_: object) -> None:  # as the kernel answers on NFS without its lock daemon
+        raise OSError(number, os.strerror(number))
+
+    run = Run(tmp_path / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "flock", has_none)
+        with pytest.warns(StorageWarning, match="no locks here .*: start one at a time"), run.lock():
+            run.write_text("run.toml", "")
+    assert (run.path / "run.toml").is_file()
