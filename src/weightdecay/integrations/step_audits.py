@@ -120,8 +120,11 @@ def rows_of(found: Audit, step: int) -> Iterator[Row]:
 
 
 def _decay(found: Audit) -> dict[str, float]:
-    """What of the weights that λ decays a step removes, asked and done: means over their numbers."""
-    seen = [one for one in found.probe or () if one.requested and one.realised is not None]
+    """What of the weights that λ decays a step removes, asked and done: means over their numbers.
+
+    Tensors of zeros are left out: nothing of them can be removed.
+    """
+    seen = [one for one in found.probe or () if one.requested and one.weight_norm and one.realised is not None]
     elements = sum(one.elements for one in seen)
     if not elements:
         return {}
