@@ -119,10 +119,8 @@ class HuggingFaceTokenizer(Tokenizer):
     """
 
     def __init__(self, json_text: str, where: str = "tokenizer.json") -> None:
-        try:
-            import tokenizers
-        except ImportError:
-            raise MissingExtraError(f"the tokenizer {where}", "train") from None
+        import tokenizers
+
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json_text)
         except Exception as error:  # the library raises plain Exception

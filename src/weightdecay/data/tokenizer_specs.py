@@ -121,11 +121,9 @@ def _trained_bpe(vocab_size: int, corpus: Corpus, cache_dir: Path, progress: Pro
 
 def _train_bpe(vocab_size: int, corpus: Corpus, progress: Progress | None) -> str:
     """GPT-2's byte-level BPE (Radford et al. 2019, §2.2), its merges learnt from the training part alone."""
-    try:
-        from tokenizers import Tokenizer as Pipeline
-        from tokenizers import decoders, models, pre_tokenizers, trainers
-    except ImportError:
-        raise MissingExtraError(f"training the tokenizer bpe:{vocab_size}", "train") from None
+    from tokenizers import Tokenizer as Pipeline
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
     pipeline = Pipeline(models.BPE())
     pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     pipeline.decoder = decoders.ByteLevel()
