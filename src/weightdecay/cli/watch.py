@@ -60,6 +60,7 @@ class Watch:
 
     def run(self) -> Watched:
         """What is to be run once this command's streams are the program's again."""
+        from weightdecay.watching.launching import prepared
         from weightdecay.watching.program import Program
         from weightdecay.watching.settings import Settings
 
@@ -78,7 +79,7 @@ class Watch:
         weight_decay = self._weight_decay(faults)
         faults += _policy_faults(self.policy) if self.policy and not faults else []
         raise_together(faults)
-        return Watched(
+        settings = prepared(
             Settings(
                 program=words,
                 folder="",
@@ -92,9 +93,9 @@ class Watch:
                 lock=_absolute(self.lock),
                 check=_absolute(self.check),
                 out=tuple(_absolute(name) for name in self.out),
-            ),
-            as_json=self.json,
+            )
         )
+        return Watched(settings, as_json=self.json)
 
     def _check_words(self, faults: list[str]) -> None:
         if self.fail_on and self.fail_on not in _FAIL_ON:

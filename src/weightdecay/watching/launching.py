@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from weightdecay.errors import WeightDecayError
 from weightdecay.watching import telling
 from weightdecay.watching.arming import AfterImport
 from weightdecay.watching.leaving import How, guard
@@ -23,20 +24,27 @@ if TYPE_CHECKING:
 _joined: list[Process] = []
 
 
-def launch(settings: Settings) -> NoReturn:
-    """Run the program here, and end as it ends. What was asked for has been checked.
+def prepared(settings: Settings) -> Settings:
+    """A place for what will be seen, and files that say that nothing has been yet.
 
     Raises:
-        StorageError: a file of `out` cannot be written.
+        StorageError: one cannot be written.
     """
+    folder = tempfile.mkdtemp(prefix="weightdecay-watch-")
+    settings = replace(settings, folder=folder, root=os.getpid())
+    try:
+        Records(settings).begin()
+    except WeightDecayError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return settings
+
+
+def launch(settings: Settings) -> NoReturn:
+    """Run the program here, and end as it ends. All has been checked and prepared."""
     while _joined:  # Python has begun to watch this process before it was known that it watches itself
         _joined.pop().disarm()
-    begun = settings.folder != ""
-    if not begun:
-        settings = replace(settings, folder=tempfile.mkdtemp(prefix="weightdecay-watch-"), root=os.getpid())
     process = Process(settings)
-    if not begun:
-        process.records.begin()
     settings.to_environment(os.environ)
     guard(process.finish, process.hand_on)
     process.arm()
@@ -70,6 +78,8 @@ class Process:
 
     def disarm(self) -> None:
         self._is_finished = True
+        if self.steps is not None:
+            self.steps.detach()
         if self._waiting in sys.meta_path:
             sys.meta_path.remove(self._waiting)
 

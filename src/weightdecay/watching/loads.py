@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from weightdecay.auditing.settings import number
@@ -15,9 +16,8 @@ class Loads:
     def __init__(self) -> None:
         self._seen: dict[int, tuple[weakref.ref[Any], list[float | None], list[float | None]]] = {}
 
-    def watch(self, kind: Any) -> None:
-        """See all loads of optimizers of this class and those below it."""
-        load = kind.load_state_dict
+    def watching(self, load: Callable[..., Any]) -> Callable[..., Any]:
+        """An optimizer's `load_state_dict` that is looked at."""
 
         @functools.wraps(load)
         def watched(optimizer: Any, *arguments: Any, **named: Any) -> Any:
@@ -26,7 +26,7 @@ class Loads:
             self._seen[id(optimizer)] = (weakref.ref(optimizer), before, _weight_decays(optimizer))
             return result
 
-        kind.load_state_dict = watched
+        return watched
 
     def changed(self, optimizer: Any) -> dict[int, float]:
         """λ before the last load, of groups that have since had the loaded one and not that; by the group's place."""

@@ -81,7 +81,7 @@ class Program:
         main = types.ModuleType("__main__")
         # The module that was __main__ has to stay alive: its functions are on the stack.
         before, sys.modules["__main__"] = sys.modules.get("__main__"), main
-        main.__dict__.update(__builtins__=builtins, __annotations__={})
+        main.__dict__.update(__annotations__={}, __builtins__=builtins)
         sys.argv = ["-m" if self.kind == "module" else "-c" if self.kind == "code" else self.target, *self.arguments]
         sys.orig_argv = [sys.orig_argv[0], *_own_options(), *self.words]
         _set_first_path(self._first_path())
@@ -117,7 +117,7 @@ class Program:
             return lambda: as_main(self.target)
         if _has_main(self.target):
             return lambda: as_main("__main__", False)
-        path = os.path.abspath(self.target)  # noqa: PTH100  # links stay what they are
+        path = _whole(self.target)
         loader = importlib.machinery.SourceFileLoader("__main__", path)
         main.__dict__.update(__file__=path, __cached__=None, __loader__=loader)
         code = _code(path)
@@ -176,6 +176,13 @@ def _has_main(name: str) -> bool:
         return False
     finder = pkgutil.get_importer(name)
     return finder is not None and not isinstance(finder, importlib.machinery.FileFinder)
+
+
+def _whole(path: str) -> str:
+    """A script's path as Python has it in `__file__`: with the folder before it, and else as it was given."""
+    if os.name == "nt" or os.path.isabs(path):  # noqa: PTH117
+        return os.path.abspath(path)  # noqa: PTH100
+    return os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118  # pathlib would shorten it
 
 
 def _code(path: str) -> types.CodeType:

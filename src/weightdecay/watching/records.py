@@ -241,7 +241,9 @@ def combined(examined: Sequence[Examined]) -> Audit:
     from weightdecay.auditing.findings import Finding, ranked
     from weightdecay.auditing.result import Audit
 
-    documents = [one.audit for one in examined]
+    # Ranks that know nothing of each other see the same.
+    different = {json.dumps([one.model, one.optimizers, one.audit["findings"]]): one.audit for one in examined}
+    documents = list(different.values())
     findings = {
         (one["code"], one["severity"], one["title"], tuple(one["tensors"])): Finding(
             **{**one, "tensors": tuple(one["tensors"])}

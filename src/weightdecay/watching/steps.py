@@ -6,6 +6,7 @@ optimizer's) the outermost counts. Where no hook is called, backward passes tell
 
 from __future__ import annotations
 
+import functools
 import sys
 import weakref
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from weightdecay.watching.loads import Loads
 from weightdecay.watching.owners import Owners, enclosing, tensors_of
 from weightdecay.watching.silent import Sample
 
+_MANY = 256  # optimizers, of which those that are gone are forgotten
 _SURE = 8  # backward passes after which an optimizer that has not been seen yet is looked for no more, if others step
 
 
@@ -69,15 +71,18 @@ class Steps:
         self._depth = 0  # of backward passes within backward passes
         self._due: list[Watched] = []
         self._known: list[weakref.ref[Any]] = []  # what was alive at the first step, `gc.freeze` or not
-        self._held: Any = None
+        self._has_begun = False
+        self._undo: Callable[[], None] = lambda: None
+        self._held: Any = None  # of the first step, until the second
 
     def attach(self) -> None:
         """See the steps from now on."""
-        torchs.register_optimizer_step_pre_hook(self.before_step)
-        torchs.register_optimizer_step_post_hook(self.after_step)
-        self.loads.watch(Optimizer)
-        backward = torch.autograd.backward
+        load, backward = Optimizer.load_state_dict, torch.autograd.backward
+        before = torchs.register_optimizer_step_pre_hook(self.before_step)
+        after = torchs.register_optimizer_step_post_hook(self.after_step)
+        Optimizer.load_state_dict = self.loads.watching(load)  # type: ignore[method-assign]
 
+        @functools.wraps(backward)
         def watched_backward(*arguments: Any, **named: Any) -> None:
             self._depth += 1
             try:
@@ -87,7 +92,17 @@ class Steps:
             if not self._depth and not self.is_busy and not torch.compiler.is_compiling():
                 self._after_backward(sys._getframe(1))
 
+        def undo() -> None:
+            before.remove()
+            after.remove()
+            Optimizer.load_state_dict, torch.autograd.backward = load, backward  # type: ignore[method-assign]
+
         torch.autograd.backward = watched_backward
+        self._undo = undo
+
+    def detach(self) -> None:
+        """See no steps any more."""
+        self._undo()
 
     def of(self, optimizer: Any) -> Watched:
         found = self._by_id.get(id(optimizer))
@@ -98,6 +113,8 @@ class Steps:
                 reference = lambda: optimizer  # noqa: E731
             found = Watched(reference, type(optimizer).__qualname__, OutermostStep())
             self._by_id[id(optimizer)] = found
+            if len(self.watched) >= _MANY:  # a program that makes an optimizer for each task
+                self.watched = [one for one in self.watched if one.reference() is not None]
             self.watched.append(found)
         return found
 
@@ -110,16 +127,18 @@ class Steps:
         if not watched.outermost.begins():
             return
         frame = sys._getframe(1)
-        if not watched.is_done:
-            watched.is_silent = False
-            watched.is_within = watched.is_within or self._is_within_another(watched, frame)
+        if self._running:
+            self._look_at_nesting(watched, frame)
         self._running.append((frame, watched))
+        watched.is_silent = False
         if self.stop_after and watched.steps >= self.stop_after:
             self._stop()
         if watched.is_done or watched.is_within:
             return
-        if not watched.steps and not self._known:
-            self._remember(Owners(frame))
+
+        if not self._has_begun:
+            self._has_begun = True
+            self._remember(optimizer, Owners(frame))
         if watched.steps + 1 >= self.at_step:
             if self._depth:  # in the midst of a backward pass: some gradients have still to come
                 self._due.append(watched)
@@ -135,26 +154,21 @@ class Steps:
         while self._running and self._running.pop()[1] is not watched:
             pass
         watched.steps += 1
-        # What is asked for next, the second step, may never come, and then this is audited at the end.
-        self._held = optimizer if self.at_step == 2 and watched.steps == 1 else None
         if self.stop_after and watched.steps >= self.stop_after and self._all_have_stepped():
             self._stop()
 
-    def _is_within_another(self, watched: Watched, frame: FrameType) -> bool:
-        """Whether another optimizer's step makes this one."""
-        if not self._running:
-            return False
+    def _look_at_nesting(self, watched: Watched, frame: FrameType) -> None:
+        """Know whether another optimizer's step makes this one, and forget the steps that have raised."""
         stack = set()
         outer = frame.f_back
         while outer is not None:
             stack.add(outer)
             outer = outer.f_back
-        # One that raised has left its frame here.
         self._running = [(own, one) for own, one in self._running if own in stack]
-        optimizer = watched.reference()
-        own = {id(tensor) for tensor in tensors_of(optimizer)}
-        others = [one for _, one in self._running if one is not watched]
-        return any(own & {id(tensor) for tensor in tensors_of(one.reference())} for one in others)
+        if not watched.is_done and self._running:
+            own = {id(tensor) for tensor in tensors_of(watched.reference())}
+            others = [one for _, one in self._running if one is not watched]
+            watched.is_within |= any(own & {id(tensor) for tensor in tensors_of(one.reference())} for one in others)
 
     # --- backward passes
 
@@ -165,7 +179,7 @@ class Steps:
             self._examine_now(due[0], frame)
         if self._has_to_look():
             owners = Owners(frame)
-            self._remember(owners)
+            self._remember(None, owners)
             for optimizer in owners.optimizers:
                 watched = self.of(optimizer)
                 if not watched.steps and watched.sample is None:
@@ -212,7 +226,7 @@ class Steps:
         try:
             self._examine(self, watched, owners)
         finally:
-            self.is_busy = False
+            self.is_busy, self._held = False, None
 
     def examine_at_end(self) -> None:
         """Audit what has made a step and has not come to its turn, of what is still alive."""
@@ -220,8 +234,12 @@ class Steps:
             if watched.steps and not (watched.is_done or watched.is_within) and watched.reference() is not None:
                 self._examine_now(watched, None)
 
-    def _remember(self, owners: Owners) -> None:
+    def _remember(self, optimizer: Any, owners: Owners) -> None:
+        """Know what is alive now: `gc.freeze` may hide it later."""
         self._known = [weakref.ref(value) for value in [*owners.modules, *owners.optimizers] if _has_reference(value)]
+        if optimizer is not None and self.at_step == 2:
+            # The second step may never come, and then the first one's model is audited at the end.
+            self._held = optimizer, owners.model_of(tensors_of(optimizer))
 
     # --- the end that was asked for
 

@@ -11,18 +11,20 @@ _HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120  # pa
 
 def _begin() -> None:
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != _HERE]  # noqa: PTH100
-    sys.modules.pop("sitecustomize", None)
     try:
         from weightdecay.watching.launching import join
     except ImportError:  # another environment's Python
         pass
     else:
         join()
+    own = sys.modules.pop("sitecustomize")
     try:
         import sitecustomize  # type: ignore[import-not-found]  # noqa: F401  # the one that this one hides
     except ModuleNotFoundError as error:
         if error.name != "sitecustomize":
             raise
+    finally:
+        sys.modules.setdefault("sitecustomize", own)
 
 
 _begin()
