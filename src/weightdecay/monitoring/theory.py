@@ -3,8 +3,7 @@
     adam   decoupled: `adamw_equilibrium`; coupled: `adam_l2_equilibrium`, σ = mean √v̂
     lion   decoupled: `lion_equilibrium`
     sgd    of a weight whose length its output does not feel: coupled `sgd_equilibrium`; decoupled, where the decay
-           does not pass through the momentum, with v = ‖g‖·‖w‖ of one element
-               rms⁴ = η²·v²/((1 − μ)²·2a),    angle = √(2a(1 − μ)/(1 + μ))
+           does not pass through the momentum, that of an AdamW with β₁ = μ and lr η·g/(1 − μ), where g = g̃/rms
     muon   no equilibrium, and a bound on the spectral norm
 
 Everything else, and every rule with a mask or another target than 0, has no theory here, and that is said.
@@ -142,9 +141,10 @@ def _sgd(group: Group, decay: GroupDecay, sums: Sums, lr: float, λ: float) -> P
         return Prediction(
             "sgd", equilibrium=sgd_equilibrium(lr, λ, μ, gradient_rms, sums.rms), rate=min(lr * λ / (1 - μ), 1.0)
         )
-    a, own = decay.requested or 0.0, gradient_rms * sums.rms
-    rms = math.sqrt(lr * own / (1 - μ) / math.sqrt(2 * a))
-    return Prediction("sgd", equilibrium=Equilibrium(rms, math.sqrt(2 * a * (1 - μ) / (1 + μ))), rate=a)
+    a = decay.requested or 0.0
+    unit = adamw_equilibrium(1.0, a, μ)  # of a momentum that is 1 − μ times this one, of gradients of size 1
+    rms = math.sqrt(lr * gradient_rms * sums.rms / (1 - μ) * unit.rms)
+    return Prediction("sgd", equilibrium=Equilibrium(rms, unit.angle, unit.cosine), rate=a)
 
 
 def reach(group: Group, shape: tuple[int, ...]) -> float | None:
