@@ -42,8 +42,13 @@ def line_chart(
     across: str,
     x_ticks: Mapping[float, str],
     y_ticks: Mapping[float, str],
+    points: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
 ) -> None:
-    """Write `pictures/NAME.svg`: one line for each curve of (x, y); the ticks span the axes."""
+    """Write `pictures/NAME.svg`: one line for each curve of (x, y); the ticks span the axes.
+
+    Args:
+        points: as the curves, and drawn as dots.
+    """
     x_low, x_high, y_low, y_high = min(x_ticks), max(x_ticks), min(y_ticks), max(y_ticks)
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -69,8 +74,15 @@ def line_chart(
     for number, (label, (xs, ys)) in enumerate(curves.items()):
         color = _COLORS[number % len(_COLORS)]
         inside = [(x, min(max(y, y_low), y_high)) for x, y in zip(xs, ys, strict=True)]
-        points = " ".join(f"{px:.1f},{py:.1f}" for px, py in (at(x, y) for x, y in inside))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
+        corners = " ".join(f"{px:.1f},{py:.1f}" for px, py in (at(x, y) for x, y in inside))
+        parts.append(f'<polyline points="{corners}" fill="none" stroke="{color}" stroke-width="2"/>')
+        y = _TOP + 16 * number + 8
+        parts.append(f'<text x="{_WIDTH - _RIGHT + 12}" y="{y}" fill="{color}">{html.escape(label)}</text>')
+    for number, (label, (xs, ys)) in enumerate((points or {}).items(), start=len(curves)):
+        color = _COLORS[number % len(_COLORS)]
+        inside = [(x, min(max(y, y_low), y_high)) for x, y in zip(xs, ys, strict=True)]
+        dots = "".join(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3"/>' for px, py in (at(x, y) for x, y in inside))
+        parts.append(f'<g fill="{color}" fill-opacity="0.6">{dots}</g>')
         y = _TOP + 16 * number + 8
         parts.append(f'<text x="{_WIDTH - _RIGHT + 12}" y="{y}" fill="{color}">{html.escape(label)}</text>')
     PICTURES.mkdir(exist_ok=True)

@@ -11,7 +11,10 @@ from weightdecay.models.decoder import GPT
 from weightdecay.models.loading import load_weights
 from weightdecay.recipes.layers import laid_over
 from weightdecay.recipes.schema import recipe
+from weightdecay.training.progress import SilentReporter
 from weightdecay.training.resuming import agree_on_config, config_changes, with_recorded_choice
+from weightdecay.training.trainer import train
+from weightdecay.training.verification import verify
 
 WHERE = Path("model.safetensors")
 CONFIG = ModelConfig(vocab_size=5, context=4, n_layers=2, d_model=8, n_heads=2)
@@ -71,3 +74,28 @@ def test_a_resume_keeps_the_weight_decay_that_auto_took_and_why() -> None:
 def test_a_weight_decay_given_anew_drops_the_reason_for_the_one_before() -> None:
     below = {"optimizer.weight_decay": 0.37, "optimizer.weight_decay_source": "auto: …", "optimizer.lr": 1e-3}
     assert laid_over(below, {"optimizer.weight_decay": 0.2}) == {"optimizer.weight_decay": 0.2, "optimizer.lr": 1e-3}
+
+
+def test_a_resumed_run_goes_on_with_what_auto_recorded_though_it_would_take_another_now(
+    small_text: Path, tmp_path: Path
+) -> None:
+    """As if an older database had taken 0.37; the run is made longer, which is all that may change."""
+    config = recipe("gpt2:nano").config({
+        "data.sources": (str(small_text),), "data.tokenizer": "byte", "model.n_layers": 1, "model.d_model": 16,
+        "model.n_heads": 2, "model.context": 16, "run.batch_tokens": 64, "run.steps": 2,
+        "optimizer.weight_decay": "auto", "run.out": str(tmp_path / "run"),
+    })  # fmt: skip
+    run = train(config, reporter=SilentReporter())
+    taken = run.config().optimizer
+    assert taken.weight_decay == 0.1
+    assert taken.weight_decay_source.startswith("auto: median of the 7 nearest published runs (")
+    recorded = (run.path / "run.toml").read_text(encoding="utf-8")
+    (run.path / "run.toml").write_text(
+        recorded.replace("weight_decay = 0.1\n", "weight_decay = 0.37\n"), encoding="utf-8"
+    )
+
+    train(config.replace(run__steps=4), on_change="override", reporter=SilentReporter())
+    assert run.config().optimizer.weight_decay == 0.37
+    assert run.config().optimizer.weight_decay_source == taken.weight_decay_source
+    assert [row["weight_decay"] for row in run.rows("train")][-2:] == [0.37, 0.37]
+    assert verify(run, {"optimizer.weight_decay": "auto"}).changes == []
