@@ -197,11 +197,13 @@ def test_carried_weight_decay_is_proportional_to_the_batch(times: float) -> None
 
 
 def test_all_faults_are_told_at_once() -> None:
+    wrong: dict[str, Any] = {"params": -1, "tokens": math.nan, "batch_tokens": 0, "lr": True, "epochs": "many",
+                             "schedule": "linear", "optimizer": "sgd", "width": 0.5}  # fmt: skip
     with pytest.raises(ConfigError) as caught:
-        advise(params=-1, tokens=math.nan, batch_tokens=0, lr=True, epochs="many", schedule="linear", optimizr="adamw")
+        advise(**wrong)
     told = "\n".join(caught.value.faults)
-    assert len(caught.value.faults) == 7, told
-    for words in ("params", "tokens", "batch_tokens", "lr", "epochs", "did you mean 'linear-to-zero'", "'optimizer'"):
+    assert len(caught.value.faults) == 8, told
+    for words in ("params", "tokens", "batch_tokens", "lr", "epochs", "did you mean 'linear-to-zero'", "sgd", "width"):
         assert words in told
 
 

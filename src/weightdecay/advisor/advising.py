@@ -21,7 +21,19 @@ from weightdecay.recipes.published.nearest import Neighbours, neighbours
 from weightdecay.recipes.published.runs import PublishedRun
 
 
-def advise(*, params: float, tokens: float, batch_tokens: float, lr: float, **more: Any) -> Advice:
+def advise(
+    *,
+    params: float,
+    tokens: float,
+    batch_tokens: float,
+    lr: float,
+    epochs: float = 1.0,
+    parametrization: str = "unknown",
+    schedule: str = "unknown",
+    optimizer: str = "adamw",
+    embeddings: float | None = None,
+    width: int | None = None,
+) -> Advice:
     """What is known of the λ that a planned run wants.
 
         import weightdecay
@@ -35,14 +47,18 @@ def advise(*, params: float, tokens: float, batch_tokens: float, lr: float, **mo
         tokens: D, tokens of the whole run.
         batch_tokens: B, tokens of a step.
         lr: η, the peak learning rate of the matrices.
-        more: `epochs` (1), passes over the text; `parametrization`, `standard` or `mup`; `schedule`, such as
-            `linear-to-zero` or `cosine-to-tenth`; `optimizer`, `adamw` or `muon`; `embeddings`, the parameters among
-            `params` that are tables; `width`, d_model.
+        epochs: passes over the text.
+        parametrization: how rates and initialisation follow the width, `standard` or `mup`; the law needs `mup`.
+        schedule: the learning rate's way after its warm-up, `constant`, `linear-to-zero`, `linear-to-tenth`,
+            `cosine-to-zero`, `cosine-to-tenth` or `wsd-to-zero`; the law needs `linear-to-zero`.
+        optimizer: of the matrices, `adamw` or `muon`.
+        embeddings: the parameters among `params` that are tables of tokens and positions.
+        width: d_model, for what λ would be at another width.
 
     Raises:
         ConfigError: every fault at once.
     """
-    return advise_for({"params": params, "tokens": tokens, "batch_tokens": batch_tokens, "lr": lr, **more})
+    return advise_for({name: value for name, value in locals().items() if value is not None})
 
 
 def advise_for(given: Mapping[str, Any]) -> Advice:
