@@ -91,12 +91,12 @@ def make_canaries(plan: CanaryPlan, tokenizer: Tokenizer) -> Canaries:
     """The plan's canaries in a tokenizer's tokens; the same each time.
 
     Raises:
-        DataError: the tokenizer has fewer than 64 whole words (a tokenizer of bytes has none).
+        DataError: the tokenizer has fewer than 32 whole words (a tokenizer of bytes has none).
     """
     words = _words(tokenizer)
-    if len(words) < 64:
-        raise DataError(f"canaries are made of whole words, of which this tokenizer has {len(words)}, at least 64 are "
-                        "needed: give --tokenizer bpe:512 or more")  # fmt: skip
+    if len(words) < 32:
+        raise DataError(f"canaries are made of whole words, of which this tokenizer has {len(words)}, at least 32 are "
+                        "needed: give --tokenizer bpe:1024 or more")  # fmt: skip
     head = np.asarray(tokenizer.encode("\n#"), np.int64)
     generator = np.random.default_rng(_SEED)
 

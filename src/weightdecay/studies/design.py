@@ -25,12 +25,14 @@ class Arm:
         labels: what is varied, to group and to draw by.
         settings: `section.key` over the study's common ones.
         text: which of the study's texts is read.
+        stage: runs of a later stage come after all of the earlier ones.
     """
 
     name: str
     labels: Mapping[str, Label]
     settings: Mapping[str, Any] = field(default_factory=dict)
     text: str = "main"
+    stage: int = 0
 
 
 @dataclass(frozen=True)

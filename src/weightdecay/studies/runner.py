@@ -135,7 +135,13 @@ def _asked(
         "arms": [_arm(arm, index) for index, arm in enumerate(plan.arms)],
         "canaries": _canaries(plan),
         "contrasts": [asdict(contrast) for contrast in plan.contrasts],
-        "runs": [{"name": run_name(arm, seed), "arm": arm.name, "seed": seed} for seed in seeds for arm in plan.arms],
+        "runs": [
+            {"name": run_name(arm, seed), "arm": arm.name, "seed": seed}
+            for stage in sorted({arm.stage for arm in plan.arms})
+            for seed in seeds
+            for arm in plan.arms
+            if arm.stage == stage
+        ],
     }
 
 

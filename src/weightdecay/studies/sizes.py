@@ -18,8 +18,9 @@ _LARGE_MODEL: Mapping[str, Any] = {
     "model.attention.window": 128,
 }  # fmt: skip
 
-_STEPS: Mapping[SizeName, int] = {"quick": 300, "full": 1_000, "large": 4_000}
-_BATCH_TOKENS: Mapping[SizeName, int] = {"quick": 1_024, "full": 2_048, "large": 16_384}
+_STEPS: Mapping[SizeName, int] = {"quick": 600, "full": 1_000, "large": 4_000}
+_BATCH_TOKENS: Mapping[SizeName, int] = {"quick": 512, "full": 2_048, "large": 16_384}
+_LR: Mapping[SizeName, float] = {"quick": 8e-3, "full": 4e-3, "large": 2e-3}
 _MODELS: Mapping[SizeName, Mapping[str, Any]] = {"quick": SMALL_MODEL, "full": {}, "large": _LARGE_MODEL}
 _TEXTS: Mapping[SizeName, TextPlan] = {
     "quick": TextPlan(100_000, tokenizer="bpe:512"),
@@ -33,14 +34,15 @@ def settings(size: SizeName, **more: Any) -> dict[str, Any]:
     given = {key.replace("__", ".", 1): value for key, value in more.items()}
     chosen: dict[str, Any] = {
         **_MODELS[size],
-        "optimizer.lr": 4e-3 if size != "large" else 2e-3,
+        "optimizer.lr": _LR[size],
         "run.steps": _STEPS[size],
         "run.batch_tokens": _BATCH_TOKENS[size],
         **given,
     }
     steps = chosen["run.steps"]
     evaluations = {"run.eval_every": max(1, steps // 20), "run.log_every": max(1, steps // 200)}
-    return {**evaluations, "run.checkpoint_every": steps, "run.keep": 1, **chosen}
+    kept = {"run.monitor": False}  # only studies that ask about rotation and norms pay for it
+    return {**evaluations, **kept, "run.checkpoint_every": steps, "run.keep": 1, **chosen}
 
 
 def small(size: SizeName, **more: Any) -> dict[str, Any]:

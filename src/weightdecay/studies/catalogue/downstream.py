@@ -31,7 +31,7 @@ def _plan(size: SizeName) -> Plan:
         OTHER: TextPlan(plan.n_bytes // 2, skip_bytes=plan.n_bytes),
     }
     common = (small if size == "quick" else settings)(
-        size, run__steps={"quick": 300, "full": 800, "large": 4_000}[size]
+        size, run__steps={"quick": 600, "full": 800, "large": 4_000}[size]
     )
     return Plan(RECIPE, common, arms, contrasts, texts, ("fit", "canaries", "rounding", "tasks", "finetuning"))
 

@@ -12,7 +12,7 @@ _ADAMW, _L2, _NONE = "AdamW", "Adam + L2", "no decay"
 
 
 def _plan(size: SizeName) -> Plan:
-    steps = {"quick": 800, "full": 4_000, "large": 8_000}[size]
+    steps = {"quick": 1_200, "full": 4_000, "large": 8_000}[size]
     # So that the run is many relaxation times, ln 2/(2·η·λ) steps each, long.
     decay = {"quick": 2.0, "full": 0.5, "large": 0.5}[size]
     common = small(

@@ -21,7 +21,7 @@ _CANARIES = {
     "full": CanaryPlan(per_cell=50, references=1_023),
     "large": CanaryPlan(per_cell=100, references=4_095),
 }
-_STEPS: dict[SizeName, int] = {"quick": 300, "full": 800, "large": 4_000}
+_STEPS: dict[SizeName, int] = {"quick": 600, "full": 800, "large": 4_000}
 # Bytes that a token stands for at the most, with a margin: the text of one epoch must last to the end.
 _BYTES_A_TOKEN = {"quick": 3.4, "full": 4.4, "large": 4.6}
 _CHECKPOINTS = 10

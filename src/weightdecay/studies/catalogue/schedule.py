@@ -16,7 +16,7 @@ def _plan(size: SizeName) -> Plan:
         common = small(size, **chosen)
     else:
         common = settings(size, **chosen, run__steps=800 if size == "full" else 4_000)
-    common |= {"run.log_every": 1}
+    common |= {"run.log_every": 1, "run.monitor": True}
     # λ = ω/(t + offset) of the independent rule, ω = 4 as published; the shift keeps the first steps from decaying all.
     one_over_t = {
         "optimizer.rule": "independent",

@@ -28,7 +28,7 @@ def _plan(size: SizeName) -> Plan:
         "optimizer__weight_decay": _WEIGHT_DECAY,
     }
     common = (small if size == "quick" else settings)(
-        size, run__steps={"quick": 200, "full": 500, "large": 4_000}[size]
+        size, run__steps={"quick": 400, "full": 500, "large": 4_000}[size]
     )
     common |= {key.replace("__", "."): value for key, value in more.items()}
     policies = [

@@ -31,8 +31,8 @@ def _strengths(values: Sequence[float]) -> tuple[Arm, ...]:
 
 def _batches(size: SizeName) -> tuple[Arm, ...]:
     """Three batches of the same tokens in all, each over a grid of λ, with the small model."""
-    tokens = 300 * 1_024 if size == "quick" else 500 * 2_048 if size == "full" else 4_000 * 16_384
-    middle = 1_024 if size == "quick" else 2_048 if size == "full" else 16_384
+    tokens = 600 * 512 if size == "quick" else 500 * 2_048 if size == "full" else 4_000 * 16_384
+    middle = 512 if size == "quick" else 2_048 if size == "full" else 16_384
     model = {} if size == "large" else SMALL_MODEL
     lambdas = _OF_BATCHES if size != "quick" else _OF_BATCHES[1:]
     return tuple(
@@ -47,6 +47,7 @@ def _batches(size: SizeName) -> tuple[Arm, ...]:
                 "run.eval_every": tokens // batch,
                 "run.checkpoint_every": tokens // batch,
             },
+            stage=1,
         )
         for batch in (middle // 2, middle, 2 * middle)
         for value in lambdas
