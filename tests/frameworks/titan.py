@@ -88,6 +88,7 @@ def config(folder: Path, steps: int) -> Any:
     made.metrics = MetricsProcessor.Config(log_freq=1, enable_tensorboard=True)
     made.debug.seed = 0
     made.activation_checkpoint = None
+    made.parallelism.spmd_backend = "partial_dtensor"
 
     class Tokens(BaseDataLoader):  # type: ignore[misc]  # torchtitan is not read for types
         """The same drawn tokens each time."""
@@ -139,11 +140,16 @@ def config(folder: Path, steps: int) -> Any:
 def main(folder: Path, *wanted: str) -> None:
     """Train, and write what was found and lost."""
     made = config(folder, STEPS)
+    from torch.distributed.fsdp import FSDPModule
+
     from weightdecay.integrations.torchtitan import PlannedOptimizers, audited
 
     if "plan" in wanted:
         made.optimizer = PlannedOptimizers.Config(param_groups=made.optimizer.param_groups, implementation="fused")
     trainer = made.build()
+    for module in trainer.model_parts[0].modules():
+        if isinstance(module, FSDPModule):
+            module.set_force_sum_reduction_for_comms(True)  # gloo multiplies no sums
     losses: list[float] = []
     log = trainer.metrics_processor.log
 
