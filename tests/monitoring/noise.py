@@ -61,12 +61,12 @@ def train(
             between(step)
 
 
-def watched(model: nn.Module, make: Make, steps: int, **options: Any) -> Monitor:
-    """A monitor after a training; options of either go where they belong."""
+def watched(model: nn.Module, make: Make, count: int, /, **options: Any) -> Monitor:
+    """A monitor after a training of so many steps; options of either go where they belong."""
     own = {key: options.pop(key) for key in ("std", "invariant", "lr", "between") if key in options}
     optimizer = make(model.parameters())
     with Monitor(model, optimizer, **{"interval": 5, **options}) as monitor:
-        train(model, optimizer, steps, **own)
+        train(model, optimizer, count, **own)
     return monitor
 
 
