@@ -285,7 +285,8 @@ def test_the_objective_is_cross_entropy_and_what_the_configuration_adds() -> Non
     tokens = torch.randint(50, (2, 25))
     x, y = tokens[:, :-1], tokens[:, 1:]
     losses = Objective(model)(x, y)
-    logits, spread = model.logits_and_spread(x)
+    x_BTD, spread = model.head_input_and_spread(x)
+    logits = model.logits(x_BTD)
     assert spread is not None
     torch.testing.assert_close(
         losses.cross_entropy, torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())

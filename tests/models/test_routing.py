@@ -99,7 +99,7 @@ def test_the_load_of_a_model_is_counted_layer_by_layer() -> None:
     torch.manual_seed(0)
     model = GPT(KINDS["deepseek"].replace(init_std=0.5))
     tokens = torch.randint(50, (3, 24))
-    _, spread = model.logits_and_spread(tokens)
+    _, spread = model.head_input_and_spread(tokens)
     assert spread is not None
     assert spread.load.shape == (2, 8)  # the first of three layers is dense
     assert spread.load.sum(1).tolist() == [3 * 24 * 3] * 2

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 import torch
@@ -123,14 +124,38 @@ def test_micro_batches_of_one_step_do_not_share_their_dropout() -> None:
     assert not torch.equal(seen[0], seen[1])
 
 
-def test_autocast_leaves_weights_and_state_in_float32() -> None:
+@pytest.mark.parametrize("arithmetic", ["working", "autocast"])
+def test_either_arithmetic_computes_low_and_leaves_weights_and_state_in_float32(
+    arithmetic: Literal["working", "autocast"],
+) -> None:
     model, optimizer = made()
+    model.arithmetic = arithmetic
     inside: list[torch.dtype] = []
-    model.blocks[0].register_forward_hook(lambda m, _i, _o: inside.append(m.attention.qkv(torch.ones(1, 16)).dtype))
+    block = model.get_submodule("blocks.0")
+    block.get_submodule("attention.qkv").register_forward_hook(lambda _m, _i, out: inside.append(out.dtype))
+    block.register_forward_hook(lambda _m, _i, out: inside.append(out[0].dtype))
+
     step(model, optimizer, split(8), dtype=torch.bfloat16, grad_clip=1.0)
-    assert inside == [torch.bfloat16]
+
+    stream = torch.bfloat16 if arithmetic == "working" else torch.float32
+    assert inside == [torch.bfloat16, stream]
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert {value.dtype for state in optimizer.state.values() for value in state.values()} == {torch.float32}
+    assert model(batch()[0]).dtype == torch.float32, "nothing of the step is left behind"
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_micro_batches_of_a_low_step_add_up_in_float32(rows: int) -> None:
+    """The same sums as of the whole batch, but for the rounding of each part: no more of it with more parts."""
+    (whole, optimizer), (parts, their_optimizer) = made(), made()
+    one = step(whole, optimizer, split(8), dtype=torch.bfloat16)
+    other = step(parts, their_optimizer, split(rows), dtype=torch.bfloat16)
+    assert other.loss == pytest.approx(one.loss, rel=1e-3)
+    assert other.grad_norm == pytest.approx(one.grad_norm, rel=5e-3)
+    for name, p in whole.named_parameters():
+        assert optimizer.state[p]["exp_avg"].dtype == torch.float32
+        mean, other_mean = optimizer.state[p]["exp_avg"], their_optimizer.state[parts.get_parameter(name)]["exp_avg"]
+        assert (other_mean - mean).norm() <= 0.02 * mean.norm(), name
 
 
 class HalfOfTwo(Ranks):

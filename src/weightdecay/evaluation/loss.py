@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from weightdecay.data.corpus import open_corpus
@@ -23,11 +23,15 @@ from weightdecay.data.stdin import STDIN
 from weightdecay.data.tokenizer import Tokenizer
 from weightdecay.errors import ConfigError
 from weightdecay.evaluation.trained import Trained
+from weightdecay.models.arithmetic import products_in, weights_in
+from weightdecay.models.decoder import GPT
 from weightdecay.recipes.settings import DataSettings
 from weightdecay.runs import Run, read_json
 
 # Tokens in one forward pass of an evaluation.
 EVALUATION_TOKENS = 8_192
+# Logits that are held at once.
+_LOGITS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class TextLoss:
 
 @torch.inference_mode()
 def nats(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, device: torch.device, dtype: torch.dtype
+    model: GPT, batches: Iterable[tuple[Tensor, Tensor]], *, device: torch.device, dtype: torch.dtype
 ) -> tuple[float, int]:
     """Σ of the negative log-likelihood in nats, and the number of tokens it is over.
 
@@ -83,14 +87,16 @@ def nats(
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
-    for tokens_BT, targets_BT in batches:
-        with torch.autocast(device.type, dtype, dtype != torch.float32):
-            logits_BTV = model(tokens_BT.to(device))
-        targets = targets_BT.to(device).flatten()
-        total += float(
-            F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets, reduction="sum", ignore_index=IGNORE_INDEX)
-        )
-        count += int((targets != IGNORE_INDEX).sum())
+    with weights_in(model, dtype):
+        for tokens_BT, targets_BT in batches:
+            targets = targets_BT.to(device).flatten()
+            with products_in(model, dtype, device):
+                x_ND = model.head_input(tokens_BT.to(device)).flatten(0, 1)
+                rows = max(1, _LOGITS // model.config.vocab_size)
+                for x_CD, targets_C in zip(torch.split(x_ND, rows), torch.split(targets, rows), strict=True):
+                    logits_CV = model.logits(x_CD).float()
+                    total += float(F.cross_entropy(logits_CV, targets_C, reduction="sum", ignore_index=IGNORE_INDEX))
+            count += int((targets != IGNORE_INDEX).sum())
     model.train(was_training)
     return total, count
 

@@ -5,6 +5,8 @@ Shapes: B batch, T time, D d_model, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +31,14 @@ class GPT(nn.Module):
 
     The weights are drawn from torch's global generator, see `models.initialisation`. A tied head is one tensor under
     two names.
+
+    Attributes:
+        arithmetic: how it computes in a lower precision than its parameters', see `models.arithmetic`.
+        stream_dtype: of what goes from block to block, where it is not the parameters' (`arithmetic.weights_in`).
     """
+
+    arithmetic: Literal["working", "autocast"] = "working"
+    stream_dtype: torch.dtype | None = None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -60,20 +69,33 @@ class GPT(nn.Module):
         Raises:
             ConfigError: the sequence is longer than the model's context.
         """
-        return self._logits_and_routings(tokens_BT, cache)[0]
+        return self.logits(self._head_input_and_routings(tokens_BT, cache)[0])
 
-    def logits_and_spread(self, tokens_BT: Tensor) -> tuple[Tensor, Spread | None]:
-        """`forward`, and how the tokens fell on the experts: their layers' mean imbalance, each layer's load."""
-        logits_BTV, routings = self._logits_and_routings(tokens_BT, None)
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """What the head makes of its input."""
+        logits_BTV: Tensor = self.head(x_BTD)
+        if self.config.logit_multiplier != 1.0:
+            logits_BTV = logits_BTV * self.config.logit_multiplier
+        if self.config.logit_softcap:
+            logits_BTV = soft_capped(logits_BTV.float(), self.config.logit_softcap)
+        return logits_BTV
+
+    def head_input(self, tokens_BT: Tensor) -> Tensor:
+        """What `logits` makes `forward` of; a caller that needs no more than some logits at once asks for this."""
+        return self._head_input_and_routings(tokens_BT, None)[0]
+
+    def head_input_and_spread(self, tokens_BT: Tensor) -> tuple[Tensor, Spread | None]:
+        """`head_input`, and how the tokens fell on the experts: their layers' mean imbalance, each layer's load."""
+        x_BTD, routings = self._head_input_and_routings(tokens_BT, None)
         with_experts = [block.feedforward for block in self.blocks if isinstance(block.feedforward, Experts)]
         if not with_experts:
-            return logits_BTV, None
+            return x_BTD, None
         spreads = [e.spread(routing, len(tokens_BT)) for e, routing in zip(with_experts, routings, strict=True)]
         imbalances, loads = zip(*spreads, strict=True)
-        return logits_BTV, Spread(torch.stack(imbalances).mean(), torch.stack(loads))
+        return x_BTD, Spread(torch.stack(imbalances).mean(), torch.stack(loads))
 
-    def _logits_and_routings(self, tokens_BT: Tensor, cache: Cache | None) -> tuple[Tensor, list[Routing]]:
-        """Logits, and where the tokens went in each layer with experts."""
+    def _head_input_and_routings(self, tokens_BT: Tensor, cache: Cache | None) -> tuple[Tensor, list[Routing]]:
+        """The head's input, and where the tokens went in each layer with experts."""
         start = cache.length if cache is not None else 0
         end = start + tokens_BT.shape[1]
         if end > self.config.context:
@@ -84,12 +106,7 @@ class GPT(nn.Module):
             x_BTD = self.norm(x_BTD)
         if self.project_out is not None:
             x_BTD = self.project_out(x_BTD)
-        logits_BTV: Tensor = self.head(x_BTD)
-        if self.config.logit_multiplier != 1.0:
-            logits_BTV = logits_BTV * self.config.logit_multiplier
-        if self.config.logit_softcap:
-            logits_BTV = soft_capped(logits_BTV.float(), self.config.logit_softcap)
-        return logits_BTV, routings
+        return x_BTD, routings
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file of this model holds, by name: parameters, a tied one once, and selection biases of routers."""
@@ -122,5 +139,7 @@ class GPT(nn.Module):
             x_BTD = x_BTD + self.positions.weight[start:end]
         if self.embedding_norm is not None:
             x_BTD = self.embedding_norm(x_BTD)
+        if self.stream_dtype is not None:
+            x_BTD = x_BTD.to(self.stream_dtype)
         dropped_BTD: Tensor = self.dropout(self.stream.entered(self, x_BTD, cache))
         return dropped_BTD

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.feedforward import FeedForward, activated
-from weightdecay.models.layers import linear
+from weightdecay.models.layers import is_lower, linear
 from weightdecay.models.parts import ExpertsConfig
 from weightdecay.models.routing import Router, Routing, Spread, counted, load_imbalance
 
@@ -77,9 +77,10 @@ class Experts(nn.Module):
         load_X = counted(chosen_NC.view(1, -1), self.router.out_features)[0]
         copies = x_ND.unsqueeze(1).expand(tokens, per_token, x_ND.shape[1]).reshape(-1, x_ND.shape[1])
         order = chosen_NC.flatten().argsort(stable=True)
-        blocks = zip(
-            torch.split(copies[order], load_X.tolist()), self.expert_up.unbind(), self.expert_down.unbind(), strict=True
+        ups, downs = (
+            stack.to(x_ND.dtype) if is_lower(x_ND, stack) else stack for stack in (self.expert_up, self.expert_down)
         )
+        blocks = zip(torch.split(copies[order], load_X.tolist()), ups.unbind(), downs.unbind(), strict=True)
         outputs = [F.linear(activated(F.linear(rows, up), self.kind), down) for rows, up, down in blocks if len(rows)]
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from weightdecay.kernels.activations import activation
+from weightdecay.kernels.library import usable
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.layers import Linear
 
@@ -34,6 +36,8 @@ class FeedForward(nn.Module):
 
 def activated(h: Tensor, kind: str) -> Tensor:
     """The non-linearity between up and down; a gated one halves the last axis, whose first half is the gate."""
+    if usable(h):
+        return activation(h, kind)
     match kind:
         case "swiglu":
             gate, up = h.chunk(2, dim=-1)

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from weightdecay.kernels.library import usable
+from weightdecay.kernels.norms import norm
+from weightdecay.kernels.products import product
 from weightdecay.models.config import ModelConfig
 
 # A matrix of at least so many elements is read in so many parts, for one row. Chosen by benchmarks/sampling.py.
@@ -18,10 +21,32 @@ _LARGE, _PARTS = 1 << 17, 8
 
 
 class Linear(nn.Linear):
-    """torch's linear layer, faster on the single row that a sampled token is."""
+    """torch's linear layer, in its input's precision, and faster on the single row that a sampled token is.
+
+    Attributes:
+        rounded: the weight in a lower precision, for the length of a step (`arithmetic.weights_in`).
+    """
+
+    rounded: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        if not is_lower(x, self.weight):
+            return linear(x, self.weight, self.bias)
+        if torch.compiler.is_compiling():  # which makes the casts a part of what it fuses
+            bias: Tensor | None = self.bias
+            return F.linear(x, self.weight.to(x.dtype), bias.to(x.dtype) if bias is not None else None)
+        return product(x, self.weight, self.bias, self.rounded_to(x.dtype))
+
+    def rounded_to(self, dtype: torch.dtype) -> Tensor:
+        """The weight in a lower precision, without its gradient."""
+        if self.rounded is not None and self.rounded.dtype == dtype:
+            return self.rounded
+        return self.weight.detach().to(dtype)
+
+
+def is_lower(x: Tensor, weight: Tensor) -> bool:
+    """Whether an input asks for a lower precision than the weight has; under autocast torch casts by itself."""
+    return x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type)
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
@@ -45,11 +70,27 @@ def make_norm(config: ModelConfig, width: int = 0, eps: float = 0.0) -> nn.Modul
     width, eps = width or config.d_model, eps or config.norms.eps
     match config.norms.kind:
         case "layernorm":
-            return nn.LayerNorm(width, eps=eps, bias=config.bias)
+            return LayerNorm(width, eps=eps, bias=config.bias)
         case "rmsnorm_unit_offset":
             return UnitOffsetRMSNorm(width, eps)
         case _:
             return RMSNorm(width, eps=eps, elementwise_affine=config.norms.kind == "rmsnorm")
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's LayerNorm, computed in the gain's precision where the input's is lower.
+
+        y = w · (x − mean(x))/√(mean((x − mean(x))²) + ε) + b
+
+    Reference: Ba et al. 2016, arXiv:1607.06450, eq. 4.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if usable(x):
+            return norm(x, self.weight, self.bias, self.eps, centred=True)
+        if not is_lower(x, self.weight):
+            return super().forward(x)
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -61,6 +102,8 @@ class RMSNorm(nn.RMSNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if usable(x) and self.eps is not None:
+            return norm(x, self.weight if self.elementwise_affine else None, None, self.eps, centred=False)
         if not self.elementwise_affine or self.weight.dtype == x.dtype:
             return super().forward(x)
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)
@@ -80,6 +123,8 @@ class UnitOffsetRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if usable(x):
+            return norm(x, self.weight, None, self.eps, centred=False, offset=1.0)
         wide = x.to(self.weight.dtype)
         return F.rms_norm(wide, self.weight.shape, 1.0 + self.weight, self.eps).to(x.dtype)
 
@@ -106,6 +151,10 @@ class Rotary(nn.Module):
         self.register_buffer("sin_TR", angle_TR.sin(), persistent=False)
         self.cos_TR: Tensor
         self.sin_TR: Tensor
+
+    def angles(self, time: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the first positions, float32, [T, R]."""
+        return self.cos_TR[:time].float(), self.sin_TR[:time].float()
 
     def forward(self, x_BHTE: Tensor, start: int = 0) -> Tensor:
         """The heads of positions `start` and after, turned."""

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from weightdecay.kernels.library import usable
+from weightdecay.kernels.loss import head_loss
 from weightdecay.models.decoder import GPT
+from weightdecay.models.layers import is_lower
 
 
 class Losses(NamedTuple):
@@ -43,11 +46,26 @@ class Objective(nn.Module):
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Losses:
         training = self.model.config.training
-        logits_BTV, spread = self.model.logits_and_spread(tokens_BT)
-        cross_entropy = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
-        auxiliary = torch.zeros((), device=cross_entropy.device)
-        if training.z_loss:
-            auxiliary = auxiliary + training.z_loss * logits_BTV.float().logsumexp(dim=-1).square().mean()
+        x_BTD, spread = self.model.head_input_and_spread(tokens_BT)
+        cross_entropy, auxiliary = self._of_head(x_BTD, targets_BT)
         if training.load_balancing and spread is not None:
             auxiliary = auxiliary + training.load_balancing * spread.imbalance
         return Losses(cross_entropy, auxiliary, spread.load if spread is not None else None)
+
+    def _of_head(self, x_BTD: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and z-loss, without all logits at once where there are kernels."""
+        config, head, z_loss = self.model.config, self.model.head, self.model.config.training.z_loss
+        if usable(x_BTD):
+            return head_loss(
+                x_BTD.flatten(0, 1), head.weight, head.rounded_to(x_BTD.dtype), targets_BT.flatten(),
+                z_loss=z_loss, multiplier=config.logit_multiplier, softcap=config.logit_softcap,
+            )  # fmt: skip
+
+        logits_BTV = self.model.logits(x_BTD)
+        if is_lower(logits_BTV, head.weight):
+            logits_BTV = logits_BTV.to(head.weight.dtype)
+        cross_entropy = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
+        auxiliary = torch.zeros((), device=cross_entropy.device)
+        if z_loss:
+            auxiliary = auxiliary + z_loss * logits_BTV.float().logsumexp(dim=-1).square().mean()
+        return cross_entropy, auxiliary

@@ -34,14 +34,14 @@ class RelativePositions(nn.Module):
         """Queries plus u, for the keys; and the positions' part of the scores, unscaled, [B, H, T, S]."""
         heads, width = q_BHTE.shape[1], q_BHTE.shape[3]
         u_H1E, v_H1E = (bias.view(heads, 1, width) for bias in (self.content_bias, self.position_bias))
-        positions_SD = sinusoids(span, self.project.in_features, q_BHTE.device).to(self.project.weight.dtype)
+        positions_SD = sinusoids(span, self.project.in_features, q_BHTE.device).to(q_BHTE.dtype)
         farthest_first_SD = positions_SD.flip(0)
         if q_BHTE.shape[2] == 1:  # one query is projected sooner than all distances
-            project_HED = self.project.weight.view(heads, width, -1)
-            by_distance_BHTS = (q_BHTE + v_H1E) @ project_HED @ farthest_first_SD.T
+            project_HED = self.project.weight.view(heads, width, -1).to(q_BHTE.dtype)
+            by_distance_BHTS = (q_BHTE + v_H1E).to(q_BHTE.dtype) @ project_HED @ farthest_first_SD.T
         else:
             r_HES = self.project(farthest_first_SD).view(span, heads, width).permute(1, 2, 0)
-            by_distance_BHTS = (q_BHTE + v_H1E) @ r_HES
+            by_distance_BHTS = (q_BHTE + v_H1E).to(q_BHTE.dtype) @ r_HES
         return (q_BHTE + u_H1E).to(q_BHTE.dtype), _by_key(by_distance_BHTS)
 
 

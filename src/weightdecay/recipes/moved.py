@@ -54,9 +54,11 @@ def given_twice(values: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def as_of_now(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run of the first version wrote, with settings that it did not have at what it did without them."""
-    now = as_spelt_now(values)
+def as_of_now(values: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """What a run wrote, with settings that it did not have at what it did without them."""
+    now = {"run.arithmetic": "autocast", **as_spelt_now(values)}
+    if version > 1:
+        return now
     dense_layers, layers = now.get("model.experts.n_dense_layers", 0), now.get("model.n_layers", 0)
     if now.get("optimizer.name") == "muon" and now.get("model.experts.n_experts") and dense_layers < layers:
         # Muon took each matrix that is no table or head, routers too.

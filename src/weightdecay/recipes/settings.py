@@ -216,7 +216,9 @@ class RunSettings(Consistent):
     micro_batch_tokens: Annotated[Count, Ge(0)] = 0
     """Tokens in one forward pass; 0 lets the trainer choose."""
     dtype: Annotated[Literal["bfloat16", "float32"], Flag()] = "bfloat16"
-    """bfloat16 is autocast over float32 weights."""
+    """Of the matrix products; parameters, optimizer and checkpoints are float32."""
+    arithmetic: Literal["working", "autocast"] = "working"
+    """In bfloat16: parameters rounded once a step and a stream of bfloat16, or torch's autocast and one of float32."""
     on_nonfinite: Literal["skip", "stop"] = "stop"
     """At a gradient that is not finite: stop before the update, or skip the step and count."""
     compile: Annotated[Switch, Flag()] = False
@@ -235,14 +237,14 @@ class RunSettings(Consistent):
     """In steps; the last step is always saved; 0 lets the trainer choose."""
     keep: Annotated[Count, Ge(1), Flag("N")] = 2
     """Newest checkpoints kept, beside the best."""
-    init_from: Annotated[Text, Flag("DIR")] = ""
-    """A run, a checkpoint or a Hugging Face directory whose weights to start from."""
     monitor: Annotated[Switch, Flag()] = True
     """Whether norms, rotation and realised decay are measured and put beside what theory predicts."""
     monitor_every: Annotated[Count, Ge(1)] = 20
     """In steps, of which each looks at as many tensors as monitor_bytes holds."""
     monitor_bytes: Annotated[Count, Ge(1)] = 33_554_432
     """Bytes of weights that the monitor holds from before a step to after it."""
+    init_from: Annotated[Text, Flag("DIR")] = ""
+    """A run, a checkpoint or a Hugging Face directory whose weights to start from."""
     nproc: Annotated[Count, Ge(1), Flag("N")] = 1
     """Processes on this machine."""
 

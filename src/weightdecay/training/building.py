@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,6 +48,7 @@ def build(setup: Setup, ranks: Ranks, report: Callable[[str], None], *, fresh: b
         tensors, where = initial_weights(config.run.init_from, setup.data.tokenizer.sha256, report)
         load_weights(model, tensors, where)
     model.to(ranks.device)
+    model.arithmetic = config.run.arithmetic
     optimizer = make_optimizer(config.optimizer, setup.plan.on(model))
 
     if config.run.compile:
@@ -56,5 +59,8 @@ def build(setup: Setup, ranks: Ranks, report: Callable[[str], None], *, fresh: b
     if ranks.world_size > 1:
         devices = [ranks.device] if ranks.device.type == "cuda" else None
         # Buffers need no exchange: every rank makes the same ones.
-        objective = DistributedDataParallel(objective, device_ids=devices, broadcast_buffers=False)
+        known = inspect.signature(DistributedDataParallel).parameters
+        named = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch < 2.13
+        exchanged: dict[str, Any] = {named: False}
+        objective = DistributedDataParallel(objective, device_ids=devices, **exchanged)
     return Built(model, objective, optimizer)

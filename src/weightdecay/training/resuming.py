@@ -98,7 +98,8 @@ def can_change(key: str) -> bool:
 
 
 def with_recorded_choice(old: TrainConfig, new: TrainConfig) -> TrainConfig:
-    """What is asked for, with the λ that `auto` took when the run began: a run does not change it on its way."""
+    """What is asked for, with what a run does not change on its way: how it computes, and the λ that `auto` took."""
+    new = new.resolved(run__arithmetic=old.run.arithmetic)
     recorded, asked = old.optimizer, new.optimizer.weight_decay
     if not recorded.weight_decay_source or asked not in ("auto", recorded.weight_decay):
         return new

@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from weightdecay.errors import TrainingError
 from weightdecay.evaluation.loss import nats
+from weightdecay.models.arithmetic import products_in, weights_in
+from weightdecay.models.decoder import GPT
 from weightdecay.models.objective import Losses
 from weightdecay.optim.clipping import NonfiniteGradientError, OnNonfinite, clipped_step
 from weightdecay.training.distributed import Ranks
@@ -53,7 +55,7 @@ def take_step(
         objective: (tokens, targets) to `models.objective.Losses`; the sum of both is minimised.
         micro_batches: this rank's (tokens, targets), each int64 [B, T]; B may differ.
         sequences: in the micro-batches of all ranks together.
-        dtype: of the matrix products; the weights stay as they are.
+        dtype: of the matrix products, see `models.arithmetic`; the weights stay as they are.
         grad_clip: largest norm of the gradient over all tensors and ranks; 0 does not clip.
         seed: (run's seed, step); dropout of each micro-batch and rank depends on nothing else, so that a resumed
             run draws what an uninterrupted one would.
@@ -65,20 +67,18 @@ def take_step(
     """
     total = torch.zeros((), dtype=torch.float64, device=ranks.device)
     load: Tensor | None = None
-    for index, (tokens_BT, targets_BT) in enumerate(micro_batches):
-        torch.manual_seed(_mix(*seed, index, ranks.rank))
-        last = index == len(micro_batches) - 1
-        passes = sequences / (ranks.world_size * len(tokens_BT))  # so many like this one make the step
-        with (
-            _gradients_stay_local(objective, unless=last),
-            torch.autocast(ranks.device.type, dtype, dtype != torch.float32),
-        ):
-            losses: Losses = objective(tokens_BT, targets_BT)
-            loss = losses.total / passes  # ranks exchange the mean of their gradients
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += losses.cross_entropy.detach() / passes
-        if losses.load is not None:
-            load = losses.load if load is None else load + losses.load
+    with weights_in(objective, dtype):
+        for index, (tokens_BT, targets_BT) in enumerate(micro_batches):
+            torch.manual_seed(_mix(*seed, index, ranks.rank))
+            last = index == len(micro_batches) - 1
+            passes = sequences / (ranks.world_size * len(tokens_BT))  # so many like this one make the step
+            with _gradients_stay_local(objective, unless=last), products_in(objective, dtype, ranks.device):
+                losses: Losses = objective(tokens_BT, targets_BT)
+                loss = losses.total / passes  # ranks exchange the mean of their gradients
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += losses.cross_entropy.detach() / passes
+            if losses.load is not None:
+                load = losses.load if load is None else load + losses.load
 
     mean_loss = ranks.total(float(total))[0] / ranks.world_size
     try:
@@ -96,7 +96,7 @@ def take_step(
 
 
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, ranks: Ranks, dtype: torch.dtype
+    model: GPT, batches: Iterable[tuple[Tensor, Tensor]], *, ranks: Ranks, dtype: torch.dtype
 ) -> tuple[float, int]:
     """Σ of the negative log-likelihood in nats, and the number of tokens it is over; ranks share the batches."""
     own = (batch for index, batch in enumerate(batches) if index % ranks.world_size == ranks.rank)

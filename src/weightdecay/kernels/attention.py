@@ -1,0 +1,186 @@
+"""Causal attention in blocks of queries, each with the keys that some of its queries see.
+
+    S = scale·Q·Kᵀ  [capped, less ALiBi's slope·distance]      P = softmax(S)      Y = P·V
+
+Of a long sequence only the weights' normaliser is kept, and the backward pass forms them once more:
+
+    dP = dY·Vᵀ      dS = P·(dP − Σ P·dP)      dQ = scale·dS·K      dK = scale·dSᵀ·Q      dV = Pᵀ·dY
+
+Shapes: B batch, T time, H query heads, K key and value heads, E head_dim, N = B·H.
+
+Reference: Dao et al. 2022, arXiv:2205.14135, whose normaliser and backward pass these are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from weightdecay.kernels.library import call
+
+# Queries in a block: more of them compute more that is masked, fewer make products too small.
+BLOCK = 256
+
+# Scores that are worked on at once, where several sequences have fewer: they stay in the cache between passes.
+_SCORES = 1 << 21
+
+# Up to so many times a head's width, a sequence's attention weights are kept for the backward pass rather than formed
+# anew: they are then no more than what a block keeps besides.
+_KEPT = 16
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How products of queries and keys become logits, see `models.attention.causal_attention`."""
+
+    scale: float
+    softcap: float = 0.0
+    window: int = 0
+    slopes: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Queries [first, end) of some sequences, and the keys [begin, end) that the first one sees or a later one."""
+
+    sequences: slice
+    first: int
+    end: int
+    begin: int
+
+    def of(self, x_BXXX: Tensor) -> Tensor:
+        """The sequences' part."""
+        return x_BXXX[self.sequences]
+
+    def queries(self, x_BHTE: Tensor) -> Tensor:
+        """The queries' part, [N, queries, E]."""
+        return self.of(x_BHTE).flatten(0, 1)[:, self.first : self.end]
+
+    def keys(self, x_BHTE: Tensor) -> Tensor:
+        """The keys' part, [N, keys, E]."""
+        return self.of(x_BHTE).flatten(0, 1)[:, self.begin : self.end]
+
+
+def _blocks(batch: int, heads: int, time: int, window: int) -> Iterator[_Block]:
+    for first in range(0, time, BLOCK):
+        end = min(first + BLOCK, time)
+        begin = max(0, first - window + 1) if window else 0
+        together = max(1, _SCORES // (heads * (end - first) * (end - begin)))
+        for sequence in range(0, batch, together):
+            yield _Block(slice(sequence, sequence + together), first, end, begin)
+
+
+def split_heads(
+    qkv_BTX: Tensor, heads: int, kv_heads: int, cos_TR: Tensor | None, sin_TR: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [B, H, T, E] of [B, T, (H + 2·K)·E]; keys and values repeated for their query heads.
+
+    Args:
+        cos_TR, sin_TR: of the angles by which the first R features of queries and keys turn; None turns nothing.
+    """
+    q, k, v = _SplitHeads.apply(qkv_BTX, heads, kv_heads, cos_TR, sin_TR)  # type: ignore[no-untyped-call]
+    return q, k, v
+
+
+class _SplitHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, qkv_BTX: Tensor, heads: int, kv_heads: int, cos_TR: Tensor | None, sin_TR: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        qkv_BTX = qkv_BTX.contiguous()
+        batch, time, features = qkv_BTX.shape
+        width = features // (heads + 2 * kv_heads)
+        turning = cos_TR.shape[1] if cos_TR is not None else 0
+        q, k, v = (qkv_BTX.new_empty(batch, heads, time, width) for _ in range(3))
+        ctx.shape = (batch, time, heads, kv_heads, width)
+        ctx.angles = (cos_TR, sin_TR, turning)
+        call("split_heads", qkv_BTX, cos_TR, sin_TR, turning, q, k, v, *ctx.shape)
+        return q, k, v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
+        batch, time, heads, kv_heads, width = ctx.shape
+        dqkv_BTX = dq.new_empty(batch, time, (heads + 2 * kv_heads) * width)
+        gradients = (d.contiguous() for d in (dq, dk, dv))
+        call("split_heads_backward", *gradients, *ctx.angles, dqkv_BTX, *ctx.shape)
+        return dqkv_BTX, None, None, None, None
+
+
+def attention(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, scores: Scores) -> Tensor:
+    """Each position attends to itself and what came before; the heads side by side, [B, T, H·E]."""
+    y: Tensor = _Attention.apply(q_BHTE, k_BHTE, v_BHTE, scores)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, scores: Scores) -> Tensor:
+        q, k, v = (x.contiguous() for x in (q_BHTE, k_BHTE, v_BHTE))
+        batch, heads, time, width = v.shape
+        y_BTX = q.new_empty(batch, time, heads * width)
+        logsums_BHT = torch.empty(batch, heads, time)
+        slopes_H = torch.tensor(scores.slopes) if scores.slopes else None
+        # A cap's slope is of the scores, which weights do not tell.
+        keeps = time <= _KEPT * width and not scores.softcap and any(ctx.needs_input_grad)
+        kept: list[Tensor] = []
+
+        for block in _blocks(batch, heads, time, scores.window):
+            weights = torch.bmm(block.queries(q), block.keys(k).transpose(1, 2))
+            _softmax("softmax_forward", [weights], block, logsums_BHT, slopes_H, scores, (heads, time))
+            _move(block.of(y_BTX), torch.bmm(weights, block.keys(v)), block, apart=False)
+            if keeps:
+                kept.append(weights)
+
+        ctx.save_for_backward(q, k, v, logsums_BHT, slopes_H, *kept)
+        ctx.scores = scores
+        return y_BTX
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_BTX: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, logsums_BHT, slopes_H, *kept = ctx.saved_tensors
+        batch, heads, time, width = v.shape
+        dy_BTX = dy_BTX.contiguous()
+        dq = torch.empty_like(q)
+        summed = torch.float32 if time > BLOCK else q.dtype  # over the blocks
+        dk, dv = torch.zeros_like(k, dtype=summed), torch.zeros_like(v, dtype=summed)
+
+        for place, block in enumerate(_blocks(batch, heads, time, ctx.scores.window)):
+            dy = v.new_empty(len(block.of(v)) * heads, block.end - block.first, width)
+            _move(block.of(dy_BTX), dy, block, apart=True)
+            weights = kept[place] if kept else torch.bmm(block.queries(q), block.keys(k).transpose(1, 2))
+            dscores = torch.bmm(dy, block.keys(v).transpose(1, 2))
+            known = None if kept else logsums_BHT
+            _softmax("softmax_backward", [weights, dscores], block, known, slopes_H, ctx.scores, (heads, time))
+            block.queries(dq).copy_(torch.bmm(dscores, block.keys(k)))
+            block.keys(dk).add_(torch.bmm(dscores.transpose(1, 2), block.queries(q)))
+            block.keys(dv).add_(torch.bmm(weights.transpose(1, 2), dy))
+
+        return dq, dk.to(k.dtype), dv.to(v.dtype), None
+
+
+def _softmax(
+    kernel: str, blocks: list[Tensor], block: _Block, logsums_BHT: Tensor | None, slopes_H: Tensor | None,
+    scores: Scores, shape: tuple[int, int],
+) -> None:  # fmt: skip
+    """Scores become weights in place, and where gradients are given with them, these the scores' gradients."""
+    heads, time = shape
+    logsums = block.of(logsums_BHT) if logsums_BHT is not None else None
+    place = (block.first, block.begin, block.end - block.first, block.end - block.begin)
+    call(
+        kernel, *blocks, logsums, slopes_H, scores.scale, scores.softcap, scores.window, *place,
+        len(blocks[0]) // heads, heads, time,
+    )  # fmt: skip
+
+
+def _move(together_BTX: Tensor, block_NRE: Tensor, block: _Block, *, apart: bool) -> None:
+    """The block's rows, head by head, to where the heads lie side by side, or from there."""
+    sequences, time, _ = together_BTX.shape
+    lines, rows, width = block_NRE.shape
+    call("move_rows", together_BTX, block_NRE, apart, block.first, rows, sequences, time, lines // sequences, width)

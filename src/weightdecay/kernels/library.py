@@ -1,0 +1,157 @@
+"""The compiled library: made once for each machine and version of the sources, and called with tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from weightdecay.storage import cache_directory
+
+# Sums may be split among a vector's lanes; NaN and infinity stay what they are.
+_FLAGS = (
+    "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros",
+    "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC", "-std=c11",
+)  # fmt: skip
+_WIDE_VECTORS = "-mprefer-vector-width=512"  # gcc's own choice is 256 bits
+_COMPILE_S = 120
+
+# One thread takes what is smaller: waking the others would cost more.
+_WORTH_THREADS = 1 << 15
+
+# What a kernel takes, letter by letter: tensors of bfloat16 (b), float32 (w) and int64 (t), or none in their place, and
+# numbers: int64 (l), int (i) and float (f). The number of threads, which all take, comes last.
+_SIGNATURES = {
+    **{f"{kind}_forward": "bbll" for kind in ("relu", "relu_squared", "gelu", "gelu_tanh")},
+    **{f"{kind}_backward": "bbbll" for kind in ("relu", "relu_squared", "gelu", "gelu_tanh")},
+    **{f"{kind}_forward": "bbll" for kind in ("swiglu", "geglu", "geglu_tanh")},
+    **{f"{kind}_backward": "bbbll" for kind in ("swiglu", "geglu", "geglu_tanh")},
+    "norm_forward": "bwwffibwwll",
+    "norm_backward": "bbwfiwwbwwll",
+    "column_sums": "bwll",
+    "accumulate": "wbl",
+    "split_heads": "bwwlbbblllll",
+    "split_heads_backward": "bbbwwlblllll",
+    "move_rows": "bbillllll",
+    "softmax_forward": "bwwffllllllll",
+    "softmax_backward": "bbwwffllllllll",
+    "cross_entropy": "btwwffffill",
+}
+_NUMBERS = {"l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
+_TENSORS = {"b": torch.bfloat16, "w": torch.float32, "t": torch.int64}
+
+
+class KernelWarning(UserWarning):
+    """The kernels cannot be had here; training goes by torch's own operations."""
+
+
+def usable(x: Tensor) -> bool:
+    """Whether the kernels take a tensor of this kind here; not under autocast, which has an arithmetic of its own."""
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not torch.is_autocast_enabled("cpu") and library() is not None
+
+
+def call(name: str, *arguments: Any) -> None:
+    """Run a kernel.
+
+    Raises:
+        TypeError: a tensor is not of the kind that the kernel reads, or does not lie in one piece on the processor.
+    """
+    kernels = library()
+    assert kernels is not None
+    tensors = [(argument, letter) for argument, letter in zip(arguments, _SIGNATURES[name], strict=True)
+               if isinstance(argument, Tensor)]  # fmt: skip
+    if any(isinstance(tensor, FakeTensor) for tensor, _ in tensors):
+        return  # where only the memory is asked for, see `training.footprint`
+    for tensor, letter in tensors:
+        if tensor.dtype != _TENSORS[letter] or not tensor.is_contiguous() or tensor.device.type != "cpu":
+            raise TypeError(f"{name}: takes contiguous {_TENSORS[letter]} on the processor, got {tensor.dtype}")
+
+    threads = torch.get_num_threads() if max(tensor.numel() for tensor, _ in tensors) >= _WORTH_THREADS else 1
+    getattr(kernels, name)(
+        *(argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments), threads
+    )
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The kernels; None, said once, where they cannot be had."""
+    try:
+        kernels = ctypes.CDLL(str(_compiled()))
+    except (OSError, subprocess.SubprocessError, LookupError) as error:
+        said = getattr(error, "stderr", "") or str(error)
+        reason = said.strip().splitlines()[0] if said.strip() else type(error).__name__
+        warnings.warn(
+            f"no compiled kernels ({reason}): bfloat16 steps on this processor go by torch's own operations, at about "
+            "half the speed; install a C compiler (gcc or clang, with OpenMP)",
+            KernelWarning,
+            stacklevel=2,
+        )
+        return None
+    for name, signature in _SIGNATURES.items():
+        function = getattr(kernels, name)
+        function.argtypes = [*(_NUMBERS.get(letter, ctypes.c_void_p) for letter in signature), ctypes.c_int]
+        function.restype = None
+    return kernels
+
+
+def _compiled() -> Path:
+    """The library's file, compiled if the cache has none for these sources, this compiler and this processor."""
+    if sys.platform != "linux":
+        raise LookupError(f"made for Linux, and this is {sys.platform}")
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")
+    if not compiler:
+        raise LookupError("no C compiler")
+
+    folder = resources.files(__package__) / "source"
+    sources = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
+    place = _place(compiler, sources)
+    if place.is_file():
+        return place
+
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with resources.as_file(folder) as here:
+        partial = place.with_suffix(f".{os.getpid()}")
+        files = [str(here / name) for name in sorted(sources) if name.endswith(".c")]
+        command = [compiler, *_flags(), *files, "-o", str(partial), "-lm"]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=_COMPILE_S)
+            partial.replace(place)  # whole, or not there
+        finally:
+            partial.unlink(missing_ok=True)
+    return place
+
+
+def _place(compiler: str, sources: Mapping[str, str]) -> Path:
+    """Where the library of these sources is kept."""
+    identity = repr((sorted(sources.items()), compiler, _flags(), _processor()))
+    return cache_directory() / "kernels" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.so"
+
+
+def _flags() -> list[str]:
+    return [*_FLAGS, *([_WIDE_VECTORS] if platform.machine() == "x86_64" else [])]
+
+
+def _processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    told = (line for line in lines if line.startswith(("model", "flags", "Features", "CPU part")))
+    return "\n".join(sorted(set(told)))

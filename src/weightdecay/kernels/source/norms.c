@@ -1,0 +1,82 @@
+// LayerNorm and RMSNorm over the rows of x, and the sums over rows that gradients of gains and biases are.
+#include "bfloat16.h"
+
+// y = (x − mean)·rstd·(gain + offset) + bias; without `centred` the mean is 0. gain, bias and mean may be missing.
+void norm_forward(const bfloat16 *x, const float *gain, const float *bias, float offset, float eps, int centred,
+                  bfloat16 *y, float *means, float *rstds, int64_t rows, int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        const bfloat16 *xr = x + row * width;
+        bfloat16 *yr = y + row * width;
+        float sum = 0, square = 0;
+        if (centred)
+            for (int64_t i = 0; i < width; i++) sum += wide(xr[i]);
+        const float mean = sum / width;
+        for (int64_t i = 0; i < width; i++) {
+            float d = wide(xr[i]) - mean;
+            square += d * d;
+        }
+        const float rstd = 1.0f / sqrtf(square / width + eps);
+        means[row] = mean;
+        rstds[row] = rstd;
+        if (gain && bias)
+            for (int64_t i = 0; i < width; i++)
+                yr[i] = low((wide(xr[i]) - mean) * rstd * (gain[i] + offset) + bias[i]);
+        else if (gain)
+            for (int64_t i = 0; i < width; i++) yr[i] = low((wide(xr[i]) - mean) * rstd * (gain[i] + offset));
+        else
+            for (int64_t i = 0; i < width; i++) yr[i] = low((wide(xr[i]) - mean) * rstd);
+    }
+}
+
+// dx = rstd·(g − [mean(g)] − x̂·mean(g·x̂)) with g = dy·(gain + offset); each thread's share of the gradients of gain and
+// bias, [threads, width], to be summed in the threads' order.
+void norm_backward(const bfloat16 *dy, const bfloat16 *x, const float *gain, float offset, int centred,
+                   const float *means, const float *rstds, bfloat16 *dx, float *dgain, float *dbias, int64_t rows,
+                   int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int thread = 0; thread < threads; thread++) {
+        float *own_gain = dgain ? dgain + thread * width : 0, *own_bias = dbias ? dbias + thread * width : 0;
+        if (own_gain) memset(own_gain, 0, width * sizeof(float));
+        if (own_bias) memset(own_bias, 0, width * sizeof(float));
+        float g[width];
+        for (int64_t row = rows * thread / threads; row < rows * (thread + 1) / threads; row++) {
+            const bfloat16 *dr = dy + row * width, *xr = x + row * width;
+            bfloat16 *out = dx + row * width;
+            const float mean = means[row], rstd = rstds[row];
+            if (own_gain)
+                for (int64_t i = 0; i < width; i++) own_gain[i] += wide(dr[i]) * (wide(xr[i]) - mean) * rstd;
+            if (own_bias)
+                for (int64_t i = 0; i < width; i++) own_bias[i] += wide(dr[i]);
+            float sum = 0, along = 0;
+            if (gain)
+                for (int64_t i = 0; i < width; i++) g[i] = wide(dr[i]) * (gain[i] + offset);
+            else
+                for (int64_t i = 0; i < width; i++) g[i] = wide(dr[i]);
+            if (centred)
+                for (int64_t i = 0; i < width; i++) sum += g[i];
+            for (int64_t i = 0; i < width; i++) along += g[i] * (wide(xr[i]) - mean);
+            const float shift = sum / width, tilt = along * rstd * rstd / width;
+            for (int64_t i = 0; i < width; i++) out[i] = low(rstd * (g[i] - shift - (wide(xr[i]) - mean) * tilt));
+        }
+    }
+}
+
+// Each thread's share of Σ over rows, [threads, width].
+void column_sums(const bfloat16 *x, float *sums, int64_t rows, int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int thread = 0; thread < threads; thread++) {
+        float *own = sums + thread * width;
+        memset(own, 0, width * sizeof(float));
+        for (int64_t row = rows * thread / threads; row < rows * (thread + 1) / threads; row++) {
+            const bfloat16 *xr = x + row * width;
+            for (int64_t i = 0; i < width; i++) own[i] += wide(xr[i]);
+        }
+    }
+}
+
+// Float32 sums of low-precision gradients: sum ← sum + x.
+void accumulate(float *sum, const bfloat16 *x, int64_t size, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < size; i++) sum[i] += wide(x[i]);
+}

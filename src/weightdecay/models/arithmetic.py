@@ -1,0 +1,53 @@
+"""In which precision a model computes, and where its weights are rounded to it.
+
+working    The float32 parameters are rounded once a step, for all its micro-batches, and the stream between the blocks
+           has the lower precision too. Gradients reach the parameters, and are added up over micro-batches, in float32.
+autocast   torch's autocast: the stream is float32, and each product rounds what goes into it.
+
+Parameters, optimizer state and checkpoints are float32 either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from weightdecay.models.decoder import GPT
+from weightdecay.models.layers import Linear
+
+
+@contextmanager
+def weights_in(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Within, decoders in `module` that compute by `working` have a stream of this dtype and weights rounded to it.
+
+    Nothing may change the weights meanwhile.
+    """
+    models = [part for part in module.modules() if isinstance(part, GPT) and part.arithmetic == "working"]
+    if dtype == torch.float32 or not models:
+        yield
+        return
+
+    layers = [part for model in models for part in model.modules() if isinstance(part, Linear)]
+    rounded: dict[Tensor, Tensor] = {layer.weight: layer.weight.detach().to(dtype) for layer in layers}
+    try:
+        for model in models:
+            model.stream_dtype = dtype
+        for layer in layers:
+            layer.rounded = rounded[layer.weight]
+        yield
+    finally:
+        for model in models:
+            model.stream_dtype = None
+        for layer in layers:
+            layer.rounded = None
+
+
+def products_in(module: nn.Module, dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
+    """What a forward pass of `module` goes through in: nothing for decoders that compute by `working`."""
+    models = [part for part in module.modules() if isinstance(part, GPT)]
+    if models and all(model.arithmetic == "working" for model in models):
+        return nullcontext()
+    return torch.autocast(device.type, dtype, dtype != torch.float32)

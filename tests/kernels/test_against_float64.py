@@ -1,0 +1,186 @@
+"""Each kernel's values and gradients beside the same formula in float64, from the same bfloat16 inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from weightdecay.kernels import library
+from weightdecay.kernels.activations import GATED, activation
+from weightdecay.kernels.attention import Scores, attention, split_heads
+from weightdecay.kernels.loss import head_loss
+from weightdecay.kernels.norms import column_sums, norm
+from weightdecay.kernels.products import product
+from weightdecay.models.attention import score_mask
+from weightdecay.models.feedforward import activated
+from weightdecay.models.layers import Rotary
+
+pytestmark = pytest.mark.skipif(library.library() is None, reason="no C compiler here")
+# The relative error, by norms, that inputs and outputs of 8 bits leave; a product of two such sums has more.
+ROUNDED, SUMMED = 6e-3, 1.5e-2
+
+
+def draw(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
+    return (scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).to(torch.bfloat16)
+
+
+def check(
+    ours: Callable[..., Tensor], theirs: Callable[..., Tensor], inputs: Sequence[Tensor], within: float = ROUNDED
+) -> None:
+    """Both functions' outputs and gradients agree, the second one's in float64."""
+    low = [x.clone().requires_grad_() for x in inputs]
+    exact = [x.double().requires_grad_() for x in inputs]
+    y, reference = ours(*low), theirs(*exact)
+    above = torch.randn(y.shape, generator=torch.Generator().manual_seed(99)).to(y.dtype)
+    torch.autograd.backward(y, above)
+    torch.autograd.backward(reference, above.double())
+
+    pairs = [(y, reference), *((x.grad, e.grad) for x, e in zip(low, exact, strict=True))]
+    for place, (found, expected) in enumerate(pairs):
+        assert found is not None
+        assert expected is not None
+        error = (found.double() - expected).norm()
+        assert error <= within * expected.norm() + 1e-6, f"{place}: off by {error / expected.norm():.2g}"
+
+
+@pytest.mark.parametrize("kind", ["relu", "relu_squared", "gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh"])
+@pytest.mark.parametrize("width", [1, 16, 37])
+def test_activations(kind: str, width: int) -> None:
+    h = draw(3, 5, 2 * width if kind in GATED else width, seed=width, scale=2.0)
+    check(lambda h: activation(h, kind), lambda h: activated(h, kind), [h])
+
+
+@pytest.mark.parametrize("kind", ["relu", "relu_squared", "gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh"])
+def test_activations_keep_their_limits_and_what_is_not_a_number(kind: str) -> None:
+    ends = torch.tensor([-1e30, -100.0, 0.0, 100.0, math.nan], dtype=torch.bfloat16)
+    h = torch.stack((ends, torch.ones_like(ends)), dim=-1) if kind in GATED else ends[:, None]
+    torch.testing.assert_close(
+        activation(h, kind).double(), activated(h.double(), kind), equal_nan=True, rtol=0.01, atol=1e-7
+    )
+
+
+@given(
+    rows=st.integers(1, 9), width=st.integers(1, 70), centred=st.booleans(),
+    gain=st.booleans(), bias=st.booleans(), offset=st.sampled_from([0.0, 1.0]),
+)  # fmt: skip
+@settings(max_examples=40)
+def test_norms(rows: int, width: int, centred: bool, gain: bool, bias: bool, offset: float) -> None:
+    x = draw(rows, width, seed=rows * 100 + width)
+    own = [draw(width, seed=1).float()] if gain else []
+    own += [draw(width, seed=2).float()] if gain and bias else []
+
+    def ours(x: Tensor, *own: Tensor) -> Tensor:
+        return norm(x, own[0] if gain else None, own[1] if len(own) > 1 else None, 1e-2, centred=centred, offset=offset)
+
+    def theirs(x: Tensor, *own: Tensor) -> Tensor:
+        x = x - x.mean(-1, keepdim=True) if centred else x
+        y = x / (x.square().mean(-1, keepdim=True) + 1e-2).sqrt()
+        y = y * (own[0] + offset) if gain else y
+        return y + own[1] if len(own) > 1 else y
+
+    check(ours, theirs, [x, *own], within=SUMMED)
+
+
+@given(
+    batch=st.integers(1, 3), heads=st.sampled_from([1, 2, 3]), time=st.integers(1, 40),
+    width=st.sampled_from([1, 8, 24]), window=st.integers(0, 45), softcap=st.sampled_from([0.0, 3.0]),
+    alibi=st.booleans(), block=st.sampled_from([1, 7, 256]), kept=st.booleans(),
+)  # fmt: skip
+@settings(max_examples=80)
+def test_attention(
+    batch: int, heads: int, time: int, width: int, window: int, softcap: float, alibi: bool, block: int, kept: bool
+) -> None:
+    """Over lengths, windows, caps and slopes, in one block and in many, with weights kept and formed anew."""
+    q, k, v = (draw(batch, heads, time, width, seed=seed) for seed in (1, 2, 3))
+    slopes = tuple(2.0**-head for head in range(heads)) if alibi else ()
+    scores = Scores(0.7 / math.sqrt(width), softcap, window, slopes)
+
+    def theirs(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        logits = q @ k.transpose(-1, -2) * scores.scale
+        logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+        weights = (logits + score_mask(time, time, window, slopes, logits)).softmax(dim=-1)
+        return (weights @ v).transpose(1, 2).flatten(2)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("weightdecay.kernels.attention.BLOCK", block)
+        patch.setattr("weightdecay.kernels.attention._KEPT", 100 if kept else 0)
+        check(lambda q, k, v: attention(q, k, v, scores), theirs, [q, k, v], within=SUMMED)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (3, 1)])
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
+def test_heads_are_split_repeated_and_turned(heads: int, kv_heads: int, fraction: float) -> None:
+    qkv, rotary = draw(2, 5, (heads + 2 * kv_heads) * 8, seed=5), Rotary(8, 9, 100.0, fraction or 1.0)
+    angles = rotary.angles(5) if fraction else (None, None)
+
+    def theirs(qkv: Tensor) -> Tensor:
+        q, k, v = torch.split(qkv.view(2, 5, -1, 8).transpose(1, 2), [heads, kv_heads, kv_heads], dim=1)
+        q, k = (rotary(x) if fraction else x for x in (q, k))
+        return torch.stack((q, *(x.repeat_interleave(heads // kv_heads, dim=1) for x in (k, v))))
+
+    check(lambda qkv: torch.stack(split_heads(qkv, heads, kv_heads, *angles)), theirs, [qkv])
+
+
+@given(
+    tokens=st.integers(1, 12), vocabulary=st.integers(1, 50), rows=st.integers(1, 13),
+    z_loss=st.sampled_from([0.0, 0.1]), multiplier=st.sampled_from([1.0, 0.6]), softcap=st.sampled_from([0.0, 4.0]),
+)  # fmt: skip
+@settings(max_examples=50)
+def test_the_loss_of_a_head(
+    tokens: int, vocabulary: int, rows: int, z_loss: float, multiplier: float, softcap: float
+) -> None:
+    """All rows at once and in parts, with z-loss, multiplier and cap."""
+    x, weight = draw(tokens, 8, seed=tokens), draw(vocabulary, 8, seed=vocabulary).float()
+    targets = torch.arange(tokens) * 7 % vocabulary
+
+    def ours(x: Tensor, weight: Tensor) -> Tensor:
+        loss, auxiliary = head_loss(
+            x, weight, weight.detach().to(x.dtype), targets, z_loss=z_loss, multiplier=multiplier, softcap=softcap
+        )
+        return loss + auxiliary
+
+    def theirs(x: Tensor, weight: Tensor) -> Tensor:
+        logits = x @ weight.T * multiplier
+        logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+        return F.cross_entropy(logits, targets) + z_loss * logits.logsumexp(dim=-1).square().mean()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("weightdecay.kernels.loss._LOGITS", rows * vocabulary)
+        check(ours, theirs, [x, weight], within=0.03)
+
+
+@pytest.mark.parametrize("target", [-1, 5, 1 << 40])
+def test_a_target_that_is_no_token_is_refused_before_anything_is_read(target: int) -> None:
+    weight = torch.zeros(5, 8)
+    with pytest.raises(IndexError, match="vocabulary of 5"):
+        head_loss(draw(1, 8, seed=0), weight, weight.to(torch.bfloat16), torch.tensor([target]))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_give_float32_parameters_their_gradients(bias: bool) -> None:
+    weight, own = draw(6, 8, seed=1).float(), [draw(6, seed=2).float()] if bias else []
+
+    def ours(x: Tensor, weight: Tensor, *own: Tensor) -> Tensor:
+        return product(x, weight, own[0] if own else None, weight.detach().to(x.dtype))
+
+    check(ours, F.linear, [draw(2, 5, 8, seed=0), weight, *own], within=SUMMED)
+
+
+def test_sums_over_rows_are_the_same_with_any_number_of_rows_to_a_thread() -> None:
+    x = draw(100_000, 3, seed=0)
+    torch.testing.assert_close(column_sums(x).double(), x.double().sum(dim=0), rtol=1e-4, atol=1e-2)
+
+
+def test_a_tensor_that_a_kernel_would_misread_is_refused() -> None:
+    x = torch.zeros(4, 4)
+    with pytest.raises(TypeError, match="column_sums"):
+        library.call("column_sums", x, x, 4, 4)
+    with pytest.raises(TypeError, match="column_sums"):
+        library.call("column_sums", x.to(torch.bfloat16).T[::2], x, 4, 2)
