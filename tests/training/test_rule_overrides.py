@@ -49,10 +49,10 @@ def test_a_rule_that_no_tensor_can_have_by_itself_is_a_fault(name: str, rule: st
     assert words in rule_faults(config.optimizer)[0]
 
 
-def test_one_over_t_falls_as_one_over_t_from_its_offset_on() -> None:
+def test_one_over_t_begins_at_lambda_and_is_half_of_it_after_its_half_steps() -> None:
     config = settings(**{
-        "optimizer.rule": "independent", "optimizer.weight_decay": 4.0, "schedule.weight_decay_shape": "one_over_t",
-        "schedule.weight_decay_offset": 9,
+        "optimizer.weight_decay": 0.4, "schedule.weight_decay_shape": "one_over_t",
+        "schedule.weight_decay_half_steps": 10,
     })  # fmt: skip
     decay = weight_decay_schedule(config)
-    assert [decay(step) for step in (0, 10, 90)] == [0.4, 0.2, 0.04]
+    assert [decay(step) for step in (0, 10, 30)] == [0.4, 0.2, 0.1]

@@ -167,9 +167,9 @@ class ScheduleSettings(Consistent):
     grad_clip_changes: Rows[GradClipChange] = ()
     """Other largest norms of the gradient; until the first, it is `optimizer.grad_clip`."""
     weight_decay_shape: Literal["constant", "cosine", "linear", "one_over_t"] = "constant"
-    """How λ moves; `one_over_t` is λ/(t + `weight_decay_offset`), for the rule `independent`."""
-    weight_decay_offset: Annotated[Count, Ge(0)] = 0
-    """Steps by which `one_over_t` is shifted, so that its first ones do not decay all."""
+    """How λ moves; `one_over_t` is λ·h/(t + h) at step t, h being `weight_decay_half_steps`."""
+    weight_decay_half_steps: Annotated[Count, Ge(1)] = 1
+    """After how many steps `one_over_t` has come to half of λ."""
     weight_decay_final_fraction: AtLeast0 = 0.0
     """Of λ, where it ends."""
     weight_decay_moves: Literal["all", "muon"] = "all"

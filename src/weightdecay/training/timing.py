@@ -84,7 +84,8 @@ def weight_decay_schedule(config: TrainConfig) -> Schedule:
     """λ of every step."""
     timing, peak = config.schedule, config.optimizer.peak_weight_decay
     if timing.weight_decay_shape == "one_over_t":
-        return OneOverT(peak, timing.weight_decay_offset)
+        half = timing.weight_decay_half_steps
+        return OneOverT(peak * half, half - 1)
     return schedule(
         timing.weight_decay_shape,
         peak=peak,

@@ -17,12 +17,13 @@ def _plan(size: SizeName) -> Plan:
     else:
         common = settings(size, **chosen, run__steps=800 if size == "full" else 4_000)
     common |= {"run.log_every": 1, "run.monitor": True}
-    # λ = ω/(t + offset) of the independent rule, ω = 4 as published; the shift keeps the first steps from decaying all.
+    # λ = ω/(t + h) of the independent rule, ω = 4 as published; h keeps the first steps from decaying all.
+    half = common["run.steps"] // 4
     one_over_t = {
         "optimizer.rule": "independent",
-        "optimizer.weight_decay": 4.0,
+        "optimizer.weight_decay": 4 / half,
         "schedule.weight_decay_shape": "one_over_t",
-        "schedule.weight_decay_offset": common["run.steps"] // 4,
+        "schedule.weight_decay_half_steps": half,
     }
     arms = (
         Arm("constant", {"shape": "constant"}),
