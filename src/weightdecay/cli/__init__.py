@@ -15,8 +15,10 @@ import tyro
 
 from weightdecay.cli import streams
 from weightdecay.cli.advise import Advise
+from weightdecay.cli.bench import Bench
 from weightdecay.cli.convert import Convert
 from weightdecay.cli.data import Data
+from weightdecay.cli.diagnose import Diagnose
 from weightdecay.cli.eval import Eval
 from weightdecay.cli.export import Export
 from weightdecay.cli.forensics import Forensics
@@ -47,11 +49,13 @@ Command = (
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Watch, tyro.conf.subcommand("watch")]
+    | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
     | Annotated[Forensics, tyro.conf.subcommand("forensics")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Advise, tyro.conf.subcommand("advise")]
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Runs, tyro.conf.subcommand("runs")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Study, tyro.conf.subcommand("study")]

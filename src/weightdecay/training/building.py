@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from weightdecay.kernels.memory import keep_freed_memory
 from weightdecay.models.decoder import GPT
 from weightdecay.models.loading import load_weights
 from weightdecay.models.objective import Objective
@@ -47,6 +48,8 @@ def build(setup: Setup, ranks: Ranks, report: Callable[[str], None], *, fresh: b
     if config.run.init_from and fresh:
         tensors, where = initial_weights(config.run.init_from, setup.data.tokenizer.sha256, report)
         load_weights(model, tensors, where)
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
     model.to(ranks.device)
     model.arithmetic = config.run.arithmetic
     optimizer = make_optimizer(config.optimizer, setup.plan.on(model))
