@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # the same names as in _PUBLIC; a test compares
     from weightdecay.auditing.probed import ProbedTensor as ProbedTensor
     from weightdecay.auditing.regrouping import regroup as regroup
     from weightdecay.auditing.result import Audit as Audit
+    from weightdecay.diagnosing.diagnosis import Diagnosis as Diagnosis
+    from weightdecay.diagnosing.diagnosis import diagnose as diagnose
     from weightdecay.errors import CheckFailedError as CheckFailedError
     from weightdecay.errors import ConfigError as ConfigError
     from weightdecay.errors import DamagedError as DamagedError
@@ -131,6 +133,8 @@ _PUBLIC: dict[str, str] = {
     "ModelConfig": "weightdecay.models.config",
     "GPT": "weightdecay.models.decoder",
     "Objective": "weightdecay.models.objective",
+    "Diagnosis": "weightdecay.diagnosing.diagnosis",
+    "diagnose": "weightdecay.diagnosing.diagnosis",
     "Alarm": "weightdecay.monitoring.alarms",
     "Monitor": "weightdecay.monitoring.monitor",
     "Adafactor": "weightdecay.optim.adafactor",
@@ -199,6 +203,7 @@ __all__ = [
     "DataError",
     "DecayPlan",
     "Decision",
+    "Diagnosis",
     "Finding",
     "Forensics",
     "Lion",
@@ -246,6 +251,7 @@ __all__ = [
     "control",
     "controlled",
     "convert",
+    "diagnose",
     "errors",
     "export",
     "forensics",

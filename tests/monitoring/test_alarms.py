@@ -19,7 +19,7 @@ from weightdecay.monitoring.alarms import Code, Judge
 from weightdecay.schedules import Cosine, Warmup
 
 SHAPES = ((40, 60), (60, 40))
-AUDITS_OWN = {"lost-to-rounding", "not-decaying", "decays-twice", "decays-exempt"}
+AUDITS_OWN = {"lost-to-rounding", "not-decaying", "decays-twice", "decays-exempt", "coupled", "exempt-matrix"}
 
 
 def adamw(λ: float = 0.1, lr: float = 1e-3) -> Callable[[Any], Any]:

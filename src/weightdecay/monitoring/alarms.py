@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from weightdecay.laws import NEGLIGIBLE_TOTAL
 from weightdecay.monitoring.decaying import FINE
@@ -34,7 +34,14 @@ Code = Literal[
     "over-bound",
     "decay-too-small",
     "not-finite",
+    # of a whole run, told by whoever reads all of it
+    "diverged",
+    "off-theory",
+    "coupled",
+    "exempt-matrix",
 ]
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
+"""The gravest first."""
 
 _LEAST_LEFT, _MOST = 0.5, 1.5
 _TWICE_IN_A_ROW = 2
