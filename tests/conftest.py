@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from tests.commands import Command
+from tests.forking import ForkServer, can_fork
 
 # How long an example takes says how busy the machine is, not whether the code is right. The default suite draws the
 # same examples each time, so that a change is judged by its own; `make test-all` looks at new ones.
@@ -45,14 +46,26 @@ def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def weightdecay() -> Command:
+def forks() -> Iterator[ForkServer]:
+    """Processes that begin at once, where they can be had."""
+    with ForkServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def weightdecay(forks: ForkServer) -> Command:
     """Runs `weightdecay ARGUMENTS` in a process of its own, as wide and as coloured as where nobody says."""
     said = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
     plain = {name: value for name, value in os.environ.items() if name not in said}
 
     def run(*arguments: str | Path, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [*map(str, arguments)]
+        if can_fork(environment):
+            process = forks.start(*command, merged=False, environment={**plain, **environment})
+            out, err = process.communicate(timeout)
+            return subprocess.CompletedProcess(command, process.wait(0), out, err)
         return subprocess.run(
-            [sys.executable, "-m", "weightdecay", *map(str, arguments)],
+            [sys.executable, "-m", "weightdecay", *command],
             capture_output=True, text=True, timeout=timeout, check=False, env={**plain, **environment},
         )  # fmt: skip
 

@@ -1,0 +1,222 @@
+"""Real processes that need no seconds to begin: each is forked from one that has imported everything already.
+
+A command's own work in a test takes tenths of a second; importing torch before it takes seconds. `python -m
+tests.forking SOCKET` imports once, and forks at each request: the child has the arguments, the environment, the
+directory and the output that the request names, and is killed, signalled and waited for like any process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+ROOT = Path(__file__).parents[1]
+
+# What Python and torch read as they begin: a process that is to see another value of these must begin itself.
+READ_AT_THE_BEGINNING = ("PYTHON", "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "TORCH", "LD_", "LC_", "LANG")
+
+
+def can_fork(environment: Iterable[str]) -> bool:
+    """Whether a fork is what a process with these variables would be."""
+    return sys.platform == "linux" and not any(name.startswith(READ_AT_THE_BEGINNING) for name in environment)
+
+
+class Forked:
+    """A forked `python -m weightdecay ARGUMENTS`, stderr beside stdout if `merged`; a part of `subprocess.Popen`."""
+
+    def __init__(self, server: ForkServer, request: dict[str, Any], merged: bool) -> None:
+        self._out = tempfile.TemporaryFile()  # noqa: SIM115 (closed when they are read)
+        self._err = tempfile.TemporaryFile()  # noqa: SIM115
+        self._reports = server.ask(request, [self._out.fileno(), (self._out if merged else self._err).fileno()])
+        self.returncode: int | None = None
+        self.pid = self._report(timeout=60)
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(TimeoutError):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        """The exit code, that of a signal below 0. Raises TimeoutError if it has not ended by then."""
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(self._report(timeout))
+            self._reports.close()
+        return self.returncode
+
+    def communicate(self, timeout: float = 120) -> tuple[str, str]:
+        """What it wrote, when it has ended. Kills it, and raises TimeoutError, if it takes longer."""
+        try:
+            self.wait(timeout)
+        except TimeoutError:
+            self.kill()
+            self.wait(60)
+            raise
+        finally:
+            written = [self._written(each) for each in (self._out, self._err)]
+        return written[0], written[1]
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _report(self, timeout: float) -> int:
+        if not select.select([self._reports], [], [], timeout)[0]:
+            raise TimeoutError(f"nothing was heard of the process in {timeout} s")
+        line = self._reports.recv(32)
+        if not line:
+            raise RuntimeError("the process that forks has gone")
+        return int(line)
+
+    @staticmethod
+    def _written(file: Any) -> str:
+        file.seek(0)
+        with file:
+            return str(file.read().decode())
+
+
+class ForkServer:
+    """The process that forks, begun at the first request and ended with the tests."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._address = str(Path(self._folder.name) / "socket")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> ForkServer:
+        return self
+
+    def __exit__(self, *exception: type[BaseException] | BaseException | TracebackType | None) -> None:
+        if self._process is not None:
+            self._process.communicate()  # its stdin ends, and so does it
+        self._folder.cleanup()
+
+    def start(
+        self,
+        *arguments: str,
+        merged: bool = True,
+        environment: Mapping[str, str] | None = None,
+        start_new_session: bool = False,
+    ) -> Forked:
+        """Begin `weightdecay ARGUMENTS`, in this process's environment if no other is given."""
+        request = {
+            "arguments": arguments,
+            "environment": dict(os.environ if environment is None else environment),
+            "directory": str(Path.cwd()),
+            "new_session": start_new_session,
+        }
+        return Forked(self, request, merged)
+
+    def ask(self, request: dict[str, Any], files: list[int]) -> socket.socket:
+        """Where the process that was asked for is heard of: its id, then its status."""
+        if self._process is None:
+            command = [sys.executable, "-m", "tests.forking", self._address]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+            assert self._process.stdout is not None
+            assert self._process.stdout.readline() == b"ready\n"
+        reports = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        reports.connect(self._address)
+        socket.send_fds(reports, [json.dumps(request).encode("utf-8", "surrogatepass")], files)
+        return reports
+
+
+def serve(address: str) -> None:
+    """Import everything; then fork at each request, until stdin ends."""
+    import weightdecay
+
+    for name in ("torch._dynamo", "tokenizers", "rich.progress"):
+        importlib.import_module(name)
+    for module in pkgutil.walk_packages(weightdecay.__path__, "weightdecay."):
+        if not module.name.startswith("weightdecay.integrations") and not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+
+    gc.collect()
+    gc.freeze()  # a collection in a child would touch, and so copy, all of this
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who keep the commands
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(address)
+        listener.listen()
+        print("ready", flush=True)
+        while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+            reports, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                _keep(reports)
+            reports.close()
+
+
+def _keep(reports: socket.socket) -> None:
+    """Fork the command, tell its id, wait for it and tell how it ended."""
+    content, files, _, _ = socket.recv_fds(reports, 1 << 20, 2)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    pid = os.fork()
+    if pid == 0:
+        reports.close()
+        _run(json.loads(content.decode("utf-8", "surrogatepass")), files)
+    for file in files:
+        os.close(file)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(BrokenPipeError):  # nobody wants to know
+        reports.send(str(pid).encode())
+        reports.send(str(os.waitpid(pid, 0)[1]).encode())
+    os._exit(0)
+
+
+def _run(request: dict[str, Any], files: list[int]) -> NoReturn:
+    """Be `python -m weightdecay ARGUMENTS`."""
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), 0)
+    for number, file in enumerate(files, start=1):
+        os.dup2(file, number)
+        os.close(file)
+    if request["new_session"]:
+        os.setsid()
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    time.tzset()
+    os.chdir(request["directory"])
+    sys.path[0] = request["directory"]
+    sys.argv = ["weightdecay", *request["arguments"]]
+
+    code: Any = 0
+    try:
+        runpy.run_module("weightdecay", run_name="__main__", alter_sys=True)
+    except SystemExit as left:
+        code = left.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # Ends as Python does, but for taking every module apart, which takes longer than most commands do.
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(int(code or 0))
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
