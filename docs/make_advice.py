@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from figures import line_chart, table, write_block
 
+from weightdecay.advisor.advising import advise
+from weightdecay.advisor.wording import as_text
 from weightdecay.laws import (
     INDEPENDENT,
     NANOCHAT_TOKENS,
@@ -281,7 +283,19 @@ def nanochats() -> None:
     )
 
 
-BLOCKS = {"left out": leave_one_out, "what is kept": what_is_kept, "database": database, "sources": sources}
+def example() -> str:
+    """What the command prints for the run at the head of the page."""
+    advice = advise(params=124e6, tokens=2.5e9, batch_tokens=0.5e6, lr=6e-4)
+    return f"```\n{as_text(advice)}\n```"
+
+
+BLOCKS = {
+    "example": example,
+    "left out": leave_one_out,
+    "what is kept": what_is_kept,
+    "database": database,
+    "sources": sources,
+}
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from weightdecay.errors import ConfigError
 
 TAGS: Mapping[str, str] = {
-    "V": "read in the paper or in its code",
+    "V": "read in the paper, or a copy of its text, or its code",
     "V2": "read in a summary or a port, not in the paper",
     "R": "read in the repository at the commit",
     "A": "the abstract was read",

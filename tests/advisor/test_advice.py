@@ -168,6 +168,15 @@ def test_a_weight_decay_that_does_nothing_in_this_run_is_told() -> None:
     assert "would remove more than the whole weight" in flat(advise(**{**GPT2, "lr": 20.0}))
 
 
+def test_a_carried_weight_decay_that_no_step_could_follow_is_told() -> None:
+    """One step of the kind of a run of thousands: the same timescale would take more than the whole weight."""
+    short = advise(params=2e6, tokens=1e5, batch_tokens=1e5, lr=1e-2)
+    timescale = next(one for one in short.carried if one.law.name == "same timescale")
+    assert timescale.weight_decay * 1e-2 > 1
+    assert f"{timescale.weight_decay:.3g}, over 1/η: none" in flat(short)
+    assert "over 1/η" not in flat(advise(**GPT2))
+
+
 def test_a_run_far_from_all_others_is_told_as_far() -> None:
     assert "no published run of the database is near" in flat(
         advise(params=2e6, tokens=2e6, batch_tokens=2048, lr=1e-3)

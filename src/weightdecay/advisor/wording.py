@@ -119,7 +119,7 @@ def _law(advice: Advice) -> Iterator[RenderableType]:
 
 
 def _carried(advice: Advice, wide: bool) -> Iterator[RenderableType]:
-    rows = [_law_row(one.law, f"{one.weight_decay:.3g}") for one in advice.carried]
+    rows = [_law_row(one.law, _usable(one.weight_decay, advice)) for one in advice.carried]
     rows.append(_law_row(NANOCHAT, f"{advice.nanochat:.3g}"))
     run = advice.carried[0].run
     yield from _rows(("law", "λ", "equation", "source", "holds for"), rows, wide)
@@ -128,6 +128,12 @@ def _carried(advice: Advice, wide: bool) -> Iterator[RenderableType]:
     yield Text(
         f"B_opt = {quantity(advice.batch_tokens)} tokens: {BATCH.equation}; {BATCH.source} [{BATCH.tag}]; {BATCH.holds}"
     )
+
+
+def _usable(weight_decay: float, advice: Advice) -> str:
+    """A λ; that a step under it would remove more than the whole weight is said."""
+    over = weight_decay * advice.planned.lr > 1
+    return f"{weight_decay:.3g}{', over 1/η: none' if over else ''}"
 
 
 def _law_row(law: Law, value: str) -> Sequence[str]:
