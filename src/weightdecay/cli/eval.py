@@ -23,6 +23,7 @@ from weightdecay.errors import ConfigError, did_you_mean, printable
 if TYPE_CHECKING:
     from weightdecay.evaluation.loss import Text as Judged
     from weightdecay.evaluation.loss import TextLoss
+    from weightdecay.evaluation.tasks import TaskResult
     from weightdecay.evaluation.trained import Stored
 
 _CHOICES = {"encoding_errors": ("strict", "replace"), "missing_text": ("refuse", "skip")}
@@ -31,7 +32,7 @@ _DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Eval:
-    """The loss of a trained model on its run's held-out text, or on any other."""
+    """The loss of a trained model on its run's held-out text, or on any other; with --tasks what it can do with it."""
 
     model: Argument[Run]
     """A run, one of its checkpoints, or an exported or Hugging Face directory."""
@@ -52,6 +53,8 @@ class Eval:
     """What ends a document within a text, like <|endoftext|>."""
     encoding_errors: Choice = "strict"
     """strict (stop at a byte that is not UTF-8) or replace (count and go on)."""
+    tasks: Switch = False
+    """Also pose tasks made of the text: close the bracket, recall the name, choose the true continuation of four."""
     json: Switch = False
     """One JSON document on stdout."""
 
@@ -85,10 +88,17 @@ class Eval:
             limit = limit or stored.run.config().run.eval_tokens
         dtype = self.dtype or (stored.run.config().run.dtype if stored.run else "float32")
         found = loss_on(trained, text, max_tokens=limit, dtype=getattr(torch, dtype))
+        solved = None
+        if self.tasks:
+            from weightdecay.evaluation.tasks import solve
+
+            solved = solve(trained, text)
         if self.json:
-            print_json(_document(stored, text, found, dtype))
+            print_json(_document(stored, text, found, dtype) | ({} if solved is None else _tasks_document(solved)))
         else:
             _tell(stored, text, found)
+            if solved is not None:
+                _tell_tasks(solved)
         return 0
 
     def _settings(self) -> Any:
@@ -125,3 +135,23 @@ def _tell(stored: Stored, text: Judged, found: TextLoss) -> None:
     line = f"{stored.path}{step}: loss {found.loss:.4f}, perplexity {found.perplexity:.2f}{bits}"
     line += f" on {found.tokens:,} tokens of {of}"
     console().print(Line(printable(line)), soft_wrap=True)
+
+
+def _tasks_document(solved: list[TaskResult]) -> dict[str, Any]:
+    return {"tasks": [{**vars(result), "share": result.share} for result in solved]}
+
+
+def _tell_tasks(solved: list[TaskResult]) -> None:
+    from rich.table import Table
+
+    table = Table()
+    for name in ("task", "solved", "of", "share", "95 % interval", "by chance"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for result in solved:
+        share, interval = "–", "the text poses none"
+        if result.share is not None and result.interval is not None:
+            share = f"{100 * result.share:.1f} %"
+            interval = f"{100 * result.interval[0]:.1f} to {100 * result.interval[1]:.1f} %"
+        chance = f"{100 * result.chance:.0f} %"
+        table.add_row(result.name, str(result.right), str(result.items), share, interval, chance)
+    console().print(table)

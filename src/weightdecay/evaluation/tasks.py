@@ -1,18 +1,21 @@
 """Three tasks that a text poses by itself: no data set, no network, nothing but its held-out documents.
 
-    bracket       which of ) ] } closes what is open here                                    chance 1/3
-    name          which of four names, each written earlier in the window, stands here again  chance 1/4
-    continuation  which of four passages is the true continuation, the others from elsewhere  chance 1/4
+    bracket       which of ) ] } closes what is open here
+    name          which of four names, each defined above in the window, stands here
+    continuation  which of four passages is the true continuation, the others from elsewhere
 
 Every item is a choice: a context, and candidates of which the first is the true one. A model chooses the candidate to
 which it gives the highest probability after the context. Of continuations all candidates have the same number of
-tokens. Which items are drawn is decided by the text alone, so that all models of one text and tokenizer get the same.
+tokens. Chance is what the best blind answer solves: a quarter, and of brackets the share of the most frequent one,
+which is held down by drawing equal numbers of each as far as the text has them. Which items are drawn is decided by
+the text alone, so that all models of one text and tokenizer get the same.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -32,7 +35,12 @@ ITEMS = 400
 
 _SEED = 41
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{3,}")
+# What defines a name in most languages that look like Python, C or JavaScript; a word of a text defines nothing.
+_NAME = re.compile(r"[A-Za-z_]\w{2,}")
+_DEFINED = re.compile(
+    r"\b(?:def|class|function|fn|func|let|var|const|import|as|for)\s+([A-Za-z_]\w{2,})"
+    r"|([A-Za-z_]\w{2,})\s*(?::[^=\n]{1,40})?=(?!=)"
+)
 _CONTINUATION_TOKENS = 16
 _CHOICES = 4
 
@@ -66,10 +74,6 @@ class TaskResult:
         return self.right / self.items if self.items else None
 
 
-CHANCE = {"bracket": 1 / 3, "name": 1 / 4, "continuation": 1 / 4}
-"""Of each task, what guessing solves."""
-
-
 def solve(trained: Trained, text: Text, *, items: int = ITEMS) -> list[TaskResult]:
     """What a model makes of a text's tasks.
 
@@ -86,9 +90,9 @@ def solve(trained: Trained, text: Text, *, items: int = ITEMS) -> list[TaskResul
                         f"{_CHOICES} passages")  # fmt: skip
     results = []
     for name, found in posed.items():
-        right = sum(_chosen(trained, item) == 0 for item in found)
+        right = sum(_solved(trained, item) for item in found)
         interval = wilson(right, len(found)) if found else None
-        results.append(TaskResult(name, right, len(found), CHANCE[name], interval))
+        results.append(TaskResult(name, right, len(found), _chance(name, found, trained.tokenizer), interval))
     return results
 
 
@@ -105,15 +109,29 @@ def tasks_of(text: Text, tokenizer: Tokenizer, context: int, items: int = ITEMS)
     for name, find in places.items():
         found = [(index, place) for index, words in enumerate(texts) for place in find(words)]
         made: list[Item] = []
+        # Of names every true one is another; of brackets one sign would fill the task.
+        most = items if name == "name" else -(-items // len(_CLOSING))
+        drawn: Counter[str] = Counter()
         for chosen in generator.permutation(len(found)):
             if len(made) == items:
                 break
             index, (start, candidates) = found[chosen]
+            if drawn[candidates[0]] == most:
+                continue
             if item := _item(texts[index][:start], candidates, tokenizer, context, generator, name):
                 made.append(item)
+                drawn[candidates[0]] += 1
         posed[name] = made
     posed["continuation"] = _continuations(documents, context, items, generator)
     return posed
+
+
+def _chance(task: str, items: Sequence[Item], tokenizer: Tokenizer) -> float:
+    """What the best answer without looking solves."""
+    if task != "bracket" or not items:
+        return 1 / _CHOICES
+    true = Counter(tokenizer.decode(item.candidates[0])[-1:] for item in items)
+    return max(true.values()) / len(items)
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
@@ -147,14 +165,16 @@ def _brackets(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _names(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Where a name of four letters or more stands again, with all the names before it, the true one first."""
-    seen: dict[str, None] = {}
+    """Where a name stands again that was defined above, with all names defined above it, the true one first."""
+    definitions = {match.start(match.lastindex or 0): match[match.lastindex or 0] for match in _DEFINED.finditer(text)}
+    defined: dict[str, None] = {}
     for match in _NAME.finditer(text):
         name = match.group()
-        if name in seen and len(seen) >= _CHOICES:
-            yield match.start(), [name, *(other for other in reversed(seen) if other != name)]
-        seen.pop(name, None)  # the names in the order in which they were last written
-        seen[name] = None
+        if match.start() in definitions:
+            defined.pop(name, None)  # in the order in which they were last defined
+            defined[name] = None
+        elif name in defined and len(defined) >= _CHOICES:
+            yield match.start(), [name, *(other for other in reversed(defined) if other != name)]
 
 
 def _item(
@@ -214,8 +234,8 @@ def _continuations(
 
 
 @torch.inference_mode()
-def _chosen(trained: Trained, item: Item) -> int:
-    """The candidate to which the model gives the highest probability after the context."""
+def _solved(trained: Trained, item: Item) -> bool:
+    """Whether the true candidate has the highest probability after the context; of equal ones none was chosen."""
     device = next(trained.model.parameters()).device
     rows = [[*item.context, *candidate] for candidate in item.candidates]
     longest, n_context = max(len(row) for row in rows), len(item.context)
@@ -228,4 +248,5 @@ def _chosen(trained: Trained, item: Item) -> int:
     nats_BT = F.cross_entropy(
         logits_BTV.transpose(1, 2), targets_BT.to(device), reduction="none", ignore_index=IGNORE_INDEX
     )
-    return int(nats_BT.double().sum(1).argmin())
+    true, *others = nats_BT.double().sum(1).tolist()
+    return all(true < other for other in others)
