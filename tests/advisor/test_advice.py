@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +16,7 @@ from weightdecay.advisor.advice import SHARE
 from weightdecay.advisor.wording import as_text
 from weightdecay.errors import ConfigError
 from weightdecay.laws import TAGS
+from weightdecay.recipes.settings import OptimizerSettings
 
 SMALL: dict[str, Any] = {"params": 10e6, "tokens": 200e6, "batch_tokens": 65_536, "lr": 1e-3}
 INSIDE: dict[str, Any] = {**SMALL, "parametrization": "mup", "schedule": "linear-to-zero"}
@@ -203,6 +204,15 @@ def test_carried_weight_decay_is_proportional_to_the_batch(times: float) -> None
     assert more["same timescale"] == pytest.approx(times * one["same timescale"], rel=0.02)
     assert more["same memory"] == pytest.approx(times * one["same memory"])
     assert more["independent"] == one["independent"]
+
+
+def test_an_optimizer_without_theory_gets_no_number_but_the_reason() -> None:
+    names = set(get_args(get_type_hints(OptimizerSettings)["name"])) - {"adamw", "muon"}
+    for name in names:
+        with pytest.raises(ConfigError, match=f"optimizer = {name}: no theory here"):
+            advise(**SMALL, optimizer=name)
+    with pytest.raises(ConfigError, match=r"PaLM removed η² of a weight"):
+        advise(**SMALL, optimizer="adafactor")
 
 
 def test_all_faults_are_told_at_once() -> None:

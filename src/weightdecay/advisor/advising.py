@@ -51,7 +51,7 @@ def advise(
         parametrization: how rates and initialisation follow the width, `standard` or `mup`; the law needs `mup`.
         schedule: the learning rate's way after its warm-up, `constant`, `linear-to-zero`, `linear-to-tenth`,
             `cosine-to-zero`, `cosine-to-tenth` or `wsd-to-zero`; the law needs `linear-to-zero`.
-        optimizer: of the matrices, `adamw` or `muon`.
+        optimizer: of the matrices, `adamw` or `muon`; of the others that this package has there is no theory.
         embeddings: the parameters among `params` that are tables of tokens and positions.
         width: d_model, for what λ would be at another width.
 

@@ -31,6 +31,21 @@ _SCHEDULES = {
 }
 
 
+_ADAMW_ALONE = "no theory here: no public run of it is in the database, and the laws were fitted on AdamW"
+# Optimizers of which nothing is known that would be advice, and why.
+_NO_THEORY = {
+    "adafactor": (
+        "no theory here: its step grows with the weight, so λ has no timescale; PaLM removed η² of a weight in a step "
+        "(Chowdhery et al. 2022, arXiv:2204.02311, section 5 [V])"
+    ),
+    "adam_l2": (
+        "no theory here: what a step removes depends on the gradients (arXiv:1711.05101 [V]), so no λ is comparable"
+    ),
+    "lion": _ADAMW_ALONE,
+    "sgdw": _ADAMW_ALONE,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun(Consistent):
     """A run that is planned."""
@@ -53,7 +68,7 @@ class PlannedRun(Consistent):
         "unknown", "constant", "linear-to-zero", "linear-to-tenth", "cosine-to-zero", "cosine-to-tenth", "wsd-to-zero"
     ] = "unknown"
     """The learning rate's way after its warm-up."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon", "adafactor", "adam_l2", "lion", "sgdw"] = "adamw"
     """Of the matrices."""
     embeddings: Annotated[Number, Ge(0)] = math.nan
     """Of the parameters, those in tables of tokens and positions; not a number where it is not given."""
@@ -61,6 +76,8 @@ class PlannedRun(Consistent):
     """d_model; 0 where it is not given."""
 
     def contradictions(self) -> Iterator[Contradiction]:
+        if self.optimizer in _NO_THEORY:
+            yield Contradiction(("optimizer",), f"optimizer = {self.optimizer}: {_NO_THEORY[self.optimizer]}")
         if self.batch_tokens > self.tokens:
             words = f"batch_tokens = {self.batch_tokens:g} of {self.tokens:g} tokens: not one step"
             yield Contradiction(("batch_tokens", "tokens"), f"{words}: make the run longer, or the batch smaller")

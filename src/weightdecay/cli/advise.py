@@ -28,7 +28,7 @@ class Advise:
     """The learning rate after its warm-up: constant, linear-to-zero, linear-to-tenth, cosine-to-zero, cosine-to-tenth,
     wsd-to-zero. The law needs linear-to-zero."""
     optimizer: Choice = "adamw"
-    """Of the matrices: adamw or muon."""
+    """Of the matrices: adamw or muon; of the others that `train` has there is no theory."""
     embeddings: Count = ""
     """Of the parameters, those in tables of tokens and positions, for the law with and without them."""
     width: Count = ""
