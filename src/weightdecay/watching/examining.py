@@ -151,6 +151,7 @@ class Examination:
     def _show(self, examined: Examined) -> None:
         """The table, where people see it: the program may run on for days."""
         if not examined.audit:
+            telling.tell(f"the audit of {where(examined)}, could not be made: {examined.failed}")
             return
         import io
 

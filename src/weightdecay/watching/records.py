@@ -135,7 +135,7 @@ class Records:
                 "the program became another one, which is not watched: what it has done until then is told; name that "
                 "program after -- to watch it"
             )
-        if not any(one.audit for one in examined) and outcome.how != "running":
+        if not examined and outcome.how != "running":
             said.append(self._nothing_seen(outcome))
         return list(dict.fromkeys(said))
 
