@@ -57,6 +57,8 @@ class DecayOf:
         self._is_ours = isinstance(optimizer, DecayingOptimizer)
         self._reports: list[GroupReport] | None = None
         self._at: list[tuple[float, float]] = []
+        # What probes have said of groups with such keys: an audit, say, shows single tensors for a while.
+        self._probed: dict[Any, tuple[list[GroupReport], list[tuple[float, float]]]] = {}
         self._probe(groups)
 
     @property
@@ -67,8 +69,11 @@ class DecayOf:
     def _probe(self, groups: list[Group]) -> None:
         if self.keeps_to_rules or self._optimizer is None:
             return
-        self._reports = list(probe_step(self._optimizer).groups)
-        self._at = [(amount(group, "lr"), amount(group, "weight_decay")) for group in groups]
+        kinds = tuple(tuple(sorted(map(str, group))) for group in groups)
+        if kinds not in self._probed:
+            at = [(amount(group, "lr"), amount(group, "weight_decay")) for group in groups]
+            self._probed[kinds] = list(probe_step(self._optimizer).groups), at
+        self._reports, self._at = self._probed[kinds]
 
     def regrouped(self, groups: list[Group]) -> None:
         """The groups are others than before."""
