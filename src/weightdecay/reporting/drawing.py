@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from weightdecay.errors import printable
 from weightdecay.reporting.encodings import Encodings, altair_module
 from weightdecay.reporting.palette import color
 from weightdecay.reporting.picture import Picture, Record, names_on, span
@@ -33,8 +34,9 @@ def chart(picture: Picture, among: Sequence[Picture] = (), *, interactive: bool 
     drawn = _DRAWERS[picture.kind](encodings)
     if picture.rule is not None:
         drawn = alt.layer(drawn, *_rule(encodings))
+    named = {"name": "records"} if interactive else {}  # by which the page finds them; of several in one SVG none has
     records = [dict(record) for record in _drawable(encodings)]
-    return drawn.properties(data=alt.InlineData(values=records, name="records"), height=_height(picture))
+    return drawn.properties(data=alt.InlineData(values=records, **named), height=_height(picture))
 
 
 def document(drawn: Any, alt_text: str, width: int | None = None) -> dict[str, Any]:
@@ -47,10 +49,21 @@ def document(drawn: Any, alt_text: str, width: int | None = None) -> dict[str, A
     if "concat" not in config:
         config["width"] = "container" if width is None else width
         config["autosize"] = {"type": "fit-x", "contains": "padding"}
-    return {**config, "background": "transparent", "description": alt_text, "config": _CONFIG}
+    shown: dict[str, Any] = _printable({**config, "background": "transparent", "description": alt_text})
+    return {**shown, "config": _CONFIG}
+
+
+def _printable(value: Any) -> Any:
+    """A document whose texts can all be drawn: a control character ends vl-convert, and Python with it."""
+    if isinstance(value, dict):
+        return {key: _printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 _CONFIG: dict[str, Any] = {
+    "aria": False,  # the picture is told as a whole, and by its table; titles would become parts of expressions
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
     "axis": {
@@ -168,12 +181,14 @@ def _rule(e: Encodings) -> list[Any]:
     for name, at in (("x", rule.x), ("y", rule.y)):
         if at is None:
             continue
-        line = e.alt.Chart(e.alt.InlineData(values=[{}])).encode(**{name: e.alt.datum(at, type="quantitative")})
+        line = e.alt.Chart(e.alt.InlineData(values=[{"label": rule.label}])).encode(
+            **{name: e.alt.datum(at, type="quantitative")}
+        )
         words = (
             {"x": "width", "align": "right", "dy": -7} if name == "y" else {"y": 0, "align": "left", "dx": 6, "dy": 8}
         )
         layers.append(line.mark_rule(color=color("quiet"), strokeDash=[4, 4]))
-        layers.append(line.mark_text(color=color("quiet"), fontSize=12, **words).encode(text=e.alt.datum(rule.label)))
+        layers.append(line.mark_text(color=color("quiet"), fontSize=12, **words).encode(text="label:N"))
     return layers
 
 

@@ -85,7 +85,7 @@ class Encodings:
         axis, alt = self.picture.axes[name], self.alt
         if axis.type != "quantitative":
             names = names_on(self.among, name)
-            return {"scale": alt.Scale(domain=names), "sort": names}
+            return {"scale": alt.Scale(domain=names)}
         bounds = span(self.among, name)
         if bounds is None:
             return {"scale": alt.Scale(zero=False)}
@@ -121,39 +121,43 @@ class Encodings:
             return {"color": alt.value(color(SERIES[0]))}
         legend = alt.Legend(title=self.picture.color.title or None, symbolSize=_SYMBOL[dashed]) if self.legend else None
         colors = [color(SERIES[index % len(SERIES)]) for index in range(len(names))]
-        encoded = {
-            "color": alt.Color("color:N", scale=alt.Scale(domain=names, range=colors), legend=legend, sort=names)
-        }
+        encoded = {"color": alt.Color("color:N", scale=alt.Scale(domain=names, range=colors), legend=legend)}
         if self.interactive:
             alone = f"{ONLY} == null || datum.color == {ONLY}"
             encoded["opacity"] = alt.condition(alone, alt.value(1), alt.value(0.12))
         if dashed and len(names) > 1:
             dashes = [list(_dash(index, len(names))) for index in range(len(names))]
             scale = alt.Scale(domain=names, range=dashes)
-            encoded["strokeDash"] = alt.StrokeDash("color:N", scale=scale, legend=legend, sort=names)
+            encoded["strokeDash"] = alt.StrokeDash("color:N", scale=scale, legend=legend)
         return encoded
 
     def detail(self) -> dict[str, Any]:
         return {"detail": self.alt.Detail("detail:N")} if self.picture.detail else {}
 
     def tooltip(self) -> list[Any]:
-        """Everything that is known of a record."""
-        alt, picture, said = self.alt, self.picture, []
-        for name, axis in picture.axes.items():
-            form = {"format": ".5~g"} if axis.type == "quantitative" else {}
-            said.append(alt.Tooltip(f"{name}:{letter(axis)}", title=axis.title or " ", **form))
-        if picture.low and picture.high:
-            said += [alt.Tooltip(f"{name}:Q", title=words, format=".5~g") for name, words in INTERVAL.items()]
-        if picture.detail:
-            said.append(alt.Tooltip("detail:N", title=picture.detail))
-        return said
+        """Everything that is known of a record, under names of ours: titles become parts of Vega's expressions."""
+        kinds = {name: letter(axis) for name, axis in self.picture.axes.items()}
+        kinds |= {name: "Q" for name in ("low", "high") if getattr(self.picture, name)}
+        kinds |= {"detail": "N"} if self.picture.detail else {}
+        return [
+            self.alt.Tooltip(f"{name}:{kind}", title=name, **({"format": ".5~g"} if kind == "Q" else {}))
+            for name, kind in kinds.items()
+        ]
 
     def parameters(self) -> list[Any]:
         return [self.alt.param(name=ONLY, value=None)] if self.interactive and self.picture.color is not None else []
 
 
 _SYMBOL = {False: 90, True: 220}  # of a legend: a dot, a piece of a line
-INTERVAL = {"low": "from", "high": "to"}
+
+
+def titles(picture: Picture) -> dict[str, str]:
+    """What the names of a picture's records stand for, in words."""
+    said = {name: axis.title for name, axis in picture.axes.items()}
+    if picture.kind != "heatmap" and "color" in said:
+        said["color"] = said["color"] or "series"
+    said |= {name: words for name, words in (("low", "from"), ("high", "to")) if getattr(picture, name)}
+    return said | ({"detail": picture.detail} if picture.detail else {})
 
 
 def letter(axis: Axis) -> str:

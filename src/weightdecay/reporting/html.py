@@ -16,10 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from weightdecay.errors import MissingExtraError
+from weightdecay.errors import MissingExtraError, printable
 from weightdecay.reporting import svg
 from weightdecay.reporting.drawing import chart, document
-from weightdecay.reporting.encodings import swatches
+from weightdecay.reporting.encodings import swatches, titles
 from weightdecay.reporting.numbers import numbers_of
 from weightdecay.reporting.page import Figure, Page, Table
 from weightdecay.reporting.palette import DARK, LIGHT, variables
@@ -44,6 +44,7 @@ class _Plot:
 
     id: str
     title: str
+    alt: str
     subtitle: str
     caption: str
     wide: bool
@@ -95,7 +96,9 @@ def _plot(figure: Figure) -> _Plot:
     among = [panel for _, panel in panels]
     drawn = []
     for index, (name, panel) in enumerate(panels):
-        spec = document(chart(panel, among, interactive=True), picture.alt)
+        spec = document(chart(panel, among, interactive=True), picture.alt) | {
+            "usermeta": {name: printable(title) for name, title in titles(picture).items()}
+        }
         place = f"{picture.id}-panel-{index}"
         drawn.append(_Panel(place, name, in_script(spec), svg.inline(panel, among, place)))
     numbers, left_out = numbers_of(picture)
@@ -103,6 +106,7 @@ def _plot(figure: Figure) -> _Plot:
     return _Plot(
         id=picture.id,
         title=picture.title,
+        alt=picture.alt,
         subtitle=picture.subtitle,
         caption=caption,
         wide=figure.wide,
@@ -120,17 +124,22 @@ def _environment() -> Any:
     except ImportError as error:
         raise MissingExtraError("a report", "report") from error
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown
     )
     environment.filters["prose"] = _prose
     return environment
+
+
+def _shown(value: Any) -> Any:
+    """A text without what a browser would obey in silence, such as a change of the reading direction."""
+    return printable(value) if type(value) is str else value
 
 
 def _prose(text: str) -> Any:
     """Escaped text with what stands between backticks as code."""
     from markupsafe import Markup, escape
 
-    pieces = _CODE.split(text)
+    pieces = _CODE.split(printable(text))
     return Markup("").join(
         Markup("<code>{}</code>").format(piece) if index % 2 else escape(piece) for index, piece in enumerate(pieces)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 
+from weightdecay.errors import printable
 from weightdecay.reporting.numbers import numbers_of
 from weightdecay.reporting.page import Block, Code, Facts, Figure, Finding, Folded, Listing, Page, Paragraph, Table
 from weightdecay.reporting.picture import Picture
@@ -33,13 +34,13 @@ def markdown(page: Page, picture_path: Callable[[Picture], str]) -> str:
 
 def plain(text: str) -> str:
     """Text that Markdown and HTML take for nothing else, in one line."""
-    line = " ".join(text.split())
+    line = " ".join(printable(text).split())
     return _NUMBERED.sub(r"\1\2\\\3", re.sub(r"^([-+])", r"\\\1", _MARKUP.sub(r"\\\1", line)))
 
 
 def prose(text: str) -> str:
     """The same with what stands between backticks as code."""
-    pieces = _PROSE_CODE.split(" ".join(text.split()))
+    pieces = _PROSE_CODE.split(" ".join(printable(text).split()))
     return "".join(f"`{piece}`" if index % 2 else plain_within(piece) for index, piece in enumerate(pieces))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weightdecay.reporting.encodings import INTERVAL
+from weightdecay.reporting.encodings import titles
 from weightdecay.reporting.page import Table
 from weightdecay.reporting.picture import Cell, Picture
 
@@ -11,17 +11,12 @@ _MOST = 40  # rows; a page is read by people
 
 def numbers_of(picture: Picture) -> tuple[Table, bool]:
     """The table, and whether rows were left out."""
-    columns = {name: axis.title or name for name, axis in picture.axes.items()}
-    columns |= {name: words for name, words in INTERVAL.items() if getattr(picture, name)}
-    columns |= {"detail": picture.detail} if picture.detail else {}
+    columns = titles(picture)
     records: list[dict[str, Cell]] = []
     for panel, part in picture.panels():
         records += [{"panel": panel, **record} for record in part.records()]
     if picture.facet is not None:
         columns = {"panel": picture.facet.label or picture.facet.field, **columns}
-    if "color" in columns and picture.axes["color"].title == "":
-        columns["color"] = "series"
-
     shown = records if len(records) <= _MOST else _some(records)
     numbers = {name for name in columns if all(not isinstance(record.get(name), str) for record in records)}
     return (

@@ -7,10 +7,10 @@
   tip.hidden = true;
   document.body.append(tip);
 
-  function showTip(handler, event, item, value) {
+  function showTip(titles, event, value) {
     tip.hidden = value === null || value === undefined;
     if (tip.hidden) return;
-    const rows = typeof value === "object" ? Object.entries(value) : [["", value]];
+    const rows = Object.entries(value).map(([name, text]) => [titles[name] ?? name, text]);
     tip.replaceChildren(
       ...rows.map((pair) => {
         const row = document.createElement("div");
@@ -37,7 +37,7 @@
         defaultStyle: false,
         mode: "vega-lite",
         renderer: "svg",
-        tooltip: showTip,
+        tooltip: (handler, event, item, value) => showTip(spec.usermeta, event, value),
       });
       views.set(figure, [...(views.get(figure) ?? []), view]);
       place.dataset.rows = view.data("records").length;

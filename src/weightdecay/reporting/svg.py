@@ -6,7 +6,7 @@ import re
 from typing import Any
 from xml.sax.saxutils import escape
 
-from weightdecay.errors import MissingExtraError
+from weightdecay.errors import MissingExtraError, printable
 from weightdecay.reporting.drawing import chart, document
 from weightdecay.reporting.encodings import altair_module
 from weightdecay.reporting.palette import DARK, LIGHT, color, fixed
@@ -71,4 +71,4 @@ def _opened(svg: str, attributes: str, first: str = "") -> str:
 
 
 def _attribute(text: str) -> str:
-    return escape(text, {'"': "&quot;"})
+    return escape(printable(text), {'"': "&quot;"})
