@@ -9,6 +9,7 @@ checkpoints.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -20,9 +21,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from weightdecay.errors import ConfigError, StoppedError
+from weightdecay.runs import dump_json
 from weightdecay.studies.analysis import analyse
 from weightdecay.studies.design import Arm, Plan, SizeName, Study
-from weightdecay.studies.directory import STUDY, Json, StudyDirectory, differences, now
+from weightdecay.studies.directory import RESULTS, STUDY, Json, StudyDirectory, differences, now
+from weightdecay.studies.statistics import check_statistics
 from weightdecay.studies.worker import Outcome, Task
 
 Report = Callable[[str], None]
@@ -69,28 +72,41 @@ def carry_out(
         RunBusyError: another process carries it out.
         StoppedError: a signal came; the runs have saved.
     """
+    check_statistics()  # before hours of training
     directory = StudyDirectory(path)
-    plan = study.plan(size)
     with directory.lock():
         report("preparing the text")
-        asked = _asked(study, plan, size, n_seeds, directory, sources)
-        _agree(directory, asked)
-        tasks = tasks_of(directory)
-        _Queue(study, directory, tasks, jobs, report, stop_requested).work_off()
+        begin(study, directory, size=size, n_seeds=n_seeds, sources=sources)
+        _Queue(study, directory, tasks_of(directory), jobs, report, stop_requested).work_off()
     return directory
+
+
+def begin(study: Study, directory: StudyDirectory, *, size: SizeName, n_seeds: int, sources: Sequence[str]) -> None:
+    """Make the texts and write study.json, or find that a study that was begun is the one that is asked for.
+
+    Raises:
+        ConfigError: it is not, with every difference.
+    """
+    _agree(directory, _asked(study, study.plan(size), size, n_seeds, directory, sources))
 
 
 def tasks_of(directory: StudyDirectory) -> list[Task]:
     """What each run of a begun study is to be, from study.json alone."""
+    from weightdecay.recipes.schema import recipe
+
     study = directory.study()
     arms = {arm["name"]: arm for arm in study["arms"]}
+    # From the recipe on: values that follow from others, such as the width of a head, follow from the arm's.
+    values = {
+        name: recipe(study["recipe"]).config({**study["given"], **arm["settings"]}).values()
+        for name, arm in arms.items()
+    }
     return [
         Task(
             str(directory.path),
             run["name"],
             {
-                **study["settings"],
-                **arms[run["arm"]]["settings"],
+                **values[run["arm"]],
                 "data.sources": [str((directory.texts / arms[run["arm"]]["text"]).resolve())],
                 "run.seed": run["seed"],
                 "run.out": str(directory.run(run["name"]).path),
@@ -112,7 +128,8 @@ def _asked(
 
     texts = make_texts(directory.texts, plan.texts, sources)
     vocabulary = next(iter(texts.values())).tokenizer.vocab_size
-    settings = recipe(plan.recipe).config({"model.vocab_size": vocabulary, **plan.settings}).values()
+    given = {"model.vocab_size": vocabulary, **plan.settings}
+    settings = recipe(plan.recipe).config(given).values()
     for key in ("data.sources", "run.out", "run.seed"):
         del settings[key]
     seeds = list(range(n_seeds))
@@ -129,6 +146,7 @@ def _asked(
         "weightdecay": __version__,
         "recipe": plan.recipe,
         "seeds": seeds,
+        "given": given,
         "settings": settings,
         "measures": list(plan.measures),
         "texts": {name: identity(prepared) for name, prepared in sorted(texts.items())},
@@ -188,10 +206,6 @@ def _agree(directory: StudyDirectory, asked: Mapping[str, Any]) -> None:
         directory.write(STUDY, asked)
         return
     # Through JSON, as the one on the disk went: 1.0 and 1, tuples and lists are then alike.
-    import json
-
-    from weightdecay.runs import dump_json
-
     if changed := differences(directory.study(), json.loads(dump_json(asked))):
         raise ConfigError([*changed[:20], (f"{directory.path}: was begun with other settings (above): go on with "
                            "those, or give another --out")])  # fmt: skip
@@ -312,15 +326,11 @@ class _Queue:
         self._working.clear()
 
     def _analyse(self) -> None:
-        from weightdecay.studies.directory import RESULTS
-
         self._directory.write(RESULTS, analyse(self._study, self._directory))
 
 
 def _outcome(worker: _Worker) -> Outcome:
     """What a worker that has ended said last; of one that said nothing, what its exit code tells."""
-    import json
-
     assert worker.process.stdout is not None
     said = worker.process.stdout.read().strip().splitlines()
     worker.process.stdout.close()

@@ -62,6 +62,11 @@ class Difference:
         return None if self.std is None else _interval(self.mean, self.std, self.n, level)
 
 
+def check_statistics() -> None:
+    """Raises MissingExtraError where scipy is not installed."""
+    _student_t()
+
+
 def mean_of(values: Sequence[float]) -> Mean:
     """Mean, standard deviation and interval of the seeds' values.
 
