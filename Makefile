@@ -7,7 +7,7 @@ FRAMEWORKS_PIP := $(subst .venv,.venv-frameworks,$(PIP))
 # A worker a core; a file's tests stay together, since they share what is slow to make.
 PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-all check bench docs tables museum clean
+.PHONY: demo test test-all test-gpu check bench docs tables museum clean
 
 # Each stamp is a finished install; a changed pyproject.toml or constraints.txt makes it anew.
 .venv/.train: pyproject.toml constraints.txt
@@ -58,10 +58,14 @@ test: .venv/.dev
 	$(PYTEST)
 
 test-all: .venv/.dev .venv-packages/.ready .venv-zoo/.ready .venv-frameworks/.ready
-	$(PYTEST) -m '' --hypothesis-profile new-examples --ignore tests/packages --ignore tests/zoo/test_zoo.py --ignore tests/frameworks
+	REQUIRE_BROWSER=1 $(PYTEST) -m '' --hypothesis-profile new-examples --ignore tests/packages --ignore tests/zoo/test_zoo.py --ignore tests/frameworks
 	$(subst .venv,.venv-packages,$(PYTEST)) -m '' --dist worksteal tests/packages
 	$(subst .venv,.venv-zoo,$(PYTEST)) -m '' tests/zoo
 	$(subst .venv,.venv-frameworks,$(PYTEST)) -m '' tests/frameworks
+
+# On a machine with a CUDA device; elsewhere each test is skipped by name.
+test-gpu: .venv/.dev
+	$(BIN)/pytest -m gpu -rs tests/gpu
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .
