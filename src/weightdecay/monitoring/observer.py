@@ -124,7 +124,8 @@ class Observer:
         if identities(self.groups) != self._rotation.known:
             self._take_in()
         for turned in self._rotation.part((self.done + 1) // self._every):
-            if turned.tensor.grad is not None:
+            # A shard's gradient may be missing on one rank alone, and all ranks must sum up the same tensors.
+            if turned.tensor.grad is not None or hasattr(turned.tensor, "to_local"):
                 weights = self._stepped(turned)
                 flat = turned.flat(weights)
                 is_view = flat.data_ptr() == weights.data_ptr()

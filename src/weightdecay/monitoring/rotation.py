@@ -6,6 +6,7 @@ looks at the same tensors in the same steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +107,7 @@ class Rotation:
                 name = names.get(p) or (own[place] if own else f"group{index}.{place}")
                 role = roles.get(name, ("unknown", False))
                 size = p.numel() * (2 if p.is_complex() else 1)
-                here = max(min(-(-size // shards_of(p)), self._budget // _BYTES), 1)
+                here = max(min(largest_shard(p), self._budget // _BYTES), 1)
                 found.append(Turned(name, *role, tensor=p, group=index, elements=size, here=here))
         return found
 
@@ -130,13 +131,14 @@ def identities(groups: Sequence[Group]) -> list[tuple[int, ...]]:
     return [tuple(id(p) for p in group["params"]) for group in groups]
 
 
-def shards_of(tensor: Any) -> int:
-    """Over how many ranks the elements are spread."""
-    count = 1
+def largest_shard(tensor: Any) -> int:
+    """Elements of the largest part that a rank holds; every rank knows it alike."""
+    sizes: list[int] = list(tensor.shape)
     for axis, placement in enumerate(getattr(tensor, "placements", ())):
         if placement.is_shard():
-            count *= tensor.device_mesh.size(axis)
-    return count
+            sizes[placement.dim] = math.ceil(sizes[placement.dim] / tensor.device_mesh.size(axis))
+    elements: int = math.prod(sizes) * (2 if tensor.is_complex() else 1)
+    return elements
 
 
 def _is_weights(tensor: Tensor) -> bool:
