@@ -16,7 +16,7 @@ from weightdecay.kernels import library
 from weightdecay.kernels.activations import GATED, activation
 from weightdecay.kernels.attention import Scores, attention, split_heads
 from weightdecay.kernels.loss import head_loss
-from weightdecay.kernels.norms import column_sums, norm
+from weightdecay.kernels.norms import Norm, column_sums, normed, normed_beside
 from weightdecay.kernels.products import product
 from weightdecay.models.attention import score_mask
 from weightdecay.models.feedforward import activated
@@ -76,8 +76,8 @@ def test_norms(rows: int, width: int, centred: bool, gain: bool, bias: bool, off
     own = [draw(width, seed=1).float()] if gain else []
     own += [draw(width, seed=2).float()] if gain and bias else []
 
-    def ours(x: Tensor, *own: Tensor) -> Tensor:
-        return norm(x, own[0] if gain else None, own[1] if len(own) > 1 else None, 1e-2, centred=centred, offset=offset)
+    def described(own: Sequence[Tensor]) -> Norm:
+        return Norm(own[0] if gain else None, own[1] if len(own) > 1 else None, 1e-2, centred, offset)
 
     def theirs(x: Tensor, *own: Tensor) -> Tensor:
         x = x - x.mean(-1, keepdim=True) if centred else x
@@ -85,7 +85,13 @@ def test_norms(rows: int, width: int, centred: bool, gain: bool, bias: bool, off
         y = y * (own[0] + offset) if gain else y
         return y + own[1] if len(own) > 1 else y
 
-    check(ours, theirs, [x, *own], within=SUMMED)
+    check(lambda x, *own: normed(x, described(own)), theirs, [x, *own], within=SUMMED)
+    check(
+        lambda x, *own: torch.stack(normed_beside(x, described(own))),
+        lambda x, *own: torch.stack((x, theirs(x, *own))),
+        [x, *own],
+        within=SUMMED,
+    )
 
 
 @given(

@@ -23,17 +23,19 @@ class _Activation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, kind: str) -> Tensor:
         h = h.contiguous()
-        width = h.shape[-1] // 2 if kind in GATED else h.shape[-1]
+        times = 2 if kind in GATED else 1
+        width = h.shape[-1] // times
         y = h.new_empty(*h.shape[:-1], width)
-        call(f"{kind}_forward", h, y, y.numel() // width, width)
-        ctx.save_for_backward(h)
-        ctx.kind, ctx.width = kind, width
+        slopes = torch.empty_like(h) if ctx.needs_input_grad[0] else None
+        call(kind, h, y, slopes, y.numel() // width, width)
+        ctx.save_for_backward(slopes)
+        ctx.times, ctx.width = times, width
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        (h,) = ctx.saved_tensors
-        dh = torch.empty_like(h)
-        call(f"{ctx.kind}_backward", dy.contiguous(), h, dh, dy.numel() // ctx.width, ctx.width)
+        (slopes,) = ctx.saved_tensors
+        dh = torch.empty_like(slopes)
+        call("times_slopes", dy.contiguous(), slopes, dh, ctx.times, dy.numel() // ctx.width, ctx.width)
         return dh, None

@@ -147,9 +147,9 @@ class _Attention(torch.autograd.Function):
         q, k, v, logsums_BHT, slopes_H, *kept = ctx.saved_tensors
         batch, heads, time, width = v.shape
         dy_BTX = dy_BTX.contiguous()
-        dq = torch.empty_like(q)
-        summed = torch.float32 if time > BLOCK else q.dtype  # over the blocks
-        dk, dv = torch.zeros_like(k, dtype=summed), torch.zeros_like(v, dtype=summed)
+        dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+        if several := time > BLOCK:  # whose gradients of keys and values add up
+            dk, dv = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
 
         for place, block in enumerate(_blocks(batch, heads, time, ctx.scores.window)):
             dy = v.new_empty(len(block.of(v)) * heads, block.end - block.first, width)
@@ -158,11 +158,19 @@ class _Attention(torch.autograd.Function):
             dscores = torch.bmm(dy, block.keys(v).transpose(1, 2))
             known = None if kept else logsums_BHT
             _softmax("softmax_backward", [weights, dscores], block, known, slopes_H, ctx.scores, (heads, time))
-            block.queries(dq).copy_(torch.bmm(dscores, block.keys(k)))
-            block.keys(dk).add_(torch.bmm(dscores.transpose(1, 2), block.queries(q)))
-            block.keys(dv).add_(torch.bmm(weights.transpose(1, 2), dy))
+            _product(block.queries(dq), dscores, block.keys(k), add=False)
+            _product(block.keys(dk), dscores.transpose(1, 2), block.queries(q), add=several)
+            _product(block.keys(dv), weights.transpose(1, 2), dy, add=several)
 
         return dq, dk.to(k.dtype), dv.to(v.dtype), None
+
+
+def _product(out: Tensor, left: Tensor, right: Tensor, *, add: bool) -> None:
+    """The products of two batches of matrices to where they belong."""
+    if add:
+        out.add_(torch.bmm(left, right))
+    else:
+        torch.bmm(left, right, out=out)
 
 
 def _softmax(

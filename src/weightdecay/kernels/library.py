@@ -36,12 +36,10 @@ _WORTH_THREADS = 1 << 15
 # What a kernel takes, letter by letter: tensors of bfloat16 (b), float32 (w) and int64 (t), or none in their place, and
 # numbers: int64 (l), int (i) and float (f). The number of threads, which all take, comes last.
 _SIGNATURES = {
-    **{f"{kind}_forward": "bbll" for kind in ("relu", "relu_squared", "gelu", "gelu_tanh")},
-    **{f"{kind}_backward": "bbbll" for kind in ("relu", "relu_squared", "gelu", "gelu_tanh")},
-    **{f"{kind}_forward": "bbll" for kind in ("swiglu", "geglu", "geglu_tanh")},
-    **{f"{kind}_backward": "bbbll" for kind in ("swiglu", "geglu", "geglu_tanh")},
+    **dict.fromkeys(("relu", "relu_squared", "gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh"), "bbbll"),
+    "times_slopes": "bbblll",
     "norm_forward": "bwwffibwwll",
-    "norm_backward": "bbwfiwwbwwll",
+    "norm_backward": "bbbwfiwwbwwll",
     "column_sums": "bwll",
     "accumulate": "wbl",
     "split_heads": "bwwlbbblllll",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,54 +11,68 @@ from torch.autograd.function import once_differentiable
 from weightdecay.kernels.library import call
 
 
-def norm(
-    x: Tensor, gain: Tensor | None, bias: Tensor | None, eps: float, *, centred: bool, offset: float = 0.0
-) -> Tensor:
+class Norm(NamedTuple):
     """y = (x − [mean x])/√(mean (x − [mean x])² + ε)·(gain + offset) + bias over the last axis.
 
-    Args:
-        x: bfloat16.
+    Attributes:
         gain, bias: [width], or none; gradients reach them in their own precision.
         centred: whether the mean is taken off, as LayerNorm does and RMSNorm does not.
     """
-    y: Tensor = _Norm.apply(x, gain, bias, eps, centred, offset)  # type: ignore[no-untyped-call]
+
+    gain: Tensor | None
+    bias: Tensor | None
+    eps: float
+    centred: bool
+    offset: float = 0.0
+
+
+def normed(x: Tensor, norm: Norm) -> Tensor:
+    """The norm of bfloat16 rows."""
+    y: Tensor = _Norm.apply(x, *norm, False)  # type: ignore[no-untyped-call]
     return y
+
+
+def normed_beside(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    """x, to go on beside a branch, and its norm, for the branch: their gradients then meet in one pass."""
+    x, y = _Norm.apply(x, *norm, True)  # type: ignore[no-untyped-call]
+    return x, y
 
 
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, gain: Tensor | None, bias: Tensor | None, eps: float, centred: bool, offset: float
-    ) -> Tensor:
-        x = x.contiguous()
+        ctx: Any, x: Tensor, gain: Tensor | None, bias: Tensor | None, eps: float, centred: bool, offset: float,
+        beside: bool,
+    ) -> Any:  # fmt: skip
+        rows_of_x = x.contiguous()
         ctx.dtypes = [of.dtype if of is not None else None for of in (gain, bias)]
         gain, bias = (of.float() if of is not None else None for of in (gain, bias))
         width = x.shape[-1]
         rows = x.numel() // width
-        y = torch.empty_like(x)
+        y = torch.empty_like(rows_of_x)
         means, rstds = torch.empty(2, rows)
-        call("norm_forward", x, gain, bias, offset, eps, centred, y, means, rstds, rows, width)
-        ctx.save_for_backward(x, gain, means, rstds)
-        ctx.centred, ctx.offset = centred, offset
-        return y
+        call("norm_forward", rows_of_x, gain, bias, offset, eps, centred, y, means, rstds, rows, width)
+        ctx.save_for_backward(rows_of_x, gain, means, rstds)
+        ctx.centred, ctx.offset, ctx.beside = centred, offset, beside
+        return (x, y) if beside else y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, gain, means, rstds = ctx.saved_tensors
+        dstream, dy = (of.contiguous() for of in gradients) if ctx.beside else (None, gradients[0].contiguous())
         width, threads = x.shape[-1], torch.get_num_threads()
         dx = torch.empty_like(x)
-        dgain = torch.zeros(threads, width) if gain is not None else None
-        dbias = torch.zeros(threads, width) if ctx.dtypes[1] is not None else None
+        dgain, dbias = (torch.zeros(threads, width) if dtype is not None else None for dtype in ctx.dtypes)
         call(
-            "norm_backward", dy.contiguous(), x, gain, ctx.offset, ctx.centred, means, rstds, dx, dgain, dbias,
+            "norm_backward", dy, dstream, x, gain, ctx.offset, ctx.centred, means, rstds, dx, dgain, dbias,
             len(means), width,
         )  # fmt: skip
         summed = (
             of.sum(dim=0).to(dtype) if of is not None else None
             for of, dtype in zip((dgain, dbias), ctx.dtypes, strict=True)
         )
-        return dx, *summed, None, None, None
+        return dx, *summed, None, None, None, None
 
 
 def column_sums(x: Tensor) -> Tensor:

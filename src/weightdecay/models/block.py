@@ -11,7 +11,7 @@ from weightdecay.models.cache import LayerCache
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.experts import Experts
 from weightdecay.models.feedforward import FeedForward
-from weightdecay.models.layers import StochasticDepth, make_norm
+from weightdecay.models.layers import StochasticDepth, branched, make_norm
 from weightdecay.models.routing import Routing
 
 
@@ -53,14 +53,19 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, cache: LayerCache | None = None, *more: Tensor) -> tuple[Tensor, Routing | None]:
         """The stream after this block, and which of its experts the tokens went to if it has any."""
-        normed_BTD = self._normed("attention", self.before, x_BTD)
+        x_BTD, normed_BTD = self._branched("attention", x_BTD)
         attended_BTD = self._added("attention", x_BTD, self.attention(normed_BTD, cache, *more))
 
         if self.feedforward_norm is not None:
-            normed_BTD = self._normed("feedforward", self.before, x_BTD if self.parallel else attended_BTD)
+            stream_BTD, normed_BTD = self._branched("feedforward", x_BTD if self.parallel else attended_BTD)
+            attended_BTD = attended_BTD if self.parallel else stream_BTD
         output = self.feedforward(normed_BTD)
         y_BTD, routing = output if isinstance(output, tuple) else (output, None)
         return self._added("feedforward", attended_BTD, y_BTD), routing
+
+    def _branched(self, branch: str, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """The stream beside a branch, and what the branch begins with."""
+        return branched(getattr(self, f"{branch}_{self.before}"), x_BTD) if self.before else (x_BTD, x_BTD)
 
     def _added(self, branch: str, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
         """The stream with a branch's output, less what dropout takes of it."""

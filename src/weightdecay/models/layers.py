@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weightdecay.kernels.library import usable
-from weightdecay.kernels.norms import norm
+from weightdecay.kernels.norms import Norm, normed, normed_beside
 from weightdecay.kernels.products import product
 from weightdecay.models.config import ModelConfig
 
@@ -87,10 +87,14 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if usable(x):
-            return norm(x, self.weight, self.bias, self.eps, centred=True)
+            return normed(x, self.kernel())
         if not is_lower(x, self.weight):
             return super().forward(x)
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+    def kernel(self) -> Norm:
+        """What a kernel has to know of it."""
+        return Norm(self.weight, self.bias, self.eps, centred=True)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -102,11 +106,16 @@ class RMSNorm(nn.RMSNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if usable(x) and self.eps is not None:
-            return norm(x, self.weight if self.elementwise_affine else None, None, self.eps, centred=False)
+        if usable(x):
+            return normed(x, self.kernel())
         if not self.elementwise_affine or self.weight.dtype == x.dtype:
             return super().forward(x)
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+    def kernel(self) -> Norm:
+        """What a kernel has to know of it."""
+        eps = torch.finfo(torch.float32).eps if self.eps is None else self.eps
+        return Norm(self.weight if self.elementwise_affine else None, None, eps, centred=False)
 
 
 class UnitOffsetRMSNorm(nn.Module):
@@ -124,9 +133,20 @@ class UnitOffsetRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if usable(x):
-            return norm(x, self.weight, None, self.eps, centred=False, offset=1.0)
+            return normed(x, self.kernel())
         wide = x.to(self.weight.dtype)
         return F.rms_norm(wide, self.weight.shape, 1.0 + self.weight, self.eps).to(x.dtype)
+
+    def kernel(self) -> Norm:
+        """What a kernel has to know of it."""
+        return Norm(self.weight, None, self.eps, centred=False, offset=1.0)
+
+
+def branched(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The stream as it goes on, and its norm for a branch."""
+    if usable(x) and isinstance(norm, LayerNorm | RMSNorm | UnitOffsetRMSNorm):
+        return normed_beside(x, norm.kernel())
+    return x, norm(x)
 
 
 class Rotary(nn.Module):

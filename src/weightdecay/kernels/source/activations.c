@@ -1,31 +1,31 @@
-// The non-linearities between up and down, and their gradients: one pass each, arithmetic in float32.
+// The non-linearities between up and down. One pass forward, which also keeps the slopes; one multiplication back.
 #include "bfloat16.h"
 
 typedef struct {
     float value, slope;
 } Curve;
 
-static inline Curve relu(float x) { return (Curve){x > 0 ? x : 0 * x, x > 0 ? 1.0f : 0.0f}; }
+static inline Curve relu_at(float x) { return (Curve){x > 0 ? x : 0 * x, x > 0 ? 1.0f : 0.0f}; }
 
-static inline Curve relu_squared(float x) {
+static inline Curve relu_squared_at(float x) {
     float r = x > 0 ? x : 0 * x;
     return (Curve){r * r, 2 * r};
 }
 
-static inline Curve silu(float x) {
+static inline Curve silu_at(float x) {
     float s = sigmoid(x);
     return (Curve){x * s, s + x * s * (1 - s)};
 }
 
 // x·(1 + tanh(u))/2 with u = √(2/π)·(x + 0.044715·x³), which is x·sigmoid(2u).
-static inline Curve gelu_tanh(float x) {
+static inline Curve gelu_tanh_at(float x) {
     const float a = 1.5957691216f, b = 0.044715f;
     float s = sigmoid(a * (x + b * x * x * x));
     return (Curve){x * s, s + x * s * (1 - s) * a * (1 + 3 * b * x * x)};
 }
 
 // x·Φ(x); Φ by Abramowitz & Stegun 7.1.26, within 1.5e-7.
-static inline Curve gelu(float x) {
+static inline Curve gelu_at(float x) {
     float z = fabsf(x) * 0.70710678f;
     float t = reciprocal(1.0f + 0.3275911f * z);
     float e = exponential(-z * z);
@@ -35,50 +35,60 @@ static inline Curve gelu(float x) {
     return (Curve){x * phi, phi + x * e * 0.39894228f};
 }
 
-#define PLAIN(name, curve)                                                                                      \
-    void name##_forward(const bfloat16 *h, bfloat16 *y, int64_t rows, int64_t width, int threads) {             \
-        _Pragma("omp parallel for num_threads(threads) schedule(static)") for (int64_t row = 0; row < rows; row++) { \
-            const bfloat16 *hr = h + row * width;                                                               \
-            bfloat16 *yr = y + row * width;                                                                     \
-            for (int64_t i = 0; i < width; i++) yr[i] = low(curve(wide(hr[i])).value);                          \
-        }                                                                                                       \
-    }                                                                                                           \
-    void name##_backward(const bfloat16 *dy, const bfloat16 *h, bfloat16 *dh, int64_t rows, int64_t width,      \
-                         int threads) {                                                                         \
-        _Pragma("omp parallel for num_threads(threads) schedule(static)") for (int64_t row = 0; row < rows; row++) { \
-            const bfloat16 *dr = dy + row * width, *hr = h + row * width;                                       \
-            bfloat16 *out = dh + row * width;                                                                   \
-            for (int64_t i = 0; i < width; i++) out[i] = low(wide(dr[i]) * curve(wide(hr[i])).slope);           \
-        }                                                                                                       \
+#define EACH_ROW _Pragma("omp parallel for num_threads(threads) schedule(static)") for (int64_t row = 0; row < rows; row++)
+
+// y = curve(h), and its slopes unless nobody wants them.
+#define PLAIN(name, curve)                                                                                         \
+    void name(const bfloat16 *h, bfloat16 *y, bfloat16 *slopes, int64_t rows, int64_t width, int threads) {        \
+        EACH_ROW {                                                                                                 \
+            const bfloat16 *from = h + row * width;                                                                \
+            bfloat16 *to = y + row * width, *kept = slopes + row * width;                                          \
+            if (slopes)                                                                                            \
+                for (int64_t i = 0; i < width; i++) {                                                              \
+                    Curve c = curve(wide(from[i]));                                                                \
+                    to[i] = low(c.value);                                                                          \
+                    kept[i] = low(c.slope);                                                                        \
+                }                                                                                                  \
+            else                                                                                                   \
+                for (int64_t i = 0; i < width; i++) to[i] = low(curve(wide(from[i])).value);                       \
+        }                                                                                                          \
     }
 
-// Rows of h are the gate, then what it lets through.
-#define GATED(name, curve)                                                                                      \
-    void name##_forward(const bfloat16 *h, bfloat16 *y, int64_t rows, int64_t width, int threads) {             \
-        _Pragma("omp parallel for num_threads(threads) schedule(static)") for (int64_t row = 0; row < rows; row++) { \
-            const bfloat16 *gate = h + 2 * row * width, *up = gate + width;                                     \
-            bfloat16 *yr = y + row * width;                                                                     \
-            for (int64_t i = 0; i < width; i++) yr[i] = low(curve(wide(gate[i])).value * wide(up[i]));          \
-        }                                                                                                       \
-    }                                                                                                           \
-    void name##_backward(const bfloat16 *dy, const bfloat16 *h, bfloat16 *dh, int64_t rows, int64_t width,      \
-                         int threads) {                                                                         \
-        _Pragma("omp parallel for num_threads(threads) schedule(static)") for (int64_t row = 0; row < rows; row++) { \
-            const bfloat16 *dr = dy + row * width, *gate = h + 2 * row * width, *up = gate + width;             \
-            bfloat16 *dgate = dh + 2 * row * width, *dup = dgate + width;                                       \
-            for (int64_t i = 0; i < width; i++) {                                                               \
-                Curve c = curve(wide(gate[i]));                                                                 \
-                float d = wide(dr[i]);                                                                          \
-                dgate[i] = low(d * wide(up[i]) * c.slope);                                                      \
-                dup[i] = low(d * c.value);                                                                      \
-            }                                                                                                   \
-        }                                                                                                       \
+// y = curve(gate)·up, where rows of h are the gate, then up; and its slopes by both, laid out like h.
+#define GATED(name, curve)                                                                                         \
+    void name(const bfloat16 *h, bfloat16 *y, bfloat16 *slopes, int64_t rows, int64_t width, int threads) {        \
+        EACH_ROW {                                                                                                 \
+            const bfloat16 *gate = h + 2 * row * width, *up = gate + width;                                        \
+            bfloat16 *to = y + row * width, *by_gate = slopes + 2 * row * width, *by_up = by_gate + width;         \
+            if (slopes)                                                                                            \
+                for (int64_t i = 0; i < width; i++) {                                                              \
+                    Curve c = curve(wide(gate[i]));                                                                \
+                    to[i] = low(c.value * wide(up[i]));                                                            \
+                    by_gate[i] = low(c.slope * wide(up[i]));                                                       \
+                    by_up[i] = low(c.value);                                                                       \
+                }                                                                                                  \
+            else                                                                                                   \
+                for (int64_t i = 0; i < width; i++) to[i] = low(curve(wide(gate[i])).value * wide(up[i]));         \
+        }                                                                                                          \
     }
 
-PLAIN(relu, relu)
-PLAIN(relu_squared, relu_squared)
-PLAIN(gelu, gelu)
-PLAIN(gelu_tanh, gelu_tanh)
-GATED(swiglu, silu)
-GATED(geglu, gelu)
-GATED(geglu_tanh, gelu_tanh)
+PLAIN(relu, relu_at)
+PLAIN(relu_squared, relu_squared_at)
+PLAIN(gelu, gelu_at)
+PLAIN(gelu_tanh, gelu_tanh_at)
+GATED(swiglu, silu_at)
+GATED(geglu, gelu_at)
+GATED(geglu_tanh, gelu_tanh_at)
+
+// dh = dy·slope, for each of the `times` slopes that a y has.
+void times_slopes(const bfloat16 *dy, const bfloat16 *slopes, bfloat16 *dh, int64_t times, int64_t rows, int64_t width,
+                  int threads) {
+    EACH_ROW {
+        const bfloat16 *from = dy + row * width;
+        for (int64_t part = 0; part < times; part++) {
+            const bfloat16 *slope = slopes + (row * times + part) * width;
+            bfloat16 *to = dh + (row * times + part) * width;
+            for (int64_t i = 0; i < width; i++) to[i] = low(wide(from[i]) * wide(slope[i]));
+        }
+    }
+}

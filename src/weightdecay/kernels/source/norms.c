@@ -29,9 +29,10 @@ void norm_forward(const bfloat16 *x, const float *gain, const float *bias, float
     }
 }
 
-// dx = rstd·(g − [mean(g)] − x̂·mean(g·x̂)) with g = dy·(gain + offset); each thread's share of the gradients of gain and
+// dx = dstream + rstd·(g − [mean(g)] − x̂·mean(g·x̂)) with g = dy·(gain + offset), dstream or
+// nothing; each thread's share of the gradients of gain and
 // bias, [threads, width], to be summed in the threads' order.
-void norm_backward(const bfloat16 *dy, const bfloat16 *x, const float *gain, float offset, int centred,
+void norm_backward(const bfloat16 *dy, const bfloat16 *dstream, const bfloat16 *x, const float *gain, float offset, int centred,
                    const float *means, const float *rstds, bfloat16 *dx, float *dgain, float *dbias, int64_t rows,
                    int64_t width, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -57,7 +58,11 @@ void norm_backward(const bfloat16 *dy, const bfloat16 *x, const float *gain, flo
                 for (int64_t i = 0; i < width; i++) sum += g[i];
             for (int64_t i = 0; i < width; i++) along += g[i] * (wide(xr[i]) - mean);
             const float shift = sum / width, tilt = along * rstd * rstd / width;
-            for (int64_t i = 0; i < width; i++) out[i] = low(rstd * (g[i] - shift - (wide(xr[i]) - mean) * tilt));
+            for (int64_t i = 0; i < width; i++) g[i] = rstd * (g[i] - shift - (wide(xr[i]) - mean) * tilt);
+            if (dstream)
+                for (int64_t i = 0; i < width; i++) out[i] = low(g[i] + wide(dstream[row * width + i]));
+            else
+                for (int64_t i = 0; i < width; i++) out[i] = low(g[i]);
         }
     }
 }
