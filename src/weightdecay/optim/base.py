@@ -21,6 +21,7 @@ from weightdecay.optim.grouping import (
     Group,
     Params,
     Rules,
+    asks_for_hypergradients,
     drop_repeats,
     listed_groups,
     rule_for_the_rest,
@@ -34,9 +35,10 @@ from weightdecay.optim.grouping import (
 from weightdecay.optim.loading import StateKeeping, is_only_saved
 from weightdecay.optim.pieces import COUNTS, ROUNDED, Elements, StepKind, Workspace, flattened
 from weightdecay.optim.precision import warn_of_rounding
+from weightdecay.optim.recording import decay_now
 from weightdecay.optim.roundings import LOW_PRECISION, ROUNDINGS, Rounding, as_rounding, group_rounding, spelt_rounding
 from weightdecay.planning.decay_plan import DecayPlan
-from weightdecay.rules import Rule, as_rule, group_decay_per_step, group_rule, spelt
+from weightdecay.rules import Rule, as_rule, group_rule, spelt
 
 
 def _no_closure() -> None:
@@ -215,8 +217,11 @@ class DecayingOptimizer(StateKeeping):
         return loss
 
     def _work(self, saving: bool = False) -> list[Work]:
+        def decay(group: Group) -> float | None:
+            return 0.0 if saving else decay_now(group, self._is_kernels_own(group_rule(group)))
+
         return [
-            Work(group, group_rule(group), group_rounding(group), 0.0 if saving else group_decay_per_step(group), place)
+            Work(group, group_rule(group), group_rounding(group), decay(group), place)
             for place, group in enumerate(self.param_groups)
         ]
 
@@ -355,7 +360,7 @@ class DecayingOptimizer(StateKeeping):
                     f"{title}: rounding='{one.rounding.name}' is made for bfloat16, not for {unfit}: give one that "
                     f"remembers what is lost ({', '.join(r.name for r in ROUNDINGS.values() if r.keeps_weights)})"
                 )
-            if group.get("differentiable") and not self._is_kernels_own(one.rule) and _asks_for_hypergradients(group):
+            if group.get("differentiable") and not self._is_kernels_own(one.rule) and asks_for_hypergradients(group):
                 faults.append(
                     f"{title}: rule '{one.rule.name}' of {kind} passes no gradient on to lr and weight_decay, only a "
                     "rule that torch's own step follows does: detach them"
@@ -393,7 +398,3 @@ class DecayingOptimizer(StateKeeping):
             torch._foreach_div_([local(p.grad) for group in self.param_groups for p in with_gradient(group)], scale)
             told.grad_scale = None
         return False
-
-
-def _asks_for_hypergradients(group: Group) -> bool:
-    return any(getattr(group[key], "requires_grad", False) for key in ("lr", "weight_decay"))
