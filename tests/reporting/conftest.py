@@ -24,7 +24,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, small_text: Path) -> Path:
     first = folder / "λ0-seed0"
     arguments = ["train", "gpt3:nano", "--data", str(small_text), "--steps", "12", "--out", str(first), *SMALL]
     with pytest.raises(SystemExit) as leaving:
-        cli.main([*arguments, "--set", "run.eval_every=4", "--weight-decay", "30", "--json"])
+        cli.main(
+            [*arguments, "--set", "run.eval_every=4", "--set", "run.monitor_every=3", "--weight-decay", "30", "--json"]
+        )
     assert leaving.value.code == 0
 
     for name, seed, λ, shift in (("λ0-seed1", 1, 0, 0.01), ("λ30-seed0", 0, 30, -0.2), ("λ30-seed1", 1, 30, -0.18)):

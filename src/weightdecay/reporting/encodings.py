@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,12 +74,12 @@ class Encodings:
         found = names_on(self.among, name)
         if axis.type != "quantitative":
             flat = {"labelAngle": 0} if name == "x" and len(found) <= _FLAT_LABELS else {}
-            return {"title": axis.title, "axis": alt.Axis(grid=False, **flat)}
+            return {"title": _wrapped(axis.title, name), "axis": alt.Axis(grid=False, **flat)}
         numbers = sorted(value for value in found if isinstance(value, float))
         settings: dict[str, Any] = {"tickCount": 6, "grid": name == "y", **_number_form(axis, numbers)}
         if name == "x" and axis.scale != "linear" and len(numbers) <= _FEW_TICKS:
             settings |= {"values": numbers, "labelOverlap": "greedy"}
-        return {"title": axis.title, "axis": alt.Axis(**settings)}
+        return {"title": _wrapped(axis.title, name), "axis": alt.Axis(**settings)}
 
     def scale(self, name: str) -> dict[str, Any]:
         """An axis' scale, the same in all panels."""
@@ -148,6 +149,7 @@ class Encodings:
         return [self.alt.param(name=ONLY, value=None)] if self.interactive and self.picture.color is not None else []
 
 
+_LINE = {"x": 48, "y": 36}  # characters: of a telephone's width, of a plot's height
 _SYMBOL = {False: 90, True: 220}  # of a legend: a dot, a piece of a line
 
 
@@ -173,6 +175,12 @@ def swatches(picture: Picture) -> list[tuple[str, str, str]]:
         (name, SERIES[index % len(SERIES)], " ".join(map(str, _dash(index, len(names)))) if dashed else "")
         for index, name in enumerate(names)
     ]
+
+
+def _wrapped(title: str, name: str) -> list[str] | str:
+    """An axis' title in lines that are as long as an axis at least."""
+    lines = textwrap.wrap(title, _LINE[name])
+    return lines if len(lines) > 1 else title
 
 
 def _number_form(axis: Axis, numbers: list[float]) -> dict[str, str]:

@@ -74,7 +74,7 @@ def _block(block: Block, picture_path: Callable[[Picture], str]) -> Iterator[str
 
 
 def _finding(one: Finding) -> str:
-    return f"- **{one.severity}: {plain(one.title)}** {prose(one.text)}".rstrip()
+    return f"- **{plain(one.word)}: {plain(one.title)}** {prose(one.text)}".rstrip()
 
 
 def _pairs(pairs: Sequence[tuple[str, str]]) -> str:

@@ -67,13 +67,18 @@ class Code:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a reader should know, and how bad it is."""
+    """Something that a reader should know, and how bad it is, in a word of its own or the severity's."""
 
     kind: ClassVar[str] = "finding"
 
     severity: Severity
     title: str
     text: str = ""
+    label: str = ""
+
+    @property
+    def word(self) -> str:
+        return self.label or self.severity
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,9 @@ def report(
     if format == "md" and pictures is None:
         pictures = out.with_name(f"{out.stem}-pictures")
 
+    out.parent.mkdir(parents=True, exist_ok=True)  # before the work, which takes seconds
     drawn = _draw(page, pictures) if pictures is not None else {}
     text = html(page) if format == "html" else markdown(page, lambda picture: _link(drawn[picture.id], out))
-    out.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(out) as file:
         size = file.write(text.encode())
     return Written(page, out, size, list(drawn.values()))

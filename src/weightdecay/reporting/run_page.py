@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from weightdecay.diagnosing.diagnosis import Diagnosis
 from weightdecay.errors import printable
 from weightdecay.laws import NEGLIGIBLE_TOTAL
 from weightdecay.optim.timescale import memory_coefficients
@@ -11,6 +12,7 @@ from weightdecay.reporting.page import Figure, Finding, Page, Section
 from weightdecay.reporting.run_pictures import decay_of_steps, run_pictures
 from weightdecay.reporting.run_record import RunRecord, number
 from weightdecay.reporting.sections import environment_section, plan_section, recipe_section, repeat_section
+from weightdecay.reporting.theory import diagnosis_of, findings_of, theory_section
 
 # A held-out loss that has risen by less than this since its best is the noise of an evaluation.
 _RISEN = 0.005
@@ -23,6 +25,9 @@ def run_page(record: RunRecord) -> Page:
     pictures = run_pictures(record)
     figures = [Figure(picture, picture.alt, wide=picture.id in _WIDE) for picture in pictures]
     sections = [Section("plots", "The run", figures)] if figures else []
+    diagnosis = diagnosis_of(record)
+    if diagnosis and (theory := theory_section(diagnosis)):
+        sections.append(theory)
     sections += [plan_section(record.plan)] if record.plan is not None else []
     sections += [recipe_section(record.config)] if record.config else []
     sections += [environment_section([record]), repeat_section([record])]
@@ -31,7 +36,7 @@ def run_page(record: RunRecord) -> Page:
         asked=asked(record),
         answer=" ".join(_answer(record)),
         key_figures=list(_key_figures(record)),
-        findings=findings(record),
+        findings=findings(record, diagnosis),
         sections=sections,
     )
 
@@ -129,16 +134,20 @@ def _key_figures(record: RunRecord) -> Iterator[tuple[str, str]]:
     yield f"{record.step:,}{steps}", "steps"
 
 
-def findings(record: RunRecord) -> list[Finding]:
+def findings(record: RunRecord, diagnosis: Diagnosis | None) -> list[Finding]:
     """What a reader should know before believing the numbers, worst first."""
-    found = [*record.faults, *_of_the_run(record), *_of_the_monitor(record)]
+    of_its_decay = findings_of(diagnosis) if diagnosis else ()
+    found = [*record.faults, *_of_the_run(record, diagnosis), *of_its_decay]
     order = ("error", "warning", "note", "good")
     return sorted(found, key=lambda finding: order.index(finding.severity))
 
 
-def _of_the_run(record: RunRecord) -> Iterator[Finding]:
-    if record.diverged:
+def _of_the_run(record: RunRecord, diagnosis: Diagnosis | None) -> Iterator[Finding]:
+    told = {alarm.code for alarm in diagnosis.findings} if diagnosis else set()
+    if record.diverged and "diverged" not in told:
         yield Finding("error", "The run diverged", "Lower the learning rate, warm up longer, or clip the gradient.")
+    if diagnosis is None:
+        yield Finding("note", "Its decay was not diagnosed", "Not all of its files and rows can be read.")
     skipped = number(record.last.get("skipped_steps"))
     if skipped:
         words = f"{skipped:,.0f} steps had a gradient that was not finite, and made no update."
@@ -150,13 +159,3 @@ def _of_the_run(record: RunRecord) -> Iterator[Finding]:
     if record.evaluations and number(record.held_out.get("val_bits_per_byte")) is None:
         words = "Its tokenizer loses text: bits per byte would praise the one that loses most."
         yield Finding("note", "No bits per byte", words)
-
-
-def _of_the_monitor(record: RunRecord) -> Iterator[Finding]:
-    for row in record.rows.get("alarm", ()):
-        severity = str(row.get("severity"))
-        tensors = [printable(str(name)) for name in row.get("tensors") or ()]
-        named = ", ".join(tensors[:3]) + (f" and {len(tensors) - 3} more" if len(tensors) > 3 else "")
-        text = " ".join(filter(None, (printable(str(row.get("detail") or "")), f"({named}; step {row['step']})")))
-        known = severity if severity in ("error", "warning") else "note"
-        yield Finding(known, printable(str(row.get("title") or row.get("code") or "alarm")), text)  # type: ignore[arg-type]

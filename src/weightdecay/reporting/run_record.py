@@ -30,6 +30,7 @@ class RunRecord:
         status: finished, running or stopped.
         rows: of metrics.jsonl, by their kind, in the order of steps.
         faults: what of the directory could not be read.
+        readable: whether all lines of metrics.jsonl are rows, but for a last one that was cut off.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class RunRecord:
     summary: Row
     rows: dict[str, list[Row]]
     faults: list[Finding] = field(default_factory=list)
+    readable: bool = True
 
     @property
     def name(self) -> str:
@@ -122,6 +124,7 @@ def record_of(path: Path) -> RunRecord:
         summary=summary,
         rows=_ordered(rows, running=status == "running", faults=faults),
         faults=faults,
+        readable=None not in rows.rows,
     )
 
 

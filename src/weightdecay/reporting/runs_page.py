@@ -23,6 +23,7 @@ from weightdecay.reporting.run_page import findings
 from weightdecay.reporting.run_pictures import decay_of_steps, thinned
 from weightdecay.reporting.run_record import RunRecord, number
 from weightdecay.reporting.sections import environment_section, plan_section, recipe_section, repeat_section
+from weightdecay.reporting.theory import diagnosis_of
 
 _LEVEL = f"{100 * LEVEL:g} %"
 _UNITS = {"val_bits_per_byte": "bits per byte", "val_loss": "nats a token"}
@@ -251,7 +252,7 @@ def _findings(records: Sequence[RunRecord], texts: Texts) -> list[Finding]:
             Finding("warning", "The runs are of different lengths", "Their last losses are after unlike training.")
         )
     for record in records:
-        own = [one for one in findings(record) if one.severity in ("error", "warning")]
+        own = [one for one in findings(record, diagnosis_of(record)) if one.severity in ("error", "warning")]
         found += [Finding(one.severity, f"{record.name}: {one.title}", one.text) for one in own]
     order = ("error", "warning", "note", "good")
     return sorted(found, key=lambda one: order.index(one.severity))

@@ -33,7 +33,12 @@ def study_page(record: StudyRecord) -> Page:
     """The page."""
     asked, results = record.asked, record.results
     figures = [Figure(picture, picture.alt) for picture in record.pictures]
-    sections = [Section("pictures", "What was seen", figures)] if figures else []
+    claims = [
+        Finding(_SEVERITY.get(claim.verdict, "note"), claim.claim.rstrip("."), claim.sentence, claim.verdict)
+        for claim in results.verdicts
+    ]
+    sections = [Section("claims", "Claims, and what came of them", claims)] if claims else []
+    sections += [Section("pictures", "What was seen", figures)] if figures else []
     if results.comparisons:
         sections.append(Section("comparisons", "Differences", list(_comparisons(record))))
     if results.groups:
@@ -70,9 +75,6 @@ def _key_figures(record: StudyRecord) -> Iterator[tuple[str, str]]:
 
 
 def _findings(record: StudyRecord) -> Iterator[Finding]:
-    for claim in record.results.verdicts:
-        title = f"{printable(claim.claim)}: {printable(claim.verdict)}"
-        yield Finding(_SEVERITY.get(claim.verdict, "note"), title, printable(claim.sentence))
     if len(record.results.corpora) > 1:
         words = f"The runs read {len(record.results.corpora)} different texts; only those of one are compared."
         yield Finding("warning", "The runs are of different texts", words)
@@ -86,8 +88,9 @@ def _comparisons(record: StudyRecord) -> Iterator[Block]:
     results = record.results
     tests = ", ".join(dict.fromkeys(printable(one.test) for one in results.comparisons if one.test))
     yield Paragraph(
-        f"Pairs of one seed, {tests or 'in pairs'}. All {results.comparisons_counted or len(results.comparisons)} "
-        "comparisons of the study are counted: the second interval holds for all together, and p is Holm's."
+        f"Pairs of one seed, {tests or 'in pairs'}. Comparisons that the study made: "
+        f"{results.comparisons_counted or len(results.comparisons)}; the second interval holds for all together, and "
+        "p is Holm's."
     )
     columns = (
         "arm",
