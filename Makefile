@@ -7,13 +7,17 @@ FRAMEWORKS_PIP := $(subst .venv,.venv-frameworks,$(PIP))
 # A worker a core; a file's tests stay together, since they share what is slow to make.
 PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-all test-gpu check bench docs tables museum clean
+.PHONY: demo demo-decay test test-all test-gpu check bench docs tables museum clean
 
 # Each stamp is a finished install; a changed pyproject.toml or constraints.txt makes it anew.
 .venv/.train: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("weightdecay needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --editable .
+	touch $@
+
+.venv/.report: .venv/.train
+	$(PIP) --editable '.[report]'
 	touch $@
 
 .venv/.dev: .venv/.train
@@ -49,6 +53,11 @@ demo: .venv/.train
 	$(BIN)/weightdecay train gpt3:nano
 	@echo; echo "For comparison, models that count tokens, on the same held-out text:"
 	@$(BIN)/python benchmarks/ngram_baselines.py
+
+# What decay does to a text that is read many times: four runs of some four minutes on a core each, and their page.
+demo-decay: .venv/.report
+	$(BIN)/weightdecay study demo --seeds 1 --out .demo/decay
+	$(BIN)/weightdecay report .demo/decay --out .demo/decay.html
 
 # Decay bugs of public projects, audited: wrong, and mended.
 museum: .venv/.train
