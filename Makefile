@@ -7,7 +7,7 @@ FRAMEWORKS_PIP := $(subst .venv,.venv-frameworks,$(PIP))
 # A worker a core; a file's tests stay together, since they share what is slow to make.
 PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
-.PHONY: demo demo-decay test test-all test-gpu check bench docs tables museum clean
+.PHONY: demo demo-decay test test-all test-gpu check bench docs atlas tables museum clean
 
 # Each stamp is a finished install; a changed pyproject.toml or constraints.txt makes it anew.
 .venv/.train: pyproject.toml constraints.txt
@@ -89,6 +89,10 @@ bench: .venv/.dev
 # The site of the documentation, in build/docs/html.
 docs: .venv/.docs
 	$(BIN)/python docs/make_site.py
+
+# What each framework decays wrongly, on each architecture: docs/atlas/index.html.
+atlas: .venv/.dev
+	$(BIN)/python docs/make_atlas.py
 
 # What the pages show as measured, measured anew; the table of optimizers is written where all packages are.
 tables: .venv/.dev .venv-packages/.ready

@@ -46,6 +46,8 @@ def main() -> int:
     settings = (DOCS / "site.toml").read_text(encoding="utf-8")
     (BUILT / "zensical.toml").write_text(settings, encoding="utf-8")
     shutil.copytree(DOCS / "pictures", BUILT / "pages" / "pictures")
+    (BUILT / "pages" / "atlas").mkdir()
+    shutil.copy(DOCS / "atlas" / "index.html", BUILT / "pages" / "atlas")
     for page in sorted([*DOCS.glob("*.md"), *(ROOT / name for name in ELSEWHERE)]):
         text = page.read_text(encoding="utf-8")
         (BUILT / "pages" / _place(page)).write_text(with_links_of_the_site(text, page), encoding="utf-8")
@@ -78,7 +80,7 @@ def with_links_of_the_site(text: str, page: Path) -> str:
         path = (page.parent / unquote(name)).resolve()
         if path.suffix == ".md" and (path.parent == DOCS or (path.name in ELSEWHERE and path.parent == ROOT)):
             return f"{picture}[{words}]({_place(path)}{'#' + anchor if anchor else ''})"
-        if path.is_relative_to(DOCS / "pictures"):
+        if path.is_relative_to(DOCS / "pictures") or path == DOCS / "atlas" / "index.html":
             return f"{picture}[{words}]({path.relative_to(DOCS).as_posix()})"
         return words if words.startswith("`") else f"{words} (`{path.relative_to(ROOT).as_posix()}`)"
 
