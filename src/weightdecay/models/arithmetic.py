@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from weightdecay.models.decoder import GPT
 from weightdecay.models.layers import Linear
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @contextmanager
@@ -25,12 +28,12 @@ def weights_in(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
     Nothing may change the weights meanwhile.
     """
-    models = [part for part in module.modules() if isinstance(part, GPT) and part.arithmetic == "working"]
+    models = [model for model in _decoders(module) if model.arithmetic == "working"]
     if dtype == torch.float32 or not models:
         yield
         return
 
-    layers = [part for model in models for part in model.modules() if isinstance(part, Linear)]
+    layers = [layer for model in models for layer in _layers(model)]
     rounded: dict[Tensor, Tensor] = {layer.weight: layer.weight.detach().to(dtype) for layer in layers}
     try:
         for model in models:
@@ -47,7 +50,27 @@ def weights_in(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 def products_in(module: nn.Module, dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
     """What a forward pass of `module` goes through in: nothing for decoders that compute by `working`."""
-    models = [part for part in module.modules() if isinstance(part, GPT)]
+    models = _decoders(module)
     if models and all(model.arithmetic == "working" for model in models):
         return nullcontext()
     return torch.autocast(device.type, dtype, dtype != torch.float32)
+
+
+def _decoders(module: nn.Module) -> list[GPT]:
+    return _found(module, GPT)
+
+
+def _layers(model: GPT) -> list[Linear]:
+    return _found(model, Linear)
+
+
+def _found(module: nn.Module, kind: type[M]) -> list[M]:
+    """The parts of a kind, looked for once: to go through all modules would be a tenth of a small model's step.
+
+    They are kept with the module, so that they go when it goes and are copied when it is copied.
+    """
+    place = f"_parts_{kind.__name__}"
+    if place not in module.__dict__:
+        module.__dict__[place] = [part for part in module.modules() if isinstance(part, kind)]
+    found: list[M] = module.__dict__[place]
+    return found
