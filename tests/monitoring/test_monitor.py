@@ -376,7 +376,7 @@ def test_a_plan_tells_roles_and_hidden_matrices() -> None:
     model = weightdecay.GPT(weightdecay.recipe("gpt3:nano").model)
     plan = weightdecay.plan(model, trace=False)
     optimizer = weightdecay.AdamW(plan, lr=1e-3)
-    monitor = Monitor(model, optimizer, interval=1, plan=plan)
+    monitor = Monitor(model, optimizer, interval=1, plan=plan, budget_bytes=1 << 30)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()

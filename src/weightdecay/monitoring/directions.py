@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from weightdecay.monitoring.decaying import amount
-from weightdecay.monitoring.measuring import Stretch
+from weightdecay.monitoring.measuring import Stretch, Undone
 from weightdecay.optim.grouping import Group
 
 Kind = Literal["adam", "lion", "sgd"]
@@ -27,9 +28,14 @@ Flat = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Direction:
-    """η·u of a stretch of one tensor, and √v of it where there is a second moment."""
+    """A direction of one tensor.
 
-    stretch: Stretch
+    Attributes:
+        undone: gives d + η·u for the step d of a stretch: what is left is the decay.
+        second: √v̂ of a stretch, where there is a second moment.
+    """
+
+    undone: Undone
     second: Stretch | None = None
 
 
@@ -74,13 +80,15 @@ def _adam(group: Group, state: Mapping[str, Any], flat: Flat, lr: float) -> Dire
     if first.shape != second.shape:
         return None
 
+    rate, floor = lr * correction2 / correction1, eps * correction2
+
+    def undone(step: Tensor, begin: int, end: int) -> Tensor:
+        return torch.addcdiv(step, first[begin:end], second[begin:end].sqrt().add_(floor), value=rate)
+
     def root(begin: int, end: int) -> Tensor:
         return second[begin:end].sqrt().div_(correction2)
 
-    def stretch(begin: int, end: int) -> Tensor:
-        return first[begin:end].div(root(begin, end).add_(eps)).mul_(lr / correction1)
-
-    return Direction(stretch, root)
+    return Direction(undone, root)
 
 
 def _lion(group: Group, momentum: Tensor, gradient: Tensor | None, lr: float) -> Direction | None:
@@ -89,20 +97,20 @@ def _lion(group: Group, momentum: Tensor, gradient: Tensor | None, lr: float) ->
         return None
     sign = -1.0 if group.get("maximize") else 1.0
 
-    def stretch(begin: int, end: int) -> Tensor:
+    def undone(step: Tensor, begin: int, end: int) -> Tensor:
         g = gradient[begin:end].to(momentum.dtype) * sign
         before = (momentum[begin:end] - g * (1 - beta2)).div_(beta2)
-        return before.lerp_(g, 1 - beta1).sign_().mul_(lr)
+        return step.add(before.lerp_(g, 1 - beta1).sign_(), alpha=lr)
 
-    return Direction(stretch)
+    return Direction(undone)
 
 
 def _sgd(group: Group, state: Mapping[str, Any], gradient: Tensor | None, flat: Flat, lr: float) -> Direction | None:
     momentum, buffer = float(group["momentum"]), state.get("momentum_buffer")
     if momentum and isinstance(buffer, Tensor) and not group.get("nesterov"):
         kept = flat(buffer)
-        return Direction(lambda begin, end: kept[begin:end] * lr)
+        return Direction(lambda step, begin, end: step.add(kept[begin:end], alpha=lr))
     if momentum or gradient is None:
         return None
     sign = -1.0 if group.get("maximize") else 1.0
-    return Direction(lambda begin, end: gradient[begin:end] * (lr * sign))
+    return Direction(lambda step, begin, end: step.add(gradient[begin:end], alpha=lr * sign))

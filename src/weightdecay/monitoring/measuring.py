@@ -24,6 +24,8 @@ _CHUNK_ELSEWHERE = 1 << 24
 
 # Of a stretch (begin, end) of the tensor's elements.
 Stretch = Callable[[int, int], Tensor]
+# d + η·u, of d and the stretch that it is of.
+Undone = Callable[[Tensor, int, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def sums(
     rule: Rule,
     *,
     initial: Tensor | None = None,
-    direction: Stretch | None = None,
+    direction: Undone | None = None,
     second: Stretch | None = None,
     gradient: Tensor | None = None,
 ) -> Tensor:
@@ -139,7 +141,7 @@ def sums(
         before, after: flat weights, of one dtype.
         rule: whose mask and target say what z is.
         initial: the target of rules that pull to the initial weights.
-        direction: gives η·u of a stretch; None where nothing tells it.
+        direction: gives what of the step its direction does not account for; None where nothing tells it.
         second: gives √v̂ of a stretch.
         gradient: flat.
     """
@@ -159,9 +161,9 @@ def sums(
             if direction is None:
                 row += [nothing] * 3
             else:
-                u = direction(begin, end)
-                r = d.add_(u).neg_()
-                row += [z.dot(r), r.dot(r), u.dot(u)]
+                left = direction(d, begin, end)  # −r, and η·u is the difference to d
+                square_left = left.dot(left)
+                row += [-z.dot(left), square_left, row[2] + square_left - 2 * d.dot(left)]
             if gradient is None:
                 row += [nothing] * 2
             else:

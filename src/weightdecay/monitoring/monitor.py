@@ -27,8 +27,6 @@ from weightdecay.planning.planned import Plan
 
 EVERY = 20
 """Steps from one that is due to the next."""
-BUDGET = 32 << 20
-"""Bytes of weights that are held from before a step that is due to after it."""
 KEPT_ROWS = 10_000
 
 
@@ -48,7 +46,8 @@ class Monitor:
         model: any module, bare or wrapped; it gives names and roles.
         optimizer: torch's, ours, another's, or something around one; or several of them.
         interval: a step is due where it divides its number.
-        budget_bytes: of weights that are held at once; of a larger tensor evenly spread blocks are looked at.
+        budget_bytes: of weights that are held at once, None for an eighth of them, from 4 to 64 MiB; of a tensor that
+            is larger evenly spread blocks are looked at.
         plan: a decay plan, for its roles; without one, what modules and names tell.
         steps: length of the run; without it nobody can say whether its decay comes to anything.
         batch_tokens: tokens in a step, for the memory in tokens.
@@ -76,7 +75,7 @@ class Monitor:
         optimizer: Any,
         *,
         interval: int = EVERY,
-        budget_bytes: int = BUDGET,
+        budget_bytes: int | None = None,
         plan: Plan | None = None,
         steps: int | None = None,
         batch_tokens: float | None = None,
@@ -86,7 +85,7 @@ class Monitor:
         by_hand: bool = False,
         keep: int = KEPT_ROWS,
     ) -> None:
-        _refuse(interval=interval, budget_bytes=budget_bytes, keep=keep)
+        _refuse(interval=interval, budget_bytes=1 if budget_bytes is None else budget_bytes, keep=keep)
         started = time.perf_counter()
         if by_hand:
             groups_by_hand(optimizer)

@@ -62,7 +62,7 @@ class Observer:
         plan: Plan | None,
         *,
         every: int,
-        budget: int,
+        budget: int | None,
         done: int,
         measures_sigma: bool | None,
     ) -> None:
@@ -244,8 +244,8 @@ class Observer:
             after,
             DECOUPLED if decay.rule.coupled else decay.rule,
             initial=turned.flat(initial) if isinstance(initial, Tensor) else None,
-            direction=direction.stretch if direction else None,
-            second=direction.second if direction else None,
+            direction=direction.undone if direction else None,
+            second=direction.second if direction and decay.rule.coupled else None,
             gradient=g,
         )
         was = self._squares.get(turned.name)

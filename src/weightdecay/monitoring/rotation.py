@@ -22,6 +22,8 @@ from weightdecay.planning.planned import Plan
 
 _BYTES = 4
 """Of an element: weights are compared in float32."""
+BUDGETS = (4 << 20, 64 << 20)
+"""Bytes that are held of small and of large models where nobody says how many."""
 _BLOCK = 1024
 """Elements that are next to each other, where not all of a tensor are looked at."""
 
@@ -79,11 +81,12 @@ class Rotation:
 
     Args:
         plan: tells roles; without one, what modules and names tell of them.
-        budget: bytes of weights that are held at once.
+        budget: bytes of weights that are held at once; None for an eighth of them, within `BUDGETS`.
     """
 
-    def __init__(self, model: nn.Module, groups: Sequence[Group], plan: Plan | None, budget: int) -> None:
+    def __init__(self, model: nn.Module, groups: Sequence[Group], plan: Plan | None, budget: int | None) -> None:
         _refuse_flat(model)
+        budget = default_budget(groups) if budget is None else budget
         self._model, self._plan, self._budget = model, plan, budget
         self.known = identities(groups)
         self.tensors = self._tensors(groups)
@@ -124,6 +127,12 @@ class Rotation:
             for tensor in plan
             for name in (tensor.name, *tensor.aliases)
         }
+
+
+def default_budget(groups: Sequence[Group]) -> int:
+    """An eighth of what a rank holds of the weights: what it costs goes with the size of the model, as a step does."""
+    least, most = BUDGETS
+    return min(max(sum(largest_shard(p) for group in groups for p in group["params"]) * _BYTES // 8, least), most)
 
 
 def identities(groups: Sequence[Group]) -> list[tuple[int, ...]]:

@@ -32,7 +32,7 @@ class Watched:
             built.model,
             built.optimizer,
             interval=run.monitor_every,
-            budget_bytes=run.monitor_bytes,
+            budget_bytes=run.monitor_bytes or None,
             plan=setup.plan,
             steps=run.steps,
             done=position.done,
