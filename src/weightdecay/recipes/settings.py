@@ -241,8 +241,8 @@ class RunSettings(Consistent):
     """Whether norms, rotation and realised decay are measured and put beside what theory predicts."""
     monitor_every: Annotated[Count, Ge(1)] = 20
     """In steps, of which each looks at as many tensors as monitor_bytes holds."""
-    monitor_bytes: Annotated[Count, Ge(1)] = 33_554_432
-    """Bytes of weights that the monitor holds from before a step to after it."""
+    monitor_bytes: Annotated[Count, Ge(0)] = 0
+    """Bytes of weights that the monitor holds from before a step to after it; 0 is an eighth of them, 4 to 64 MiB."""
     init_from: Annotated[Text, Flag("DIR")] = ""
     """A run, a checkpoint or a Hugging Face directory whose weights to start from."""
     nproc: Annotated[Count, Ge(1), Flag("N")] = 1
