@@ -45,18 +45,17 @@ def records_in(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("interactive", [True, False])
-def test_every_kind_is_drawn_with_its_records_and_the_titles_of_its_axes(kind: str, interactive: bool) -> None:
+def test_every_kind_is_drawn_with_its_records_and_the_titles_of_its_axes(kind: str) -> None:
     found = drawn(kind, **({} if kind == "heatmap" else {"color": ARM}))
-    made = document(chart(found, interactive=interactive), found.alt)
-    assert len(records_in(made)) == 4
+    for interactive in (True, False):
+        assert len(records_in(document(chart(found, interactive=interactive), found.alt))) == 4
     svg = inline(found, [found], "place")
     assert found.x.title in svg
     assert found.y.title in svg
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_drawn_in_panels_that_share_their_axes(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["points", "heatmap"])
+def test_pictures_are_drawn_in_panels_that_share_their_axes(kind: str) -> None:
     found = drawn(kind, facet={"field": "arm", "label": "arm"})
     panels = found.panels()
     assert [name for name, _ in panels] == ["λ = 0", "λ = 1", "λ = 3", "λ = 10"]

@@ -9,7 +9,7 @@ from weightdecay.errors import printable
 from weightdecay.laws import NEGLIGIBLE_TOTAL
 from weightdecay.optim.timescale import memory_coefficients
 from weightdecay.reporting.page import Figure, Finding, Page, Section
-from weightdecay.reporting.run_pictures import decay_of_steps, run_pictures
+from weightdecay.reporting.run_pictures import WIDE, decay_of_steps, run_pictures
 from weightdecay.reporting.run_record import RunRecord, number
 from weightdecay.reporting.sections import environment_section, plan_section, recipe_section, repeat_section
 from weightdecay.reporting.theory import diagnosis_of, findings_of, theory_section
@@ -17,13 +17,12 @@ from weightdecay.reporting.theory import diagnosis_of, findings_of, theory_secti
 # A held-out loss that has risen by less than this since its best is the noise of an evaluation.
 _RISEN = 0.005
 _MOST_OF_IT = 0.95
-_WIDE = ("loss", "weight-rms", "rotation")  # what is looked at most, and what has panels of its own
 
 
 def run_page(record: RunRecord) -> Page:
     """The page."""
     pictures = run_pictures(record)
-    figures = [Figure(picture, picture.alt, wide=picture.id in _WIDE) for picture in pictures]
+    figures = [Figure(picture, picture.alt, wide=picture.id in WIDE) for picture in pictures]
     sections = [Section("plots", "The run", figures)] if figures else []
     diagnosis = diagnosis_of(record)
     if diagnosis and (theory := theory_section(diagnosis)):

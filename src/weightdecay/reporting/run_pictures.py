@@ -14,13 +14,18 @@ from weightdecay.reporting.run_record import RunRecord, number
 from weightdecay.runs import Row
 
 _POINTS = 160  # of a line; a page of several runs has many lines
+WIDE = ("loss", "weight-rms", "rotation")
+"""What takes the whole width of a page: what is looked at most, and what has panels of its own."""
+
 _STEP = Axis(field="step", label="step")
 
 
 def run_pictures(record: RunRecord) -> list[Picture]:
-    """Those for which the run has rows."""
-    makers = (loss_picture, decay_picture, left_picture, gradient_picture)
-    return [picture for make in makers if (picture := make(record))] + list(monitor_pictures(record))
+    """Those for which the run has rows: what is looked at most comes first."""
+    plain = [make(record) for make in (loss_picture, decay_picture, left_picture, gradient_picture)]
+    watched = list(monitor_pictures(record))
+    wide = [picture for picture in (*plain[:1], *watched) if picture and picture.id in WIDE]
+    return wide + [picture for picture in (*plain[1:], *watched) if picture and picture.id not in WIDE]
 
 
 def loss_picture(record: RunRecord) -> Picture | None:
