@@ -143,6 +143,21 @@ def test_a_norm_that_leaves_what_holds_it() -> None:
     assert "where η and λ would hold it" in found["norm-growing"].detail
 
 
+@pytest.mark.parametrize("λ", [0.0, 0.1])
+def test_a_table_that_grows_is_as_many_do(λ: float) -> None:
+    """Exempt, as in many a plan, or decaying as asked, with rows that seldom come and are led by no noise."""
+    table = nn.Embedding(50, 20)
+    nn.init.normal_(table.weight, std=1e-3)
+    optimizer = torch.optim.AdamW(table.parameters(), lr=3e-3, weight_decay=λ)
+    with Monitor(nn.Sequential(table), optimizer, interval=5) as monitor:
+        for _ in range(80):
+            table.weight.grad = table.weight.sign().detach()
+            table.weight.grad.neg_()
+            optimizer.step()
+    assert of_tensors(monitor)[-1]["weight_rms"] > 50 * of_tensors(monitor)[0]["weight_rms"] / 5
+    assert not monitor.alarms
+
+
 def test_a_spectral_norm_above_its_bound() -> None:
     model = Matrices(*SHAPES, std=0.1)
 

@@ -223,7 +223,11 @@ def _norm_faults(row: Row, history: _History) -> list[_Fault]:
         return []
     asked, realised = row["decay_requested"], row["decay_realised"]
     times = f"{rms / history.first_rms:.3g} times what it began with"
-    if asked == 0.0 or (asked and realised is not None and realised < _LEAST_LEFT * asked):
+    if asked and realised is not None and realised < _LEAST_LEFT * asked:
+        return [_Fault("norm-growing", row, f"{times}, and nothing of its decay is left")]
+    if not row["hidden"]:  # a table is exempt in many a plan, and its rows are not led by noise
+        return []
+    if asked == 0.0:
         return [_Fault("norm-growing", row, f"{times}, and nothing decays")]
     held = max(row["equilibrium_rms"] or 0.0, row["expected_rms"] or 0.0)
     if held and rms > _BEYOND * held:
