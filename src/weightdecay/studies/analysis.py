@@ -147,8 +147,9 @@ def analyse(study: Study, directory: StudyDirectory) -> Json:
 
 def answer(study: Study, found: Analysis) -> str:
     """The headline: which arm is best by the headline's metric, how far from the first one, and how sure that is."""
-    arms = list(found.labels)
-    best = found.best(study.headline)
+    contrasts = [each.contrast for each in found.comparisons if each.contrast.metric == study.headline]
+    arms = list(dict.fromkeys(arm for each in contrasts for arm in (each.against, each.arm))) or list(found.labels)
+    best = found.best(study.headline, arms)
     if best is None:
         return "No run has finished yet."
     spoken, mean = metric(study.headline), found.mean(study.headline, best)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from weightdecay.studies.design import Metric
 
 MATCHED = "matched:"
-"""Before a metric: its value where the run's training loss came down to the level that all runs of the study reach."""
+"""Before a metric: its value where the run's training loss came down to the level that all runs of its text reach."""
 
 _KNOWN = [
     Metric("val_bits_per_byte", "held-out loss", "bits per byte", "lower"),

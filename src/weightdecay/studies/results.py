@@ -49,13 +49,15 @@ class RunResult:
 
 def read_results(directory: StudyDirectory, study: Mapping[str, Any]) -> list[RunResult]:
     """All runs of a study as they are now; asking changes nothing."""
-    texts = {arm["name"]: study["texts"][arm["text"]] for arm in study["arms"]}
+    text_of = {arm["name"]: arm["text"] for arm in study["arms"]}
+    texts = {arm: study["texts"][text] for arm, text in text_of.items()}
     failures = {failure["name"]: failure for failure in directory.failures()}
     results = [
         _result(directory, RunResult(run["name"], run["arm"], run["seed"], "waiting"), texts[run["arm"]], failures)
         for run in study["runs"]
     ]
-    _add_matched(results)
+    for text in sorted(set(text_of.values())):  # who has read a passage once fits it otherwise than who read it often
+        _add_matched([result for result in results if text_of[result.arm] == text])
     return results
 
 
@@ -115,7 +117,7 @@ def _of_metrics(run: Run, curve: Sequence[Json]) -> dict[str, float | None]:
 
 
 def _add_matched(results: Sequence[RunResult]) -> None:
-    """Each run's values where its training loss came down to the level that all counted runs with a series reach."""
+    """Each run's values where its training loss came down to the level that all of them with a series reach."""
     with_series = [result for result in results if result.counted and len(result.series) > 1]
     if not with_series:
         return

@@ -12,7 +12,7 @@ from weightdecay.studies.texts import OTHER, TextPlan
 
 _HELD_OUT = "val_bits_per_byte"
 _CHANGES = (
-    _HELD_OUT, "finetuned_loss", "finetuning_gain", "int8_loss", "int4_loss", "compressed_bits", "exposure_16", "tasks",
+    _HELD_OUT, "finetuned_loss", "finetuning_gain", "int8_loss", "int4_loss", "compressed_bits", "exposure_1", "tasks",
 )  # fmt: skip
 _PLANTED = "planted"
 

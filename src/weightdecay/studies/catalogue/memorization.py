@@ -13,7 +13,9 @@ from weightdecay.studies.sizes import RECIPE, settings, small, text, tokens_of_r
 from weightdecay.studies.texts import TextPlan
 
 _HELD_OUT = "val_bits_per_byte"
-_EXPOSURE = "exposure_16"
+# Of canaries planted once: over many epochs those planted more often soon rank first, and tell nothing any longer.
+_EXPOSURE = "exposure_1"
+_ONCE_THROUGH = "exposure_16"  # in one epoch it is the other way round
 _AT_EQUAL_FIT = MATCHED + _EXPOSURE
 _PLANTED, _ONE_EPOCH = "planted", "planted-once-through"
 _CANARIES = {
@@ -60,7 +62,7 @@ def _plan(size: SizeName) -> Plan:
     first = many[0]
     contrasts = (
         *(Contrast(metric, arm, first) for metric in (_EXPOSURE, _AT_EQUAL_FIT, _HELD_OUT) for arm in many[1:]),
-        *(Contrast(metric, "λ=1, one epoch", "no regulariser, one epoch") for metric in (_EXPOSURE, _HELD_OUT)),
+        *(Contrast(metric, "λ=1, one epoch", "no regulariser, one epoch") for metric in (_ONCE_THROUGH, _HELD_OUT)),
     )
     steps = _STEPS[size]
     common = (small if size == "quick" else settings)(size, run__steps=steps)
@@ -92,7 +94,7 @@ def _pictures(found: Analysis) -> list[Json]:
             "Exposure where each run's training loss came down to the level that all reach.",
             x=by_arm, y=_AT_EQUAL_FIT, arms=many, rule=never,
         ),
-        bars(found, "exposure-at-the-end", "Exposure at the end of the run", "Exposure of canaries planted 16 times at "
+        bars(found, "exposure-at-the-end", "Exposure at the end of the run", "Exposure of canaries planted once at "
              "the end, over many epochs and over one.", x=by_arm, y=_EXPOSURE, rule=never),
         _exposure_by_copies(found, never),
         points(
