@@ -34,6 +34,8 @@ SMALLEST_STANDARD_LIBRARY_BYTES = 5_000_000
 
 # Directories of the standard library that are tests, or tables of characters.
 _NOT_FOR_TRAINING = {"test", "tests", "idle_test", "encodings"}
+# What is installed beside it, which can be many times as many files.
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def standard_library() -> Corpus:
     found = Found()
     total = 0
     if (root / "os.py").is_file():
-        for name, path in found.walk(root, without=_NOT_FOR_TRAINING):
+        for name, path in found.walk(root, without=_NOT_FOR_TRAINING | _INSTALLED):
             module = name.partition("/")[0].removesuffix(".py")
             if name.endswith(".py") and module in sys.stdlib_module_names:
                 found.add(name, TextFile(path, name, "replace"), name)

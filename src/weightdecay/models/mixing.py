@@ -75,12 +75,12 @@ class MixedStream(Stream):
         first_BTD = middle_BTD = x_BTD
         scales = model.get_submodule("residual_scales") if self.mixing.residual_scale_first else None
         routings: list[Routing] = []
-        for layer, block in enumerate(model.blocks):
+        for layer in range(len(model.blocks)):
             if scales is not None:
                 x_BTD = scales(x_BTD, first_BTD, layer)
             tables = [model.get_submodule(f"value_embeddings.{layer}")] if self._has_table(model.config, layer) else []
             more = [table(tokens_BT) for table in tables]
-            x_BTD, routing = block(x_BTD, cache.layers[layer] if cache is not None else None, *more)
+            x_BTD, routing = model.run_block(layer, x_BTD, cache, *more)
             if routing is not None:
                 routings.append(routing)
             if layer == model.config.n_layers // 2:

@@ -42,8 +42,8 @@ class Stream:
     ) -> tuple[Tensor, list[Routing]]:
         """The stream after the last block, and where the tokens went in each layer with experts."""
         routings: list[Routing] = []
-        for layer, block in enumerate(model.blocks):
-            x_BTD, routing = block(x_BTD, cache.layers[layer] if cache is not None else None)
+        for layer in range(len(model.blocks)):
+            x_BTD, routing = model.run_block(layer, x_BTD, cache)
             if routing is not None:
                 routings.append(routing)
         return x_BTD, routings

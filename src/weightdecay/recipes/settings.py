@@ -219,6 +219,8 @@ class RunSettings(Consistent):
     """Of the matrix products; parameters, optimizer and checkpoints are float32."""
     arithmetic: Literal["working", "autocast"] = "working"
     """In bfloat16: parameters rounded once a step and a stream of bfloat16, or torch's autocast and one of float32."""
+    activation_checkpointing: Switch = False
+    """Keep each block's input alone and compute the block anew on the way back: less memory, a third more time."""
     on_nonfinite: Literal["skip", "stop"] = "stop"
     """At a gradient that is not finite: stop before the update, or skip the step and count."""
     compile: Annotated[Switch, Flag()] = False

@@ -52,6 +52,7 @@ def build(setup: Setup, ranks: Ranks, report: Callable[[str], None], *, fresh: b
         keep_freed_memory()
     model.to(ranks.device)
     model.arithmetic = config.run.arithmetic
+    model.recomputes = config.run.activation_checkpointing
     optimizer = make_optimizer(config.optimizer, setup.plan.on(model))
 
     if config.run.compile:

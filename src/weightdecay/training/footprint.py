@@ -20,7 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from weightdecay.evaluation.loss import EVALUATION_TOKENS
+from weightdecay.evaluation.loss import EVALUATION_TOKENS, nats
+from weightdecay.models.arithmetic import products_in, weights_in
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.decoder import GPT
 from weightdecay.models.objective import Objective
@@ -63,13 +64,14 @@ def footprint(setup: Setup, device: torch.device, rows: int) -> Footprint:
     tracker = _Tracker(_even_load(config, rows * config.context))
     with _without_values(tracker), torch.device(device):
         model = GPT(config)
+        model.arithmetic, model.recomputes = setup.config.run.arithmetic, setup.config.run.activation_checkpointing
         weights = tracker.live
         optimizer = make_optimizer(setup.config.optimizer, setup.plan.on(model))
         objective = Objective(model)
 
+        _begin_state(optimizer)  # which is there while gradients come
         passes = -(-setup.sizes.full // (setup.config.run.nproc * rows))
-        for _ in range(2):  # the first makes the optimizer's state; the second has it while gradients come
-            _step(objective, optimizer, config, rows, min(passes, 2), setup.dtype)
+        _step(objective, optimizer, config, rows, min(passes, 2), setup.dtype)
         state = tracker.live - weights
 
         evaluation_rows = max(1, EVALUATION_TOKENS // config.context)
@@ -91,6 +93,14 @@ def footprint(setup: Setup, device: torch.device, rows: int) -> Footprint:
     )
 
 
+def _begin_state(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
 def _step(
     objective: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -100,22 +110,19 @@ def _step(
     dtype: torch.dtype,
 ) -> None:
     objective.train()
-    for _ in range(passes):
-        tokens_BT = torch.zeros(rows, config.context, dtype=torch.long)
-        with torch.autocast(tokens_BT.device.type, dtype, dtype != torch.float32):
-            loss = objective(tokens_BT, tokens_BT.clone()).total
-        loss.backward()
+    with weights_in(objective, dtype):
+        for _ in range(passes):
+            tokens_BT = torch.zeros(rows, config.context, dtype=torch.long)
+            with products_in(objective, dtype, tokens_BT.device):
+                loss = objective(tokens_BT, tokens_BT.clone()).total
+            loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
-@torch.no_grad()
 def _evaluation(model: GPT, config: ModelConfig, rows: int, dtype: torch.dtype) -> None:
-    model.eval()
     tokens_BT = torch.zeros(rows, config.context, dtype=torch.long)
-    with torch.autocast(tokens_BT.device.type, dtype, dtype != torch.float32):
-        logits_BTV = model(tokens_BT)
-    nn.functional.cross_entropy(logits_BTV.flatten(0, 1).float(), tokens_BT.flatten())
+    nats(model, [(tokens_BT, tokens_BT.clone())], device=tokens_BT.device, dtype=dtype)
 
 
 def _saving(tensors: list[Any]) -> None:
@@ -144,7 +151,7 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._most if device.type == "cpu" else self._most_live
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default):
             return self._value(args[0])
         if func is torch.ops.aten.bincount.default:  # as long as its numbers say, and we know what they say
             made = args[0].new_zeros((kwargs or {}).get("minlength", args[2] if len(args) > 2 else 0))

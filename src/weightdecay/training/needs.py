@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from weightdecay.errors import OutOfMemoryError, StorageError
+from weightdecay.models.arithmetic import products_in, weights_in
 from weightdecay.models.decoder import GPT
 from weightdecay.models.objective import Objective
 from weightdecay.training.footprint import Footprint, footprint
@@ -146,6 +147,7 @@ def seconds_a_step(setup: Setup) -> float:
     """How long a step of this run takes here and now: one pass and one update of the real model, timed."""
     config = setup.config
     model = GPT(config.model)
+    model.arithmetic, model.recomputes = config.run.arithmetic, config.run.activation_checkpointing
     objective, optimizer = Objective(model), make_optimizer(config.optimizer, setup.plan.on(model))
     rows = setup.micro_batch_rows
     one = min(_pass_s(objective, setup, 1) for _ in range(2))  # the first finds memory and kernels
@@ -161,9 +163,10 @@ def seconds_a_step(setup: Setup) -> float:
 def _pass_s(objective: nn.Module, setup: Setup, rows: int) -> float:
     tokens_BT = torch.zeros(rows, setup.config.model.context, dtype=torch.long)
     started = time.perf_counter()
-    with torch.autocast("cpu", setup.dtype, setup.dtype != torch.float32):
-        loss = objective(tokens_BT, tokens_BT.clone()).total
-    loss.backward()
+    with weights_in(objective, setup.dtype):
+        with products_in(objective, setup.dtype, tokens_BT.device):
+            loss = objective(tokens_BT, tokens_BT.clone()).total
+        loss.backward()
     return time.perf_counter() - started
 
 

@@ -22,7 +22,7 @@ from weightdecay.training.pretrained import pretrained_weights
 _FREE = {
     "run.out", "run.log_every", "run.eval_every", "run.eval_tokens", "run.checkpoint_every", "run.keep",
     "run.monitor", "run.monitor_every", "run.monitor_bytes",
-    "run.micro_batch_tokens", "run.nproc", "run.compile", "run.init_from",
+    "run.micro_batch_tokens", "run.nproc", "run.compile", "run.activation_checkpointing", "run.init_from",
     "data.sources", "data.text_key", "data.missing_text", "data.separator", "data.encoding_errors",
     "data.tokenizer",  # all of the data's are judged by their hashes
     "optimizer.weight_decay_source", "optimizer.parametrization",  # λ itself is what is compared
