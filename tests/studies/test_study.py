@@ -108,6 +108,14 @@ def test_other_settings_are_refused_with_every_difference(study: Study, source: 
     assert "give another --out" in words
 
 
+def test_a_setting_that_came_since_a_study_was_begun_is_no_difference(study: Study, source: Path) -> None:
+    directory = study()
+    document = directory.study()
+    del document["settings"]["run.monitor"]
+    (directory.path / "study.json").write_text(json.dumps(document), encoding="utf-8")
+    begin(TINY, directory, size="quick", n_seeds=2, sources=[str(source)])
+
+
 def test_differences_name_rows_by_their_names() -> None:
     before = {"arms": [{"name": "a", "settings": {"lr": 1}}], "started": "then"}
     after = {"arms": [{"name": "a", "settings": {"lr": 2}}], "started": "now"}

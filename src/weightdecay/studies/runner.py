@@ -206,7 +206,11 @@ def _agree(directory: StudyDirectory, asked: Mapping[str, Any]) -> None:
         directory.write(STUDY, asked)
         return
     # Through JSON, as the one on the disk went: 1.0 and 1, tuples and lists are then alike.
-    if changed := differences(directory.study(), json.loads(dump_json(asked))):
+    before = directory.study()
+    wanted = json.loads(dump_json(asked))
+    # A setting that has come since the study was begun is at its default, which is how it was before.
+    wanted["settings"] = {key: value for key, value in wanted["settings"].items() if key in before["settings"]}
+    if changed := differences(before, wanted):
         raise ConfigError([*changed[:20], (f"{directory.path}: was begun with other settings (above): go on with "
                            "those, or give another --out")])  # fmt: skip
 
