@@ -22,7 +22,7 @@ PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "d
 # What a reader has already; nanoGPT's `configure_optimizers`, into which a page's lines go, has the last three.
 READERS = {"model", "optimizer", "batches", "self", "weight_decay", "learning_rate"}
 # Examples that want files, training or half a gigabyte: only their names are looked at here.
-TOO_MUCH = ("data/", "models/", "optim/state/migrate", "training/")
+TOO_MUCH = ("data/", "integrations/", "models/", "optim/state/migrate", "training/")
 _SECTIONS = ("Args:", "Attributes:", "Raises:", "Reference:", "Returns:")
 _PUBLIC_CALL = re.compile(r"\b(" + "|".join(name for name in weightdecay.__all__ if name[0] != "_") + r")\(")
 

@@ -1,10 +1,17 @@
 """Accelerate: audits in a loop that it prepared.
 
-from weightdecay.integrations.accelerate import audited
+    from accelerate import Accelerator
+    from weightdecay.integrations.accelerate import audited
 
-model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
-with audited(accelerator, model, optimizer, at_steps=(1, 1000), weight_decay=0.1):
-    for batch in batches: ...
+    accelerator = Accelerator()
+    model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
+    with audited(accelerator, model, optimizer, at_steps=(1, 1000), weight_decay=0.1):
+        for batch in batches:
+            accelerator.backward(model(batch).mean())
+            optimizer.step()
+            optimizer.zero_grad()
+
+Inside of it nothing else changes.
 """
 
 from __future__ import annotations

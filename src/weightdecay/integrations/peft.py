@@ -1,5 +1,6 @@
 """PEFT: adapters by our plan, with a rate of their own for LoRA's B, as LoRA+ has it.
 
+    import peft, torch
     from weightdecay.integrations.peft import loraplus_groups
 
     model = peft.get_peft_model(model, peft.LoraConfig(use_dora=True))

@@ -1,12 +1,15 @@
 """The audit in a test: a fixture that audits a loop, a marker that audits whatever a test trains, and baselines.
 
+    import pytest
+
     def test_our_optimizer_decays_as_we_mean(weightdecay_audit):
-        model, optimizer = build()
         weightdecay_audit(model, optimizer, weight_decay=0.1)
 
     @pytest.mark.weightdecay_audit(weight_decay=0.1, fail_on="error")
     def test_training_runs():
-        train(steps=3)
+        for batch in batches:
+            model(batch).mean().backward()
+            optimizer.step()
 
 Installed with weightdecay (`-p no:weightdecay` leaves it out). torch is imported by tests that ask for it alone.
 """

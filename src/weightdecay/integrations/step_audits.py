@@ -1,6 +1,7 @@
 """Audits at some steps of a training, told to a log and to trackers: what the integrations of all frameworks share.
 
-    step = 1, N, or every N-th:  audit(model, optimizers)  ->  log, trackers, and an error where that is wanted
+At a due step the model and its optimizers are audited; what is found goes to the log, to trackers, and, where that is
+wanted, ends the training.
 
 A finding goes to trackers as a row of kind "alarm", as the monitor's do; what an audit comes to as one of kind "audit".
 """

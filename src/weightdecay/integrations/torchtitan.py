@@ -1,11 +1,15 @@
 """torchtitan: our plan in its optimizers, and audits of its Trainer.
 
-from weightdecay.integrations.torchtitan import PlannedOptimizers, audited
+    from torchtitan.models.llama3.config_registry import llama3_debugmodel
+    from weightdecay.integrations.torchtitan import PlannedOptimizers, audited
 
-config.optimizer = PlannedOptimizers.Config(param_groups=config.optimizer.param_groups, policy="default")
-trainer = config.build()
-with audited(trainer, at_steps=(1, 1000)):
-    trainer.train()
+    config = llama3_debugmodel()
+    config.optimizer = PlannedOptimizers.Config(param_groups=config.optimizer.param_groups, policy="default")
+    trainer = config.build()
+    with audited(trainer, at_steps=(1, 1000)):
+        trainer.train()
+
+Model parts are planned as they stand when the optimizers are built: sharded, or stages of a pipeline.
 """
 
 from __future__ import annotations
