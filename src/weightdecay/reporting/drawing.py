@@ -140,7 +140,7 @@ def _heatmap(e: Encodings) -> Any:
     settings: dict[str, Any] = {"scheme": "viridis"}
     settings |= {"domain": list(bounds)} if bounds else {}
     settings |= {"type": "log"} if _shaded_by_log(e) else {}
-    legend = alt.Legend(orient="top", gradientLength=220, format="~g", tickCount=4)
+    legend = alt.Legend(orient="top", gradientLength=220, format=".6~g", tickCount=4)
     shade = alt.Color("color:Q", title=value.title if value else "", scale=alt.Scale(**settings), legend=legend)
     cells = alt.Chart().mark_rect(stroke=color("paper"), strokeWidth=1, invalid=None)
     numbers = (

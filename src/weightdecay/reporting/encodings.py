@@ -17,7 +17,7 @@ ONLY = "only"
 _DASHES: tuple[tuple[int, ...], ...] = ((1, 0), (7, 3), (2, 2), (9, 3, 2, 3))
 _TELLS_BY_DASH = 4  # series; more dashes than that nobody tells apart
 _FEW_TICKS = 12
-_FLAT_LABELS = 6
+_FLAT_LABELS = 36  # characters of all names, which stand beside each other on a telephone
 _BIG, _SMALL = 10_000, 0.001  # outside of these numbers of an axis are written as 20k and 2e-5
 _BARS_TELL = 0.5  # of the longest bar: where the shortest is longer, the bars look alike
 _ROOM = 0.03  # of an axis, beside its first and last points
@@ -73,7 +73,8 @@ class Encodings:
         axis, alt = self.picture.axes[name], self.alt
         found = names_on(self.among, name)
         if axis.type != "quantitative":
-            flat = {"labelAngle": 0} if name == "x" and len(found) <= _FLAT_LABELS else {}
+            short = sum(len(str(item)) for item in found) <= _FLAT_LABELS
+            flat = {"labelAngle": 0 if short else -35} if name == "x" else {}
             return {"title": _wrapped(axis.title, name), "axis": alt.Axis(grid=False, **flat)}
         numbers = sorted(value for value in found if isinstance(value, float))
         settings: dict[str, Any] = {"tickCount": 6, "grid": name == "y", **_number_form(axis, numbers)}
@@ -187,7 +188,7 @@ def _number_form(axis: Axis, numbers: list[float]) -> dict[str, str]:
     largest = max(map(abs, numbers), default=0.0)
     if largest >= _BIG:
         return {"format": "~s"}
-    return {"format": "~g"} if axis.scale != "linear" or 0 < largest < _SMALL else {}
+    return {"format": ".6~g"} if axis.scale != "linear" or 0 < largest < _SMALL else {}
 
 
 def _dash(index: int, n: int) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from weightdecay.reporting.study_record import Compared, StudyRecord
 
 _SEVERITY: dict[str, Severity] = {"shown": "good", "not shown": "note", "too few seeds": "note"}
 _WAITING = ("running", "waiting")
+_MANY = 12  # rows, from which on a table is folded
 
 
 def study_page(record: StudyRecord) -> Page:
@@ -105,7 +106,7 @@ def _comparisons(record: StudyRecord) -> Iterator[Block]:
     )
     rows = [_compared(record, one) for one in results.comparisons]
     table = Table(columns, rows, frozenset({3, 4, 5, 6, 7}), "Paired differences")
-    yield table if len(rows) <= 24 else Folded(f"{len(rows)} comparisons", [table])
+    yield table if len(rows) <= 2 * _MANY else Folded(f"{len(rows)} comparisons", [table])
 
 
 def _compared(record: StudyRecord, one: Compared) -> tuple[str, ...]:
@@ -139,7 +140,7 @@ def _groups(record: StudyRecord) -> Block:
             )
         )
     table = Table(("arm", "metric", "mean", "95 % interval", "std", "n"), rows, frozenset({2, 3, 4, 5}), "By arm")
-    return table if len(rows) <= 24 else Folded(f"{len(rows)} means", [table])
+    return table if len(rows) <= 2 * _MANY else Folded(f"{len(rows)} means", [table])
 
 
 def _metric(record: StudyRecord, name: str) -> str:
@@ -165,7 +166,8 @@ def _protocol(record: StudyRecord) -> Iterator[Block]:
             )
             for arm in asked.arms
         ]
-        yield Table(("arm", "settings", "role"), rows, caption="What is compared")
+        table = Table(("arm", "settings", "role"), rows, caption="What is compared")
+        yield table if len(rows) <= _MANY else Folded(f"{len(rows)} arms", [table])
     if asked.settings:
         pairs = [(printable(key), word(value)) for key, value in asked.settings.items()]
         yield Folded("Settings that all runs share", [Facts(pairs)])
@@ -187,7 +189,7 @@ def _runs(record: StudyRecord) -> Iterator[Block]:
     ]
     columns = ("run", "arm", "seed", "status", "counted", *(_metric(record, name) for name in metrics))
     table = Table(columns, rows, frozenset({2, *range(5, len(columns))}), "Runs")
-    yield table if len(rows) <= 12 else Folded(f"{len(rows)} runs", [table])
+    yield table if len(rows) <= _MANY else Folded(f"{len(rows)} runs", [table])
     if record.failures:
         failed = [
             (
