@@ -245,7 +245,7 @@ HEALTHY: dict[str, Callable[[nn.Module], Any]] = {
 @pytest.mark.parametrize(("name", "schedule"), [(name, place % 2 == 0) for place, name in enumerate(HEALTHY)])
 def test_a_run_in_which_nothing_is_wrong_raises_no_alarm(name: str, schedule: bool) -> None:
     torch.manual_seed(0)
-    model, steps = Small(), 300
+    model, steps = Small(), 200
     optimizer = HEALTHY[name](model)
     peaks = [group["lr"] for group in optimizer.param_groups]
     course = Warmup(20, then=Cosine(1.0, 0.0, steps=steps - 20))

@@ -20,7 +20,7 @@ SHAPE = (64, 128)
 @pytest.mark.parametrize(("beta2", "tolerance"), [(0.999, 0.02), (0.95, 0.04)])
 def test_adamw_settles_where_the_monitor_predicts(beta2: float, tolerance: float) -> None:
     model = Matrices(SHAPE, std=adamw_equilibrium(1e-2, 1e-2, 0.9).rms)
-    monitor = watched(model, lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=1.0, betas=(0.9, beta2)), 800)
+    monitor = watched(model, lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=1.0, betas=(0.9, beta2)), 500)
     rows = of_tensors(monitor)
     assert {row["theory"] for row in rows} == {"adamw"}
     for seen, theory in (("weight_rms", "equilibrium_rms"), ("angle", "equilibrium_angle")):
@@ -33,7 +33,7 @@ def test_adamw_settles_where_the_monitor_predicts(beta2: float, tolerance: float
 
 def test_lion_settles_where_the_monitor_predicts() -> None:
     model = Matrices(SHAPE, std=lion_equilibrium(1e-3, 5e-3, 0.9, 0.99).rms)
-    rows = of_tensors(watched(model, lambda p: weightdecay.Lion(p, lr=1e-3, weight_decay=5.0), 1000))
+    rows = of_tensors(watched(model, lambda p: weightdecay.Lion(p, lr=1e-3, weight_decay=5.0), 700))
     assert {row["theory"] for row in rows} == {"lion"}
     for seen, theory in (("weight_rms", "equilibrium_rms"), ("angle", "equilibrium_angle")):
         assert settled(rows, seen) == pytest.approx(rows[-1][theory], rel=0.08)
@@ -49,7 +49,7 @@ def test_sgd_settles_where_the_monitor_predicts_for_weights_without_a_length(rul
         watched(
             model,
             lambda p: weightdecay.SGDW(p, lr=lr, weight_decay=λ, momentum=μ, rule=rule),
-            800, std=σ, invariant=True,
+            500, std=σ, invariant=True,
         )
     )  # fmt: skip
     assert {row["theory"] for row in rows[1:]} == {"sgd"}
