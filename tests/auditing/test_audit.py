@@ -481,3 +481,62 @@ def test_weights_of_few_bits_that_one_step_turns_over_together_are_no_error(lr: 
         torch.autograd.backward(nn.functional.cross_entropy(model(ids).float(), targets))
         optimizer.step()
     assert "decays-twice" not in {finding.code for finding in weightdecay.audit(model, optimizer).findings}
+
+
+class DecaysOnceMore(torch.optim.Adam):
+    """A wrapper that means to decouple, over a class that has decayed through the gradient already."""
+
+    def step(self, closure: Any = None) -> Any:
+        super().step(closure)
+        decay(self)
+
+
+@torch.no_grad()
+def decay(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+
+
+@pytest.mark.parametrize("place", ["before", "after", "wrapper"])
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.NAdam])
+def test_a_decay_beside_one_through_the_gradient_is_one_too_many(kind: Any, place: str) -> None:
+    model = seeded()
+    kind = DecaysOnceMore if place == "wrapper" else kind
+    optimizer = kind(two_groups(model.parameters(), 0.1), lr=1e-3)
+    if place != "wrapper":
+        hooking = optimizer.register_step_pre_hook if place == "before" else optimizer.register_step_post_hook
+        hooking(decay)
+    train(model, optimizer)
+
+    audit = weightdecay.audit(model, optimizer)
+    assert codes(audit) == [("decays-twice", "error")]
+    assert len(audit.findings[0].tensors) == sum(p.ndim == 2 for p in model.parameters())
+    names: dict[str, Any] = {"model": model, "optimizer": optimizer}
+    exec(audit.findings[0].fix, names)
+    assert weightdecay.audit(model, names["optimizer"]).ok
+
+
+class RateByShape(torch.optim.Optimizer):
+    """Muon's way: matrices with more rows than columns have a larger rate, for the update and for the decay."""
+
+    def __init__(self, params: Any, lr: float = 0.02, weight_decay: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:  # noqa: ARG002  # torch hands it in
+        for group in self.param_groups:
+            for p in group["params"]:
+                lr = group["lr"] * max(1.0, p.shape[0] / p.shape[1]) ** 0.5
+                p.mul_(1 - lr * group["weight_decay"]).sub_(p.grad / p.grad.norm(), alpha=lr)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_rate_that_goes_with_the_shape_is_no_decay_twice(twice: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(*shape, bias=False) for shape in ((32, 32), (32, 128), (128, 32))))
+    optimizer = RateByShape([{"params": [layer.weight]} for layer in model])
+    if twice:
+        optimizer.register_step_post_hook(decay)
+    train(model, optimizer, loss=lambda model: model(torch.randn(8, 32)).square().mean())
+    assert codes(weightdecay.audit(model, optimizer)) == ([("decays-twice", "error")] if twice else [])

@@ -239,6 +239,9 @@ class Fixes:
                 '    group["weight_decay"] = 0.0  # what stands around the optimizer decays already'
                 for name in self._names(ones)
             )
+        tensors = [self._tensor(one) for one in ones]
+        if not self._wants_l2 and any(tensor is not None and tensor.beside for tensor in tensors):
+            return self._ours(ones)  # the gradient's way is no better
         return self._without_hooks(ones) or self._ours(ones)
 
     def _is_done_elsewhere(self, one: Judgement) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ _BENT = 0.02
 _LARGER, _FOLLOWS = 2.0, 0.2
 # Steps in which the way through the moments parts from the one beside them.
 _FEW = 3
+# By how much what goes through the gradient may change the form of what is taken off beside it.
+_BLURRED = 0.2
 
 
 @dataclass
@@ -52,6 +55,7 @@ class Form:
         large: the numbers of a step in which about a quarter is removed, if any remove so much.
         factor, lr_power: None where no such form fits.
         late: λ is read, and the first step does not show it.
+        beside: λ goes through the gradient, and something else reads it and decays beside the step, too.
     What cannot be looked at, as a group of zeros, is taken to be read.
     """
 
@@ -67,6 +71,7 @@ class Form:
     coupled: bool = False
     order: Order | None = None
     late: bool = False
+    beside: bool = False
 
     def removes(self) -> float | None:
         """What the group's own numbers ask for."""
@@ -227,26 +232,51 @@ class FormFinding:
         large = self._with(tries)
         none = {group: {**values, "weight_decay": 0.0} for group, values in large.items()}
         shrunk = {group: _fraction(seen[group]) if group in seen else 0.0 for group in self.groups}
+        clean = {group: self._taken_beside(group, tries[group]) for group in self.groups}
+
+        def into_gradient() -> None:
+            self._into_gradient(tries)
+
+        def shrink_and_into_gradient() -> None:
+            self._shrink(clean)
+            self._into_gradient(tries)
+
+        shrinking = [partial(self._shrink, fractions) for fractions in (shrunk, clean)]
+        # What is done before each step, and after it.
+        ways: dict[str, list[tuple[Callable[[], None] | None, Callable[[], None] | None]]] = {
+            "through": [(into_gradient, None)],
+            "beside": [*((shrink, None) for shrink in shrinking), *((None, shrink) for shrink in shrinking)],
+            "both": [(shrink_and_into_gradient, None), (into_gradient, shrinking[-1])],
+        }
         try:
-            with_decay = self._walked(large)
-            without = self._walked(none)
-            through_gradient = self._walked(none, before_each=lambda: self._into_gradient(tries))
-            before = self._walked(none, before_each=lambda: self._shrink(shrunk))
-            after = self._walked(none, after_each=lambda: self._shrink(shrunk))
+            with_decay, without = self._walked(large), self._walked(none)
+            walked = {name: [self._walked(none, *each) for each in how] for name, how in ways.items()}
         except Exception:  # others' code, at this λ
             return
         for group in self.groups:
             apart = self._apart(group, with_decay, without)
-            coupled, *beside = (self._apart(group, with_decay, way) for way in (through_gradient, before, after))
-            form = self.forms[group]
-            goes_through = coupled < 0.01 * apart and coupled * 10 < min(beside)
-            form.coupled = group in seen and does_something(seen[group]) and (goes_through or is_beside(seen[group]))
+            off = {name: min(self._apart(group, with_decay, way) for way in how) for name, how in walked.items()}
+            form, removed = self.forms[group], seen.get(group)
+            if removed is None or not does_something(removed):
+                form.coupled = form.beside = False
+            else:
+                goes_through = off["through"] < 0.01 * apart and off["through"] * 10 < off["beside"]
+                form.beside = off["both"] < 0.01 * apart and off["both"] * 10 < min(off["through"], off["beside"])
+                form.coupled = form.beside or goes_through or is_beside(removed)
             if form.coupled:
                 form.factor = form.lr_power = None
                 self.known.targets.pop(group, None)  # what goes through a sign or a root pulls to nothing
             elif form.reads_weight_decay:
                 place = next(place for place in self.places if place.group == group)
                 form.order = order_of(seen[group], place) if group in seen else None
+
+    def _taken_beside(self, group: int, weight_decay: float) -> float:
+        """What a hook or wrapper takes off at this λ: by the form that was seen, or as they mostly do."""
+        form = self.forms[group]
+        factor, power = form.factor, form.lr_power
+        if factor is None or power is None or (power == 1.0 and abs(factor - 1.0) < _BLURRED):
+            factor, power = 1.0, 1.0  # as those mostly do who read an optimizer's groups
+        return float(factor * self._lrs[group].get("lr", 1.0) ** power * weight_decay)
 
     def _find_late(self, tries: Mapping[int, float]) -> None:
         """Weights that are pulled to where they began have nothing to lose in their first step."""
@@ -287,8 +317,10 @@ class FormFinding:
             return None
         return [added_over_shards(one, place.tensor) for one, place in zip(seen, self.places, strict=True)]
 
-    def _walked(self, settings: Settings, **how: Callable[[], None]) -> list[Tensor]:
-        with self.bench.stepped(settings, steps=_FEW, **how):
+    def _walked(
+        self, settings: Settings, before: Callable[[], None] | None = None, after: Callable[[], None] | None = None
+    ) -> list[Tensor]:
+        with self.bench.stepped(settings, steps=_FEW, before_each=before, after_each=after):
             return [local(place.tensor).double() for place in self.places]
 
     def _into_gradient(self, weight_decay: Mapping[int, float]) -> None:

@@ -276,7 +276,8 @@ def _amount_beside_gradient(seat: Seat, weight_decay: float, is_little: bool) ->
     SGD's own decay is lr·λ, or with Nesterov's momentum up to twice as much, from the first step on.
     """
     asked, elsewhere = seat.asks(weight_decay) or 0.0, seat.tensor.from_elsewhere or 0.0
-    if elsewhere > _TOO_LITTLE * asked and elsewhere > _SIGMAS * seat.tensor.uncertainty:
+    is_seen = elsewhere > _TOO_LITTLE * asked and elsewhere > _SIGMAS * seat.tensor.uncertainty
+    if is_seen or seat.tensor.beside:
         return [seat.found("decays-twice", "error", asked)]
     if not is_sgd(seat.optimizer.bases) or seat.tensor.dtype not in _RESOLUTION:
         return []

@@ -34,6 +34,7 @@ class ProbedTensor:
         uncertainty: the standard error of both, from rounding.
         reads_weight_decay: whether a λ large enough to survive any rounding changes the step.
         coupled: λ goes through the gradient into the optimizer's moments.
+        beside: and something else, which reads the same λ, decays beside the step.
         order: where a decoupled decay acts, seen from the update; None where that cannot be told.
         weight_norm: ‖w‖; at 0 nothing can be said of its decay.
         has_gradient: it had a gradient of its own in the probe, and it was finite.
@@ -56,6 +57,7 @@ class ProbedTensor:
     uncertainty: float = 0.0
     reads_weight_decay: bool = True
     coupled: bool = False
+    beside: bool = False
     order: Order | None = None
     weight_norm: float = 1.0
     has_gradient: bool = True

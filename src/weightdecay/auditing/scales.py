@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,8 @@ class Scale:
         peak: the group's own highest lr, as far as it is known.
         off: what its form gives, divided by what the rule gives; None where the form was not seen.
         astray: it follows another lr, another peak or another power, and not its own.
-        explained: the key of the group whose number its lr is multiplied by, as learning-rate-free optimizers do.
+        explained: what its lr is multiplied by: the number of a key of the group, as learning-rate-free optimizers do,
+            or a function of its matrices' shape, as Muons do.
     """
 
     rule: Rule
@@ -60,6 +61,8 @@ def scales(groups: Sequence[ProbedGroup], settings: Sequence[Mapping[str, Any]],
     for group, given, peak in zip(groups, settings, peaks, strict=True):
         own = None if told is not None else _own_rule(given)
         found.append(Scale(own or main, told is not None or own is not None, peak, _off(group, own or main, peak)))
+    if law := _law_of_shapes(found, settings):
+        return [_with(scale, explained="" if scale.told or scale.off is None else law) for scale in found]
     return [_judged(found, groups, place, settings[place]) for place in range(len(found))]
 
 
@@ -153,6 +156,36 @@ def _own_rate(settings: Mapping[str, Any]) -> str:
     if "d" in settings and ("d0" in settings or "growth_rate" in settings):  # D-Adaptation, Prodigy
         return "d"
     return next((key for key in ("relative_step", "scale_parameter") if settings.get(key) is True), "")
+
+
+# What the lr of a matrix with so many rows and columns is multiplied by.
+_LAWS_OF_SHAPES: dict[str, Callable[[int, int], float]] = {
+    "√max(1, rows/columns)": lambda rows, columns: math.sqrt(max(1.0, rows / columns)),  # KellerJordan/Muon
+    "√(rows/columns)": lambda rows, columns: math.sqrt(rows / columns),
+    "max(1, rows/columns)": lambda rows, columns: max(1.0, rows / columns),
+    "0.2·√max(rows, columns)": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),  # Moonlight
+}
+
+
+def _law_of_shapes(found: Sequence[Scale], settings: Sequence[Mapping[str, Any]]) -> str:
+    """The law by which each group's lr goes with the one shape of its matrices; "" where there is none.
+
+    One factor for all is no law: whoever decays twice takes twice as much from every shape.
+    """
+    seen = [
+        (scale.off, {tuple(p.shape) for p in group.get("params", ())})
+        for scale, group in zip(found, settings, strict=True)
+        if scale.off is not None
+    ]
+    if not all(len(shapes) == 1 and len(next(iter(shapes))) == 2 for _, shapes in seen):
+        return ""
+    shaped = [(off, *next(iter(shapes))) for off, shapes in seen]
+    for name, law in _LAWS_OF_SHAPES.items():
+        factors = [law(rows, columns) for _, rows, columns in shaped]
+        differ = bool(factors) and not _near(min(factors), max(factors))
+        if differ and all(_near(off, factor) for (off, _, _), factor in zip(shaped, factors, strict=True)):
+            return name
+    return ""
 
 
 def _key_of(off: float, group: ProbedGroup, settings: Mapping[str, Any]) -> str:

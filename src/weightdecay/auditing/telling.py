@@ -58,6 +58,7 @@ def seen_on_step(sight: Sight, form: Form, steps: int, seen_on: SeenOn) -> dict[
         "from_elsewhere": elsewhere if is_decay else 0.0,
         "uncertainty": _uncertainty(sight, own, requested) + (error if is_decay else 0.0),
         "reads_weight_decay": reads,
+        "beside": reads and form.beside,
         "coupled": reads and (form.coupled or (does_something(large) and is_beside(large))),
         "order": form.order or order_of(large, sight.place) if reads and not form.coupled else None,
         "weight_norm": math.sqrt(large.ww if form.large else mirrored.ww),
