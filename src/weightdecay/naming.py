@@ -24,6 +24,7 @@ _WRAPPED: dict[str, str] = {
     "FullyShardedDataParallel": "_fsdp_wrapped_module",
     "CheckpointWrapper": "_checkpoint_wrapped_module",
     "OffloadWrapper": "_checkpoint_wrapped_module",
+    "_FabricModule": "_forward_module",
 }
 # The same, of those that are part of the model: they have tensors or arguments of their own, and only names pass them.
 _ADAPTED: dict[str, str] = {"PeftModel": "base_model", "BaseTuner": "model", "BaseTunerLayer": "base_layer"}

@@ -19,7 +19,10 @@ from torch.optim import Optimizer
 from weightdecay.naming import unwrapped
 
 # Wrappers of training frameworks hand a step on, or leave it out; what they wrap makes it.
-_HANDS_ON = ("accelerate", "composer", "deepspeed", "lightning", "pytorch_lightning", "torch", "transformers")
+_HANDS_ON = frozenset(
+    {"accelerate", "composer", "deepspeed", "lightning", "lightning_fabric", "pytorch_lightning", "torch",
+     "transformers"}
+)  # fmt: skip
 
 
 class Owners:
@@ -76,7 +79,7 @@ class Owners:
             wanted -= held[id(best)]
             roots.remove(best)
         if len(chosen) < 2:
-            return chosen[0] if chosen else None
+            return _bare(chosen[0]) if chosen else None
         return nn.ModuleDict({_name(root, place): root for place, root in enumerate(chosen)})
 
     def _roots(self, wanted: set[int]) -> list[nn.Module]:
@@ -128,7 +131,10 @@ def tensors_of(optimizer: Any) -> list[Tensor]:
 
 def hands_on(optimizer: Any) -> bool:
     """Whether it is a training framework's wrapper, which makes no step of its own."""
-    return type(optimizer).__module__.partition(".")[0] in _HANDS_ON and not isinstance(optimizer, Optimizer)
+    kind = type(optimizer)
+    # A wrapper may call itself an optimizer of the wrapped one's class; torch wraps the steps of real ones.
+    is_stepped = getattr(inspect.getattr_static(kind, "step", None), "hooked", False)
+    return kind.__module__.partition(".")[0] in _HANDS_ON and not is_stepped
 
 
 def enclosing(optimizer: Any, frame: FrameType | None) -> Any:
@@ -192,6 +198,12 @@ def _rank(root: nn.Module, held: set[int], wanted: set[int]) -> tuple[int, bool,
     seen gradients, and holds little besides."""
     has_gradient = sum(parameter.grad is not None for parameter in root.parameters())
     return len(held & wanted), not _is_made_by_compiling(root), has_gradient, -len(held)
+
+
+def _bare(root: nn.Module) -> nn.Module:
+    """What a wrapper wraps, where all tensors are there."""
+    inside = unwrapped(root)
+    return inside if _ids(inside) == _ids(root) else root
 
 
 def _name(root: nn.Module, place: int) -> str:
