@@ -63,6 +63,11 @@ def test_the_tail_of_an_anneal_is_no_loss() -> None:
     assert not raised(watched(Matrices(*SHAPES), adamw(λ=0.1), 50, lr=lr))
 
 
+def test_the_start_of_a_warm_up_is_no_loss() -> None:
+    """Each step is under the floor of float32, and the next is larger."""
+    assert not raised(watched(Matrices(*SHAPES), adamw(λ=0.1), 40, lr=lambda step: 1e-9 * (step + 1)))
+
+
 def test_a_second_decay_in_the_loop() -> None:
     model = Matrices(*SHAPES)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import weightdecay
 from tests.monitoring.noise import Matrices, of_tensors, train, watched
 from weightdecay import ConfigError, Monitor, OptimizerError
+from weightdecay.monitoring.rows import role_row
 from weightdecay.rules import RULES
 from weightdecay.schedules import Cosine
 
@@ -383,6 +384,19 @@ def test_a_plan_tells_roles_and_hidden_matrices() -> None:
     rows = {row["name"]: row for row in of_tensors(monitor)}
     assert {name: row["role"] for name, row in rows.items()} == {one.name: str(one.role) for one in plan}
     assert {row["role"] for row in rows.values() if row["hidden"]} == {"linear weight"}
+
+
+def test_a_role_is_what_its_tensors_come_to() -> None:
+    rows = of_tensors(watched(Matrices((20, 30), (40, 60), (10, 10)), adamw, 10))[-3:]
+    turned = [{**row, "angle": row["expected_angle"] * times} for row, times in zip(rows, (1.2, 1.3, 0.7), strict=True)]
+    role = role_row(turned, 10)
+    assert role["within"] == pytest.approx(1 / 3)
+    assert role["tensors"] == 3
+    assert role["elements"] == 600 + 2400 + 100
+    assert role["angle_low"] == min(row["angle"] for row in turned)
+    assert role["angle"] == sorted(row["angle"] for row in turned)[1]
+    squares = sum(row["weight_rms"] ** 2 * row["elements"] for row in rows)
+    assert role["weight_rms"] == pytest.approx(math.sqrt(squares / 3100))
 
 
 @pytest.mark.parametrize("wrong", [{"interval": 0}, {"budget_bytes": -1}, {"interval": 2.5}, {"keep": True}])
