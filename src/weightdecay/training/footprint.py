@@ -8,6 +8,7 @@ storages is counted from where it is made to where it is let go.
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -120,9 +121,11 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
 
 
+@torch.no_grad()
 def _evaluation(model: GPT, config: ModelConfig, rows: int, dtype: torch.dtype) -> None:
     tokens_BT = torch.zeros(rows, config.context, dtype=torch.long)
-    nats(model, [(tokens_BT, tokens_BT.clone())], device=tokens_BT.device, dtype=dtype)
+    # Not in its inference mode, in which composite operations would hide what they allocate.
+    inspect.unwrap(nats)(model, [(tokens_BT, tokens_BT.clone())], device=tokens_BT.device, dtype=dtype)
 
 
 def _saving(tensors: list[Any]) -> None:
@@ -151,7 +154,7 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._most if device.type == "cpu" else self._most_live
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default):
+        if func is torch.ops.aten._local_scalar_dense.default:
             return self._value(args[0])
         if func is torch.ops.aten.bincount.default:  # as long as its numbers say, and we know what they say
             made = args[0].new_zeros((kwargs or {}).get("minlength", args[2] if len(args) > 2 else 0))

@@ -7,11 +7,11 @@ import time
 from typing import Any
 
 import torch
-from torch import nn
 
 from weightdecay import checkpoint
 from weightdecay.data.loader import evaluation_batches
 from weightdecay.evaluation.loss import EVALUATION_TOKENS
+from weightdecay.models.decoder import GPT
 from weightdecay.optim.clipping import total_norm
 from weightdecay.rules import group_decay_per_step
 from weightdecay.runs import Row, Run
@@ -46,7 +46,7 @@ def step_row(
     }
 
 
-def evaluation_row(setup: Setup, model: nn.Module, ranks: Ranks, step: int) -> Row:
+def evaluation_row(setup: Setup, model: GPT, ranks: Ranks, step: int) -> Row:
     """The loss on the held-out text after so many steps; ranks share the work."""
     config, data = setup.config, setup.data
     context = config.model.context
