@@ -55,7 +55,7 @@ def test_the_optimizer_is_as_it_was(cls: Any, steps: int) -> None:
     before = everything(optimizer)
     probe_step(optimizer, hooks=True)
     progress_keys(optimizer)
-    stepped_state(optimizer, optimizer.param_groups[0], (2, 3), torch.float32)
+    stepped_state(optimizer, optimizer.param_groups[0], (2, 3), torch.float32, torch.device("cpu"))
     assert same(everything(optimizer), before)
 
 

@@ -85,11 +85,11 @@ def test_the_progress_of_schedule_free_is_seen_whatever_its_mode() -> None:
 
 def test_the_state_that_a_step_leaves_has_the_axes_of_its_tensor() -> None:
     optimizer = torch.optim.Adafactor(parameters())
-    state: Any = stepped_state(optimizer, optimizer.param_groups[0], (13, 17), torch.float32)
+    state: Any = stepped_state(optimizer, optimizer.param_groups[0], (13, 17), torch.float32, torch.device("cpu"))
     assert {key: tuple(value.shape) for key, value in state.items()} == {
         "step": (),
         "row_var": (13, 1),
         "col_var": (1, 17),
     }
     broken = own.KeepsModel(parameters(), nn.Linear(2, 2), uses=True)
-    assert stepped_state(broken, broken.param_groups[0], (2, 3), torch.float32) is None
+    assert stepped_state(broken, broken.param_groups[0], (2, 3), torch.float32, torch.device("cpu")) is None

@@ -16,14 +16,19 @@ _PROGRESS_STEPS = 8  # Prodigy's estimate of its step length first grows after s
 
 
 def stepped_state(
-    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], shape: Sequence[int], dtype: torch.dtype
+    optimizer: torch.optim.Optimizer,
+    group: Mapping[str, Any],
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> dict[str, Any] | None:
-    """The state that one step leaves for a tensor of this shape and dtype in a group; None where it makes no step.
+    """The state that one step leaves for such a tensor in a group, and where; None where it makes no step.
 
-    With a prime for each axis of `shape`, the axes of a state tell which of the tensor's they are.
+    With a prime for each axis of `shape`, the axes of a state tell which of the tensor's they are. A count may stay on
+    the processor or go with the weights, which only a step on their own device tells.
     """
     # An optimizer's groups are its own, so a parameter of the shape stands in the twin's group, and its own in none.
-    stand_in = torch.empty(tuple(shape), dtype=dtype, device="meta").requires_grad_(dtype.is_floating_point)
+    stand_in = torch.empty(tuple(shape), dtype=dtype, device=device).requires_grad_(dtype.is_floating_point)
     alone = {**group, "params": [stand_in], **({"param_names": ["w"]} if "param_names" in group else {})}
     for manner in manners(optimizer):
         if not manner.fresh:

@@ -41,10 +41,10 @@ def expected_states(optimizer: torch.optim.Optimizer) -> dict[Tensor, State | No
         options = _options(group)
         for p in group["params"]:
             shape = _small_shape(group, p)
-            kind = (options, shape, p.dtype)
+            kind = (options, shape, p.dtype, p.device)
             if kind not in of_kind:
                 seen = known and len(shape) == p.ndim
-                of_kind[kind] = stepped_state(optimizer, group, shape, p.dtype) if seen else None
+                of_kind[kind] = stepped_state(optimizer, group, shape, p.dtype, p.device) if seen else None
             expected[p] = of_kind[kind]
     return expected
 
