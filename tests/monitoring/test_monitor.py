@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import weightdecay
 from tests.monitoring.noise import Matrices, of_tensors, train, watched
 from weightdecay import ConfigError, Monitor, OptimizerError
-from weightdecay.monitoring.rows import role_row
+from weightdecay.monitoring.rows import Row, role_row
 from weightdecay.rules import RULES
 from weightdecay.schedules import Cosine
 
@@ -404,3 +405,35 @@ def test_numbers_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     model = Matrices((2, 2))
     with pytest.raises(ConfigError, match="at least 1"):
         Monitor(model, adamw(model.parameters()), **wrong)
+
+
+def test_a_monitor_that_goes_on_from_its_state_has_the_rows_of_one_that_never_stopped() -> None:
+    """A small budget, so that tensors take turns, and an alarm that needs two rows of one tensor."""
+
+    def rows(stop: int | None) -> list[Row]:
+        torch.manual_seed(0)
+        model = Matrices((20, 30), (40, 60), (10, 10))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+        options: dict[str, Any] = {"interval": 2, "budget_bytes": 5000, "steps": 40}
+        monitor, seen = Monitor(model, optimizer, **options), []
+        for step in range(40):
+            if step == stop:
+                state = json.loads(json.dumps(monitor.state_dict()))
+                seen += list(monitor.rows)
+                monitor.close()
+                monitor = Monitor(model, optimizer, **options, done=step)
+                monitor.load_state_dict(state)
+            optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / 40)
+            for p in model.parameters():
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+                if step % 3:
+                    p.data.mul_(0.999)  # somebody else decays, too
+            optimizer.step()
+        seen += list(monitor.rows)
+        monitor.close()
+        return seen
+
+    whole = rows(None)
+    assert {row["kind"] for row in whole} == {"decay", "decay-role", "alarm"}
+    for stop in (7, 20, 31):
+        assert rows(stop) == whole

@@ -16,7 +16,7 @@ two rows in a row agree, and while lr rises it is not judged at all, for near 0 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -117,6 +117,14 @@ class Judge:
     def __init__(self) -> None:
         self._histories: dict[str, _History] = {}
         self._told: set[tuple[str, str]] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers of each tensor, as plain values."""
+        return {name: asdict(history) for name, history in self._histories.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._histories = {name: _History(**history) for name, history in state.items()}
 
     def have_told(self, alarms: Iterable[Alarm]) -> None:
         """Tell these no more."""

@@ -1,11 +1,11 @@
 """`Monitor`: hooks on an optimizer's steps, rows of what was seen, and alarms.
 
-from weightdecay import Monitor
+    from weightdecay import Monitor
 
-with Monitor(model, optimizer, steps=10_000, batch_tokens=500_000) as monitor:
-    train()
-for alarm in monitor.alarms:
-    print(alarm)
+    monitor = Monitor(model, optimizer, steps=10_000, batch_tokens=500_000)
+    optimizer.step()  # and so on: it counts them by itself
+    print(monitor.alarms)
+    monitor.close()
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from weightdecay.errors import ConfigError
 from weightdecay.monitoring.alarms import Alarm, Judge
 from weightdecay.monitoring.hooking import StepHooks, groups_by_hand, optimizers_of
 from weightdecay.monitoring.observer import Observer
-from weightdecay.monitoring.rows import Row, role_row
+from weightdecay.monitoring.rows import Row, role_row, rounded
 from weightdecay.planning.planned import Plan
 
 EVERY = 20
@@ -154,6 +154,9 @@ class Monitor:
         return {
             "observers": [observer.state_dict() for observer in self._observers],
             "alarms": [alarm.row() for alarm in self.alarms],
+            "judge": self._judge.state_dict(),
+            "latest": self._latest,
+            "highest_decay": self._highest,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -161,7 +164,10 @@ class Monitor:
         for observer, own in zip(self._observers, state["observers"], strict=False):
             observer.load_state_dict(own)
         self.alarms = [Alarm.of_row(row) for row in state["alarms"]]
+        self._judge.load_state_dict(state.get("judge", {}))
         self._judge.have_told(self.alarms)
+        self._latest = {role: dict(rows) for role, rows in state.get("latest", {}).items()}
+        self._highest = state.get("highest_decay", 0.0)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -194,7 +200,7 @@ class Monitor:
     def _after(self, index: int) -> None:
         started = time.perf_counter()
         observer = self._observers[index]
-        rows = observer.after()
+        rows = [rounded(row) for row in observer.after()]
         if rows:
             self._take(observer, rows)
         self._last_step = time.perf_counter()

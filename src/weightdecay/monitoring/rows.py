@@ -15,6 +15,11 @@ WITHIN = 0.25
 """An angle this near to the expected one, as a part of it, is as theory has it."""
 
 
+def rounded(row: Row) -> Row:
+    """Nine digits: the last ones go with where in memory a sum's numbers lie, and a resumed run's lie elsewhere."""
+    return {key: float(f"{value:.9g}") if isinstance(value, float) else value for key, value in row.items()}
+
+
 def memory(rate: float | None, batch_tokens: float | None) -> dict[str, float | None]:
     """After how many steps and tokens half of an update is forgotten."""
     steps = None if rate is None or rate <= 0 else memory_steps(min(rate, 1.0))

@@ -6,9 +6,11 @@ arms, what is measured of each finished run, what is compared, and how it is sho
 is, `catalogue` has those that are known here, `runner.py` carries one out, `analysis.py` judges it.
 
     from weightdecay.studies.catalogue import studies
-    from weightdecay.studies.runner import carry_out
 
-    carry_out(studies()["lambda"], Path("studies/lambda"), size="quick", n_seeds=3, jobs=2)
+    for name, study in studies().items():
+        print(name, study.question)
+
+`runner.carry_out` trains one, as `weightdecay study NAME` does.
 
 Open `design.py` first.
 """

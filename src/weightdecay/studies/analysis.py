@@ -186,9 +186,22 @@ def sentence(compared: Comparison) -> str:
     return f"{words}): {ending}."
 
 
-def verdict_on(claim: str, compared: Comparison | None) -> list[Verdict]:
-    """What one comparison says of a belief; nothing where it was not made."""
-    return [] if compared is None else [Verdict(claim, compared.verdict, sentence(compared))]
+def verdict_on(
+    claim: str, compared: Comparison | None, holds_if: Literal["lower", "higher", "alike", "better"] = "better"
+) -> list[Verdict]:
+    """What one comparison says of a belief; nothing where it was not made.
+
+    Args:
+        holds_if: which way the arm must differ from what it is compared with for the belief to hold. Of `alike` a
+            difference shows the opposite, and none shows nothing.
+    """
+    if compared is None:
+        return []
+    if compared.verdict != "shown" or compared.difference is None:
+        return [Verdict(claim, compared.verdict, sentence(compared))]
+    wanted = metric(compared.contrast.metric).better if holds_if == "better" else holds_if
+    holds = wanted == ("higher" if compared.difference.mean > 0 else "lower")
+    return [Verdict(claim, "shown" if holds else "the opposite is shown", sentence(compared))]
 
 
 def _with_interval(mean: Mean) -> str:

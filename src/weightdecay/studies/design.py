@@ -60,10 +60,10 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A belief, and what this study says of it."""
+    """A belief, and what this study says of it: that it holds is shown, or its opposite is, or neither."""
 
     claim: str
-    verdict: Literal["shown", "not shown", "too few seeds", "told"]
+    verdict: Literal["shown", "the opposite is shown", "not shown", "too few seeds", "told"]
     sentence: str
 
     def as_json(self) -> Json:

@@ -45,7 +45,7 @@ def _pictures(found: Analysis) -> list[Json]:
 
 def _conclude(found: Analysis) -> list[Verdict]:
     said = verdict_on(
-        "L2 makes matrices rotate at different speeds, AdamW at one.", found.comparison(_SPREAD, _L2, _ADAMW)
+        "L2 makes matrices rotate at different speeds, AdamW at one.", found.comparison(_SPREAD, _L2, _ADAMW), "higher"
     )
     share = found.mean(_AS_TOLD, _ADAMW)
     if share is not None:

@@ -60,9 +60,9 @@ def _conclude(found: Analysis) -> list[Verdict]:
     first = "constant"
     return [
         *verdict_on("`corrected` keeps the norm from falling as the rate does.",
-                    found.comparison(_NORM, "corrected", first)),
+                    found.comparison(_NORM, "corrected", first), "higher"),
         *verdict_on("`corrected` keeps the gradient from growing at the end.",
-                    found.comparison(_GRADIENT, "corrected", first)),
+                    found.comparison(_GRADIENT, "corrected", first), "lower"),
         *verdict_on("λ should fall to zero along a cosine.", found.comparison(_HELD_OUT, "cosine to 0", first)),
         *verdict_on("λ should fall as 4/t.", found.comparison(_HELD_OUT, "4/t", first)),
     ]  # fmt: skip

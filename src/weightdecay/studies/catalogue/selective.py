@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from weightdecay.studies.analysis import Analysis, verdict_on
 from weightdecay.studies.design import Arm, Json, Plan, SizeName, Study, Verdict, against_first
@@ -74,18 +74,18 @@ def _pictures(found: Analysis) -> list[Json]:
 
 def _conclude(found: Analysis) -> list[Verdict]:
     first = "policy default"
-    claims = {
-        "policy all": "Biases and norms must be exempt.",
-        "policy no-embeddings": "Embeddings should decay.",
-        "policy none": "Decay matters at all here.",
-        "input gains towards 0": "Decaying the gains of input norms is good.",
-        "output gains towards 0": "Decaying the gains of output norms is harmful.",
-        "q/k gains towards 0": "Decaying the gains of q/k norms is good.",
+    claims: dict[str, tuple[str, Literal["lower", "higher"]]] = {
+        "policy all": ("Biases and norms must be exempt.", "higher"),
+        "policy no-embeddings": ("Embeddings should decay.", "higher"),
+        "policy none": ("Decay matters at all here.", "higher"),
+        "input gains towards 0": ("Decaying the gains of input norms is good.", "lower"),
+        "output gains towards 0": ("Decaying the gains of output norms is harmful.", "higher"),
+        "q/k gains towards 0": ("Decaying the gains of q/k norms is good.", "lower"),
     }
     return [
         verdict
-        for arm, claim in claims.items()
-        for verdict in verdict_on(claim, found.comparison(_HELD_OUT, arm, first))
+        for arm, (claim, holds_if) in claims.items()
+        for verdict in verdict_on(claim, found.comparison(_HELD_OUT, arm, first), holds_if)
     ]
 
 

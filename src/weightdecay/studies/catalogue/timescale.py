@@ -63,8 +63,9 @@ def _conclude(found: Analysis) -> list[Verdict]:
             f"η·λ is equal (η from 1e-3 to 8e-3), {spread[_RATE]:.3f} where η is (λ from 0.25 to 4)."
         )
         said.append(Verdict("The product η·λ decides, not λ.", "told", sentence))
+    centre = next(iter(found.labels))
     for arm in _of_group(found, _PRODUCT)[1:]:
-        said += verdict_on(f"{arm} ends as the centre does.", found.comparison(_LOSS, arm, next(iter(found.labels))))
+        said += verdict_on(f"{arm} ends as the centre does.", found.comparison(_LOSS, arm, centre), "alike")
     return said
 
 
