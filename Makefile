@@ -84,7 +84,8 @@ check: .venv/.dev
 	$(BIN)/python docs/check_links.py
 
 bench: .venv/.dev
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $$(grep --files-with-matches __main__ benchmarks/*.py | xargs -n 1 basename --suffix .py); do \
+		echo "== $$script"; $(BIN)/python -m benchmarks.$$script || exit 1; done
 
 # The site of the documentation, in build/docs/html.
 docs: .venv/.docs

@@ -7,6 +7,7 @@ What the repository holds beside its documentation (tests, sources) has no page:
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -27,6 +28,9 @@ ELSEWHERE = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUT
 ROOMS = {
     "planning": "Plans: which tensors decay, and why",
     "auditing": "Audits: what a step really does",
+    "monitoring": "The monitor: what decay does in a run",
+    "diagnosing": "Diagnoses of runs",
+    "advisor": "Advice: which λ",
     "optim": "Optimizers, control and state",
     "rules": "Rules",
     "schedules": "Schedules",
@@ -48,9 +52,10 @@ def main() -> int:
     shutil.copytree(DOCS / "pictures", BUILT / "pages" / "pictures")
     (BUILT / "pages" / "atlas").mkdir()
     shutil.copy(DOCS / "atlas" / "index.html", BUILT / "pages" / "atlas")
-    for page in sorted([*DOCS.glob("*.md"), *(ROOT / name for name in ELSEWHERE)]):
-        text = page.read_text(encoding="utf-8")
-        (BUILT / "pages" / _place(page)).write_text(with_links_of_the_site(text, page), encoding="utf-8")
+    for page in sorted([*DOCS.rglob("*.md"), *(ROOT / name for name in ELSEWHERE)]):
+        place = BUILT / "pages" / _place(page)
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(with_links_of_the_site(page.read_text(encoding="utf-8"), page), encoding="utf-8")
     for name, text in reference():
         (BUILT / "pages" / "api" / name).write_text(text, encoding="utf-8")
 
@@ -66,7 +71,7 @@ def main() -> int:
 
 def _place(page: Path) -> str:
     """Where a page of the repository stands on the site."""
-    return ELSEWHERE.get(page.name, page.name)
+    return page.relative_to(DOCS).as_posix() if page.is_relative_to(DOCS) else ELSEWHERE[page.name]
 
 
 def with_links_of_the_site(text: str, page: Path) -> str:
@@ -78,10 +83,12 @@ def with_links_of_the_site(text: str, page: Path) -> str:
         if re.match(r"[a-z]+:", target) or not name:
             return match[0]
         path = (page.parent / unquote(name)).resolve()
-        if path.suffix == ".md" and (path.parent == DOCS or (path.name in ELSEWHERE and path.parent == ROOT)):
-            return f"{picture}[{words}]({_place(path)}{'#' + anchor if anchor else ''})"
+        from_here = Path(_place(page)).parent
+        if path.suffix == ".md" and (path.is_relative_to(DOCS) or (path.name in ELSEWHERE and path.parent == ROOT)):
+            place = Path(os.path.relpath(_place(path), from_here)).as_posix()
+            return f"{picture}[{words}]({place}{'#' + anchor if anchor else ''})"
         if path.is_relative_to(DOCS / "pictures") or path == DOCS / "atlas" / "index.html":
-            return f"{picture}[{words}]({path.relative_to(DOCS).as_posix()})"
+            return f"{picture}[{words}]({Path(os.path.relpath(path.relative_to(DOCS), from_here)).as_posix()})"
         return words if words.startswith("`") else f"{words} (`{path.relative_to(ROOT).as_posix()}`)"
 
     return _LINK.sub(led, text)
