@@ -6,6 +6,8 @@
     optimizer.step()  # and so on: it counts them by itself
     print(monitor.alarms)
     monitor.close()
+
+What is measured stands in `measuring.py`, what theory expects in `theory.py`, what raises an alarm in `alarms.py`.
 """
 
 from __future__ import annotations

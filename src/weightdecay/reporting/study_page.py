@@ -25,7 +25,12 @@ from weightdecay.reporting.run_record import number
 from weightdecay.reporting.sections import word
 from weightdecay.reporting.study_record import Compared, StudyRecord
 
-_SEVERITY: dict[str, Severity] = {"shown": "good", "the opposite is shown": "warning", "not shown": "note", "too few seeds": "note"}
+_SEVERITY: dict[str, Severity] = {
+    "shown": "good",
+    "the opposite is shown": "warning",
+    "not shown": "note",
+    "too few seeds": "note",
+}
 _WAITING = ("running", "waiting")
 _MANY = 12  # rows, from which on a table is folded
 
