@@ -5,7 +5,7 @@ Their sources are told by variables of the environment, and left alone:
     WEIGHTDECAY_NANOGPT           a checkout of karpathy/nanoGPT
     WEIGHTDECAY_NANOCHAT          a checkout of karpathy/nanochat; its packages in WEIGHTDECAY_NANOCHAT_PYTHON
     WEIGHTDECAY_LITGPT_PYTHON     a Python with litgpt and this package
-    WEIGHTDECAY_LIGHTNING_PYTHON  a Python with lightning and accelerate and this package
+    WEIGHTDECAY_LIGHTNING_PYTHON  a Python with lightning, accelerate, transformers and this package
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ def watch(python: str, cwd: Path, out: Path, *words: str, **environment: str) ->
     return run(python, cwd, "-m", "weightdecay", "watch", "--out", str(out), "--", *words, **environment)
 
 
-def assert_same_tensors(one: Path, other: Path) -> None:
-    """Two files that the programs wrote, read in a process that trusts them."""
+def assert_same_tensors(one: Path, other: Path, python: str = sys.executable) -> None:
+    """Two files that the programs wrote, read in a process that trusts them and knows their classes."""
     code = (
         "import sys, torch\none, other = (torch.load(p, weights_only=False) for p in sys.argv[1:])\n"
         "one, other = (d.get('model', d) for d in (one, other))\n"
         "assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one), 'they differ'"
     )
-    subprocess.run([sys.executable, "-c", code, str(one), str(other)], check=True)
+    subprocess.run([python, "-c", code, str(one), str(other)], check=True)
 
 
 def test_nanogpt_trains_as_before_and_nothing_in_it_decays_wrongly(tmp_path: Path) -> None:
@@ -144,7 +144,6 @@ TRAINER = """
 """
 
 
-@pytest.mark.transformers
 @pytest.mark.parametrize(
     ("kind", "exempt"),
     [
@@ -156,10 +155,10 @@ TRAINER = """
 def test_a_trainer_of_transformers_is_as_before_and_what_it_decays_is_found(
     tmp_path: Path, kind: str, exempt: list[str]
 ) -> None:
-    pytest.importorskip("transformers")
+    python = python_with("accelerate", "WEIGHTDECAY_LIGHTNING_PYTHON")  # without which Trainer does not begin
     script(tmp_path, TRAINER)
-    plain = run(sys.executable, tmp_path, "train.py", kind)
-    assert watch(sys.executable, tmp_path, tmp_path / "found.json", "train.py", kind) == plain
+    plain = run(python, tmp_path, "train.py", kind)
+    assert watch(python, tmp_path, tmp_path / "found.json", "train.py", kind) == plain
     assert sorted(found(tmp_path / "found.json")["decays-exempt"]) == sorted(exempt)
 
 
@@ -195,11 +194,11 @@ def test_litgpts_pretraining_is_as_before(tmp_path: Path) -> None:
     python = python_with("litgpt", "WEIGHTDECAY_LITGPT_PYTHON")
     script(tmp_path, LITGPT)
     uncompiled = {"TORCH_COMPILE_DISABLE": "1"}  # minutes, of which none is ours
-    run(python, tmp_path, "train.py", **uncompiled)
+    run(python, tmp_path, "train.py", "tiny", **uncompiled)  # litgpt reads the command line itself, at its end
     plain = (tmp_path / "out" / "final" / "lit_model.pth").rename(tmp_path / "plain.pth")
-    watch(python, tmp_path, tmp_path / "found.json", "train.py", **uncompiled)
+    watch(python, tmp_path, tmp_path / "found.json", "train.py", "tiny", **uncompiled)
     assert "transformer.ln_f.weight" in found(tmp_path / "found.json")["decays-exempt"]
-    assert_same_tensors(plain, tmp_path / "out" / "final" / "lit_model.pth")
+    assert_same_tensors(plain, tmp_path / "out" / "final" / "lit_model.pth", python)
 
 
 LIGHTNING = """
