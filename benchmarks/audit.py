@@ -4,7 +4,7 @@ The model is a plain decoder (24 blocks of width 1280, 50,257 tokens), float32, 
 probe is to take at most twice as long as a step, and the process 1.3 times the memory. Each row is a process of its
 own, for memory that was once taken is not given back.
 
-    .venv/bin/python benchmarks/audit.py [--json] [--blocks 24] [--optimizer fused|foreach|for-loop|hooked]
+    .venv/bin/python -m benchmarks.audit [--json] [--blocks 24] [--optimizer fused|foreach|for-loop|hooked]
 """
 
 from __future__ import annotations
@@ -20,44 +20,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import weightdecay
+from benchmarks.decoder import Decoder
 
 WIDTH, HEADS, CONTEXT, VOCABULARY = 1280, 20, 512, 50_257
 SLOWER, LARGER = 2.0, 1.3
 OPTIMIZERS = ("fused", "foreach", "for-loop", "hooked")
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm_1, self.norm_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = self.qkv(self.norm_1(x)).view(*x.shape[:2], 3, HEADS, -1).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(parts[0], parts[1], parts[2], is_causal=True)
-        x = x + self.out(attended.transpose(1, 2).flatten(2))
-        y: Tensor = x + self.down(F.gelu(self.up(self.norm_2(x))))
-        return y
-
-
-class Decoder(nn.Module):
-    """With a tied head."""
-
-    def __init__(self, blocks: int) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(VOCABULARY, WIDTH)
-        self.blocks = nn.ModuleList(Block() for _ in range(blocks))
-        self.norm = nn.LayerNorm(WIDTH)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.tokens(ids)
-        for block in self.blocks:
-            x = block(x)
-        return F.linear(self.norm(x), self.tokens.weight)
 
 
 def optimizer_of(model: nn.Module, kind: str) -> Any:
@@ -81,7 +51,7 @@ def optimizer_of(model: nn.Module, kind: str) -> Any:
 def measured(kind: str, blocks: int) -> dict[str, Any]:
     """In this process: training steps first, then a probe."""
     torch.manual_seed(0)
-    model = Decoder(blocks)
+    model = Decoder(blocks, WIDTH, HEADS, VOCABULARY)
     optimizer = optimizer_of(model, kind)
     ids = torch.randint(VOCABULARY, (1, CONTEXT + 1))
     steps = []

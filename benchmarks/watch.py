@@ -4,7 +4,7 @@ The model is nanoGPT's smallest example on a processor: 4 layers of width 128, c
 interleaved, and the ratio is of medians; `per_step_us` is what the hooks take, on a model whose step is nearly nothing.
 No audit is due: it has been made. The program is the same model trained for three steps in a process of its own.
 
-    .venv/bin/python benchmarks/watch.py [--json] [--steps 200]
+    .venv/bin/python -m benchmarks.watch [--json] [--steps 200]
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+from benchmarks.decoder import Decoder
 from weightdecay.watching.owners import Owners
 from weightdecay.watching.steps import Steps, Watched
 
@@ -33,39 +34,10 @@ LAYERS, WIDTH, HEADS, CONTEXT, BATCH, VOCABULARY = 4, 128, 4, 64, 12, 65
 SLOWER = 1.01
 
 
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm_1, self.norm_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = self.qkv(self.norm_1(x)).view(*x.shape[:2], 3, HEADS, -1).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(parts[0], parts[1], parts[2], is_causal=True)
-        x = x + self.out(attended.transpose(1, 2).flatten(2))
-        y: Tensor = x + self.down(F.gelu(self.up(self.norm_2(x))))
-        return y
-
-
-class Decoder(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(VOCABULARY, WIDTH)
-        self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
-        self.norm = nn.LayerNorm(WIDTH)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.tokens(ids)
-        for block in self.blocks:
-            x = block(x)
-        return F.linear(self.norm(x), self.tokens.weight)
-
-
 def stepped() -> Callable[[], None]:
     """A step of the small GPT."""
     torch.manual_seed(0)
-    model = Decoder()
+    model = Decoder(LAYERS, WIDTH, HEADS, VOCABULARY)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
 
     def step() -> None:
@@ -116,7 +88,7 @@ def medians(step: Callable[[], None], steps: int) -> tuple[float, float]:
 PROGRAM = """
 import sys
 sys.path.insert(0, {folder!r})
-from watch import stepped
+from benchmarks.watch import stepped
 step = stepped()
 for _ in range(3):
     step()
@@ -128,7 +100,7 @@ def program() -> dict[str, float]:
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "train.py")
-        path.write_text(PROGRAM.format(folder=str(Path(__file__).parent)))
+        path.write_text(PROGRAM.format(folder=str(Path(__file__).parent.parent)))
         for name, words in (("alone", [str(path)]), ("watched", ["-m", "weightdecay", "watch", "--", str(path)])):
             before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
             subprocess.run([sys.executable, *words], check=True, capture_output=True)

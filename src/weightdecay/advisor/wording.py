@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from weightdecay.advisor.advice import Advice, Memory, Range
+from weightdecay.declared.values import quantity
 from weightdecay.laws import BATCH, FITTED_TOKENS_PER_PARAMETER, NANOCHAT, POWER_LINES, TAGS, Law
 from weightdecay.recipes.published.runs import PublishedRun
 
@@ -197,13 +197,3 @@ def _lines(said: Sequence[str]) -> Iterator[RenderableType]:
 def _span(found: Range, spelt: Callable[[float], str] = "{:.3g}".format) -> str:
     low, high = spelt(found.low), spelt(found.high)
     return low if low == high else f"{low} to {high}"
-
-
-def quantity(number: float) -> str:
-    """12,300,000 as `12.3M`."""
-    if math.isinf(number):
-        return "endless"
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"

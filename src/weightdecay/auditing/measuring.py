@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+
+from weightdecay.probing.isolation import on_one_thread
 
 _CHUNK = 1 << 14  # elements; a few such pieces lie in a processor's cache
 _CHUNK_ON_DEVICE = 1 << 24
@@ -89,17 +90,6 @@ class Removed:
 
 
 MOMENTS = len(fields(Removed))
-
-
-@contextmanager
-def on_one_thread() -> Iterator[None]:
-    """Many operations of a few thousand elements, for which threads would wait longer for each other than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @torch.no_grad()

@@ -38,6 +38,16 @@ def whole_number(value: Any) -> int:
     return int(found)
 
 
+def quantity(number: float) -> str:
+    """12,300,000 as `12.3M`; infinity as `endless`."""
+    if math.isinf(number):
+        return "endless"
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
 def _number_in(text: str) -> int | float:
     match = _NUMBER.fullmatch(text.strip())
     if match is None:

@@ -53,9 +53,9 @@ class _Block:
     end: int
     begin: int
 
-    def of(self, x_BXXX: Tensor) -> Tensor:
-        """The sequences' part."""
-        return x_BXXX[self.sequences]
+    def of(self, x: Tensor) -> Tensor:
+        """The sequences' part of what has a row for each, whatever axes follow."""
+        return x[self.sequences]
 
     def queries(self, x_BHTE: Tensor) -> Tensor:
         """The queries' part, [N, queries, E]."""

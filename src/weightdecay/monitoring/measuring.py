@@ -9,13 +9,14 @@ Sums add up over chunks and over ranks that hold shards; angles and shares are m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from weightdecay.probing.isolation import on_one_thread
 from weightdecay.rules import Rule
 
 CHUNK = 1 << 15
@@ -108,20 +109,6 @@ NAMES = tuple(field.name for field in fields(Sums))
 _NEAR = 1e-4
 # An update must stand above the rounding of the weights by so much, squared, to be told from another.
 _FINE = 1e4
-
-
-@contextmanager
-def on_one_thread() -> Iterator[None]:
-    """Many operations on a cache's worth of numbers, for which threads wait longer than they work."""
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @torch.no_grad()

@@ -190,3 +190,14 @@ def tolerant(hook: Callable[..., Any]) -> Callable[..., Any]:
         return value if isinstance(value, tuple) else None
 
     return run
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Many operations of a few thousand elements, for which threads would wait longer for each other than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
+from weightdecay.declared.values import quantity
 from weightdecay.errors import printable
 from weightdecay.laws import (
     FITTED_TOKENS_PER_PARAMETER,
@@ -155,13 +156,3 @@ def _weight_decay_that_matters(setup: Setup) -> float | None:
         return None
     found = optimal_weight_decay(lr=optimizer.lr, steps=run.steps, tokens_per_parameter=setup.tokens_per_parameter)
     return found if optimizer.lr * found <= 1 else None
-
-
-def quantity(number: float) -> str:
-    """12,300,000 as `12.3M`; infinity as `endless`."""
-    if math.isinf(number):
-        return "endless"
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"
