@@ -94,7 +94,7 @@ def main() -> None:
 
     rows = []
     for kind in given.optimizer or OPTIMIZERS:
-        command = [sys.executable, __file__, "--here", kind, "--blocks", str(given.blocks)]
+        command = [sys.executable, "-m", "benchmarks.audit", "--here", kind, "--blocks", str(given.blocks)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:  # a whole step holds some four times the weights beside them, and the system may refuse
             print(f"{kind:9s} ended with {done.returncode}: {done.stderr.strip() or 'no memory?'}", file=sys.stderr)
