@@ -30,12 +30,13 @@ from weightdecay.auditing.carriers import (
 )
 from weightdecay.auditing.measuring import MOMENTS, Removed, difference, local, removed
 from weightdecay.auditing.probed import Target
-from weightdecay.auditing.sharding import agreed
+from weightdecay.auditing.sharding import added_over_shards, agreed
 from weightdecay.auditing.stepping import Bench, Place, Settings
 
 # cos² of what a decay removes and what it is to remove; where λ goes through a sign it is 2/π.
 _ALONG = 0.98
 _ONE: Path = ("one",)
+_NOWHERE: Path = ("nowhere",)
 # ‖S(0 for the copy) − S‖² / ‖S‖²: what follows a copy is lost with it.
 _FOLLOWS = 0.1
 
@@ -289,17 +290,35 @@ class Sighting:
         after = self._read(index)
         moments = plain if carrier is None else removed(w, after, self._carried(index, kept))
 
-        known = self.known.targets.get(place.group)
-        if known is None and (self.known.is_complete or is_along(Removed.of(moments))):
+        target = self.known.targets.get(place.group)
+        if target is None and not self.known.is_complete:
+            target = self._found_target(index, moments, after, kept)
+        if target is None:
             return moments
-        for target in (_ONE, *copies) if known is None else (known,):
+        self.known.targets[place.group] = self._targets[index] = target
+        return removed(self._pulled(index), after, self._carried(index, kept))
+
+    def _found_target(self, index: int, moments: Tensor, after: Tensor, kept: Mapping[Path, Tensor]) -> Path | None:
+        """What the decay pulls towards; None for 0. Processes that hold parts of the tensor find the same."""
+        place, copies = self.places[index], self._copies[index]
+
+        def pulled(target: Path) -> Tensor:
             self._targets[index] = target
-            pulled = removed(self._pulled(index), after, self._carried(index, kept))
-            if known is not None or (is_along(Removed.of(pulled)) and Removed.of(pulled).wd > 0):
-                self.known.targets[place.group] = target
-                return pulled
-        self._targets[index] = None
-        return moments
+            found = removed(self._pulled(index), after, self._carried(index, kept))
+            self._targets[index] = None
+            return found
+
+        def is_towards(seen: Removed) -> bool:
+            return is_along(seen) and seen.wd > 0
+
+        if is_along(Removed.of(added_over_shards(moments.clone(), place.tensor))):
+            return None
+        if is_towards(Removed.of(added_over_shards(pulled(_ONE), place.tensor))):
+            return _ONE
+        initial = next((path for path in copies if is_towards(Removed.of(pulled(path)))), None)
+        if not agreed(initial is not None, [place.tensor]):
+            return None
+        return initial or next(iter(copies), _NOWHERE)  # this process's part may be empty, or look like nothing
 
     def _seen_own(self, without: list[dict[Path, Tensor]]) -> tuple[list[Tensor], list[int]]:
         moments, idle = [], []
