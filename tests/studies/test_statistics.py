@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
+from weightdecay.studies.analysis import Comparison, verdict_on
+from weightdecay.studies.design import Contrast
 from weightdecay.studies.statistics import holm, mean_of, paired_difference
 
 losses = st.floats(-100, 100).map(lambda value: round(value, 6))
@@ -80,3 +83,22 @@ def test_a_corrected_p_is_no_smaller_than_the_plain_one_nor_larger_than_bonferro
     for plain, corrected in zip(values, holm(values), strict=True):
         assert corrected is not None
         assert plain <= corrected <= min(1.0, plain * len(values)) + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("holds_if", "sign", "verdict"),
+    [
+        ("lower", -1, "shown"), ("lower", 1, "the opposite is shown"), ("higher", 1, "shown"),
+        ("higher", -1, "the opposite is shown"), ("alike", 1, "the opposite is shown"),
+        ("alike", -1, "the opposite is shown"),
+        ("better", -1, "shown"), ("better", 1, "the opposite is shown"),
+    ],
+)  # fmt: skip
+def test_a_difference_against_a_claim_refutes_it(holds_if: Any, sign: int, verdict: str) -> None:
+    pairs = {seed: (sign * (1 + 0.01 * seed), 0.0) for seed in range(5)}
+    difference = paired_difference({s: a for s, (a, _) in pairs.items()}, {s: b for s, (_, b) in pairs.items()})
+    contrast = Contrast("val_bits_per_byte", "arm", "against")  # of which less is better
+    (said,) = verdict_on("it is so", Comparison(contrast, difference, p_holm=0.001, counted=1), holds_if)
+    assert said.verdict == verdict
+    (unsure,) = verdict_on("it is so", Comparison(contrast, difference, p_holm=0.2, counted=1), holds_if)
+    assert unsure.verdict == "not shown"
