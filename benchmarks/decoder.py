@@ -28,9 +28,7 @@ class Decoder(nn.Module):
     def __init__(self, blocks: int, width: int, heads: int, vocabulary: int) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
-        nn.init.normal_(
-            self.tokens.weight, std=0.02
-        )  # as GPT-2, whose logits are small
+        nn.init.normal_(self.tokens.weight, std=0.02)  # as GPT-2, whose logits are small
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
 
