@@ -42,7 +42,7 @@ def _plan(size: SizeName) -> Plan:
     contrasts = tuple(
         Contrast(_HELD_OUT, arm.name, _none(float(arm.labels["lr"])).name) for arm in cells if arm.labels["lr"] == 4e-3
     )
-    steps = {"quick": 400, "full": 500, "large": 4_000}[size]
+    steps = {"quick": 400, "full": 400, "large": 4_000}[size]
     return Plan(RECIPE, small(size, run__steps=steps), arms, contrasts, text(size))
 
 
