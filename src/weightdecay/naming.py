@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -33,6 +33,23 @@ _UNMISTAKABLE = frozenset(name for name in _WRAPPED.values() if name.startswith(
 _CLASS_MIXED_IN = ("FSDPModule", "DDP")  # FSDP2 and composable DDP give a module a class of their own
 
 
+class Place(NamedTuple):
+    """A module at one of its places in a model.
+
+    Attributes:
+        module: it.
+        prefix: what the names of its tensors begin with.
+        around: the classes that the authors of it and of the modules around it wrote, outermost first, without the
+            root's and without wrappers.
+        wrapped: what it wraps, if it is a wrapper.
+    """
+
+    module: nn.Module
+    prefix: str
+    around: tuple[type, ...]
+    wrapped: nn.Module | None
+
+
 @dataclass(frozen=True)
 class Registered:
     """A tensor at one of the places where it is registered.
@@ -43,8 +60,8 @@ class Registered:
         parameter: the tensor that stands there now; under FSDP1 the flat one that it lies in.
         parameter_name: what that is called; another name where it is flat, for it holds more than this tensor.
         shape: its own, whole.
-        owner: the module that it belongs to.
-        around: the modules around it, outermost first, without the root and without wrappers.
+        owner: the class, as its author wrote it, of the module that it belongs to.
+        around: such classes of the modules around it, as a `Place` has them.
         key: equal where the tensor is the same.
     """
 
@@ -53,39 +70,53 @@ class Registered:
     parameter: Tensor
     parameter_name: str
     shape: tuple[int, ...]
-    owner: nn.Module
-    around: tuple[nn.Module, ...]
+    owner: type
+    around: tuple[type, ...]
     key: object
 
 
-def registered(model: nn.Module) -> Iterator[Registered]:
+def places(model: nn.Module) -> list[Place]:
+    """All modules at all their places, in the order of `named_modules`."""
+    found = []
+    waiting: list[tuple[nn.Module, str, tuple[type, ...], bool]] = [(model, "", (), True)]
+    while waiting:
+        module, prefix, around, is_root = waiting.pop()
+        cls: type = type(module)
+        holder = _holder(cls)
+        wrapped = module._modules.get(holder) if holder else None
+        if not is_root and wrapped is None:
+            around = (*around, _bare(cls))
+        found.append(Place(module, prefix, around, wrapped))
+
+        below: list[tuple[nn.Module, str, tuple[type, ...], bool]] = []
+        for name, child in module._modules.items():
+            if child is not None:
+                is_wrapped = child is wrapped
+                below.append((child, prefix if is_wrapped else f"{prefix}{name}.", around, is_root and is_wrapped))
+        waiting += reversed(below)
+    return found
+
+
+def registered(model: nn.Module) -> list[Registered]:
     """All parameters at all their places, in the order of `named_parameters`."""
     whole_shapes = _whole_shapes(model)
-
-    def visit(module: nn.Module, prefix: str, around: tuple[nn.Module, ...], root: bool) -> Iterator[Registered]:
-        wrapped = inner(module)
-        if not root and wrapped is None:
-            around = (*around, module)
-
+    found = []
+    for module, prefix, around, _ in places(model):
+        cls: type = type(module)
         for attribute, parameter in module._parameters.items():
             if parameter is None:
                 continue
             here = f"{prefix}{attribute}"
-            if _is_flat(parameter):
+            if hasattr(parameter, "_param_infos") and hasattr(parameter, "_shapes"):  # one that FSDP1 has flattened
                 for owner, path, original, shape in _unpacked(parameter):
                     name = f"{prefix}{path}.{original}" if path else f"{prefix}{original}"
-                    yield Registered(name, original, parameter, here, shape, owner, around, (id(parameter), name))
+                    key = id(parameter), name
+                    found.append(Registered(name, original, parameter, here, shape, bare_class(owner), around, key))
                 continue
             lazy = isinstance(parameter, nn.parameter.UninitializedParameter)
             shape = () if lazy else whole_shapes.get((id(module), attribute), tuple(parameter.shape))
-            yield Registered(here, attribute, parameter, here, shape, module, around, id(parameter))
-
-        for name, child in module._modules.items():
-            if child is not None:
-                below = prefix if child is wrapped else f"{prefix}{name}."
-                yield from visit(child, below, around, root and child is wrapped)
-
-    yield from visit(model, "", (), True)
+            found.append(Registered(here, attribute, parameter, here, shape, _bare(cls), around, id(parameter)))
+    return found
 
 
 def parameters_by_name(model: nn.Module) -> dict[str, Tensor]:
@@ -156,10 +187,6 @@ def _bare(cls: type) -> type:
 
 
 # --- FSDP1; `_param_infos`, `_shapes` and `_handle` are torch's private names, and there are no public ones
-
-
-def _is_flat(parameter: Tensor) -> bool:
-    return hasattr(parameter, "_param_infos") and hasattr(parameter, "_shapes")
 
 
 def _unpacked(flat: Any) -> Iterator[tuple[nn.Module, str, str, tuple[int, ...]]]:

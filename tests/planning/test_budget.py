@@ -12,6 +12,7 @@ from torch import nn
 import weightdecay
 from weightdecay.errors import PlanError
 from weightdecay.planning.evidence.budget import MOST_IN_MEMORY, Budget, DeadlineError, OverBudgetError
+from weightdecay.planning.evidence.recorder import Recorder
 from weightdecay.planning.evidence.tensors import read_tensors
 from weightdecay.planning.evidence.tracing import Traced, trace
 
@@ -89,38 +90,51 @@ def test_what_would_allocate_too_much_is_stopped_before(forward: Callable[..., t
 
 
 def test_results_that_are_dropped_do_not_count_as_memory() -> None:
-    budget = Budget(elements=1 << 40)
-    for _ in range(4):
-        budget.run(torch.ops.aten.ones.default, ([MOST_IN_MEMORY // 3],), {"device": torch.device("cpu")})
-    kept = [budget.run(torch.ops.aten.ones.default, ([MOST_IN_MEMORY // 3],), {}) for _ in range(2)]
-    with pytest.raises(OverBudgetError, match="allocate too much"):
-        budget.run(torch.ops.aten.cat.default, (kept,), {})
+    with Recorder({}, [], Budget(elements=1 << 40)):
+        for _ in range(4):
+            torch.ones(MOST_IN_MEMORY // 3)
+        kept = [torch.ones(MOST_IN_MEMORY // 3) for _ in range(2)]
+        with pytest.raises(OverBudgetError, match="allocate too much"):
+            torch.cat(kept)
 
 
 def test_each_run_leaves_half_of_what_was_left() -> None:
     budget = Budget(operations=64)
     for spent in (32, 16, 8):
         before = budget.operations
-        with budget.one_run():
-            while budget.left:
-                budget.spend(operations=1)
+        with budget.one_run(), pytest.raises(OverBudgetError, match="runs for longer"), Recorder({}, [], budget):
+            endless(Scaled(endless), torch.ones(2, 8))
         assert before - budget.operations == spent
     assert budget.left
     assert not budget.cut
 
 
 def test_products_cost_their_multiplications() -> None:
-    budget = Budget()
+    budget, left, right = Budget(), torch.ones(8, 4096), torch.ones(4096, 8)
     before = budget.elements
-    budget.run(torch.ops.aten.mm.default, (torch.ones(8, 4096), torch.ones(4096, 8)), {})
+    with Recorder({}, [], budget):
+        _ = left @ right
     assert before - budget.elements == 64 + 2 * 8 * 8 * 4096 // 64
 
 
 def test_after_the_deadline_nothing_runs() -> None:
     budget = Budget(deadline=1e-9)
-    with pytest.raises(DeadlineError):
-        budget.run(torch.ops.aten.ones.default, ([2],), {})
+    with pytest.raises(DeadlineError), Recorder({}, [], budget):
+        torch.ones(2)
     assert budget.cut
+
+
+def test_no_result_that_is_run_unasked_has_more_elements_than_its_arguments_multiply_up_to() -> None:
+    """So that the closer look at memory is spared where the cheap one shows that there is enough."""
+    x, y = torch.ones(1 << 14, 2), torch.ones(1 << 15, 2)
+    wide: list[Callable[[], torch.Tensor]] = [
+        lambda: x.repeat(1 << 14, 1),
+        lambda: x[:, :1] * y[:, 0],
+        lambda: torch.outer(x[:, 0], y[:, 0]),
+    ]
+    for widened in wide:
+        with pytest.raises(OverBudgetError, match="allocate too much"), Recorder({}, [], Budget(elements=1 << 40)):
+            widened()
 
 
 def test_plans_do_not_depend_on_how_busy_the_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:

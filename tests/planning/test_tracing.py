@@ -13,7 +13,8 @@ from torch import nn
 
 import weightdecay
 from tests.planning.test_plan import RootMeanSquare
-from weightdecay.planning.evidence.recorder import UsageRecorder
+from weightdecay.planning.evidence.following import uses_of
+from weightdecay.planning.evidence.recorder import Recorder
 from weightdecay.planning.evidence.tensors import read_tensors
 from weightdecay.planning.evidence.tracing import LARGEST_RUN, trace
 
@@ -138,10 +139,10 @@ def test_a_model_that_cannot_be_copied_is_still_planned() -> None:
 
 def test_a_recorder_follows_views_casts_and_arithmetic_to_the_meeting() -> None:
     w, x = torch.ones(4), torch.ones(2, 4)
-    with torch.no_grad(), UsageRecorder({"w": w}, [x]) as recorder:
+    with torch.no_grad(), Recorder({"w": w}, [x]) as recorder:
         _ = (1 + w.double().view(1, 4)) * x
         _ = x @ w.diag()
-    added, spread = sorted(recorder.uses["w"], key=lambda use: use.operation == "mm")
+    added, spread = sorted(uses_of(recorder.recording)["w"], key=lambda use: use.operation == "mm")
     assert (added.operation, added.slot, added.partner, added.geometry) == ("mul", "self", "input", "vector")
     assert added.through == ("add",)
     assert (spread.operation, spread.slot, spread.partner) == ("mm", "mat2", "input")

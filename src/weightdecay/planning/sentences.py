@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import math
 
-from weightdecay.planning.evidence.uses import FACTORS, JOINS, LOOKUPS, MODULATION, NORMALISING, PRODUCTS, Use
+from weightdecay.planning.evidence.uses import (
+    BIAS_SLOTS,
+    FACTORS,
+    JOINS,
+    LOOKUPS,
+    MODULATION,
+    NORMALISING,
+    PRODUCTS,
+    Use,
+)
 from weightdecay.planning.roles.from_use import rows_and_columns
 from weightdecay.planning.roles.roles import (
     ByName,
@@ -117,7 +126,7 @@ def traced(use: Use) -> str:
 def _verb(use: Use) -> str:
     partner = _PARTNERS.get(use.partner, "an activation")
     operation = use.operation.removeprefix("native").strip("_").replace("_", " ")
-    if use.is_bias_slot:
+    if (use.operation, use.slot) in BIAS_SLOTS:
         return "is added to a matrix product"
     if use.operation in PRODUCTS:
         which = "one matrix of many" if use.geometry == "stack" else "a matrix"

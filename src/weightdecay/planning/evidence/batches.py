@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +49,29 @@ def for_a_copy(batch: Any) -> Any:
     return copied(batch, memo)
 
 
-def named_tensors(value: Any, name: str = "", depth: int = 6) -> Iterator[tuple[str, torch.Tensor]]:
+def named_tensors(value: Any, depth: int = 6) -> list[tuple[str, torch.Tensor]]:
     """The tensors in a batch or in a forward's output, with the path to each; also in objects that hold some."""
-    if isinstance(value, torch.Tensor):
-        yield name, value
-    elif not depth or isinstance(value, type | nn.Module):
-        return
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from named_tensors(item, f"{name}.{key}", depth - 1)
-    elif isinstance(value, list | tuple | set):
-        for index, item in enumerate(value):
-            yield from named_tensors(item, f"{name}.{index}", depth - 1)
-    elif hasattr(value, "__dict__") and not callable(value):
-        yield from named_tensors(vars(value), name, depth - 1)
+    found: list[tuple[str, torch.Tensor]] = []
+    waiting = [("", value, depth)]
+    while waiting:
+        name, value, depth = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            found.append((name, value))
+            continue
+        if not depth or isinstance(value, str | type | nn.Module):
+            continue
+
+        inside: list[tuple[str, Any, int]] = []
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                inside.append((f"{name}.{key}", item, depth - 1))
+        elif isinstance(value, list | tuple | set):
+            for index, item in enumerate(value):
+                inside.append((f"{name}.{index}", item, depth - 1))
+        elif hasattr(value, "__dict__") and not callable(value):
+            inside.append((name, vars(value), depth - 1))
+        waiting += reversed(inside)
+    return found
 
 
 def what_went_wrong(error: BaseException, copy: nn.Module) -> str:

@@ -28,7 +28,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from weightdecay.naming import inner
+from weightdecay.naming import places
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,10 @@ _EXEMPT_CLASS = "NoWeightDecayParameter"
 
 def marks_of(parameter: Tensor, names: Sequence[str], listings: Sequence[Listing]) -> tuple[Mark, ...]:
     """All marks of one tensor, on itself or by any of its names."""
-    found = [*_on_tensor(parameter)]
-    places = dict.fromkeys(listing.where for listing in listings if any(map(listing.names, names)))
-    return (*found, *(Mark(where, share=0.0) for where in places))
+    is_plain = type(parameter) is nn.Parameter and not vars(parameter)
+    found = [] if is_plain else [*_on_tensor(parameter)]
+    listed = [listing.where for listing in listings if any(map(listing.names, names))]
+    return (*found, *[Mark(where, share=0.0) for where in dict.fromkeys(listed)])
 
 
 def _on_tensor(parameter: Tensor) -> Iterator[Mark]:
@@ -124,32 +125,26 @@ def _number(value: Any) -> float | None:
 
 def listings(model: nn.Module) -> list[Listing]:
     """What a model and the models in it list, with names as the bare model has them."""
-    return [*_visited(model, "")]
+    found: list[Listing] = []
+    for module, prefix, _, wrapped in places(model):
+        # looked up on the class and in the instance's own dictionary: `nn.Module` answers other names with its tensors
+        for attribute, anywhere in (("no_weight_decay", False), ("no_weight_decay_keywords", True)):
+            said = vars(module).get(attribute, getattr(type(module), attribute, None))
+            if said is not None and wrapped is None:
+                found += _listed(module, prefix, attribute, said, anywhere=anywhere)
+    return found
 
 
-def _visited(module: nn.Module, prefix: str) -> Iterator[Listing]:
-    wrapped = inner(module)
-    if wrapped is None:
-        yield from _listed(module, prefix)
-    for name, child in module.named_children():
-        yield from _visited(child, prefix if child is wrapped else f"{prefix}{name}.")
-
-
-def _listed(module: nn.Module, prefix: str) -> Iterator[Listing]:
+def _listed(module: nn.Module, prefix: str, attribute: str, said: Any, *, anywhere: bool) -> Iterator[Listing]:
     whose = f"`{prefix}" if prefix else "the model's `"
-    # looked up on the class and in the instance's own dictionary: `nn.Module` answers other names with its tensors
-    for attribute, anywhere in (("no_weight_decay", False), ("no_weight_decay_keywords", True)):
-        said = vars(module).get(attribute, getattr(type(module), attribute, None))
-        if said is None:
-            continue
-        if said is True:
-            yield Listing(prefix, "*", f"{whose}{attribute}`")
-            continue
-        names = _asked(module, attribute, prefix)
-        if isinstance(names, str):
-            names = (names,)
-        if isinstance(names, set | frozenset | list | tuple):
-            yield from (Listing(prefix, str(name), f"{whose}{attribute}()`", anywhere) for name in names)
+    if said is True:
+        yield Listing(prefix, "*", f"{whose}{attribute}`")
+        return
+    names = _asked(module, attribute, prefix)
+    if isinstance(names, str):
+        names = (names,)
+    if isinstance(names, set | frozenset | list | tuple):
+        yield from (Listing(prefix, str(name), f"{whose}{attribute}()`", anywhere) for name in names)
 
 
 def _asked(module: nn.Module, attribute: str, prefix: str) -> Any:

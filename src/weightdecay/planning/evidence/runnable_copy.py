@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
+from itertools import repeat
 from types import CellType, FunctionType
 from typing import Any, Literal
 
@@ -145,8 +146,10 @@ def _fill(shell: Any, module: nn.Module, memo: dict[int, Any]) -> None:
             memo[id(value)] = weakref.ref(memo.get(id(target), nn.Module()))  # of what is not copied a dead one
     shell.__dict__.update(copied(state, memo))
     for name in _HOOKS:
-        hooks = vars(module).get(name, {})
-        shell.__dict__[name] = OrderedDict((key, copied(hook, memo)) for key, hook in hooks.items() if _is_torchs(hook))
+        shell.__dict__[name] = OrderedDict()
+        for key, hook in vars(module).get(name, {}).items():
+            if _is_torchs(hook):
+                shell.__dict__[name][key] = copied(hook, memo)
 
 
 def _rebind(function: FunctionType, memo: dict[int, Any]) -> None:
@@ -191,15 +194,19 @@ def _own_tensors(modules: list[nn.Module], shapes: Mapping[int, tuple[int, ...]]
     return own
 
 
-def _held(value: Any, depth: int = 4) -> Iterator[Any]:
+def _held(attributes: Mapping[str, Any], depth: int = 4) -> list[Any]:
     """What stands in attributes, also in lists, dictionaries and partial functions."""
-    if isinstance(value, functools.partial):
-        value = [value.func, *value.args, *value.keywords.values()]
-    if isinstance(value, dict | list | tuple) and depth:
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _held(item, depth - 1)
-    else:
-        yield value
+    found: list[Any] = []
+    waiting: list[tuple[Any, int]] = [(attributes, depth)]
+    while waiting:
+        value, depth = waiting.pop()
+        if isinstance(value, functools.partial):
+            value = [value.func, *value.args, *value.keywords.values()]
+        if not isinstance(value, dict | list | tuple) or not depth:
+            found.append(value)
+            continue
+        waiting += zip(value.values() if isinstance(value, dict) else value, repeat(depth - 1))
+    return found
 
 
 def _stand_in(

@@ -11,37 +11,67 @@ from itertools import accumulate, pairwise
 from operator import mul
 from typing import Any
 
-from weightdecay.planning.evidence.origins import Argument
-from weightdecay.planning.evidence.uses import FORM, PRODUCTS
+from weightdecay.planning.evidence.origins import Argument, Step
+from weightdecay.planning.evidence.uses import ATTENDED, FORM, PRODUCTS, Use
 
-SOFTMAX = frozenset({"_softmax", "_safe_softmax"})
+_SOFTMAX = frozenset({"_softmax", "_safe_softmax"})
 _LEFT, _RIGHT = frozenset({"self", "mat1", "batch1"}), frozenset({"mat2", "batch2"})
 _KEEP = frozenset({"mul", "div", "add", "sub", "masked_fill", "where"})  # scaled, and with masks
 _TURN = frozenset({"t", "transpose", "permute"})
 _REGROUP = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze"})
+_FORM_OR_KEEP = FORM | _KEEP
 
 Axes = frozenset[int]
 """Counted from the end: -1 is the last."""
+Scored = dict[str, Axes]
+"""Parameters that a tensor is a product of, with its axes along which the input lies; none if that was lost."""
 
 
-def scored(name: str, args: Sequence[Any], arguments: Sequence[Argument], shape: tuple[int, ...]) -> Mapping[str, Axes]:
-    """For parameters that a result is a product of, its axes along which the input lies; none if that was lost."""
-    if name in PRODUCTS:
-        return _of_product(arguments)
-    before = next((a for a in arguments if a.origin.scored), None)
-    if before is None or not (name in FORM or name in _KEEP):
-        return {}
-    form = tuple(before.tensor.shape)
-    return {parameter: _moved(name, args, axes, form, shape) for parameter, axes in before.origin.scored.items()}
+def note_attended(steps: Sequence[Step], uses: dict[str, set[Use]]) -> None:
+    """Note which parameters ask as a learned query does: attention weighs their products with what the input gave."""
+    weighed = _weighed(steps)
+    scored: dict[int, Scored] = {}
+    for operation, arguments, _, origin in steps if weighed else ():
+        along: Scored = {}
+        before = next(((a, scored[a.tensor]) for a in arguments if a.tensor in scored), None) if scored else None
+        if origin.live and before is not None and operation.name in _SOFTMAX:
+            _note(operation.axes[0], *before, uses)
+        elif origin.live and not weighed.isdisjoint([result.tensor for result in operation.results]):
+            if operation.name in PRODUCTS:
+                along = _of_product(arguments)
+            elif before is not None and operation.name in _FORM_OR_KEEP:
+                forms = before[0].shape, operation.results[0].shape
+                along = {p: _moved(operation.name, operation.axes, axes, *forms) for p, axes in before[1].items()}
+        for result in operation.results:
+            if along:
+                scored[result.tensor] = along
+            else:
+                scored.pop(result.tensor, None)
 
 
-def attended(args: Sequence[Any], argument: Argument) -> list[str]:
-    """Of the parameters in a softmax those whose products it weighs as attention does, along its last axis."""
-    axis = args[1] - argument.tensor.dim() if args[1] >= 0 else args[1]
-    return [parameter for parameter, axes in argument.origin.scored.items() if axis == -1 and axis in axes]
+def _weighed(steps: Sequence[Step]) -> set[int]:
+    """The tensors that end in a softmax, as far back as to a product: no others need be followed."""
+    found: set[int] = set()
+    for operation, _, live, _ in reversed(steps):
+        if operation.name in _SOFTMAX:
+            found.update([a.tensor for a in live[:1]])
+        elif operation.name in _FORM_OR_KEEP and found and not found.isdisjoint([r.tensor for r in operation.results]):
+            found.update([a.tensor for a in live])
+    return found
 
 
-def _of_product(arguments: Sequence[Argument]) -> dict[str, Axes]:
+def _note(axis: int, argument: Argument, scored: Scored, uses: Mapping[str, set[Use]]) -> None:
+    """A softmax along the last axis, if that is one along which the input lies."""
+    if axis not in (-1, len(argument.shape) - 1):
+        return
+    for parameter, axes in scored.items():
+        # A single row weighs features as well as it may ask for them.
+        if -1 in axes and any(use.operation in PRODUCTS and use.rows > 1 for use in uses[parameter]):
+            uses[parameter].add(Use(ATTENDED, "query", "scores", ""))
+
+
+def _of_product(arguments: Sequence[Argument]) -> Scored:
+    """For parameters that a product is made of, its axes along which the input lies."""
     factors = [a for a in arguments if a.slot in _LEFT | _RIGHT]
     # What mixes the scores of several heads is no query of theirs.
     if not any(a.origin.live and a.origin.trait != "scores" for a in factors):
@@ -55,15 +85,15 @@ def _of_product(arguments: Sequence[Argument]) -> dict[str, Axes]:
     }
 
 
-def _moved(name: str, args: Sequence[Any], axes: Axes, before: tuple[int, ...], after: tuple[int, ...]) -> Axes:
+def _moved(name: str, told: Sequence[Any], axes: Axes, before: tuple[int, ...], after: tuple[int, ...]) -> Axes:
     """Where axes are afterwards; none if that is not known."""
     count = len(before)
     if name in _TURN:
         order = list(range(count))
         if name == "permute":
-            order = [axis % count for axis in args[1]]
+            order = [axis % count for axis in told[0]]
         else:
-            first, second = (axis % count for axis in (args[1:3] if name == "transpose" else (0, 1)))
+            first, second = (axis % count for axis in (told[:2] if name == "transpose" else (0, 1)))
             order[first], order[second] = second, first
         return frozenset(place - count for place, axis in enumerate(order) if axis - count in axes)
     if name in _REGROUP:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
-import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
@@ -36,7 +35,7 @@ class Site:
     within: tuple[str, ...] = ()
     original: str = ""
 
-    @property
+    @cached_property
     def is_torchs(self) -> bool:
         """Whether one of torch's own modules, or a class that inherits from one, registered it, as far as names go."""
         return bool(set(self.bases) - _CONTAINERS) and _TORCHS_ATTRIBUTE.match(self.attribute) is not None
@@ -62,7 +61,7 @@ class TensorFacts:
     unreached: str = ""
     untold: str = ""
 
-    @property
+    @cached_property
     def name(self) -> str:
         return self.sites[0].name
 
@@ -71,7 +70,7 @@ class TensorFacts:
         return tuple(site.name for site in self.sites[1:])
 
 
-@functools.lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096)
 def torch_bases(cls: type) -> tuple[str, ...]:
     """The torch.nn classes that a class inherits from, nearest first."""
     return tuple(
@@ -80,19 +79,24 @@ def torch_bases(cls: type) -> tuple[str, ...]:
 
 
 def _site(entry: Registered, root: nn.Module) -> Site:
-    cls, attribute, original = bare_class(entry.owner), entry.attribute, ""
-    if isinstance(entry.owner, ParametrizationList):
+    cls, attribute, original = entry.owner, entry.attribute, ""
+    if issubclass(cls, ParametrizationList):
         # It stands at `owner.parametrizations.attribute`; what matters is whose attribute was parametrised.
-        cls = bare_class(entry.around[-3] if len(entry.around) > 2 else unwrapped(root))
+        cls = entry.around[-3] if len(entry.around) > 2 else bare_class(unwrapped(root))
         attribute, original = entry.name.split(".")[-2], entry.attribute
-    within = [base for module in entry.around for base in torch_bases(bare_class(module))]
-    return Site(entry.name, attribute, cls.__name__, torch_bases(cls), tuple(dict.fromkeys(within)), original)
+    return Site(entry.name, attribute, cls.__name__, torch_bases(cls), _bases_within(entry.around), original)
+
+
+@lru_cache(maxsize=4096)
+def _bases_within(around: tuple[type, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(base for cls in around for base in torch_bases(cls)))
 
 
 @dataclass
 class _Collected:
     first: Registered
     sites: list[Site] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
 
 
 def read_tensors(model: nn.Module) -> list[TensorFacts]:
@@ -103,31 +107,31 @@ def read_tensors(model: nn.Module) -> list[TensorFacts]:
     """
     collected: dict[object, _Collected] = {}
     for entry in registered(model):
-        collected.setdefault(entry.key, _Collected(entry)).sites.append(_site(entry, model))
+        found = collected.setdefault(entry.key, _Collected(entry))
+        found.sites.append(_site(entry, model))
+        found.names.append(entry.name)
     if not collected:
         raise PlanError(f"{type(model).__name__} has no parameters: there is nothing to plan")
-    lazy = [found.first.name for found in collected.values() if _is_lazy(found.first.parameter)]
+    parameters = [(found.first.name, found.first.parameter) for found in collected.values()]
+    lazy = [name for name, parameter in parameters if isinstance(parameter, nn.parameter.UninitializedParameter)]
     if lazy:
         raise PlanError(
             f"lazy parameters have no shape yet: {', '.join(lazy[:5])}{' …' if len(lazy) > 5 else ''}: "
             "run one forward pass through the model, then plan"
         )
     listed = listings(model)
-    return [_facts(found, listed) for found in collected.values()]
+    marks = [marks_of(found.first.parameter, found.names, listed) for found in collected.values()]
+    return [_facts(found, own, listed) for found, own in zip(collected.values(), marks, strict=True)]
 
 
-def _is_lazy(parameter: torch.Tensor) -> bool:
-    return isinstance(parameter, nn.parameter.UninitializedParameter)
-
-
-def _facts(found: _Collected, listed: Sequence[Listing]) -> TensorFacts:
-    parameter, sites = found.first.parameter, tuple(found.sites)
+def _facts(found: _Collected, marks: tuple[Mark, ...], listed: Sequence[Listing]) -> TensorFacts:
+    parameter, name = found.first.parameter, found.first.name
     return TensorFacts(
         shape=found.first.shape,
-        sites=sites,
+        sites=tuple(found.sites),
         trainable=bool(parameter.requires_grad),
-        marks=marks_of(parameter, [site.name for site in sites], listed),
-        listed=any(not one.prefix and not one.anywhere and one.names(sites[0].name) for one in listed),
+        marks=marks,
+        listed=any(not one.prefix and not one.anywhere and one.names(name) for one in listed),
         dtype=str(parameter.dtype).removeprefix("torch."),
     )
 

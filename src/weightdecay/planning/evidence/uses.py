@@ -46,6 +46,7 @@ SQUASHES = frozenset({"exp", "softplus", "exp2", "log1p", "expm1", "log"})
 GATES = frozenset({"sigmoid", "tanh", "_softmax", "hardtanh", "relu", "cumsum"})
 FACTORS = frozenset({"mul", "div", "pow"})
 TERMS = frozenset({"add", "sub", "rsub"})
+REJOINS = frozenset({"add", "sub", "rsub", "cat", "stack", "where"})  # of one tensor's own pieces: rotations
 
 # not an operation: its products with the input were weighed against each other, over what the input gave
 ATTENDED = "attended"
@@ -74,7 +75,3 @@ class Use(NamedTuple):
     through: tuple[str, ...] = ()
     axes: int = 0
     rows: int = 0
-
-    @property
-    def is_bias_slot(self) -> bool:
-        return (self.operation, self.slot) in BIAS_SLOTS

@@ -13,36 +13,30 @@ from typing import Any
 
 import torch
 
-from weightdecay.planning.evidence.budget import Budget, tensors_in
+from weightdecay.planning.evidence.budget import tensors_in
 
 _META = torch.device("meta")
 
 
-class WithoutValues:
-    """Runs operations for a copy whose parameters are on the meta device, as far as the budget allows."""
+def run_without_values(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """An operation's result for a copy whose parameters stand on the meta device; with values if all it takes has."""
+    tensors = tensors_in([*args, *kwargs.values()])
+    if not any(tensor.is_meta for tensor in tensors):
+        if not tensors and kwargs.get("device") == _META:
+            kwargs = {**kwargs, "device": torch.device("cpu")}  # a constant: its values cost nothing
+        return operation(*args, **kwargs)
 
-    def __init__(self, budget: Budget) -> None:
-        self._budget = budget
-
-    def run(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """The operation's result, with values if all that it takes has some."""
-        tensors = tensors_in([*args, *kwargs.values()])
-        if not any(tensor.is_meta for tensor in tensors):
-            if not tensors and kwargs.get("device") == _META:
-                kwargs = {**kwargs, "device": torch.device("cpu")}  # a constant: its values cost nothing
-            return self._budget.run(operation, args, kwargs)
-
-        if _is_written(operation, args) and not args[0].is_meta:
-            return args[0]  # values that are not known cannot be written into ones that are
-        moved, named = [_moved(value) for value in args], {name: _moved(value) for name, value in kwargs.items()}
-        try:
-            return self._budget.run(operation, moved, named)
-        except RuntimeError:
-            # Kernels for half precision alone (experts' grouped products) check it even where there are shapes only.
-            if _is_written(operation, args) or not any(tensor.dtype is torch.float32 for tensor in tensors_in(moved)):
-                raise
-            halves = [_as(torch.bfloat16, value) for value in moved]
-            return _as(torch.float32, self._budget.run(operation, halves, named))
+    if _is_written(operation, args) and not args[0].is_meta:
+        return args[0]  # values that are not known cannot be written into ones that are
+    moved, named = [_moved(value) for value in args], {name: _moved(value) for name, value in kwargs.items()}
+    try:
+        return operation(*moved, **named)
+    except RuntimeError:
+        # Kernels for half precision alone (experts' grouped products) check it even where there are shapes only.
+        if _is_written(operation, args) or not any(tensor.dtype is torch.float32 for tensor in tensors_in(moved)):
+            raise
+        halves = [_as(torch.bfloat16, value) for value in moved]
+        return _as(torch.float32, operation(*halves, **named))
 
 
 @contextlib.contextmanager

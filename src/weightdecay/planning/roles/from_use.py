@@ -13,6 +13,7 @@ from weightdecay.planning.evidence.tensors import TensorFacts
 from weightdecay.planning.evidence.uses import (
     AROUND_NORM,
     ATTENDED,
+    BIAS_SLOTS,
     FACTORS,
     GATES,
     JOINS,
@@ -37,16 +38,17 @@ _FEW_TOKENS = 64  # rows: what is joined to a sequence has no more, a vocabulary
 
 
 class _Case(NamedTuple):
-    """A use beside all uses of the tensor, and how many axes of the tensor itself are longer than 1."""
+    """A use beside all uses of the tensor, with the steps before it, and how many axes of the tensor are longer than 1.
+
+    `is_bias`: it is where a product takes a bias.
+    """
 
     use: Use
     uses: tuple[Use, ...]
     rows: int
     longest: int
-
-    @property
-    def through(self) -> frozenset[str]:
-        return frozenset(self.use.through)
+    through: frozenset[str]
+    is_bias: bool
 
     def is_also(self, operations: Iterable[str]) -> bool:
         """Whether the tensor is used in one of these operations, too."""
@@ -58,7 +60,7 @@ Rule = Callable[[_Case], Role | None]
 
 def _layer_bias(case: _Case) -> Role | None:
     """Added in a layer's own product, even where the layer sees no input, as one that makes biases of distances."""
-    return Role.BIAS if case.use.is_bias_slot and not case.use.through and case.rows < 2 else None
+    return Role.BIAS if case.is_bias and not case.use.through and case.rows < 2 else None
 
 
 def _vocabulary(case: _Case) -> Role | None:
@@ -76,7 +78,7 @@ def _query(case: _Case) -> Role | None:
 def _product(case: _Case) -> Role | None:
     """It is summed with the input over one of its axes, as it lies there: a matrix may be stored flat, or in pieces."""
     use = case.use
-    if use.operation not in PRODUCTS or use.is_bias_slot:
+    if use.operation not in PRODUCTS or case.is_bias:
         return None
     if _DIAGONAL & case.through:
         return Role.SCALE
@@ -201,7 +203,7 @@ def _modulation(case: _Case) -> Role | None:
 def _term(case: _Case) -> Role | None:
     use = case.use
     rows = case.rows if use.through else max(case.rows, use.rows)
-    if use.is_bias_slot or (use.operation, use.slot) == ("convolution", "bias"):
+    if case.is_bias or (use.operation, use.slot) == ("convolution", "bias"):
         return Role.BIAS
     if use.operation.startswith("_scaled_dot_product") and use.slot in _MASK_SLOTS:
         return Role.RELATIVE_POSITION
@@ -265,18 +267,22 @@ _RULES: tuple[Rule, ...] = (
 
 def rows_and_columns(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape without the axes of length 1, which only serve to broadcast."""
-    return tuple(size for size in shape if size != 1)
+    return tuple([size for size in shape if size != 1])
 
 
 def by_use(facts: TensorFacts) -> tuple[Role, Use] | None:
     """The role that recorded uses give, and the use that decided; None if there are none, or none that tells."""
-    uses = facts.uses or ()
-    sizes = rows_and_columns(facts.shape)
-    for rule in _RULES:
-        for use in uses:
-            role = rule(_Case(use, uses, len(sizes), facts.shape[0] if facts.shape else 0))
+    uses, rows = facts.uses or (), len(rows_and_columns(facts.shape))
+    longest = facts.shape[0] if facts.shape else 0
+    cases = []
+    for use in uses:
+        is_bias = (use.operation, use.slot) in BIAS_SLOTS
+        cases.append(_Case(use, uses, rows, longest, frozenset(use.through), is_bias))
+    for rule in _RULES if cases else ():
+        for case in cases:
+            role = rule(case)
             if role is not None:
-                return role, use
+                return role, case.use
     return None
 
 
