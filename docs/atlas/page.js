@@ -206,13 +206,14 @@ function landed(config) {
     return say(said ? `${said}: the atlas has no such architecture. \`weightdecay plan config.json\` plans it.`
       : "This configuration names neither architectures nor a model_type.");
   }
-  location.hash = link(model.name);
+  go(link(model.name));
   say(exact ? `${model.name}, as config.json says.`
     : `${names[0] || "It"} is not recorded by itself; this is ${model.name}, of the same model type ${model.type}.`);
 }
 
 async function opened(file) {
   if (!file) return;
+  say(""); // what was said of another file
   try { landed(JSON.parse(await file.text())); }
   catch (error) { say(`${file.name} cannot be read: ${error.message}`); }
 }
@@ -220,6 +221,12 @@ async function opened(file) {
 const say = (text) => { $("message").textContent = text; };
 
 // --- the page
+
+// Be there at once: the event of a changed fragment comes later, and what is said meanwhile would speak of another page.
+function go(place) {
+  if (location.hash !== place) history.pushState(null, "", place);
+  route();
+}
 
 function route() {
   const [name, pattern] = location.hash.slice(1).split("/").map((part) => { try { return decodeURIComponent(part); } catch { return part; } });
@@ -253,7 +260,7 @@ async function main() {
   });
   $("search").addEventListener("keydown", (event) => {
     const first = document.querySelector(".list tbody a");
-    if (event.key === "Enter" && first) location.hash = first.getAttribute("href");
+    if (event.key === "Enter" && first) go(first.getAttribute("href"));
   });
   document.addEventListener("keydown", (event) => {
     if (event.key === "/" && document.activeElement !== $("search")) { event.preventDefault(); $("search").focus(); }
@@ -262,7 +269,7 @@ async function main() {
   document.addEventListener("dragover", (event) => { event.preventDefault(); $("drop").hidden = false; });
   document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) $("drop").hidden = true; });
   document.addEventListener("drop", (event) => { event.preventDefault(); $("drop").hidden = true; opened(event.dataTransfer.files[0]); });
-  addEventListener("hashchange", () => { if (!location.hash.slice(1)) say(""); route(); });
+  addEventListener("hashchange", () => { say(""); route(); });
   route();
 }
 

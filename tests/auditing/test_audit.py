@@ -540,3 +540,36 @@ def test_a_rate_that_goes_with_the_shape_is_no_decay_twice(twice: bool) -> None:
         optimizer.register_step_post_hook(decay)
     train(model, optimizer, loss=lambda model: model(torch.randn(8, 32)).square().mean())
     assert codes(weightdecay.audit(model, optimizer)) == ([("decays-twice", "error")] if twice else [])
+
+
+class Sharpness(torch.optim.Optimizer):
+    """SAM's way: up, and then down from where it was; it takes a closure, and says so only when it has none."""
+
+    def __init__(self, params: Any, lr: float = 1e-3, weight_decay: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self.base = torch.optim.AdamW(self.param_groups, lr=lr, weight_decay=weight_decay)
+        self.param_groups = self.base.param_groups
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        assert closure is not None, "it goes up before it goes down"
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["before"] = p.data.clone()
+                p.add_(p.grad, alpha=0.05)
+        self.zero_grad()
+        torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data = self.state[p]["before"]
+        self.base.step()
+
+
+def test_of_a_step_that_cannot_be_made_no_missing_decay_is_said() -> None:
+    model = seeded()
+    optimizer = Sharpness(two_groups(model.parameters(), 0.1))
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    audit = weightdecay.audit(model, optimizer)
+    assert codes(audit) == [("opaque", "warning")]
+    assert "it goes up before it goes down" in audit.findings[0].detail

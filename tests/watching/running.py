@@ -55,3 +55,21 @@ def _done(command: list[str], cwd: Path, timeout: float, environment: dict[str, 
     ours = [line for line in lines if line.startswith("weightdecay watch: ")]
     theirs = [line for line in lines if line not in ours]
     return Done(done.returncode, done.stdout, "".join(theirs), "".join(ours))
+
+
+def found(folder: Path, name: str = "found.json") -> dict[str, list[str]]:
+    """The tensors of each code."""
+    document = json.loads((folder / name).read_text())
+    return {one["code"]: one["tensors"] for one in document["findings"]}
+
+
+def both(folder: Path, source: str, *flags: str, words: tuple[str, ...] = ()) -> Done:
+    """The program watched; it must print and end as it does by itself, to the last words of an error."""
+    path = script(folder, source)
+    plain = alone(path, *words, cwd=folder)
+    ours = watched(*flags, "--out", "found.json", "--", path, *words, cwd=folder)
+    assert plain.out.splitlines() == ours.out.splitlines()
+    assert plain.code == ours.code, ours.err + ours.ours
+    assert ours.err.endswith(plain.err)
+    assert ours.err.count("Traceback") == plain.err.count("Traceback")
+    return ours

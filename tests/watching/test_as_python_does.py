@@ -74,6 +74,9 @@ ENDS = {
     "another Python": "import os, sys\nos.execv(sys.executable, [sys.executable, '-c', 'import sys; sys.exit(6)'])",
     "another program": "import os; os.execlp('sh', 'sh', '-c', 'echo $0; exit 4')",
     "an interrupt": "import os, signal; os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(9)",
+    "a program that is not there": "import os; os.execv('/nowhere', ['x'])",
+    "a command that is not there": "import os; os.execvp('no-such-command', ['x'])",
+    "an error in another program's environment": "import os, sys; os.execve(sys.executable, ['x', '-c', '1'], {1: 2})",
     "a thread": "import threading, time\nthreading.Thread(target=lambda: (time.sleep(.2), print('late'))).start()",
 }
 
@@ -94,6 +97,15 @@ def test_an_error_in_a_module_is_shown_as_python_shows_it(tmp_path: Path) -> Non
     for words in (["-m", "package.broken"], ["-m", "package.missing"]):
         plain, ours = alone(*words, cwd=tmp_path), watched("--", *words, cwd=tmp_path)
         assert (ours.code, ours.err) == (plain.code, plain.err)
+
+
+@pytest.mark.parametrize("fault", ["1 / 0", "import nothing_of_this_name", "raise SystemExit(4)"])
+def test_what_torch_fails_by_when_it_is_imported_is_shown_as_python_shows_it(tmp_path: Path, fault: str) -> None:
+    script(tmp_path, fault, "torch.py")
+    path = script(tmp_path, "import torch")
+    plain, ours = alone(path, cwd=tmp_path), watched("--", path, cwd=tmp_path)
+    assert plain.code in (1, 4)
+    assert (ours.code, ours.err) == (plain.code, plain.err)
 
 
 def test_a_program_that_starts_itself_again_is_the_same_program(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.watching.running import WATCH, Done, alone, script, watched
+from tests.watching.running import WATCH, Done, alone, both, found, script, watched
 
 # What the programs here share; each prints its losses to the last bit.
 SHARED = """
@@ -51,22 +51,6 @@ GAINS = ["norm.weight", "norm.bias", "head.bias"]
 def folder(tmp_path: Path) -> Path:
     script(tmp_path, SHARED, "shared.py")
     return tmp_path
-
-
-def found(folder: Path, name: str = "found.json") -> dict[str, list[str]]:
-    """The tensors of each code."""
-    document = json.loads((folder / name).read_text())
-    return {one["code"]: one["tensors"] for one in document["findings"]}
-
-
-def both(folder: Path, source: str, *flags: str, words: tuple[str, ...] = ()) -> Done:
-    """The program watched; it must print and end as it does by itself."""
-    path = script(folder, source)
-    plain = alone(path, *words, cwd=folder)
-    ours = watched(*flags, "--out", "found.json", "--", path, *words, cwd=folder)
-    assert plain.out.splitlines() == ours.out.splitlines()
-    assert plain.code == ours.code, ours.err + ours.ours
-    return ours
 
 
 def test_what_a_load_put_in_the_place_of_what_was_asked_is_found_though_the_program_crashes_later(
@@ -139,7 +123,8 @@ def test_a_plan_that_is_another_than_the_locked_one_fails(folder: Path) -> None:
     script(folder, SHARED.replace("LayerNorm(16)", "LayerNorm(16, bias=False)"), "shared.py")
     done = watched("--check", "plan.json", "--", path, cwd=folder)
     assert done.code == 3
-    assert "norm.bias" in done.ours
+    assert "the plan is not the one in" in done.ours
+    assert "norm.bias" in done.err
 
 
 # What a program does, and whether its gains are found to decay.
@@ -279,16 +264,25 @@ RANKS = """
 """
 
 
+def steady(*words: str, **options: Any) -> Done:
+    """A run of several processes; gloo aborts at times when one of them ends on a busy machine, watched or not."""
+    for _ in range(3):
+        done = alone(*words, **options)
+        if "terminate called without an active exception" not in done.err:
+            break
+    return done
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_of_two_ranks_the_first_audits_alone_and_all_train_as_before(folder: Path, kind: str) -> None:
     script(folder, RANKS)
     environment: dict[str, Any] = {"GLOO_SOCKET_IFNAME": "lo"}  # nothing here listens to the outside
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    plain = alone(*run, "train.py", kind, "plain", cwd=folder, **environment)
+    plain = steady(*run, "train.py", kind, "plain", cwd=folder, **environment)
     assert plain.code == 0, plain.err
     watch = ["-m", "weightdecay", "watch", "--out", "found.json", "--", "train.py", kind, "watched"]
-    ours = alone(*run, *watch, cwd=folder, **environment)
+    ours = steady(*run, *watch, cwd=folder, **environment)
     assert ours.code == 0, ours.err + ours.ours
     for rank in (0, 1):
         assert (folder / f"plain-{rank}.txt").read_text() == (folder / f"watched-{rank}.txt").read_text()

@@ -133,7 +133,25 @@ class Slotted(Plain):
     __slots__ = ()
 
 
-KINDS: list[Any] = [Plain, Slotted]
+class Groupless:
+    """Neither an `Optimizer` nor groups."""
+
+    def __init__(self, params: Any, lr: float = 0.1, weight_decay: float = 0.1) -> None:
+        self.params, self.lr, self.weight_decay = list(params), lr, weight_decay
+        self.momentum = [torch.zeros_like(p) for p in self.params]
+
+    def zero_grad(self) -> None:
+        for p in self.params:
+            p.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for p, momentum in zip(self.params, self.momentum, strict=True):
+            momentum.mul_(0.9).add_(p.grad)
+            p.mul_(1 - self.lr * self.weight_decay).sub_(self.lr * momentum)
+
+
+KINDS: list[Any] = [Plain, Slotted, Groupless]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -170,6 +188,23 @@ def test_a_compiled_step_is_traced_without_us_and_audited_outside_of_it(watching
         model(torch.ones(2, 4)).square().mean().backward()
         step()
     assert watching.seen == [("SGD", 2, "Net", ["SGD"])]
+    torch._dynamo.reset()
+
+
+def test_a_step_that_is_compiled_with_its_backward_pass_is_seen_too(watching: Watching) -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    @torch.compile(backend="eager")
+    def step() -> None:
+        model(torch.ones(2, 4)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for _ in range(4):
+        step()
+    assert watching.seen == [("SGD", 2, "Net", ["SGD"])]
+    assert watching.gradients == [True]
     torch._dynamo.reset()
 
 
@@ -237,6 +272,166 @@ def test_an_optimizer_within_another_is_a_part_of_it(watching: Watching) -> None
     train(model, optimizer)
     assert [(kind, step) for kind, step, _, _ in watching.seen] == [("Outer", 2)]
     assert watching.steps.of(optimizer.inner).is_within
+
+
+class Sharpness(torch.optim.Optimizer):
+    """SAM: weights move twice in a step, between two backward passes, and the wrapped optimizer steps within."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.1, "weight_decay": 0.1})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, lr=0.1)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def first_step(self) -> None:
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["before"] = p.detach().clone()
+            p.add_(p.grad, alpha=0.05)
+
+    @torch.no_grad()
+    def second_step(self) -> None:
+        for p in self.param_groups[0]["params"]:
+            p.data = self.state[p]["before"]
+        self.base_optimizer.step()
+
+    def step(self, closure: Any = None) -> Any:
+        assert closure is not None
+        self.first_step()
+        closure()
+        self.second_step()
+
+
+def test_of_an_optimizer_that_steps_in_two_halves_the_wrapped_one_is_audited(watching: Watching) -> None:
+    model = Net()
+    optimizer = Sharpness(model.parameters())
+    for _ in range(4):
+        for half in (optimizer.first_step, optimizer.second_step):
+            model(torch.ones(2, 4)).square().mean().backward()
+            half()
+            optimizer.zero_grad()
+    assert [(kind, kinds) for kind, _, _, kinds in watching.seen] == [("SGD", ["SGD", "Sharpness"])]
+    watching.steps.examine_at_end()
+    assert len(watching.seen) == 1
+
+
+def test_a_trainer_that_looks_like_an_optimizer_is_none(watching: Watching) -> None:
+    class Trainer:
+        def __init__(self) -> None:
+            self.model = Net()
+            self.params = list(self.model.parameters())
+            self.optimizer = torch.optim.SGD(self.params, lr=0.1)
+
+        def zero_grad(self) -> None:
+            self.optimizer.zero_grad()
+
+        def step(self) -> None:
+            self.model(torch.ones(2, 4)).square().mean().backward()
+            self.optimizer.step()
+            self.zero_grad()
+
+    trainer = Trainer()
+    for _ in range(3):
+        trainer.step()
+    assert [kind for kind, _, _, _ in watching.seen] == ["SGD"]
+
+
+def test_two_threads_that_train_at_once_are_counted_each_by_itself(watching: Watching) -> None:
+    import threading
+
+    models = [Net(), Net()]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
+    pairs = zip(models, optimizers, strict=True)
+    threads = [threading.Thread(target=train, args=pair, kwargs={"steps": 20}) for pair in pairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [watching.steps_of(optimizer) for optimizer in optimizers] == [20, 20]
+    assert [(kind, step) for kind, step, _, _ in watching.seen] == [("SGD", 2), ("SGD", 2)]
+
+
+# --- errors and signals
+
+
+def frames_of(error: BaseException) -> list[str]:
+    import traceback
+
+    return [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+
+
+class FailsBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:  # noqa: ARG004
+        raise ArithmeticError
+
+
+def test_no_error_of_the_programs_tells_of_the_watch(watching: Watching) -> None:
+    model = Net()
+    optimizer, failing = torch.optim.SGD(model.parameters(), lr=0.1), Fails(model.parameters(), lr=0.1)
+    failed: list[Any] = [
+        lambda: FailsBackward.apply(model(torch.ones(2, 4))).sum().backward(),  # type: ignore[no-untyped-call]
+        lambda: optimizer.load_state_dict({"state": {}, "param_groups": []}),
+        failing.step,
+    ]
+    for what in failed:
+        with pytest.raises((ArithmeticError, ValueError)) as told:
+            what()
+        assert len(frames_of(told.value)) > 1
+        assert not [name for name in frames_of(told.value) if "watching/steps" in name or "watching/loads" in name]
+    train(model, optimizer)  # and the watch goes on
+    assert watching.steps_of(optimizer) == 3
+
+
+def test_a_signal_that_comes_during_an_audit_reaches_the_programs_handler_after_it(watching: Watching) -> None:
+    import os
+    import signal
+
+    class PreemptedError(Exception):
+        pass
+
+    def handler(number: int, frame: Any) -> None:  # noqa: ARG001
+        raise PreemptedError
+
+    audited: list[bool] = []
+    examine = watching.steps._examine
+
+    def interrupted(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        examine(*arguments)
+        audited.append(True)
+
+    watching.steps._examine = interrupted
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with pytest.raises(PreemptedError) as told:
+            train(model, optimizer)
+        assert signal.getsignal(signal.SIGUSR1) is handler
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert audited == [True]
+    assert watching.seen == [("SGD", 2, "Net", ["SGD"])]
+    assert not [name for name in frames_of(told.value) if "watching/signals" in name or "watching/steps.py" in name]
+
+
+def test_a_second_signal_does_not_wait_for_the_audit(watching: Watching) -> None:
+    import signal
+
+    def impatient(*_: Any) -> None:
+        for _press in range(2):
+            signal.raise_signal(signal.SIGINT)
+        raise AssertionError("it went on")
+
+    watching.steps._examine = impatient
+    model = Net()
+    with pytest.raises(KeyboardInterrupt):
+        train(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_what_is_frozen_before_it_is_audited_is_found(watching: Watching) -> None:

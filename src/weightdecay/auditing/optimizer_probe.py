@@ -114,7 +114,7 @@ class OptimizerProbe:
             self._see_idle(sights, ways)
         except Exception as error:  # others' code runs here
             surely(everything.put_back)
-            self._see_on_twin(found, self.places, _reason(error))
+            self._see_on_twin(found, self.places, _reason(error), raised=True)
             return
         finally:
             surely(everything.put_back)
@@ -150,7 +150,7 @@ class OptimizerProbe:
                 seen += self._sights_of(unit, ways)
             except Exception as error:  # others' code, of a tensor that it does not take
                 if len(unit) == 1 or not ways.apart:
-                    self._see_on_twin(found, unit, _reason(error))
+                    self._see_on_twin(found, unit, _reason(error), raised=True)
                 else:
                     waiting = [[place] for place in unit] + waiting
         return seen
@@ -193,13 +193,17 @@ class OptimizerProbe:
 
     # --- the twin
 
-    def _see_on_twin(self, found: dict[tuple[int, int], ProbedTensor], places: Sequence[Place], reason: str) -> None:
+    def _see_on_twin(
+        self, found: dict[tuple[int, int], ProbedTensor], places: Sequence[Place], reason: str, *, raised: bool = False
+    ) -> None:
+        """Look at a copy instead; where the real step cannot be made, that a copy does not decay proves nothing."""
         self.why = reason
+        is_unsure = raised or reason is _NEEDS_CLOSURE
         reports = probe_step(self.optimizer, hooks=bool(hooks_of(self.optimizer))).groups
         for place in places:
             report, form, key = reports[place.group], self.forms[place.group], self._key(place)
             values = seen_on_twin(report, form)
-            if "opaque" in values or (reason is _NEEDS_CLOSURE and not report.reads_weight_decay):
+            if "opaque" in values or (is_unsure and not report.reads_weight_decay):
                 values = {"opaque": reason}
             else:
                 form.reads_weight_decay, form.reads_lr = report.reads_weight_decay, report.reads_lr

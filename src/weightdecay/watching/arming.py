@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
+from weightdecay.watching import telling
+from weightdecay.watching.tracebacks import unseen
+
 
 class AfterImport(importlib.abc.MetaPathFinder):
     """Calls something once, when a module has been imported; the import itself is Python's own.
@@ -44,7 +47,10 @@ class AfterImport(importlib.abc.MetaPathFinder):
     def imported(self) -> None:
         if self in sys.meta_path:
             sys.meta_path.remove(self)
-            self.then()
+            try:
+                self.then()
+            except Exception as error:  # another version of what was imported: the program goes on, and it is said
+                telling.tell(f"cannot watch {self.name}: {type(error).__name__}: {error}")
 
 
 class _Then(importlib.abc.Loader):
@@ -57,6 +63,7 @@ class _Then(importlib.abc.Loader):
         made: ModuleType | None = self._loader.create_module(spec)
         return made
 
+    @unseen
     def exec_module(self, module: ModuleType) -> None:
         # The module looks as if nobody had stood in between.
         if module.__spec__ is not None:

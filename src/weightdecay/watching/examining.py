@@ -22,7 +22,8 @@ from weightdecay.auditing.sharding import alone, is_distributed
 from weightdecay.errors import ConfigError, WeightDecayError
 from weightdecay.naming import bare_class, unwrapped
 from weightdecay.watching import telling
-from weightdecay.watching.owners import Owners, tensors_of
+from weightdecay.watching.groupless import grouped, without_fixes
+from weightdecay.watching.owners import Owners, held_by, tensors_of
 from weightdecay.watching.records import Examined, Records, where
 from weightdecay.watching.settings import Settings
 from weightdecay.watching.steps import Steps, Watched
@@ -64,7 +65,15 @@ class Examination:
         try:
             with warnings.catch_warnings(), alone():
                 warnings.simplefilter("ignore")
-                audit = self._audit(steps, model, optimizers).document()
+                found = self._audit(steps, model, optimizers)
+                inside = _inside(found, optimizers)
+                if inside != list(optimizers):
+                    said = (
+                        f"{_kinds(inside)} was audited, and not {_kinds(optimizers)}, which cannot be stepped by itself"
+                    )
+                    found, optimizers = self._audit(steps, model, inside), inside
+                    found = replace(found, remarks=(*found.remarks, said))
+                audit = found.document()
                 plan = "" if model is None else self._plan(model, optimizers)
         except Exception as error:  # the program must go on, whatever is wrong with its audit
             failed = (
@@ -98,11 +107,13 @@ class Examination:
             for group, weight_decay in steps.loads.changed(one).items()
         }
 
+        stepped = [grouped(one) for one in optimizers]
+
         def made(ignore: Any) -> Audit:
             given = told(
                 model,
-                optimizers[0] if len(optimizers) == 1 else None,  # as code that mends calls it
-                optimizers=None if len(optimizers) == 1 else list(optimizers),
+                stepped[0] if len(stepped) == 1 else None,  # as code that mends calls it
+                optimizers=None if len(stepped) == 1 else stepped,
                 plan=None,
                 policy=policy,
                 weight_decay=settings.weight_decay,
@@ -111,7 +122,7 @@ class Examination:
                 steps=None,
                 ignore=ignore,
             )
-            return audited(replace(given, loaded_over=loaded_over))
+            return without_fixes(audited(replace(given, loaded_over=loaded_over)), stepped)
 
         ignore: Any = settings.ignore
         if ignore is not None and not isinstance(ignore, str):
@@ -132,7 +143,7 @@ class Examination:
         from weightdecay.planning.lockfile import check_lock, write_lock
         from weightdecay.planning.plan import plan
 
-        asked = [number(group.get("weight_decay")) or 0.0 for one in optimizers for group in one.param_groups]
+        asked = [number(group.get("weight_decay")) or 0.0 for one in optimizers for group in grouped(one).param_groups]
         weight_decay = self.settings.weight_decay
         if weight_decay is None:
             weight_decay = max(asked, default=0.0) or _WEIGHT_DECAY
@@ -191,14 +202,27 @@ def _in_use(steps: Steps, due: Watched, optimizers: Sequence[Any]) -> list[Any]:
     for one in others:
         watched = steps.of(one)
         is_left_over = not watched.steps and bool(stepped & _ids(tensors_of(one)))
-        if not watched.is_within and not is_left_over and not _holds(optimizer, one):
+        is_wrapped = any(inner is one for inner in held_by(optimizer))
+        if not watched.is_within and not is_left_over and not is_wrapped:
             kept.append(one)
     return kept
 
 
-def _holds(outer: Any, inner: Any) -> bool:
-    """Whether an optimizer is what another one wraps."""
-    return any(value is inner for value in vars(outer).values()) if hasattr(outer, "__dict__") else False
+def _inside(audit: Audit, optimizers: Sequence[Any]) -> list[Any]:
+    """The optimizers, and in the place of those that cannot be stepped what they wrap: SAM's step needs a closure, and
+    that of its base none."""
+    if audit.probe is None:
+        return list(optimizers)
+    found = []
+    for one, seen in zip(optimizers, audit.probe.optimizers, strict=True):
+        own = _ids(tensors_of(one))
+        inner = [held for held in held_by(one) if _ids(tensors_of(held)) == own] if seen.opaque else []
+        found.append(inner[0] if len(inner) == 1 else one)
+    return found
+
+
+def _kinds(optimizers: Sequence[Any]) -> str:
+    return ", ".join(type(one).__qualname__ for one in optimizers)
 
 
 def _ids(tensors: Sequence[Tensor]) -> set[int]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
 from weightdecay.watching.program import Program, is_python, python_options
+from weightdecay.watching.tracebacks import unseen
 
 How = Literal["ended", "left", "replaced"]
 """In its own time; by `os._exit`; by becoming another program."""
@@ -35,24 +36,33 @@ def guard(finish: Callable[[How, int | None], int | None], hand_on: Callable[[An
 
     leave, execv, execve = os._exit, os.execv, os.execve
 
+    @unseen
     def watched_exit(status: int) -> NoReturn:
         if os.getpid() == own:
             code = finish("left", status)
             status = status if code is None else code
         leave(status)
 
+    @unseen
     def watched_execv(path: Any, arguments: Any) -> NoReturn:
-        watched_execve(path, arguments, None)
+        become(path, arguments, None)
 
+    @unseen
     def watched_execve(path: Any, arguments: Any, environment: Mapping[Any, Any] | None) -> NoReturn:
-        if os.getpid() != own:
-            execv(path, arguments) if environment is None else execve(path, arguments, environment)
-        words = _of_watched_python(path, arguments)
+        become(path, arguments, environment)
+
+    def become(path: Any, arguments: Any, environment: Mapping[Any, Any] | None) -> NoReturn:
+        words = _of_watched_python(path, arguments) if os.getpid() == own else None
         given = os.environ if environment is None else dict(environment)
-        hand_on(given, words is not None)
-        if words is None:
-            finish("replaced", None)
-        execve(path, arguments if words is None else words, given)
+        if os.getpid() == own:
+            hand_on(given, words is not None)
+            # `os.execvp` tries all folders of PATH, and what is not there does not take this program's place.
+            if words is None and (isinstance(path, int) or os.access(path, os.X_OK)):
+                finish("replaced", None)
+        arguments = arguments if words is None else words
+        if environment is None:
+            execv(path, arguments)
+        execve(path, arguments, given)
 
     # `os.execl`, `os.execvp` and the rest call these by their names in `os`.
     atexit.register(at_exit)

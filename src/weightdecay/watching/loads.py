@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from weightdecay.auditing.settings import number
+from weightdecay.watching.tracebacks import unseen
 
 
 class Loads:
@@ -19,6 +20,7 @@ class Loads:
     def watching(self, load: Callable[..., Any]) -> Callable[..., Any]:
         """An optimizer's `load_state_dict` that is looked at."""
 
+        @unseen
         @functools.wraps(load)
         def watched(optimizer: Any, *arguments: Any, **named: Any) -> Any:
             before = _weight_decays(optimizer)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from weightdecay.naming import unwrapped
+from weightdecay.watching.groupless import listed_tensors
 
 # Wrappers of training frameworks hand a step on, or leave it out; what they wrap makes it.
 _HANDS_ON = frozenset(
@@ -111,13 +112,10 @@ class Owners:
 
 
 def tensors_of(optimizer: Any) -> list[Tensor]:
-    """The tensors in an optimizer's groups; none where it has no such groups."""
-    groups = vars(optimizer).get("param_groups") if hasattr(optimizer, "__dict__") else None
-    if groups is None and not isinstance(optimizer, Optimizer):
-        try:
-            groups = optimizer.param_groups  # a property, or a slot
-        except Exception:  # others' code
-            return []
+    """The tensors in an optimizer's groups, or in its list where it keeps no groups; none where it has neither."""
+    groups = _groups_of(optimizer)
+    if groups is None:
+        return listed_tensors(optimizer)
     if not isinstance(groups, list | tuple):
         return []
     found: list[Tensor] = []
@@ -127,6 +125,16 @@ def tensors_of(optimizer: Any) -> list[Tensor]:
             return []
         found += [tensor for tensor in params if isinstance(tensor, Tensor)]
     return found
+
+
+def _groups_of(optimizer: Any) -> Any:
+    groups = vars(optimizer).get("param_groups") if hasattr(optimizer, "__dict__") else None
+    if groups is None and not isinstance(optimizer, Optimizer):
+        try:
+            return getattr(optimizer, "param_groups", None)  # a property, or a slot
+        except Exception:  # others' code
+            return ()
+    return groups
 
 
 def hands_on(optimizer: Any) -> bool:
@@ -149,9 +157,16 @@ def enclosing(optimizer: Any, frame: FrameType | None) -> Any:
         owner = local.get(code.co_varnames[0])
         if owner is None or owner is optimizer or isinstance(owner, nn.Module) or not _kind(type(owner)):
             continue
-        if not hands_on(owner) and own & {id(tensor) for tensor in tensors_of(owner)}:
+        # What has no groups may be a whole trainer.
+        if _groups_of(owner) and not hands_on(owner) and own & {id(tensor) for tensor in tensors_of(owner)}:
             outermost = owner
     return outermost
+
+
+def held_by(optimizer: Any) -> list[Any]:
+    """What an optimizer wraps: the optimizers among its attributes, none of those in groups or lists."""
+    held = vars(optimizer).values() if hasattr(optimizer, "__dict__") else ()
+    return [value for value in held if _kind(type(value)) == "optimizer" and tensors_of(value)]
 
 
 # --- what objects are

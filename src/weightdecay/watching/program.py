@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from weightdecay.errors import UsageError
+from weightdecay.watching.tracebacks import without_own_frames
 
 _PYTHON = re.compile(r"python(\d+(\.\d+)?)?t?(\.exe)?$", re.IGNORECASE)
 # Options of Python's own that take a word; all others are letters, which may stand together.
@@ -211,9 +212,7 @@ def _set_first_path(path: str) -> None:
 
 def _show_own_frames_alone(error: BaseException) -> None:
     """Have Python's last words on an error begin with the program's frames, whoever prints them."""
-    own = error.__traceback__
-    while own is not None and own.tb_frame.f_code.co_filename == __file__:
-        own = own.tb_next
+    own = without_own_frames(error.__traceback__)
     hook = sys.excepthook
 
     def shown(kind: type[BaseException], value: BaseException, traceback: types.TracebackType | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,10 +20,13 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as torchs
 
 from weightdecay.optim.outermost import OutermostStep
+from weightdecay.watching.arming import AfterImport
 from weightdecay.watching.leaving import stop
 from weightdecay.watching.loads import Loads
-from weightdecay.watching.owners import Owners, enclosing, tensors_of
+from weightdecay.watching.owners import Owners, enclosing, held_by, tensors_of
+from weightdecay.watching.signals import Held
 from weightdecay.watching.silent import Sample
+from weightdecay.watching.tracebacks import hide_own_frames
 
 _MANY = 256  # optimizers, of which those that are gone are forgotten
 _SURE = 8  # backward passes after which an optimizer that has not been seen yet is looked for no more, if others step
@@ -51,6 +55,21 @@ class Watched:
     sample: Sample | None = None
 
 
+class _Here(threading.local):
+    """What is going on in a thread.
+
+    Attributes:
+        running: the steps that have begun and not ended, outermost first.
+        depth: of backward passes within backward passes.
+        is_busy: an audit is being made, whose steps are none to look at.
+    """
+
+    def __init__(self) -> None:
+        self.running: list[tuple[FrameType, Watched]] = []
+        self.depth = 0
+        self.is_busy = False
+
+
 class Steps:
     """The steps of a program's optimizers.
 
@@ -65,10 +84,9 @@ class Steps:
         self.loads = Loads()
         self.watched: list[Watched] = []
         self.backwards = 0
-        self.is_busy = False
+        self._here = _Here()
+        self._auditing = threading.Lock()
         self._by_id: dict[int, Watched] = {}
-        self._running: list[tuple[FrameType, Watched]] = []
-        self._depth = 0  # of backward passes within backward passes
         self._due: list[Watched] = []
         self._known: list[weakref.ref[Any]] = []  # what was alive at the first step, `gc.freeze` or not
         self._has_begun = False
@@ -83,14 +101,20 @@ class Steps:
         Optimizer.load_state_dict = self.loads.watching(load)  # type: ignore[method-assign]
 
         @functools.wraps(backward)
-        def watched_backward(*arguments: Any, **named: Any) -> None:
-            self._depth += 1
+        def watched_backward(*arguments: Any, **named: Any) -> Any:
+            if torch.compiler.is_compiling():
+                return backward(*arguments, **named)
+            here = self._here
+            here.depth += 1
             try:
                 backward(*arguments, **named)
+                if here.depth == 1 and not here.is_busy:
+                    self._after_backward(sys._getframe(1))
+            except BaseException as error:
+                hide_own_frames(error)
+                raise
             finally:
-                self._depth -= 1
-            if not self._depth and not self.is_busy and not torch.compiler.is_compiling():
-                self._after_backward(sys._getframe(1))
+                here.depth -= 1
 
         def undo() -> None:
             before.remove()
@@ -99,6 +123,15 @@ class Steps:
 
         torch.autograd.backward = watched_backward
         self._undo = undo
+        AfterImport("torch._dynamo", functools.partial(self._keep_from_dynamo, watched_backward)).arm()
+
+    def _keep_from_dynamo(self, backward: Callable[..., Any]) -> None:
+        """Have it not compile what is ours, which it takes for the program's; a backward pass is in no graph anyway."""
+        from torch._dynamo import decorators
+
+        decorators.skip(backward)  # this frame alone: what the pass calls is the program's
+        compiled_never: Any = decorators.disable
+        self._after_backward = compiled_never(self._after_backward)  # type: ignore[method-assign]
 
     def detach(self) -> None:
         """See no steps any more."""
@@ -121,15 +154,22 @@ class Steps:
     # --- hooks
 
     def before_step(self, optimizer: Any, arguments: Any, named: Any) -> None:  # noqa: ARG002  # torch's signature
-        if torch.compiler.is_compiling() or self.is_busy:
+        if torch.compiler.is_compiling() or self._here.is_busy:
             return  # what is traced into a compiled step would run in it
         watched = self.of(optimizer)
         if not watched.outermost.begins():
             return
-        frame = sys._getframe(1)
-        if self._running:
+        try:
+            self._begin(watched, sys._getframe(1))
+        except BaseException as error:
+            hide_own_frames(error)
+            raise
+
+    def _begin(self, watched: Watched, frame: FrameType) -> None:
+        here = self._here
+        if here.running:
             self._look_at_nesting(watched, frame)
-        self._running.append((frame, watched))
+        here.running.append((frame, watched))
         watched.is_silent = False
         if self.stop_after and watched.steps >= self.stop_after:
             self._stop()
@@ -138,20 +178,21 @@ class Steps:
 
         if not self._has_begun:
             self._has_begun = True
-            self._remember(optimizer, Owners(frame))
+            self._remember(watched.reference(), Owners(frame))
         if watched.steps + 1 >= self.at_step:
-            if self._depth:  # in the midst of a backward pass: some gradients have still to come
+            if here.depth:  # in the midst of a backward pass: some gradients have still to come
                 self._due.append(watched)
             else:
                 self._examine_now(watched, frame)
 
     def after_step(self, optimizer: Any, arguments: Any, named: Any) -> None:  # noqa: ARG002
-        if torch.compiler.is_compiling() or self.is_busy:
+        if torch.compiler.is_compiling() or self._here.is_busy:
             return
         watched = self.of(optimizer)
         if not watched.outermost.ends():
             return
-        while self._running and self._running.pop()[1] is not watched:
+        running = self._here.running
+        while running and running.pop()[1] is not watched:
             pass
         watched.steps += 1
         if self.stop_after and watched.steps >= self.stop_after and self._all_have_stepped():
@@ -164,10 +205,11 @@ class Steps:
         while outer is not None:
             stack.add(outer)
             outer = outer.f_back
-        self._running = [(own, one) for own, one in self._running if own in stack]
-        if not watched.is_done and self._running:
+        running = self._here.running
+        running[:] = [(own, one) for own, one in running if own in stack]
+        if not watched.is_done and running:
             own = {id(tensor) for tensor in tensors_of(watched.reference())}
-            others = [one for _, one in self._running if one is not watched]
+            others = [one for _, one in running if one is not watched]
             watched.is_within |= any(own & {id(tensor) for tensor in tensors_of(one.reference())} for one in others)
 
     # --- backward passes
@@ -182,7 +224,7 @@ class Steps:
             self._remember(None, owners)
             for optimizer in owners.optimizers:
                 watched = self.of(optimizer)
-                if not watched.steps and watched.sample is None:
+                if not watched.steps and watched.sample is None and _may_be_silent(optimizer):
                     watched.sample = Sample(tensors_of(optimizer))
         for watched in [one for one in self.watched if one.sample is not None]:
             self._look_at_silent(watched, frame)
@@ -194,8 +236,11 @@ class Steps:
 
     def _look_at_silent(self, watched: Watched, frame: FrameType) -> None:
         optimizer = watched.reference()
-        if optimizer is None or (watched.steps and not watched.is_silent) or self._moved_by_another(watched):
+        if optimizer is None or (watched.steps and not watched.is_silent):
             watched.sample = None
+            return
+        if self._moved_by_another(watched):  # and so were the steps that it seemed to have made
+            watched.sample, watched.steps = None, 0
             return
         if watched.sample is None or not watched.sample.has_moved():
             return
@@ -222,11 +267,13 @@ class Steps:
             watched.is_done = watched.is_within = True
             steps, watched = watched.steps, self.of(outer)
             watched.steps = max(watched.steps, steps)
-        self.is_busy = True
-        try:
-            self._examine(self, watched, owners)
-        finally:
-            self.is_busy, self._held = False, None
+        with self._auditing:  # one at a time, whatever threads do
+            self._here.is_busy = True
+            try:
+                with Held():
+                    self._examine(self, watched, owners)
+            finally:
+                self._here.is_busy, self._held = False, None
 
     def examine_at_end(self) -> None:
         """Audit what has made a step and has not come to its turn, of what is still alive."""
@@ -264,6 +311,12 @@ class Steps:
     def _stop(self) -> NoReturn:
         self._held = None
         stop()
+
+
+def _may_be_silent(optimizer: Any) -> bool:
+    """Whether nothing else tells its steps: what it wraps would, and what keeps no groups may be a whole trainer."""
+    inner = held_by(optimizer)
+    return not inner or (hasattr(optimizer, "param_groups") and not any(isinstance(one, Optimizer) for one in inner))
 
 
 def _has_reference(value: Any) -> bool:
