@@ -11,8 +11,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from weightdecay.studies.analysis import Comparison, verdict_on
+from weightdecay.studies import catalogue
+from weightdecay.studies.analysis import Analysis, Comparison, answer, verdict_on
 from weightdecay.studies.design import Contrast
+from weightdecay.studies.results import RunResult
 from weightdecay.studies.statistics import holm, mean_of, paired_difference
 
 losses = st.floats(-100, 100).map(lambda value: round(value, 6))
@@ -102,3 +104,36 @@ def test_a_difference_against_a_claim_refutes_it(holds_if: Any, sign: int, verdi
     assert said.verdict == verdict
     (unsure,) = verdict_on("it is so", Comparison(contrast, difference, p_holm=0.2, counted=1), holds_if)
     assert unsure.verdict == "not shown"
+
+
+@pytest.mark.parametrize(
+    ("arms", "means", "contains"),
+    [
+        # An arm that is only shown lies below: the best is said of those that are compared, and by how much.
+        (
+            ("a", "b", "shown"),
+            (1.0, 2.0, 0.5),
+            ("Of the 2 arms that are compared, a has the lowest", "b against a: +1"),
+        ),
+        (("a", "b"), (1.0, 2.0), ("a has the lowest", "b against a: +1")),
+        (("a", "b"), (2.0, 1.0), ("b has the lowest", "b against a: -0.98")),
+        (("a", "b", "c"), (1.0, 2.0, 3.0), ("a has the lowest", "None of the others is below it.")),
+    ],
+)
+def test_the_answer_says_of_which_arms_it_speaks(
+    arms: tuple[str, ...], means: tuple[float, ...], contains: tuple[str, ...]
+) -> None:
+    study = catalogue.study("lambda")
+    compared = [arm for arm in arms[1:] if arm != "shown"]
+    asked = {
+        "arms": [{"name": arm, "labels": {}} for arm in arms],
+        "contrasts": [vars(Contrast(study.headline, arm, arms[0])) for arm in compared],
+    }
+    runs = [
+        RunResult(f"{arm}-{seed}", arm, seed, "finished", values={study.headline: mean + 0.01 * seed * (1 + i)})
+        for i, (arm, mean) in enumerate(zip(arms, means, strict=True))
+        for seed in range(5)
+    ]
+    said = answer(study, Analysis(asked, runs))
+    assert all(part in said for part in contains), said
+    assert ("Of the" in said) == ("shown" in arms)

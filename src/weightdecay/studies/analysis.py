@@ -154,13 +154,17 @@ def answer(study: Study, found: Analysis) -> str:
         return "No run has finished yet."
     spoken, mean = metric(study.headline), found.mean(study.headline, best)
     assert mean is not None
-    about = "highest" if spoken.better == "higher" else "lowest"
+    about, beyond = ("highest", "above") if spoken.better == "higher" else ("lowest", "below")
     words = f"{best} has the {about} {spoken.label}: {_with_interval(mean)} {spoken.unit}".rstrip() + f", n = {mean.n}."
-    compared = found.comparison(study.headline, best, arms[0])
+    if len(arms) < len(found.labels):  # an arm that is only shown may lie beyond it
+        words = f"Of the {len(arms)} arms that are compared, {words}"
+
+    first, *others = arms
+    compared = found.comparison(study.headline, others[0] if best == first and len(others) == 1 else best, first)
     if compared is not None:
         words += f" {sentence(compared)}"
-    elif best == arms[0]:
-        words += " None of the others is below it." if about == "lowest" else " None of the others is above it."
+    elif best == first:
+        words += f" None of the others is {beyond} it."
     return words
 
 

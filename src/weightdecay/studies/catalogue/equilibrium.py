@@ -47,6 +47,11 @@ def _conclude(found: Analysis) -> list[Verdict]:
     said = verdict_on(
         "L2 makes matrices rotate at different speeds, AdamW at one.", found.comparison(_SPREAD, _L2, _ADAMW), "higher"
     )
+    spreads = {arm: found.mean(_SPREAD, arm) for arm in found.labels}
+    if words := ", ".join(f"{arm} {mean.mean:.3f} (n = {mean.n})" for arm, mean in spreads.items() if mean):
+        said.append(
+            Verdict("Decay is what makes matrices rotate at one speed.", "told", f"The spread by arm: {words}.")
+        )
     share = found.mean(_AS_TOLD, _ADAMW)
     if share is not None:
         sentence = (
