@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from weightdecay.errors import PlanError
-from weightdecay.planning import reasons
 from weightdecay.planning.evidence.tensors import TensorFacts
-from weightdecay.planning.patterns import alike, pattern_of
+from weightdecay.planning.patterns import alike, by_pattern, overrides_to_paste, pattern_of
 from weightdecay.planning.planned import PlannedTensor
 from weightdecay.planning.policies.author_rates import NOTHING, author_rates, contradictions
 from weightdecay.planning.policies.overrides import Override, is_multiplier, override_faults, unmatched
@@ -20,8 +19,7 @@ from weightdecay.planning.policies.policy_file import find_policy
 from weightdecay.planning.policies.role_policies import Decision, Policy, RolePolicy
 from weightdecay.planning.roles.classify import classify
 from weightdecay.planning.roles.roles import Fixed, Given, Role, Strength, Verdict
-from weightdecay.planning.sentences import evidence
-from weightdecay.planning.strays import by_pattern, overrides_to_paste
+from weightdecay.planning.sentences import in_words
 
 Unknown = Literal["error", "exempt"]
 
@@ -59,18 +57,35 @@ def decided(terms: Terms, policy: str | Path | Policy) -> tuple[str, list[Planne
     if faults := faults + (wrong or unmatched(overrides, terms.facts)):
         raise PlanError(faults)
 
-    lines = [
-        _Line(facts, verdicts, chosen, overrides, terms.weight_decay)
-        for facts, verdicts in zip(terms.facts, classify(terms.facts), strict=True)
-    ]
-    if faults := _undecided(lines, chosen.name):
+    matching = [[one for one in overrides if one.matches(facts)] if overrides else [] for facts in terms.facts]
+    verdicts = [_with_given(found, ours) for found, ours in zip(classify(terms.facts), matching, strict=True)]
+    decisions = [chosen.decide(facts, found) for facts, found in zip(terms.facts, verdicts, strict=True)]
+    by_role = isinstance(chosen, RolePolicy)
+    if not by_role and (faults := _undecided(terms.facts, decisions, chosen.name)):
         raise PlanError(faults)
+
+    lines = [
+        _Line(*about, terms.weight_decay, by_role=by_role)
+        for about in zip(terms.facts, verdicts, decisions, matching, strict=True)
+    ]
     faults = _contradictions(lines)
     if terms.unknown == "error":
-        faults += _unknown_roles([line.facts for line in lines if line.is_open()], terms.facts)
+        faults += _unknown_roles([line.facts for line in lines if line.is_open], terms.facts)
     if faults:
         raise PlanError(faults)
-    return chosen.name, [line.planned() for line in lines]
+    words = [
+        in_words(
+            line.verdicts,
+            line.decision,
+            line.author,
+            line.override,
+            decay=line.sets_decay,
+            lr=line.sets_lr,
+            against=line.overrules_author,
+        )
+        for line in lines
+    ]
+    return chosen.name, [line.planned(*said) for line, said in zip(lines, words, strict=True)]
 
 
 def _argument_faults(terms: Terms) -> list[str]:
@@ -84,80 +99,59 @@ def _argument_faults(terms: Terms) -> list[str]:
 
 
 class _Line:
-    """What is said of one tensor from all sides, and what that comes to."""
+    """What is said of one tensor from all sides, and what that comes to.
+
+    Attributes:
+        override: the user's that says shares; `sets_decay` and `sets_lr` of which.
+        author: what the marks on it come to.
+        is_given: a user or the author says how it decays, so that it rests on no verdict.
+        is_open: nothing tells what it is for, and nobody how it decays.
+        overrules_author: the override says otherwise than the author about λ.
+    """
 
     def __init__(
         self,
         facts: TensorFacts,
         verdicts: Sequence[Verdict],
-        policy: Policy,
-        overrides: Sequence[Override],
+        decision: Decision,
+        matching: Sequence[Override],
         weight_decay: float,
+        *,
+        by_role: bool,
     ) -> None:
-        matching = [override for override in overrides if override.matches(facts)]
-        self.override = next((one for one in matching if one.says_shares), None)
-        role = next((one for one in matching if one.role is not None), None)
-        self.facts, self.λ = facts, weight_decay
-        self.verdicts = _with_given(verdicts, role)
-        self.decision = policy.decide(facts, self.verdicts)
-        self.by_role = isinstance(policy, RolePolicy)
-        self.author = author_rates(self.decision.marks) if self.is_decided() and self.decision.marks else NOTHING
+        self.facts, self.verdicts, self.decision, self.λ = facts, verdicts, decision, weight_decay
+        self.override = next((one for one in matching if one.says_shares), None) if matching else None
+        self.sets_decay = self.override is not None and self.override.multiplier is not None
+        self.sets_lr = self.override is not None and self.override.lr_multiplier != 1.0
+        self.author = author_rates(decision.marks) if decision.marks else NOTHING
 
-    def is_decided(self) -> bool:
-        """Whether the policy gave an answer: a user's may give anything."""
-        decision: Any = self.decision
-        return self.by_role or (isinstance(decision, Decision) and is_multiplier(decision.multiplier))
-
-    @property
-    def sets_decay(self) -> bool:
-        """Whether a user says how it decays."""
-        return self.override is not None and self.override.multiplier is not None
-
-    @property
-    def sets_lr(self) -> bool:
-        return self.override is not None and self.override.lr_multiplier != 1.0
-
-    @property
-    def is_given(self) -> bool:
-        """Whether a user or the author says how it decays, so that it rests on no verdict."""
-        return self.sets_decay or bool(self.author.on_decay)
+        self.is_given = self.sets_decay or bool(self.author.on_decay)
+        self.is_open = by_role and not self.is_given and Role.UNKNOWN in [verdict.role for verdict in verdicts]
+        self.multiplier, self.own_λ = self._decay()
+        self.overrules_author = self.sets_decay and bool(self.author.on_decay)
+        if self.overrules_author:
+            self.overrules_author = not math.isclose(self.author.multiplier(self.λ), self.multiplier)
 
     def contradictions(self) -> list[str]:
-        if self.author is NOTHING:
-            return []
         return contradictions(self.author, self.λ, decay=not self.sets_decay, lr=not self.sets_lr)
 
-    def is_open(self) -> bool:
-        """Whether nothing tells what it is for, and nobody how it decays."""
-        unknown = any(verdict.role is Role.UNKNOWN for verdict in self.verdicts)
-        return unknown and self.by_role and not self.is_given
-
-    def planned(self) -> PlannedTensor:
-        facts, verdicts, decision = self.facts, self.verdicts, self.decision
-        multiplier, λ = self._decay()
-        lr, lr_multiplier = self._lr()
-        seen = [evidence(verdict) for verdict in verdicts]
-        why = reasons.why(
-            decision,
-            next((words for words, verdict in zip(seen, verdicts, strict=True) if verdict is decision.ruling), ""),
-            self.author,
-            self.override,
-            decay=self.sets_decay,
-            lr=self.sets_lr,
-            against=self._overrules_author(),
-        )
+    def planned(self, evidence: str, why: str) -> PlannedTensor:
+        facts, verdicts, ruling = self.facts, self.verdicts, self.decision.ruling
+        lr, lr_multiplier = self.author.lr, self.author.lr_share
+        if self.override is not None and self.sets_lr:
+            lr, lr_multiplier = None, float(self.override.lr_multiplier)
         return PlannedTensor(
             name=facts.name,
-            aliases=facts.aliases,
+            aliases=tuple([site.name for site in facts.sites[1:]]),
             shape=facts.shape,
-            roles=tuple(verdict.role for verdict in verdicts),
-            evidence="; ".join(seen),
-            multiplier=multiplier,
+            roles=tuple([verdict.role for verdict in verdicts]),
+            evidence=evidence,
+            multiplier=self.multiplier,
             why=why,
-            weight_decay=λ,
-            ruling=None if self.is_given or decision.ruling is None else decision.ruling.role,
-            lr_multiplier=lr_multiplier,
-            contested=any(verdict.contested_by is not None for verdict in verdicts),
+            weight_decay=self.own_λ,
+            ruling=None if self.is_given or ruling is None else ruling.role,
+            lr_multiplier=1.0 if lr_multiplier is None else lr_multiplier,
+            contested=bool([verdict for verdict in verdicts if verdict.contested_by is not None]),
             lr=lr,
             strength=_strength(verdicts),
             norm=next((verdict.norm for verdict in verdicts if verdict.norm is not None), None),
@@ -167,31 +161,19 @@ class _Line:
 
     def _decay(self) -> tuple[float, float]:
         """(multiplier, λ)."""
-        author = self.author
+        author, multiplier = self.author, self.decision.multiplier
         if self.override is not None and self.override.multiplier is not None:
             multiplier = float(self.override.multiplier)
         elif author.on_decay:
             multiplier = author.multiplier(self.λ)
             if author.weight_decay is not None:
                 return multiplier, author.weight_decay
-        else:
-            multiplier = self.decision.multiplier
         return multiplier, self.λ * multiplier
 
-    def _lr(self) -> tuple[float | None, float]:
-        """(an η of its own, its share of the run's)."""
-        if self.override is not None and self.sets_lr:
-            return None, float(self.override.lr_multiplier)
-        return self.author.lr, 1.0 if self.author.lr_share is None else self.author.lr_share
 
-    def _overrules_author(self) -> bool:
-        """Whether the override says otherwise than the author about λ."""
-        said = self.author.on_decay and self.sets_decay
-        return bool(said) and not math.isclose(self.author.multiplier(self.λ), self._decay()[0])
-
-
-def _with_given(verdicts: Sequence[Verdict], override: Override | None) -> Sequence[Verdict]:
+def _with_given(verdicts: Sequence[Verdict], matching: Sequence[Override]) -> Sequence[Verdict]:
     """What is known of a tensor, or what a user knows better; what is frozen stays frozen."""
+    override = next((one for one in matching if one.role is not None), None) if matching else None
     if override is None or override.role is None:
         return verdicts
     frozen = [verdict for verdict in verdicts if verdict.role is Role.FROZEN]
@@ -203,22 +185,23 @@ def _strength(verdicts: Sequence[Verdict]) -> Strength:
     """Of the weakest of its verdicts; what no optimizer or gradient moves rests on that alone."""
     if isinstance(verdicts[0].source, Fixed):
         return verdicts[0].strength
-    return min(verdict.strength for verdict in verdicts)
+    return min([verdict.strength for verdict in verdicts])
 
 
-def _undecided(lines: Sequence[_Line], policy: str) -> list[str]:
+def _undecided(facts: Sequence[TensorFacts], decisions: Sequence[Any], policy: str) -> list[str]:
+    """The faults of a user's policy, which may answer anything."""
     remedy = "give a weightdecay.Decision with a finite multiplier of at least 0"
     return [
-        f"policy '{policy}' decides {line.decision!r} about {line.facts.name}: {remedy}"
-        for line in lines
-        if not line.is_decided()
+        f"policy '{policy}' decides {decision!r} about {tensor.name}: {remedy}"
+        for tensor, decision in zip(facts, decisions, strict=True)
+        if not (isinstance(decision, Decision) and is_multiplier(decision.multiplier))
     ]
 
 
 def _contradictions(lines: Sequence[_Line]) -> list[str]:
     """One fault for tensors that differ in nothing but the indices in their names."""
     remedy = "The model's author marked it twice: remove one mark, or decide by an override"
-    marked = [(line.facts.name, fault) for line in lines for fault in line.contradictions()]
+    marked = [(one.facts.name, fault) for one in lines if one.author is not NOTHING for fault in one.contradictions()]
     groups = alike(marked, lambda pair: pair[0], lambda pair: pair[1])
     return [f"{pattern_of([name for name, _ in group])}: {group[0][1]}. {remedy}" for group in groups]
 

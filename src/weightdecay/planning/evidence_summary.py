@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+from weightdecay.planning.patterns import by_pattern, overrides_to_paste
 from weightdecay.planning.planned import Plan, PlannedTensor
 from weightdecay.planning.roles.roles import Strength
-from weightdecay.planning.strays import by_pattern, overrides_to_paste
 
 _WORDS = {
     Strength.TRACED: "traced",

@@ -1,14 +1,16 @@
-"""Names that differ in nothing but their indices, written as one: for people, and as the regular expression of them."""
+"""Names that differ in nothing but their indices, written as one: for people, as regular expressions, as overrides."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 INDEX = re.compile(r"(?<![^.])\d+(?![^.])")  # a part of a name that is a number
 _SPANS = 4  # more gaps than that in a row of indices are not all written out
 _SHOWN = 4  # names in one sentence
+_GROUPS = 12  # patterns in one message; who has more looks at the table
 
 T = TypeVar("T")
 
@@ -45,6 +47,40 @@ def _regex(names: Sequence[str], sisters: set[str]) -> str:
         if not any(re.search(f"^{found}$", sister) for sister in sisters.difference(names)):
             return f"^{found}$"
     return f"^({'|'.join(map(re.escape, names))})$"
+
+
+class Stray(Protocol):
+    """What is needed of a tensor."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def by_pattern(strays: Sequence[Stray]) -> str:
+    """`blocks.{0-39}.x [2, 3] ×40, head.y [3, 3]`."""
+    groups = _groups(strays)
+    shown = [
+        f"{pattern_of([one.name for one in group])} {list(group[0].shape)}"
+        + (f" ×{len(group)}" if len(group) > 1 else "")
+        for group in groups[:_GROUPS]
+    ]
+    more = sum(map(len, groups[_GROUPS:]))
+    return ", ".join(shown) + (f" … and {more} more" if more else "")
+
+
+def overrides_to_paste(strays: Sequence[Stray], known: Iterable[str]) -> str:
+    """The overrides that decide about them, in Python and for the command; 0 is to be changed to 1 where they decay."""
+    patterns = regexes_of([[one.name for one in group] for group in _groups(strays)], known)
+    python = ", ".join(f'r"{pattern}": 0.0' for pattern in patterns)
+    command = " ".join(shlex.quote(f"{pattern}=0") for pattern in patterns)
+    return f"(0 exempts, 1 decays) overrides={{{python}}}, for the command --override {command}"
+
+
+def _groups(strays: Sequence[Stray]) -> list[list[Stray]]:
+    return alike(strays, lambda stray: stray.name, lambda stray: stray.shape)
 
 
 def some(names: Sequence[str]) -> str:

@@ -50,11 +50,14 @@ def example_inputs(module: nn.Module, *, whole: bool = False) -> Iterator[dict[s
     if signature is None:
         return
     parameters = [p for p in signature if p.kind not in _REST]
+    names = [parameter.name for parameter in parameters]
     config = configuration_of(module)
     if hasattr(config, "to_dict"):
-        yield from _configured(module, config, [parameter.name for parameter in parameters])
-    yield from diffusion_inputs(module, as_mapping(config), parameters)
-    yield from graph_inputs(module, parameters)
+        yield from _configured(module, config, names)
+    if any(map(TIME.search, names)):
+        yield from diffusion_inputs(module, as_mapping(config), parameters)
+    if "edge_index" in names:
+        yield from graph_inputs(module, parameters)
     wanted = [p for p in parameters if p.default is inspect.Parameter.empty]
     if not signature:
         yield {}

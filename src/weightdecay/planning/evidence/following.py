@@ -137,7 +137,8 @@ class _Follower:
         table = arguments[0].origin
         is_row_choice = name in LOOKUPS and name != "embedding" and bool(table.parameters) and not table.live
         if live and not is_row_choice:
-            return self._live_result(name, arguments, live, weighed)
+            fixed = [a for a in carriers if not a.origin.live]
+            return self._live_result(name, arguments, live, fixed, weighed)
         if not carriers:
             return CONSTANT
         return Origin(_followed(name, carriers, arguments, shape, routed=bool(live)))
@@ -167,12 +168,17 @@ class _Follower:
         return "stack" if is_stack else "matrix"
 
     def _live_result(
-        self, name: str, arguments: Sequence[Argument], live: Sequence[Argument], weighed: Weighed
+        self,
+        name: str,
+        arguments: Sequence[Argument],
+        live: Sequence[Argument],
+        fixed: Sequence[Argument],
+        weighed: Weighed,
     ) -> Origin:
         """What an operation on live tensors yields."""
         first = live[0].origin
+        carriers = frozenset([p for a in fixed for p in a.origin.parameters]) if fixed else frozenset()
         real = [a.origin for a in live if not a.origin.is_bare]
-        carriers = frozenset([p for a in arguments if not a.origin.live for p in a.origin.parameters])
 
         # One live tensor in another form, rotated, or under a mask is what it was.
         is_masked = len(real) == 1 and name in ("mul", "div") and not real[0].trait.endswith("spread")

@@ -16,15 +16,13 @@ _KINDS = ("num_relations", "num_edge_types")
 
 
 def graph_inputs(module: nn.Module, parameters: Sequence[inspect.Parameter]) -> Iterator[dict[str, Any]]:
-    """Keyword arguments for a forward that takes `edge_index`, as torch_geometric's; none for any other.
+    """Keyword arguments for a forward that takes `edge_index`, as torch_geometric's.
 
     Args:
         module: a runnable copy.
         parameters: those of its forward.
     """
     names = [parameter.name for parameter in parameters]
-    if "edge_index" not in names or not names:
-        return
     required = {p.name for p in parameters if p.default is inspect.Parameter.empty}
     for width in _sizes(module, _WIDTHS_OF_NODES):
         for edge_width in _sizes(module, _WIDTHS_OF_EDGES) or [0]:

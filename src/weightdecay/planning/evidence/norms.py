@@ -20,6 +20,7 @@ class _Normed(NamedTuple):
 
 
 _NOTHING = _Normed(frozenset(), "")
+_BEGINNINGS = NORMALISING | {"mul", "div"}  # a norm written out ends in a multiplication or a division
 
 
 def note_places_of_norms(steps: Sequence[Step], uses: dict[str, set[Use]], *, is_whole: bool) -> None:
@@ -27,11 +28,12 @@ def note_places_of_norms(steps: Sequence[Step], uses: dict[str, set[Use]], *, is
     known: dict[int, _Normed] = {}
     last: frozenset[str] = frozenset()
     for step in steps:
-        name = step.operation.name
-        if name not in FORM and known:
+        name, normed, is_norm = step.operation.name, _NOTHING, False
+        taken = [known[a.tensor] for a in step.live if a.tensor in known] if known else []
+        if taken and name not in FORM:
             _note_after(name, step, known, uses)
-
-        is_norm, normed = _result(step, known) if step.origin.live else (False, _NOTHING)
+        if (taken or name in _BEGINNINGS) and step.live and step.origin.live:
+            is_norm, normed = _result(step, known)
         if is_norm:
             last = normed.gains or last
             for parameter in normed.gains:
@@ -48,15 +50,12 @@ def note_places_of_norms(steps: Sequence[Step], uses: dict[str, set[Use]], *, is
 def _result(step: Step, known: Mapping[int, _Normed]) -> tuple[bool, _Normed]:
     """Whether a norm ends here, and what is known of the result."""
     name, live, origin = step.operation.name, step.live, step.origin
-    if not live:
-        return False, _NOTHING
+    for argument in live:
+        if argument.origin.source == origin.source != 0:  # only another form of what it was
+            return False, known.get(argument.tensor, _NOTHING)
+
     first = known.get(live[0].tensor, _NOTHING)
     traits = [a.origin.trait for a in live]
-
-    if origin.source:  # only another form of what it was
-        same = next((a for a in live if a.origin.source == origin.source), None)
-        if same is not None:
-            return False, known.get(same.tensor, _NOTHING)
     if name in NORMALISING:
         gains = frozenset([p for a in step.arguments if a.slot == "weight" for p in a.origin.parameters])
         return True, _Normed(gains, traits[0])

@@ -144,8 +144,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = kind.name
         if name == "pow" and len(args) > 1 and isinstance(args[1], int | float) and args[1] < 0:
             name = "rsqrt"
-        operands = [self._operand(slot, tensor) for slot, tensor in taken]
-        results = [self._operand("", tensor) for tensor in given]
+        operands, results = self._operands(taken), self._operands(zip(itertools.repeat(""), given))
         axes = args[1:] if name in _ALONG_AXES else ()
         self.recording.operations.append(Operation(name, operands, results, axes, kind.in_place))
         return out
@@ -162,14 +161,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if large:
             self._budget.keep(large)
 
-    def _operand(self, slot: str, tensor: torch.Tensor) -> Operand:
-        shape = form = tuple(tensor.shape)
-        is_strided, memory = tensor.layout is torch.strided, 0
-        if is_strided and 0 in tensor.stride():
-            form = tuple([size if stride else 1 for size, stride in zip(shape, tensor.stride(), strict=True)])
-        if self._written:  # a sparse tensor has no storage, and no views
-            memory = tensor.untyped_storage()._cdata if is_strided else id(tensor)
-        return Operand(slot, self._numbers.get(tensor) or self._number(tensor), shape, form, memory)
+    def _operands(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[Operand]:
+        operands = []
+        for slot, tensor in tensors:
+            shape = form = tuple(tensor.shape)
+            is_strided, memory = tensor.layout is torch.strided, 0
+            if is_strided and 0 in (strides := tensor.stride()):
+                form = tuple([size if stride else 1 for size, stride in zip(shape, strides, strict=True)])
+            if self._written:  # a sparse tensor has no storage, and no views
+                memory = tensor.untyped_storage()._cdata if is_strided else id(tensor)
+            number = self._numbers.get(tensor)
+            operands.append(Operand(slot, number or self._number(tensor), shape, form, memory))
+        return operands
 
     def _number(self, tensor: torch.Tensor) -> int:
         """One of its own, unless it has one."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -73,15 +74,9 @@ def _run(
 
 def _reached(copy: nn.Module, output: Any, parameters: Mapping[str, torch.Tensor]) -> frozenset[str] | None:
     # a loss may be left in an attribute, for whoever trains the model
-    kept = [_without_parameters(module) for module in copy.modules()]
-    ends = [*named_tensors(output), *named_tensors(kept, depth=4)]
-    leaves = _leaves_of([tensor for _, tensor in ends])
+    kept = [tensor for _, tensor in named_tensors([*map(vars, copy.modules())], depth=4) if tensor.grad_fn is not None]
+    leaves = _leaves_of([*[tensor for _, tensor in named_tensors(output)], *kept])
     return None if leaves is None else frozenset(name for name, p in parameters.items() if p._cdata in leaves)
-
-
-def _without_parameters(module: nn.Module) -> dict[str, Any]:
-    """The module's attributes without its parameters, which stand in no graph of their own."""
-    return {name: value for name, value in vars(module).items() if name not in ("_parameters", "_modules")}
 
 
 def _leaves_of(outputs: Iterable[torch.Tensor]) -> set[int] | None:
@@ -100,7 +95,7 @@ def _leaves_of(outputs: Iterable[torch.Tensor]) -> set[int] | None:
     seen: set[Any] = set()
     while waiting:
         node = waiting.pop()
-        if node in seen:
+        if node is None or node in seen:
             continue
         seen.add(node)
         if isinstance(node, torch.autograd.function.BackwardCFunction):
@@ -109,5 +104,5 @@ def _leaves_of(outputs: Iterable[torch.Tensor]) -> set[int] | None:
             continue
         if hasattr(node, "variable"):
             leaves.add(node.variable._cdata)
-        waiting += [following for following, _ in node.next_functions if following is not None]
+        waiting += map(itemgetter(0), node.next_functions)
     return leaves

@@ -65,10 +65,6 @@ class TensorFacts:
     def name(self) -> str:
         return self.sites[0].name
 
-    @property
-    def aliases(self) -> tuple[str, ...]:
-        return tuple(site.name for site in self.sites[1:])
-
 
 @lru_cache(maxsize=4096)
 def torch_bases(cls: type) -> tuple[str, ...]:

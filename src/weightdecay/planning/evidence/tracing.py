@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
 
 from weightdecay.naming import bare_class, inner, registered, unwrapped
 from weightdecay.planning.evidence.batches import Batch, for_a_copy, named_tensors, what_went_wrong
 from weightdecay.planning.evidence.budget import MOST_IN_MEMORY, Budget, DeadlineError, OverBudgetError, TooLargeError
-from weightdecay.planning.evidence.configurations import configuration_of
+from weightdecay.planning.evidence.configurations import configuration_of, shrunk
 from weightdecay.planning.evidence.example_inputs import can_be_guessed, example_inputs
 from weightdecay.planning.evidence.runnable_copy import Device, placeholders, runnable_copy, whole_shapes
 from weightdecay.planning.evidence.running import Run, run_once
-from weightdecay.planning.evidence.small_config import shrunk
 from weightdecay.planning.evidence.tensors import Site, TensorFacts, read_tensors
 from weightdecay.planning.evidence.undisturbed import undisturbed
 from weightdecay.planning.evidence.uses import Use
@@ -173,6 +173,8 @@ class _Tracer:
 
     def _visit(self, part: _Part, names: Iterable[str], *, only_custom: bool) -> None:
         """Run what a part is made of while tensors in it are still untold."""
+        if not self._open(names):
+            return
         for name, child in part.module._modules.items():
             if child is None or not self.budget.left:
                 continue
@@ -289,7 +291,7 @@ def _forms(candidate: Any) -> list[tuple[str, tuple[int, ...]]]:
 
 def elements(module: nn.Module) -> int:
     """How many numbers its parameters hold."""
-    return sum(parameter.numel() for parameter in module.parameters())
+    return sum(map(torch.numel, module.parameters()))
 
 
 def _is_torchs(module: nn.Module) -> bool:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from weightdecay.planning.evidence.tensors import Site, TensorFacts
-from weightdecay.planning.evidence.uses import AROUND_NORM, ATTENDED
+from weightdecay.planning.evidence.uses import AROUND_NORM, ATTENDED, Use
 from weightdecay.planning.patterns import INDEX
-from weightdecay.planning.roles.from_name import by_name, by_shape, kind_of_matrix, kind_of_table
-from weightdecay.planning.roles.from_type import by_type
+from weightdecay.planning.roles.from_name import by_names
+from weightdecay.planning.roles.from_type import by_types
 from weightdecay.planning.roles.from_use import by_use, norm_place
 from weightdecay.planning.roles.roles import (
     DECAYING,
     BySister,
+    ByType,
     ByUse,
     Fixed,
     NormPlace,
@@ -33,40 +33,42 @@ Verdicts = tuple[Verdict, ...]
 
 def classify(tensors: Sequence[TensorFacts]) -> list[Verdicts]:
     """The verdicts on each tensor, one per job; one that training does not move is said to be so first."""
-    vocabularies = {facts.shape[0] for facts in tensors for site in facts.sites if "Embedding" in site.bases}
-    verdicts = [_verdicts(facts, vocabularies) for facts in tensors]
-    verdicts = _with_neighbours(tensors, verdicts)
+    verdicts = _by_evidence(tensors)
+    owners = [facts.name.rpartition(".")[0] for facts in tensors]
+    verdicts = _with_neighbours(tensors, owners, verdicts)
     verdicts = _with_sisters(tensors, verdicts)
     verdicts = _with_final_norm(tensors, verdicts)
     return [_with_fixed(facts, found) for facts, found in zip(tensors, verdicts, strict=True)]
 
 
-def _verdicts(facts: TensorFacts, vocabularies: AbstractSet[int]) -> Verdicts:
-    """Each role once, the first verdict kept."""
+def _by_evidence(tensors: Sequence[TensorFacts]) -> list[Verdicts]:
+    """Each kind of evidence in turn: use goes before type, type before name, and name before shape."""
+    used = [by_use(facts) for facts in tensors]
+    norms = [norm_place(facts) for facts in tensors]
+    typed = [by_types(facts) for facts in tensors]
+    known = [
+        [_by_use_or_type(site, use, kind) for site, kind in zip(facts.sites, kinds, strict=True)]
+        for facts, use, kinds in zip(tensors, used, typed, strict=True)
+    ]
+    named = by_names(tensors, known)
+    return [_of_tensor(facts, norm, verdicts) for facts, norm, verdicts in zip(tensors, norms, named, strict=True)]
+
+
+def _of_tensor(facts: TensorFacts, norm: NormPlace | None, verdicts: Sequence[Verdict]) -> Verdicts:
+    """Each role once, the first verdict kept, with what holds for all verdicts on the tensor."""
     found: dict[Role, Verdict] = {}
-    for site in facts.sites:
-        verdict = _at(site, facts, vocabularies)
+    for site, verdict in zip(facts.sites, verdicts, strict=True):
+        if verdict.role is Role.NORM_GAIN:
+            verdict = replace(verdict, norm=norm or _norm_by_type(site))
+        if not site.owner or (facts.untold and verdict.strength < Strength.TRACED):
+            untold = facts.untold if verdict.strength < Strength.TRACED else ""
+            verdict = replace(verdict, is_bare=not site.owner, untold=untold)
         found.setdefault(verdict.role, verdict)
     return tuple(found.values())
 
 
-def _at(site: Site, facts: TensorFacts, vocabularies: AbstractSet[int]) -> Verdict:
-    """Use goes before type, type before name, and name before shape."""
-    verdict = _by_use_or_type(site, facts) or by_name(site, facts) or by_shape(facts)
-    if not site.owner:
-        verdict = replace(verdict, is_bare=True)
-    if verdict.strength < Strength.TRACED:
-        verdict = replace(verdict, untold=facts.untold)
-    if verdict.role is Role.NORM_GAIN:
-        return replace(verdict, norm=norm_place(facts) or _norm_by_type(site))
-
-    verdict = kind_of_table(verdict, site, facts)
-    return kind_of_matrix(verdict, site, facts, vocabularies) if verdict.role is Role.LINEAR else verdict
-
-
-def _by_use_or_type(site: Site, facts: TensorFacts) -> Verdict | None:
+def _by_use_or_type(site: Site, used: tuple[Role, Use] | None, typed: ByType | None) -> Verdict | None:
     """Where both speak and agree, type has the more exact word; where they do not, use decides and is contested."""
-    used, typed = by_use(facts), by_type(site, facts)
     if used is None:
         return None if typed is None else Verdict(typed.role, Strength.TYPE, typed)
 
@@ -89,23 +91,21 @@ def _norm_by_type(site: Site) -> NormPlace | None:
     return NormPlace.BATCH if any("BatchNorm" in base for base in site.bases) else None
 
 
-def _with_neighbours(tensors: Sequence[TensorFacts], verdicts: Sequence[Verdicts]) -> list[Verdicts]:
+def _with_neighbours(
+    tensors: Sequence[TensorFacts], owners: Sequence[str], verdicts: Sequence[Verdicts]
+) -> list[Verdicts]:
     """Vectors beside the time constants or mixes of a module are parts of the same recurrence, as `D` and `dt_bias`."""
     recurrences: dict[str, Role] = {}
-    for facts, found in zip(tensors, verdicts, strict=True):
-        if found[0].role in (Role.STATE_SPACE, Role.TIME_MIX) and recurrences.get(_owner(facts)) is not Role.TIME_MIX:
-            recurrences[_owner(facts)] = found[0].role
+    for owner, found in zip(owners, verdicts, strict=True):
+        if found[0].role in (Role.STATE_SPACE, Role.TIME_MIX) and recurrences.get(owner) is not Role.TIME_MIX:
+            recurrences[owner] = found[0].role
 
     settled = []
-    for facts, found in zip(tensors, verdicts, strict=True):
-        role = recurrences.get(_owner(facts))
+    for facts, owner, found in zip(tensors, owners, verdicts, strict=True):
+        role = recurrences.get(owner)
         belongs = role is not None and not facts.sites[0].bases and found[0].role in _PARTS_OF_RECURRENCES
         settled.append((replace(found[0], role=role), *found[1:]) if role is not None and belongs else found)
     return settled
-
-
-def _owner(facts: TensorFacts) -> str:
-    return facts.name.rpartition(".")[0]
 
 
 def _with_sisters(tensors: Sequence[TensorFacts], verdicts: Sequence[Verdicts]) -> list[Verdicts]:

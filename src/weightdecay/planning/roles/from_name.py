@@ -7,6 +7,7 @@ table of which nothing but its shape is known may be anything, and is unknown.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
@@ -68,7 +69,26 @@ _ROUTER = re.compile(r"router|^gate |^wg |topk", re.IGNORECASE)
 _SMALLEST_MATRIX = 64  # rows and columns below which a shape says nothing: modulation tables and mixes are smaller
 
 
-def kind_of_table(verdict: Verdict, site: Site, facts: TensorFacts) -> Verdict:
+def by_names(tensors: Sequence[TensorFacts], known: Sequence[Sequence[Verdict | None]]) -> list[list[Verdict]]:
+    """A verdict for every site: what is known of it, or its name or shape says; names settle what that leaves open."""
+    vocabularies = {facts.shape[0] for facts in tensors for site in facts.sites if "Embedding" in site.bases}
+    return [
+        [
+            _settled(verdict or _by_name(site, facts) or _by_shape(facts), site, facts, vocabularies)
+            for site, verdict in zip(facts.sites, verdicts, strict=True)
+        ]
+        for facts, verdicts in zip(tensors, known, strict=True)
+    ]
+
+
+def _settled(verdict: Verdict, site: Site, facts: TensorFacts, vocabularies: AbstractSet[int]) -> Verdict:
+    if verdict.role is Role.NORM_GAIN:
+        return verdict
+    verdict = _kind_of_table(verdict, site, facts)
+    return _kind_of_matrix(verdict, site, facts, vocabularies) if verdict.role is Role.LINEAR else verdict
+
+
+def _kind_of_table(verdict: Verdict, site: Site, facts: TensorFacts) -> Verdict:
     """Which table it is: sums and look-ups of positions, distances, biases and queries are alike, so names may tell."""
     may_be = _NAMED_TABLES.get(verdict.role, frozenset())
     if verdict.role is Role.LEARNED_TOKEN and not site.is_torchs and _CODEBOOK.search(site.attribute.lower()):
@@ -94,7 +114,7 @@ def _is_looked_up(facts: TensorFacts) -> bool:
     return any(use.operation in LOOKUPS and use.partner != "constant" for use in facts.uses or ())
 
 
-def kind_of_matrix(verdict: Verdict, site: Site, facts: TensorFacts, vocabularies: AbstractSet[int]) -> Verdict:
+def _kind_of_matrix(verdict: Verdict, site: Site, facts: TensorFacts, vocabularies: AbstractSet[int]) -> Verdict:
     """Which matrix it is: adapters, routers and output heads are called so, or are tied to an embedding."""
     path = site.name.split(".")
     adapter = next((role for part, role in _ADAPTERS.items() if part in site.name.lower().split(".")), None)
@@ -113,7 +133,7 @@ def kind_of_matrix(verdict: Verdict, site: Site, facts: TensorFacts, vocabularie
     return verdict
 
 
-def by_name(site: Site, facts: TensorFacts) -> Verdict | None:
+def _by_name(site: Site, facts: TensorFacts) -> Verdict | None:
     """The verdict by the habits of naming, checked against the shape: a matrix is no gain, a vector no table."""
     attribute = site.attribute.lower()
     vector = len(rows_and_columns(facts.shape)) < 2
@@ -175,7 +195,7 @@ def _fits(role: Role, shape: tuple[int, ...], owner: str, attribute: str) -> boo
     return True
 
 
-def by_shape(facts: TensorFacts) -> Verdict:
+def _by_shape(facts: TensorFacts) -> Verdict:
     """The last resort: vectors do not decay, large matrices do; what is small or square is left unknown."""
     effective = rows_and_columns(facts.shape)
     role = Role.SCALE

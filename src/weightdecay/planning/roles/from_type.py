@@ -19,12 +19,13 @@ _WEIGHT_NORM = {
 }  # fmt: skip
 
 
-def by_type(site: Site, facts: TensorFacts) -> ByType | None:
-    """What the type of its owner says of a parameter; None for what is not torch's own."""
-    role = _role(site, facts.shape)
-    if role is None:
-        return None
-    return ByType(site.attribute, site.owner, next(iter(site.bases), site.owner), role)
+def by_types(facts: TensorFacts) -> list[ByType | None]:
+    """What the type of its owner says of a parameter, for each of its sites; None for what is not torch's own."""
+    roles = [_role(site, facts.shape) for site in facts.sites]
+    return [
+        None if role is None else ByType(site.attribute, site.owner, site.bases[0] if site.bases else site.owner, role)
+        for site, role in zip(facts.sites, roles, strict=True)
+    ]
 
 
 def _role(site: Site, shape: tuple[int, ...]) -> Role | None:
