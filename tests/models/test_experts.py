@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.models.kinds import KINDS
-from weightdecay.models.experts import Experts
+from weightdecay.models import experts as module
+from weightdecay.models.experts import Experts, grouped
 from weightdecay.models.feedforward import activated
 
 WITH_EXPERTS = ["mixtral", "grok1", "deepseek", "moonlight"]
@@ -87,3 +88,15 @@ def test_an_expert_that_nobody_chooses_has_a_gradient_of_zero() -> None:
     assert gradient is not None
     assert gradient[3].abs().max() == 0
     assert gradient[:2].abs().max() > 0
+
+
+@given(chosen=st.lists(st.integers(0, 4), min_size=1, max_size=200))
+def test_choices_of_one_expert_have_rows_of_their_own_in_one_of_few_numbers(chosen: list[int]) -> None:
+    places, sizes = grouped(torch.tensor(chosen), 5)
+    assert len(set(places.tolist())) == len(chosen)
+    ends = torch.tensor(sizes).cumsum(0)
+    assert torch.bucketize(places, ends, right=True).tolist() == chosen
+
+    for expert, size in enumerate(sizes):
+        assert size % module._ROWS == 0
+        assert 0 <= size - chosen.count(expert) < module._ROWS

@@ -1,6 +1,7 @@
 """A mixture of experts in the place of a feed-forward part.
 
-Shapes: B batch, T time, N = B·T tokens, D d_model, F d_ff, X experts, C = experts_per_token.
+Shapes: B batch, T time, N = B·T tokens, D d_model, F d_ff, X experts, C = experts_per_token, M = N·C choices, P rows of
+all experts.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from weightdecay.models.layers import is_lower, linear
 from weightdecay.models.parts import ExpertsConfig
 from weightdecay.models.routing import Router, Routing, Spread, counted, load_imbalance
 
+# Each expert's rows are filled up to a multiple of it, see `grouped`.
+_ROWS = 32
+
 
 class Experts(nn.Module):
     """Σ over the C experts chosen for a token of weight · expert(token), and what every token's experts add.
 
-    Tokens are sorted by expert, so that each expert multiplies one block of rows; nothing loops over tokens.
+    Tokens are grouped by expert, so that each expert multiplies one block of rows; nothing loops over tokens.
 
     Reference: Shazeer et al. 2017, arXiv:1701.06538, §2; Jiang et al. 2024 (Mixtral), arXiv:2401.04088, §2.1;
     DeepSeek-AI 2024, arXiv:2412.19437, §2.1.2 (shared experts).
@@ -70,18 +74,39 @@ class Experts(nn.Module):
     def _expert_outputs(self, x_ND: Tensor, chosen_NC: Tensor) -> Tensor:
         """Each chosen expert's output, [N, C, D].
 
-        Rows go to their expert and come back by permutations, whose gradients add nothing up in an order that could
-        vary; a token's C copies are added by the gradient of `expand`.
+        Copies of rows go to their expert and come back, each to a place of its own, so that no gradient adds anything
+        up in an order that could vary; a token's C copies are added by the gradient of `expand`.
         """
         tokens, per_token = chosen_NC.shape
-        load_X = counted(chosen_NC.view(1, -1), self.router.out_features)[0]
-        copies = x_ND.unsqueeze(1).expand(tokens, per_token, x_ND.shape[1]).reshape(-1, x_ND.shape[1])
-        order = chosen_NC.flatten().argsort(stable=True)
+        places_M, sizes = grouped(chosen_NC.flatten(), self.router.out_features)
+        copies_MD = x_ND.unsqueeze(1).expand(tokens, per_token, x_ND.shape[1]).reshape(-1, x_ND.shape[1])
+        rows_PD = x_ND.new_zeros(sum(sizes), x_ND.shape[1]).index_copy(0, places_M, copies_MD)
+
         ups, downs = (
             stack.to(x_ND.dtype) if is_lower(x_ND, stack) else stack for stack in (self.expert_up, self.expert_down)
         )
-        blocks = zip(torch.split(copies[order], load_X.tolist()), ups.unbind(), downs.unbind(), strict=True)
-        outputs = [F.linear(activated(F.linear(rows, up), self.kind), down) for rows, up, down in blocks if len(rows)]
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
-        return torch.cat(outputs)[back].view(tokens, per_token, -1)
+        blocks = torch.split(rows_PD, sizes)
+        inner = [F.linear(block, up) for block, up in zip(blocks, ups.unbind(), strict=True) if len(block)]
+        inner_blocks = torch.split(activated(torch.cat(inner), self.kind), sizes)
+        outputs = [
+            F.linear(block, down) for block, down in zip(inner_blocks, downs.unbind(), strict=True) if len(block)
+        ]
+        return torch.cat(outputs).index_select(0, places_M).view(tokens, per_token, -1)
+
+
+def grouped(chosen_M: Tensor, n_experts: int) -> tuple[Tensor, list[int]]:
+    """The row of each choice where those of one expert stand together, and each expert's number of rows.
+
+    That is a multiple of `_ROWS`, some of which nobody has: products of a shape that was not seen before are compiled
+    anew, at many times what they cost, and hardly two steps spread their tokens alike.
+    """
+    load_X = counted(chosen_M.view(1, -1), n_experts)[0]
+    load = load_X.tolist()
+    sizes = [-(-rows // _ROWS) * _ROWS for rows in load]
+    begins = (sum(sizes[:expert]) - sum(load[:expert]) for expert in range(n_experts))
+    shift_X = torch.tensor(list(begins), device=chosen_M.device)
+
+    order_M = chosen_M.argsort(stable=True)
+    places_M = torch.empty_like(order_M)
+    places_M[order_M] = torch.arange(len(order_M), device=chosen_M.device) + shift_X[chosen_M[order_M]]
+    return places_M, sizes
