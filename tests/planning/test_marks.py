@@ -66,6 +66,7 @@ EXEMPTING: dict[str, Callable[[], nn.Module]] = {
     "its `_no_weight_decay`": lambda: marked(_no_weight_decay=True),
     "its `no_weight_decay`": lambda: marked(no_weight_decay=True),
     "its `_no_wd`": lambda: marked(_no_wd=True),
+    "its `skip_weight_decay`": lambda: marked(skip_weight_decay=True),
     "its `_optim`": lambda: marked(_optim={"weight_decay": 0.0}),
     "its `_weight_decay`": lambda: marked(_weight_decay=0.0),
     "its `optim_overrides`": lambda: marked(optim_overrides={"optimizer": {"weight_decay_scale": 0}}),
@@ -190,7 +191,7 @@ def test_shares_are_of_the_runs_rates(share: float, lr_share: float, λ: float) 
     assert tensor.weight_decay == pytest.approx(share * λ)
 
 
-@pytest.mark.parametrize("attribute", ["lr_scale", "_lr_scale"])
+@pytest.mark.parametrize("attribute", ["lr_scale", "_lr_scale", "lr_mult"])
 def test_an_lr_scale_on_a_tensor_is_its_share(attribute: str) -> None:
     assert weightdecay.plan(marked(**{attribute: 0.25}))["marked.weight"].lr_multiplier == 0.25
 

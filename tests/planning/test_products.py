@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from tests.planning.modules import planned
 from weightdecay import Role
@@ -33,6 +34,12 @@ TO_ONE: dict[str, tuple[tuple[int, ...], Forward]] = {
     "inner": ((8,), lambda m, x: torch.inner(x, m.w)),
     "vecdot": ((8,), lambda m, x: torch.linalg.vecdot(x, m.w)),
     "mv": ((8,), lambda m, x: torch.mv(x[0], m.w)),
+    "mul, cut into heads, and sum": ((8,), lambda m, x: (x * m.w).view(2, 9, 2, 4).sum(-1)),
+    "mul, heads joined, and sum": ((2, 4), lambda m, x: (x.view(2, 9, 2, 4) * m.w).flatten(2).sum(-1)),
+    "mul, turned, and sum": ((8,), lambda m, x: (x * m.w).transpose(1, 2).sum(1)),
+    "mul, shifted, and sum": ((8,), lambda m, x: (x * m.w + 1.0).sum(-1)),
+    "mul, masked, and sum": ((8,), lambda m, x: (m.layer(x) * m.w).masked_fill(x < 0, 0.0).sum(-1)),
+    "addcmul and sum": ((8,), lambda m, x: torch.addcmul(torch.zeros(8), x, m.w).sum(-1)),
     "heads": ((2, 4), lambda m, x: (x.view(2, 9, 2, 4) * m.w).sum(-1)),
     "heads, einsum": ((2, 4), lambda m, x: torch.einsum("bnhd,hd->bnh", x.view(2, 9, 2, 4), m.w)),
 }
@@ -56,7 +63,7 @@ TO_MANY: dict[str, tuple[tuple[int, ...], Forward]] = {
 @pytest.mark.parametrize("spelling", TO_ONE)
 def test_a_vector_that_sums_features_decays_however_the_product_is_spelt(spelling: str) -> None:
     shape, forward = TO_ONE[spelling]
-    assert planned(forward, {"w": shape}, X)["w"].role is Role.LINEAR
+    assert planned(forward, {"w": shape}, X, modules={"layer": nn.Linear(8, 8)})["w"].role is Role.LINEAR
 
 
 @pytest.mark.parametrize("spelling", TO_MANY)
@@ -95,6 +102,12 @@ def _entries(m: Any, x: torch.Tensor) -> Any:
     return F.linear(x, built)
 
 
+def _reflected(m: Any, x: torch.Tensor) -> Any:
+    for v in m.w:
+        x = x - 2 * (x @ v)[..., None] * v / (v @ v)
+    return x
+
+
 def _weight_normed(m: Any, x: torch.Tensor) -> Any:
     return x @ (m.g * m.v / m.v.norm(dim=0))
 
@@ -112,6 +125,31 @@ BUILT: dict[str, tuple[dict[str, tuple[int, ...]], Forward, dict[str, torch.Tens
     "rows in another order": ({"w": (8, 5)}, lambda m, x: x @ m.w[m.indices], {"indices": torch.arange(7, -1, -1)}),
     "pieces": ({"a": (8, 3), "b": (8, 2)}, lambda m, x: x @ torch.cat([m.a, m.b], 1), {}),
     "Kronecker": ({"a": (4, 4), "b": (2, 2)}, lambda m, x: x @ torch.kron(m.a, m.b), {}),
+    "circulant": ({"w": (8,)}, lambda m, x: x @ torch.stack([m.w.roll(n) for n in range(8)]), {}),
+    "windows of a vector": ({"w": (15,)}, lambda m, x: x @ m.w.unfold(0, 8, 1), {}),
+    "strides": ({"w": (40,)}, lambda m, x: x @ m.w.as_strided((8, 5), (5, 1)), {}),
+    "exponential of a matrix": ({"w": (8, 8)}, lambda m, x: x @ torch.matrix_exp(m.w - m.w.T), {}),
+    "orthogonal by Cayley": (
+        {"w": (8, 8)},
+        lambda m, x: x @ torch.linalg.solve(m.fixed + (m.w - m.w.T), m.fixed - (m.w - m.w.T)),
+        {"fixed": torch.eye(8)},
+    ),
+    "reflections": ({"w": (3, 8)}, _reflected, {}),
+    "products element by element": (
+        {"a": (8, 2), "b": (2, 5), "c": (8, 2), "d": (2, 5)},
+        lambda m, x: x @ ((m.a @ m.b) * (m.c @ m.d)),
+        {},
+    ),
+    "tensor train": (
+        {"a": (2, 4, 3), "b": (3, 4, 2)},
+        lambda m, x: torch.einsum("bnij,ikr,rjl->bnkl", x.view(2, 9, 2, 4), m.a, m.b),
+        {},
+    ),
+    "rounded, with gradients straight through": (
+        {"w": (8, 5)},
+        lambda m, x: x @ (m.w + (m.w.sign() - m.w).detach()),
+        {},
+    ),
     "low rank": ({"a": (8, 2), "b": (2, 8)}, lambda m, x: x @ (m.a @ m.b), {}),
     "triangular": ({"a": (8, 8)}, lambda m, x: x @ torch.tril(m.a, -1), {}),
     "sum with a fixed matrix": ({"a": (8, 8)}, lambda m, x: x @ (m.a + m.fixed), {"fixed": torch.eye(8)}),
@@ -146,7 +184,22 @@ NOT_PRODUCTS: dict[str, tuple[tuple[int, ...], Forward]] = {
     "scale of a fixed matrix": ((8, 1), lambda m, x: x @ (m.w * torch.ones(8, 5))),
     "diagonal": ((8,), lambda m, x: x @ torch.diag(F.softplus(m.w))),
     "one number per feature": ((8,), lambda m, x: x * m.w),
+    "gain of a norm before another, which takes its mean": ((8,), lambda m, x: _centred(_normed(x) * m.w)),
+    "the same with a shift": ((8,), lambda m, x: _centred(_normed(x) * m.w + 0.1)),
+    "gain whose result is folded as well as multiplied": (
+        (8,),
+        lambda m, x: (lambda y: (y.view(2, 9, 4, 2).sum(-1), y @ y.mT))(_normed(x) * m.w),
+    ),
+    "gain by addcmul": ((8,), lambda m, x: torch.addcmul(torch.zeros(8), _normed(x), m.w).relu()),
 }
+
+
+def _normed(x: torch.Tensor) -> torch.Tensor:
+    return (x - x.mean(-1, keepdim=True)) * torch.rsqrt(x.var(-1, keepdim=True) + 1e-5)
+
+
+def _centred(x: torch.Tensor) -> torch.Tensor:
+    return (x - x.mean(-1, keepdim=True)).relu()
 
 
 @pytest.mark.parametrize("how", NOT_PRODUCTS)

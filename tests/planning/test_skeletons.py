@@ -70,7 +70,7 @@ def renamed(facts: TensorFacts) -> TensorFacts:
     return replace(facts, sites=tuple(map(site, facts.sites)))
 
 
-@pytest.mark.parametrize(("traced", "least"), [(True, 0.998), (False, 0.98)])
+@pytest.mark.parametrize(("traced", "least"), [(True, 0.998), (False, 0.994)])
 def test_no_list_was_memorised_verdicts_survive_renaming_everything(traced: bool, least: float) -> None:
     same, total = 0, 0
     for kind in ("causal", "other"):

@@ -28,6 +28,18 @@ POSITIONS: dict[str, tuple[tuple[int, ...], Forward]] = {
     "gathered": ((16, 8), lambda m, x: m.layer(x) + torch.index_select(m.t, 0, torch.arange(x.shape[1]))),
     "on the input itself": ((1, 9, 8), lambda m, x: m.layer(x + m.t)),
     "stored flat": ((72,), lambda m, x: m.layer(x) + m.t.view(9, 8)),
+    "rows of a grid": ((3, 1, 8), lambda m, x: m.layer(x).view(2, 3, 3, 8) + m.t),
+    "columns of a grid": ((1, 3, 8), lambda m, x: m.layer(x).view(2, 3, 3, 8) + m.t),
+    "by ids": ((3, 8), lambda m, x: m.layer(x) + m.t[(x[..., 0] > 0).long()]),
+}
+# one a head, for queries: in both orders of heads and positions
+HEAD_BIASES: dict[str, tuple[dict[str, tuple[int, ...]], Forward]] = {
+    "heads last": ({"t": (2, 4)}, lambda m, x: m.layer(x).view(2, 9, 2, 4) + m.t),
+    "heads first": ({"t": (2, 1, 4)}, lambda m, x: m.layer(x).view(2, 9, 2, 4).transpose(1, 2) + m.t),
+    "of stacked matrices": (
+        {"t": (2, 1, 8), "stack": (2, 8, 8)},
+        lambda m, x: torch.einsum("bnd,hde->bhne", x, m.stack) + m.t,
+    ),
 }
 CENTRES: dict[str, tuple[tuple[int, ...], Forward]] = {
     "squared distance": ((7, 8), lambda m, x: torch.exp(-((x[..., None, :] - m.t) ** 2).sum(-1))),
@@ -67,6 +79,12 @@ MODULATIONS: dict[str, tuple[tuple[int, ...], Forward]] = {
 def test_a_table_that_lies_along_the_sequence_is_positions(how: str) -> None:
     shape, forward = POSITIONS[how]
     assert planned(forward, {"t": shape}, X, modules=modules())["t"].role is Role.POSITION_EMBEDDING
+
+
+@pytest.mark.parametrize("how", HEAD_BIASES)
+def test_a_table_that_varies_along_nothing_but_what_a_layer_gave_is_a_bias(how: str) -> None:
+    shapes, forward = HEAD_BIASES[how]
+    assert planned(forward, shapes, X, modules=modules())["t"].role is Role.BIAS
 
 
 @pytest.mark.parametrize("how", CENTRES)
@@ -172,6 +190,16 @@ def test_prompts_stay_prompts_when_the_query_that_they_meet_was_rotated() -> Non
 
     plan = planned(forward, {"p": (5, 8)}, X, modules={**modules(), "key": nn.Linear(8, 8, bias=False)})
     assert not plan["p"].decays
+    assert plan["key.weight"].decays
+
+
+def test_prompts_that_layers_make_into_keys_and_values_stay_prompts() -> None:
+    def forward(m: Any, x: torch.Tensor) -> Any:
+        keys, values = (layer(m.p).expand(2, -1, -1) for layer in (m.key, m.layer))
+        return F.scaled_dot_product_attention(m.layer(x), keys, values)
+
+    plan = planned(forward, {"p": (5, 8)}, X, modules={**modules(), "key": nn.Linear(8, 8)})
+    assert plan["p"].role is Role.LEARNED_TOKEN
     assert plan["key.weight"].decays
 
 

@@ -55,6 +55,32 @@ def test_a_matrix_is_no_state_space_parameter_by_a_letter(name: str) -> None:
     assert plan[f"0.{name}"].role is Role.UNKNOWN
 
 
+class Routed(nn.Module):
+    """Experts of a stranger's class, two of torch's layers as wide as they, and beside them what chooses, or adds."""
+
+    def __init__(self, width: int, *, apart: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.block = nn.Module()
+        self.block.qq = nn.Module()
+        self.block.qq.xx = nn.Parameter(torch.zeros(4, width, 32))
+        self.block.zz = nn.Module() if apart else self.block.qq
+        self.block.zz.yy = nn.Parameter(torch.zeros(4, 32))
+
+
+@pytest.mark.parametrize(("width", "role"), [(32, Role.EXPERT_STACK), (64, Role.EXPERT_STACK), (20, Role.UNKNOWN)])
+def test_what_leads_from_one_of_the_models_widths_to_another_is_not_small(width: int, role: Role) -> None:
+    plan = weightdecay.plan(Routed(width, apart=True), unknown="exempt", trace=False)
+    assert plan["block.qq.xx"].role is role
+    assert plan["block.zz.yy"].role is (Role.ROUTER if role is Role.EXPERT_STACK else Role.UNKNOWN)
+    assert role is Role.UNKNOWN or plan["block.qq.xx"].by_shape
+
+
+def test_rows_in_the_module_of_the_experts_may_be_their_biases_and_are_unknown() -> None:
+    plan = weightdecay.plan(Routed(32, apart=False), unknown="exempt", trace=False)
+    assert plan["block.qq.yy"].role is Role.UNKNOWN
+
+
 def test_sisters_that_only_their_shapes_would_tell_apart_are_all_unknown() -> None:
     plan = weightdecay.plan(untraced("thing", (300, 200), (4, 5)), unknown="exempt")
     assert {tensor.role for tensor in plan} == {Role.UNKNOWN}

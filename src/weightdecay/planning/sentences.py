@@ -45,7 +45,7 @@ _VERBS = {"mul": "multiplies", "div": "divides or is divided by", "add": "is add
 _PARTNERS = {
     "input": "the input", "parameter": "another parameter", "constant": "a constant",
     "normalised": "a normalised activation", "projection": "a projection", "scores": "attention scores",
-    "looked-up": "looked-up embeddings", "spectrum": "a spectrum",
+    "looked-up": "looked-up embeddings", "spectrum": "a spectrum", "attention": "attention weights",
 }  # fmt: skip
 _STEPS = {
     "add": "a sum", "mul": "a product", "rsub": "1 − w", "neg": "a change of sign", "_softmax": "softmax",

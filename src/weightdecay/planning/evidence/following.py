@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
+from weightdecay.planning.evidence.axes import LOST, Axes, Change, geometry, moved, varying
 from weightdecay.planning.evidence.norms import note_places_of_norms
-from weightdecay.planning.evidence.origins import CONSTANT, Argument, Origin, Step
+from weightdecay.planning.evidence.origins import CONSTANT, Argument, Origin, Step, takers
 from weightdecay.planning.evidence.recorder import Operation, Recording
 from weightdecay.planning.evidence.scores import note_attended
 from weightdecay.planning.evidence.uses import (
@@ -23,12 +24,14 @@ from weightdecay.planning.evidence.uses import (
     FORM,
     GATES,
     LOOKUPS,
+    MASKS,
     MODULATION,
     NORMALISING,
     PRODUCTS,
     REJOINS,
     ROUTED,
     SHAPE_ONLY,
+    SOFTMAX,
     SPREAD,
     TERMS,
     WEIGHT_SLOTS,
@@ -43,13 +46,16 @@ _SPREADS = frozenset({"sqrt", "std", "linalg_vector_norm", "norm", "frobenius_no
 _KEEPS_SPREAD = frozenset({"add", "clamp", "clamp_min", "maximum", "mul", "sub"})
 _MEETINGS = LOOKUPS | PRODUCTS  # even of parameters alone
 
-Weighed = dict[str, tuple[Use, frozenset[int]]]
+_MOST_CHANGES = 16  # of a form, one after the other
+
+Weighed = dict[str, tuple[Use, Axes]]
 
 
 def uses_of(recording: Recording) -> dict[str, set[Use]]:
     """What was done with each parameter, by name."""
     follower = _Follower(recording)
-    steps = [step for operation in recording.operations if (step := follower.step(operation)) is not None]
+    operations = [part for operation in recording.operations for part in operation.parts()]
+    steps = [step for operation in operations if (step := follower.step(operation)) is not None]
     note_places_of_norms(steps, follower.uses, is_whole=recording.is_whole)
     note_attended(steps, follower.uses)
     return dict(follower.uses)
@@ -63,6 +69,7 @@ class _Follower:
         self._origins: dict[int, Origin] = {}
         self._written: dict[int, Origin] = {}  # what was written to in place, with all views of it
         self._sizes = {name: size for name, (_, size) in recording.parameters.items()}
+        self._takers = takers(recording.operations)
         self._sources = 0
 
         for name, (number, _) in recording.parameters.items():
@@ -138,10 +145,12 @@ class _Follower:
         is_row_choice = name in LOOKUPS and name != "embedding" and bool(table.parameters) and not table.live
         if live and not is_row_choice:
             fixed = [a for a in carriers if not a.origin.live]
-            return self._live_result(name, arguments, live, fixed, weighed)
+            return self._live_result(operation, arguments, live, fixed, weighed)
         if not carriers:
             return CONSTANT
-        return Origin(_followed(name, carriers, arguments, shape, routed=bool(live)))
+        # What the input chooses by itself, as ids do, is a look-up; by what a layer made of it, as a router does.
+        routed = any(not a.origin.is_bare for a in live)
+        return Origin(_followed(name, carriers, arguments, shape, routed=routed))
 
     def _note_meetings(
         self, name: str, carriers: Sequence[Argument], arguments: Sequence[Argument], shape: tuple[int, ...]
@@ -153,13 +162,15 @@ class _Follower:
             partner = _partner(own, arguments)
             other = next((a.shape for a in arguments if a.origin is not own.origin), shape)
             rows = len([size for size in own.form if size > 1])
+            lies = "" if name in PRODUCTS else geometry(own.form, shape, other)
+            if lies in ("patch", "repeated") and partner == "projection" and not _along_features(own, arguments):
+                lies = "grid"
             for parameter, through in own.origin.parameters.items():
-                place = self._place(parameter, own) if name in PRODUCTS else _geometry(own.form, shape, other)
+                place = lies or self._place(parameter, own)
                 use = Use(name, own.slot, partner, place, through, len(own.form), rows)
                 self.uses[parameter].add(use)
                 if name == "mul" and not own.origin.live and not GATES & {*through}:
-                    count = len(own.form)
-                    weighed[parameter] = use, frozenset([n - count for n, size in enumerate(own.form) if size > 1])
+                    weighed[parameter] = use, varying(own.form)
         return weighed
 
     def _place(self, parameter: str, own: Argument) -> str:
@@ -169,24 +180,26 @@ class _Follower:
 
     def _live_result(
         self,
-        name: str,
+        operation: Operation,
         arguments: Sequence[Argument],
         live: Sequence[Argument],
         fixed: Sequence[Argument],
         weighed: Weighed,
     ) -> Origin:
         """What an operation on live tensors yields."""
-        first = live[0].origin
+        name, first = operation.name, live[0].origin
         carriers = frozenset([p for a in fixed for p in a.origin.parameters]) if fixed else frozenset()
         real = [a.origin for a in live if not a.origin.is_bare]
 
         # One live tensor in another form, rotated, or under a mask is what it was.
-        is_masked = len(real) == 1 and name in ("mul", "div") and not real[0].trait.endswith("spread")
-        if not carriers and (name in FORM or name in ("mul", "div", "neg")) and (len(live) == 1 or is_masked):
+        is_masked = len(real) == 1 and name in MASKS and not real[0].trait.endswith("spread")
+        if not carriers and (name in FORM or name in MASKS or name == "neg") and (len(live) == 1 or is_masked):
             kept = first if len(live) == 1 else real[0]
-            return replace(kept, weighed={}) if kept.weighed and name in FORM and name not in _COPIES else kept
+            return _reformed(kept, operation) if name in FORM and name not in _COPIES else kept
         if not carriers and name in REJOINS and first.source and len({a.origin.source for a in live}) == 1:
-            return replace(first, weighed={}) if first.weighed else first
+            if len(live) > 1 or name not in TERMS:
+                return replace(first, weighed={}, features=frozenset(), changes=())
+            return first
 
         made_of = _modulated(arguments) if name in FORM or name in ("mul", "div", "add") else {}
         traits = [a.origin.trait for a in live]
@@ -196,27 +209,36 @@ class _Follower:
                 self._settle_gain(parameter)
             return Origin(made_of, live=True, trait="normalised", source=source)
         if name == "mul" and carriers:
-            sums = {**first.weighed, **weighed}
+            sums = {**_still_weighed(live[:1]), **weighed}
             scaled = first.scaled_by | carriers
             return Origin(made_of, live=True, trait="activation", source=source, scaled_by=scaled, weighed=sums)
 
         bare = not carriers and not real and name not in NORMALISING
-        trait = _trait(name, traits, arguments)
+        trait, features = _trait(name, traits, arguments), frozenset[int]()
+        for a in fixed if trait == "projection" else ():
+            if a.slot in WEIGHT_SLOTS:
+                features = varying(a.form) - {-2}  # which was summed over
         summed: Mapping[str, int] = {}
-        sums = {}
         if name in TERMS and carriers:  # a bias changes no trait
-            trait = first.trait if {*traits} == {"projection"} else trait
+            if {*traits} == {"projection"}:
+                trait, features = first.trait, moved(first.features, first.changes)
             summed = {
                 parameter: len([size for size in a.form if size > 1])
-                for a in arguments
-                if not a.origin.live
+                for a in fixed
                 for parameter in a.origin.parameters
             }
         elif len(live) == 1 and name in TERMS | GATES:
             summed = first.summed
-        elif name in TERMS:  # a sum of weighted things is still to be summed
-            sums = {key: use for a in live for key, use in a.origin.weighed.items()}
-        return Origin(made_of, live=True, trait=trait, source=source, is_bare=bare, weighed=sums, summed=summed)
+        return Origin(
+            made_of,
+            live=True,
+            trait=trait,
+            source=source,
+            is_bare=bare,
+            weighed=_still_weighed(live) if name in TERMS else {},  # a sum of weighted things is still to be summed
+            features=features,
+            summed=summed,
+        )
 
     # --- what is known only later
 
@@ -228,15 +250,15 @@ class _Follower:
     def _settle_weighted_sums(self, argument: Argument, axes: Sequence[object]) -> None:
         """`(x * w).sum(-1)` is `x @ w`: a product if the sum goes over axes along which `w` varies, and no others.
 
-        A sum over everything may as well be a loss, and tells nothing.
+        A sum over everything may as well be a loss, and tells nothing; nor does the mean of what goes on beside it.
         """
-        if not argument.origin.weighed or not axes:
+        if not argument.origin.weighed or not axes or self._takers[argument.tensor] > 1:
             return
         count = len(argument.shape)
         summed = axes[0] if isinstance(axes[0], list | tuple) else [axes[0]]
         over = {axis if axis < 0 else axis - count for axis in summed if isinstance(axis, int)}
         for parameter, (use, varies) in argument.origin.weighed.items():
-            if over and over <= varies and len(over) < count:
+            if over and over <= moved(varies, argument.origin.changes) and len(over) < count:
                 self.uses[parameter].discard(use)
                 place = self._place(parameter, argument) if use.rows > 2 else "matrix"
                 self.uses[parameter].add(use._replace(operation=WEIGHTED_SUM, slot="weight", geometry=place))
@@ -253,6 +275,32 @@ class _Follower:
             if prod(own.shape) < prod(partner.shape):
                 for parameter, rows in own.origin.summed.items():
                     self.uses[parameter].add(Use(MODULATION, name, partner.origin.trait, "", rows=rows))
+
+
+def _reformed(origin: Origin, operation: Operation) -> Origin:
+    """The same in another form; where its axes went is followed if it may be asked for."""
+    if not origin.weighed and not origin.features:
+        return origin
+    before = next(operand.shape for operand in operation.operands)
+    change = Change(operation.name, operation.axes, before, operation.results[0].shape)
+    changes = (*origin.changes, change) if len(origin.changes) < _MOST_CHANGES else (LOST,)
+    return replace(origin, changes=changes)
+
+
+def _still_weighed(arguments: Sequence[Argument]) -> Weighed:
+    """The parameters whose products are still to be summed, with the axes along which they vary now."""
+    return {
+        parameter: (use, moved(varies, a.origin.changes))
+        for a in arguments
+        for parameter, (use, varies) in a.origin.weighed.items()
+    }
+
+
+def _along_features(own: Argument, arguments: Sequence[Argument]) -> bool:
+    """Whether a tensor varies along nothing but what a layer gave its partner: so it may be a bias, one a head."""
+    met = next((a.origin for a in arguments if a is not own and a.origin.features), None)
+    features = moved(met.features, met.changes) if met is not None else frozenset()
+    return not features or varying(own.form) <= features
 
 
 def _partner(own: Argument, arguments: Sequence[Argument]) -> str:
@@ -279,6 +327,8 @@ def _trait(name: str, traits: Sequence[str], arguments: Sequence[Argument]) -> s
         return "scores" if among > 1 else "projection"
     if name in NORMALISING:
         return "normalised"
+    if name in SOFTMAX and "scores" in traits:
+        return "attention"
     if name.startswith("_fft_") and name != "_fft_c2r":
         return "spectrum"
     if name in ("rsqrt", "reciprocal"):
@@ -300,25 +350,6 @@ def _modulated(arguments: Sequence[Argument]) -> dict[str, tuple[str, ...]]:
         if prod(a.shape) >= met
         for parameter, through in a.origin.parameters.items()
     }
-
-
-def _geometry(own: tuple[int, ...], result: tuple[int, ...], partner: tuple[int, ...]) -> str:
-    """How a tensor lies in a result that it was broadcast to.
-
-    number and vector: it varies over no axis, or one. Of those that vary over more, outer: its partner is itself
-    repeated along one of them; patch: it is repeated within; repeated: it fills the last axes and is repeated over at
-    least two before them; grid: the rest.
-    """
-    mine, whole, other = own[::-1], result[::-1], partner[::-1]
-    varies = [axis for axis, size in enumerate(mine) if size > 1]
-    if len(varies) < 2:
-        return ("number", "vector")[len(varies)]
-    if any(axis >= len(other) or other[axis] == 1 for axis in varies) and len(whole) == max(len(mine), len(other)):
-        return "outer"
-    last = varies[-1]
-    if any(mine[axis] == 1 and whole[axis] > 1 for axis in range(min(last, len(whole)))):
-        return "patch"
-    return "repeated" if sum(size > 1 for size in whole[last + 1 :]) > 1 else "grid"
 
 
 def _is_spread(name: str, carriers: Sequence[Argument], shape: tuple[int, ...]) -> bool:

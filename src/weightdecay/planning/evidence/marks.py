@@ -7,7 +7,9 @@ On a tensor:
     param._optim = {"weight_decay": 0.0, "lr": 1e-3}                    S4, Hyena, safari: rates as they are, not shares
     param._weight_decay = 0.05                                          nvSubquadratic: λ as it is
     param.optim_overrides = {"optimizer": {"weight_decay_scale": 0}}    fairseq, data2vec: shares; "lr_scale" as well
+    param.skip_weight_decay = True                                      several public repositories
     param.lr_scale = 0.5, param._lr_scale = 0.5                         TinyViT, BinaryConnect; nvSubquadratic: a share
+    param.lr_mult = 0.1                                                 RITM and what builds on it: a share
     class NoWeightDecayParameter(nn.Parameter)                          several public repositories
 
 On a module, for what lies below it:
@@ -66,8 +68,8 @@ class Listing:
         return self.pattern in own if self.anywhere else fnmatchcase(own, self.pattern)
 
 
-_EXEMPTING = ("_no_weight_decay", "no_weight_decay", "_no_wd")
-_SCALING = ("lr_scale", "_lr_scale")
+_EXEMPTING = ("_no_weight_decay", "no_weight_decay", "_no_wd", "skip_weight_decay")
+_SCALING = ("lr_scale", "_lr_scale", "lr_mult")
 _EXEMPT_CLASS = "NoWeightDecayParameter"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from weightdecay.planning.evidence.origins import Argument, Step
-from weightdecay.planning.evidence.uses import AROUND_NORM, FORM, NORMALISING, PRODUCTS, REJOINS, TERMS, Use
+from weightdecay.planning.evidence.uses import AROUND_NORM, FORM, MASKS, NORMALISING, PRODUCTS, REJOINS, TERMS, Use
 
 
 class _Normed(NamedTuple):
@@ -77,7 +77,7 @@ def _note_after(name: str, step: Step, known: Mapping[int, _Normed], uses: dict[
         if not normed.gains:
             continue
         others = [a.origin for a in step.arguments if a is not own]
-        if name in ("mul", "div", "neg") and not [o for o in others if o.live and not o.is_bare]:
+        if (name in MASKS or name == "neg") and not [o for o in others if o.live and not o.is_bare]:
             continue
         if name in REJOINS and not [o for o in others if o.live and o.source != own.origin.source]:
             continue

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from weightdecay.planning.evidence.axes import Axes, Change
 from weightdecay.planning.evidence.recorder import Operation
-from weightdecay.planning.evidence.uses import Use
+from weightdecay.planning.evidence.uses import FORM, Use
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,9 @@ class Origin:
         is_bare: the input alone made it, as it makes masks and positions.
         scaled_by: parameters by which it was multiplied.
         weighed: of those the ones whose products are still to be summed, as far as that is seen, with that use and the
-            axes, counted from the end, along which the parameter varies.
+            axes along which the parameter varied.
+        features: the axes that a layer gave it.
+        changes: of its form, since it had these axes.
         summed: tables that were added, with how many of their axes were longer than 1 there, as long as nothing else
             was done.
     """
@@ -36,7 +40,9 @@ class Origin:
     source: int = 0
     is_bare: bool = False
     scaled_by: frozenset[str] = frozenset()
-    weighed: Mapping[str, tuple[Use, frozenset[int]]] = field(default_factory=dict)
+    weighed: Mapping[str, tuple[Use, Axes]] = field(default_factory=dict)
+    features: Axes = frozenset()
+    changes: tuple[Change, ...] = ()
     summed: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -60,3 +66,16 @@ class Step(NamedTuple):
     arguments: list[Argument]
     live: list[Argument]
     origin: Origin
+
+
+def takers(operations: Sequence[Operation]) -> Mapping[int, int]:
+    """How many operations do something with a tensor, or with another form of it; a copy is a tensor of its own."""
+    same: dict[int, int] = {}
+    count: Counter[int] = Counter()
+    for name, operands, results, _, _ in operations:
+        if name in FORM and name not in ("clone", "detach") and operands:
+            whole = same.get(operands[0].tensor, operands[0].tensor)
+            same.update([(result.tensor, whole) for result in results])
+        elif name not in ("clone", "detach"):
+            count.update([same.get(operand.tensor, operand.tensor) for operand in operands])
+    return defaultdict(int, {**count, **{form: count[whole] for form, whole in same.items()}})

@@ -56,6 +56,16 @@ class Operation(NamedTuple):
     axes: Sequence[Any]
     in_place: bool
 
+    def parts(self) -> tuple[Operation, ...]:
+        """What is two operations in one, as `a + b · c` is, as these."""
+        if self.name != "addcmul":
+            return (self,)
+        term, *factors = self.operands
+        (result,) = self.results
+        between = Operand("other", -result.tensor, result.shape, result.shape, 0)
+        product = self._replace(name="mul", operands=factors, results=[between], in_place=False)
+        return product, self._replace(name="add", operands=[term, between])
+
 
 @dataclass
 class Recording:

@@ -7,22 +7,15 @@ Which axes of a product the input gave is followed through all that only changes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, pairwise
-from operator import mul
-from typing import Any
 
+from weightdecay.planning.evidence.axes import Axes, Change, moved
 from weightdecay.planning.evidence.origins import Argument, Step
-from weightdecay.planning.evidence.uses import ATTENDED, FORM, PRODUCTS, Use
+from weightdecay.planning.evidence.uses import ATTENDED, FORM, PRODUCTS, SOFTMAX, Use
 
-_SOFTMAX = frozenset({"_softmax", "_safe_softmax"})
 _LEFT, _RIGHT = frozenset({"self", "mat1", "batch1"}), frozenset({"mat2", "batch2"})
 _KEEP = frozenset({"mul", "div", "add", "sub", "masked_fill", "where"})  # scaled, and with masks
-_TURN = frozenset({"t", "transpose", "permute"})
-_REGROUP = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze"})
 _FORM_OR_KEEP = FORM | _KEEP
 
-Axes = frozenset[int]
-"""Counted from the end: -1 is the last."""
 Scored = dict[str, Axes]
 """Parameters that a tensor is a product of, with its axes along which the input lies; none if that was lost."""
 
@@ -34,14 +27,14 @@ def note_attended(steps: Sequence[Step], uses: dict[str, set[Use]]) -> None:
     for operation, arguments, _, origin in steps if weighed else ():
         along: Scored = {}
         before = next(((a, scored[a.tensor]) for a in arguments if a.tensor in scored), None) if scored else None
-        if origin.live and before is not None and operation.name in _SOFTMAX:
+        if origin.live and before is not None and operation.name in SOFTMAX:
             _note(operation.axes[0], *before, uses)
         elif origin.live and not weighed.isdisjoint([result.tensor for result in operation.results]):
             if operation.name in PRODUCTS:
                 along = _of_product(arguments)
             elif before is not None and operation.name in _FORM_OR_KEEP:
-                forms = before[0].shape, operation.results[0].shape
-                along = {p: _moved(operation.name, operation.axes, axes, *forms) for p, axes in before[1].items()}
+                change = Change(operation.name, operation.axes, before[0].shape, operation.results[0].shape)
+                along = {parameter: moved(axes, (change,)) for parameter, axes in before[1].items()}
         for result in operation.results:
             if along:
                 scored[result.tensor] = along
@@ -53,7 +46,7 @@ def _weighed(steps: Sequence[Step]) -> set[int]:
     """The tensors that end in a softmax, as far back as to a product: no others need be followed."""
     found: set[int] = set()
     for operation, _, live, _ in reversed(steps):
-        if operation.name in _SOFTMAX:
+        if operation.name in SOFTMAX:
             found.update([a.tensor for a in live[:1]])
         elif operation.name in _FORM_OR_KEEP and found and not found.isdisjoint([r.tensor for r in operation.results]):
             found.update([a.tensor for a in live])
@@ -83,31 +76,3 @@ def _of_product(arguments: Sequence[Argument]) -> Scored:
         for parameter, through in own.origin.parameters.items()
         if PRODUCTS.isdisjoint(through)  # what a layer made of tokens is told by how they met the layer
     }
-
-
-def _moved(name: str, told: Sequence[Any], axes: Axes, before: tuple[int, ...], after: tuple[int, ...]) -> Axes:
-    """Where axes are afterwards; none if that is not known."""
-    count = len(before)
-    if name in _TURN:
-        order = list(range(count))
-        if name == "permute":
-            order = [axis % count for axis in told[0]]
-        else:
-            first, second = (axis % count for axis in (told[:2] if name == "transpose" else (0, 1)))
-            order[first], order[second] = second, first
-        return frozenset(place - count for place, axis in enumerate(order) if axis - count in axes)
-    if name in _REGROUP:
-        return _regrouped(axes, before, after)
-    return axes if len(after) >= count and after[-1:] == before[-1:] else frozenset()
-
-
-def _regrouped(axes: Axes, before: tuple[int, ...], after: tuple[int, ...]) -> Axes:
-    """Axes that were joined or parted: those between the same two places of the elements' order belong together."""
-    ends, other = (list(accumulate(reversed(shape), mul)) for shape in (before, after))
-    cuts = sorted({1, *ends} & {1, *other})
-    found = set()
-    for low, high in pairwise(cuts):
-        inside = {-1 - place for place, end in enumerate(ends) if low < end <= high and before[-1 - place] > 1}
-        if inside and inside <= axes:
-            found |= {-1 - place for place, end in enumerate(other) if low < end <= high and after[-1 - place] > 1}
-    return frozenset(found)

@@ -46,6 +46,9 @@ SQUASHES = frozenset({"exp", "softplus", "exp2", "log1p", "expm1", "log"})
 GATES = frozenset({"sigmoid", "tanh", "_softmax", "hardtanh", "relu", "cumsum"})
 FACTORS = frozenset({"mul", "div", "pow"})
 TERMS = frozenset({"add", "sub", "rsub"})
+# one real tensor and a mask that the input alone made, whose result is the real one
+MASKS = frozenset({"mul", "div", "masked_fill", "where"})
+SOFTMAX = frozenset({"_softmax", "_safe_softmax"})
 REJOINS = frozenset({"add", "sub", "rsub", "cat", "stack", "where"})  # of one tensor's own pieces: rotations
 
 # not an operation: its products with the input were weighed against each other, over what the input gave

@@ -7,6 +7,7 @@ table of which nothing but its shape is known may be anything, and is unknown.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
@@ -72,13 +73,33 @@ _SMALLEST_MATRIX = 64  # rows and columns below which a shape says nothing: modu
 def by_names(tensors: Sequence[TensorFacts], known: Sequence[Sequence[Verdict | None]]) -> list[list[Verdict]]:
     """A verdict for every site: what is known of it, or its name or shape says; names settle what that leaves open."""
     vocabularies = {facts.shape[0] for facts in tensors for site in facts.sites if "Embedding" in site.bases}
-    return [
+    widths = _widths(tensors, known)
+    found = [
         [
-            _settled(verdict or _by_name(site, facts) or _by_shape(facts), site, facts, vocabularies)
+            _settled(verdict or _by_name(site, facts) or _by_shape(facts, widths), site, facts, vocabularies)
             for site, verdict in zip(facts.sites, verdicts, strict=True)
         ]
         for facts, verdicts in zip(tensors, known, strict=True)
     ]
+    _choose_routers(tensors, found, widths)
+    return found
+
+
+def _choose_routers(tensors: Sequence[TensorFacts], found: list[list[Verdict]], widths: AbstractSet[int]) -> None:
+    """A module that holds one row of the model's width for each matrix of a stack beside it chooses among them."""
+    stacks = {
+        (facts.shape[0], facts.name)
+        for facts, verdicts in zip(tensors, found, strict=True)
+        if verdicts[0].role is Role.EXPERT_STACK
+    }
+    for facts, verdicts in zip(tensors, found, strict=True) if stacks else ():
+        if verdicts[0].role is not Role.UNKNOWN or not isinstance(verdicts[0].source, ByShape):
+            continue
+        owner = facts.name.rpartition(".")[0]
+        around = f"{owner.rpartition('.')[0]}."
+        beside = {count for count, name in stacks if name.startswith(around) and not name.startswith(f"{owner}.")}
+        if len(facts.shape) == 2 and facts.shape[0] in beside and facts.shape[1] in widths:
+            verdicts[0] = replace(verdicts[0], role=Role.ROUTER)
 
 
 def _settled(verdict: Verdict, site: Site, facts: TensorFacts, vocabularies: AbstractSet[int]) -> Verdict:
@@ -195,13 +216,29 @@ def _fits(role: Role, shape: tuple[int, ...], owner: str, attribute: str) -> boo
     return True
 
 
-def _by_shape(facts: TensorFacts) -> Verdict:
-    """The last resort: vectors do not decay, large matrices do; what is small or square is left unknown."""
+def _widths(tensors: Sequence[TensorFacts], known: Sequence[Sequence[Verdict | None]]) -> set[int]:
+    """How wide the model's streams are: sizes that several matrices of which more is known have in common."""
+    count: Counter[int] = Counter()
+    for facts, verdicts in zip(tensors, known, strict=True):
+        if len(facts.shape) == 2 and any(verdict is not None and verdict.role in DECAYING for verdict in verdicts):
+            count.update({*facts.shape})
+    return {size for size, matrices in count.items() if matrices > 1 and size > 1}
+
+
+def _by_shape(facts: TensorFacts, widths: AbstractSet[int]) -> Verdict:
+    """The last resort: vectors do not decay, large matrices do; what is small or square is left unknown.
+
+    Small is what is narrower than a usual model, and leads from none of this model's widths to another.
+    """
     effective = rows_and_columns(facts.shape)
     role = Role.SCALE
     if len(effective) > 1:
         rows, columns = effective[-2:]
+        is_stack = len(effective) > 2
+        # Of experts a gate and what it gates are often one matrix, twice as wide.
+        joined = {2 * width for width in widths} if is_stack and not widths.isdisjoint((rows, columns)) else set()
+        is_small = min(rows, columns) < _SMALLEST_MATRIX and not {rows, columns} <= widths | joined
         # One square table may hold a covariance or distances; of many squares nothing else is known than a stack.
-        is_unclear = min(rows, columns) < _SMALLEST_MATRIX or (rows == columns and len(effective) == 2)
-        role = Role.UNKNOWN if is_unclear else Role.LINEAR if len(effective) == 2 else Role.EXPERT_STACK
+        is_unclear = is_small or (rows == columns and not is_stack)
+        role = Role.UNKNOWN if is_unclear else Role.EXPERT_STACK if is_stack else Role.LINEAR
     return Verdict(role, Strength.SHAPE, ByShape(facts.shape))

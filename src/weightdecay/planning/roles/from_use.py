@@ -92,7 +92,7 @@ def _product(case: _Case) -> Role | None:
         return None
     # What a layer made of learned queries or of a table of distances is no longer a weight.
     if PRODUCTS & case.through and (
-        _TAKEN & case.through or use.slot not in WEIGHT_SLOTS or use.partner == "projection"
+        _TAKEN & case.through or use.slot not in WEIGHT_SLOTS or use.partner in ("projection", "attention")
     ):
         return None
 
@@ -160,7 +160,7 @@ def _table(case: _Case) -> Role | None:
     if not is_table or (SQUASHES | GATES) & case.through:
         return None
     # Rows of weights for something else, one row a task.
-    gates = [u for u in case.uses if ROUTED in u.through]
+    gates = [u for u in case.uses if not _TAKEN.isdisjoint(u.through)]
     return Role.SCALE if gates and all(GATES & {*u.through} for u in gates) else Role.EMBEDDING
 
 
