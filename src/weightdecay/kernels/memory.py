@@ -25,3 +25,12 @@ def keep_freed_memory() -> bool:
     return all(
         mallopt(which, size) for which, size in ((_M_MMAP_THRESHOLD, _LARGEST_KEPT), (_M_TRIM_THRESHOLD, _NEVER))
     )
+
+
+def give_back_freed_memory() -> None:
+    """Return to the system what this process has freed and kept; only glibc can be asked."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # another system, another allocator
+        return
+    trim(0)

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from weightdecay.kernels.memory import give_back_freed_memory
 from weightdecay.models.decoder import GPT
 from weightdecay.models.layers import Linear
 
@@ -33,7 +34,11 @@ def weights_in(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         yield
         return
 
-    layers = [layer for model in models for layer in _layers(model)]
+    # A model that is short of memory rounds each block's weights where it computes the block, and begins a step without
+    # the pages of the last one's gradients.
+    if any(model.recomputes for model in models):
+        give_back_freed_memory()
+    layers = [layer for model in models if not model.recomputes for layer in _layers(model)]
     rounded: dict[Tensor, Tensor] = {layer.weight: layer.weight.detach().to(dtype) for layer in layers}
     try:
         for model in models:
