@@ -87,9 +87,12 @@ class Result:
         return statistics.median(self.seconds)
 
 
-def ours(config: ModelConfig, weights: Weights, dtype: torch.dtype, arithmetic: Any, device: torch.device) -> OwnStep:
+def ours(
+    config: ModelConfig, weights: Weights, dtype: torch.dtype, arithmetic: Any, device: torch.device,
+    recomputes: bool = False,
+) -> OwnStep:  # fmt: skip
     model = GPT(config)
-    model.arithmetic = arithmetic
+    model.arithmetic, model.recomputes = arithmetic, recomputes
     tensors = model.tensors()
     with torch.no_grad():
         for name, tensor in weights.items():
@@ -101,14 +104,16 @@ def ours(config: ModelConfig, weights: Weights, dtype: torch.dtype, arithmetic: 
 
 def own_contestants(device: torch.device) -> Iterator[Peer]:
     settings = {
-        "ours": (torch.bfloat16, "working"),
-        "ours, autocast": (torch.bfloat16, "autocast"),
-        "ours, float32": (torch.float32, "working"),
+        "ours": (torch.bfloat16, "working", False),
+        "ours, activation checkpointing": (torch.bfloat16, "working", True),
+        "ours, autocast": (torch.bfloat16, "autocast", False),
+        "ours, float32": (torch.float32, "working", False),
     }
-    for name, (dtype, arithmetic) in settings.items():
+    for name, setting in settings.items():
 
-        def make(config: ModelConfig, weights: Weights, dtype: Any = dtype, how: Any = arithmetic) -> Step:
-            return ours(config, weights, dtype, how, device)
+        def make(config: ModelConfig, weights: Weights, setting: Any = setting) -> Step:
+            dtype, arithmetic, recomputes = setting
+            return ours(config, weights, dtype, arithmetic, device, recomputes)
 
         yield Peer(name, "ours", make)
 
@@ -205,6 +210,8 @@ def peak_bytes(shape: str, contestant: str, options: argparse.Namespace) -> int:
 
 
 def take_alone(shape: str, contestants: list[Peer], which: str) -> None:
+    if which.startswith("ours"):
+        keep_freed_memory()  # as every training of ours does
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     chosen = SHAPES[shape]
     step = next(one for one in contestants if one.name == which).make(chosen.config(), initial_weights(chosen.config()))
