@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 yaml: Any = pytest.importorskip("yaml")
 ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yml").read_text("utf-8"))
 STEPS = {step["name"]: step for step in ACTION["runs"]["steps"]}
+EXAMPLE = ROOT / "examples" / "in_ci"
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="its steps are bash's")
 
@@ -25,7 +26,7 @@ class Runner:
     """What a runner of GitHub's gives to an action: a checkout of the repository, and files to write to."""
 
     def __init__(self, folder: Path) -> None:
-        self.repository = Path(shutil.copytree(ROOT / "examples" / "in_ci", folder / "repository"))
+        self.repository = Path(shutil.copytree(EXAMPLE, folder / "repository"))
         self.summary, self.output = folder / "summary.md", folder / "output"
         self.python = sys.executable
 
@@ -73,6 +74,27 @@ def test_a_baseline_lets_pass_what_it_holds(runner: Runner) -> None:
     done = runner.step("Watch", script="train.py", ignore="audits/watched.json", fail_on="warning")
     assert done.returncode == 0, done.stderr
     assert "ok=true" in runner.output.read_text("utf-8")
+
+
+def asked_by_the_example() -> dict[str, str]:
+    """What the workflow of the example repository gives to the action."""
+    workflow = yaml.safe_load((EXAMPLE / ".github" / "workflows" / "decay.yml").read_text("utf-8"))
+    (step,) = (step for step in workflow["jobs"]["decay"]["steps"] if "weightdecay@" in step.get("uses", ""))
+    assert set(step["with"]) <= set(ACTION["inputs"])
+    return {key.replace("-", "_"): str(value) for key, value in step["with"].items()}
+
+
+@pytest.mark.long
+def test_the_examples_workflow_passes_with_the_baseline_that_lies_there_and_fails_without(runner: Runner) -> None:
+    asked = asked_by_the_example()
+    done = runner.step("Watch", **asked)
+    assert done.returncode == 0, done.stderr
+    assert runner.output.read_text("utf-8") == "audit=weightdecay-audit.json\nok=true\n"
+    found = json.loads((runner.repository / "weightdecay-audit.json").read_text("utf-8"))
+    assert found["ignored"] == {"decays-exempt": 2}
+    (runner.repository / asked["ignore"]).unlink()
+    assert runner.step("Watch", **asked).returncode == 3
+    assert "| warning | `decays-exempt` |" in runner.summary.read_text("utf-8")
 
 
 @pytest.mark.long

@@ -62,7 +62,7 @@ def test_the_example_repository_passes_with_what_it_lives_with_and_fails_without
     code, said = session(folder, "--weightdecay-write-baselines")
     assert code == 0, said
     assert [path.name for path in (folder / "audits").iterdir()] == [
-        path.name for path in (EXAMPLE / "audits").iterdir()
+        path.name for path in (EXAMPLE / "audits").glob("tests-*")
     ]
 
 
@@ -83,6 +83,29 @@ def test_the_fixture_and_the_marker_fail_on_what_is_wrong_and_pass_what_is_right
         def test_marked_and_right():
             train(*build())
 
+        @pytest.mark.weightdecay_audit(policy="torch")
+        def test_marked_and_wrapped():
+            class Wrapper:
+                def __init__(self, optimizer):
+                    self.optimizer, self.param_groups = optimizer, optimizer.param_groups
+
+                def step(self):
+                    self.optimizer.step()
+
+            class Averages:
+                def __init__(self, params):
+                    self.params = list(params)
+
+                def zero_grad(self):
+                    pass
+
+                def step(self):
+                    pass
+
+            model, optimizer = build()
+            averages = Averages(model.parameters())
+            train(model, Wrapper(optimizer))
+
         @pytest.mark.weightdecay_audit(at_step=3)
         def test_marked_and_too_short():
             train(*build())
@@ -98,7 +121,7 @@ def test_the_fixture_and_the_marker_fail_on_what_is_wrong_and_pass_what_is_right
     }  # fmt: skip
     assert outcomes == {
         "test_wrong": "FAILED", "test_lived_with": "PASSED", "test_marked_and_wrong": "FAILED",
-        "test_marked_and_right": "PASSED", "test_marked_and_too_short": "FAILED",
+        "test_marked_and_right": "PASSED", "test_marked_and_wrapped": "PASSED", "test_marked_and_too_short": "FAILED",
         "test_the_marker_speaks_for_the_fixture": "PASSED",
     }  # fmt: skip
     assert "nothing was audited: no optimizer of torch's made step 3 in this test" in said

@@ -65,7 +65,10 @@ def test_due_steps_are_audited_and_told_as_rows(tmp_path: Path, caplog: pytest.L
     assert [(row["step"], row["code"]) for row in alarms] == [(step, "decays-exempt") for step in (1, 3, 6)]
     assert alarms[0]["tensors"] == ["0.bias", "1.weight", "1.bias"]
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
-    assert "decays-exempt" in caplog.text
+    first, *others = [record.getMessage() for record in caplog.records]
+    assert [said.split(":")[1] for said in others] == [" as at step 1", " as at step 3"]
+    assert "decays-exempt" in first
+    assert "weightdecay.regroup(optimizer, plan)" in alarms[0]["fix"]
 
 
 def test_a_healthy_training_is_told_nothing_and_goes_on_as_its_twin(caplog: pytest.LogCaptureFixture) -> None:
@@ -155,9 +158,9 @@ def test_an_audits_rows_have_its_counts_its_decay_and_no_chart_for_an_alarm() ->
 def test_a_tensors_rows_are_not_drawn_and_those_of_its_role_are() -> None:
     row = {"kind": "decay", "step": 1, "name": "a", "angle": 0.1}
     assert scalars(row) == {}
-    assert scalars({"kind": "decay-role", "step": 1, "role": "norm gain", "angle": 0.1, "hidden": False}) == {
-        "decay/norm gain/angle": 0.1
-    }
+    assert scalars(
+        {"kind": "decay-role", "step": 1, "role": "norm gain", "angle": 0.1, "hidden": False, "tensors": 3}
+    ) == {"decay norm gain/angle": 0.1}
 
 
 def test_what_is_not_installed_is_told_with_its_extra() -> None:

@@ -147,10 +147,14 @@ def _audited(auditor: Auditor, at_step: int) -> Any:
 
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-    from weightdecay.watching.owners import Owners, tensors_of
+    from weightdecay.watching.owners import Owners, held_by, tensors_of
 
     @contextmanager
     def audited() -> Iterator[None]:
+        def is_wrapper(one: Any, other: Any) -> bool:
+            """Whether one of them holds the other, whose steps are its own."""
+            return any(held is other for held in held_by(one)) or any(held is one for held in held_by(other))
+
         steps: Counter[int] = Counter()
         kept: list[Any] = []  # no other optimizer gets the number of one that is gone
         done: set[int] = set()
@@ -163,9 +167,13 @@ def _audited(auditor: Auditor, at_step: int) -> Any:
                 return
             owners = Owners(sys._getframe(1), known=[optimizer])
             model = owners.model_of(tensors)
-            optimizers = owners.optimizers_of(model, tensors)
+            optimizers = [
+                one
+                for one in owners.optimizers_of(model, tensors)
+                if one is optimizer or (hasattr(one, "param_groups") and not is_wrapper(one, optimizer))
+            ]
             done.update(id(tensor) for one in optimizers for tensor in tensors_of(one))
-            auditor(model, optimizers)
+            auditor(model, optimizers[0] if len(optimizers) == 1 else optimizers)
 
         handle = register_optimizer_step_pre_hook(look)
         try:

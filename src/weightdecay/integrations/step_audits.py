@@ -87,17 +87,22 @@ class StepAudits:
         Raises:
             CheckFailedError: there is a finding that is to end the training.
         """
-        found = audit(model, list(optimizers), **{**asked, **self.asked})
+        stepped = list(optimizers)
+        # Code that mends speaks of what was given: of one optimizer, or of several.
+        found = audit(model, stepped[0] if len(stepped) == 1 else stepped, **{**asked, **self.asked})
+        before = next(reversed(self.audits.items()), None)
         self.audits[step] = found
         if _tells():
-            self._tell(found, step)
+            self._tell(found, step, before)
         if self.fail_on is not None:
             found.raise_if_wrong(warnings=self.fail_on == "warning")
         return found
 
-    def _tell(self, found: Audit, step: int) -> None:
+    def _tell(self, found: Audit, step: int, before: tuple[int, Audit] | None) -> None:
         if found.ok:
             logger.info("step %d: %s", step, found.summary())
+        elif before is not None and _said(found) == _said(before[1]):  # which is in the log already, page by page
+            logger.warning("step %d: as at step %d: %s", step, before[0], found.summary())
         else:
             logger.warning("step %d\n%s", step, found)
         for row in rows_of(found, step):
@@ -108,6 +113,10 @@ class StepAudits:
         """No more steps come."""
         for tracker in self.trackers:
             tracker.close()
+
+
+def _said(found: Audit) -> list[tuple[str, str, tuple[str, ...]]]:
+    return [(finding.code, finding.severity, finding.tensors) for finding in found]
 
 
 def rows_of(found: Audit, step: int) -> Iterator[Row]:

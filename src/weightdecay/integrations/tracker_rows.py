@@ -7,19 +7,22 @@ from weightdecay.runs import Row
 # One tensor's numbers at steps of its own: a chart for each of a thousand names helps nobody.
 _NOT_DRAWN = ("decay",)
 _LABELS = ("kind", "step", "role")
+# Of what, and as of when, a role's numbers are: no measurements.
+_OF_A_ROLE = ("tokens", "tensors", "elements", "oldest_step")
 
 
 def scalars(row: Row) -> dict[str, float]:
-    """The numbers of a row by the names of their charts: `train/loss`, `eval/val_loss`, `decay/norm gain/angle`."""
+    """The numbers of a row by the names of their charts: `train/loss`, `eval/val_loss`, `decay norm gain/angle`."""
     kind = str(row["kind"])
     if kind in _NOT_DRAWN or is_alarm(row):
         return {}
-    # The monitor's rows of a role stand where those of its tensors would.
-    place = f"decay/{row['role']}" if kind == "decay-role" else kind
+    # Trackers group charts by what stands before the slash: a role's are together.
+    is_of_role = kind == "decay-role"
+    place, left_out = (f"decay {row['role']}", _LABELS + _OF_A_ROLE) if is_of_role else (kind, _LABELS)
     return {
         f"{place}/{key}": value
         for key, value in row.items()
-        if key not in _LABELS and isinstance(value, int | float) and not isinstance(value, bool)
+        if key not in left_out and isinstance(value, int | float) and not isinstance(value, bool)
     }
 
 

@@ -23,6 +23,7 @@ from weightdecay.errors import ConfigError, WeightDecayError
 from weightdecay.naming import bare_class, unwrapped
 from weightdecay.watching import telling
 from weightdecay.watching.groupless import grouped, without_fixes
+from weightdecay.watching.muted import muted
 from weightdecay.watching.owners import Owners, held_by, tensors_of
 from weightdecay.watching.records import Examined, Records, where
 from weightdecay.watching.settings import Settings
@@ -63,7 +64,7 @@ class Examination:
         title = "" if model is None else bare_class(unwrapped(model)).__name__
         audit, failed, plan = {}, "", ""
         try:
-            with warnings.catch_warnings(), alone():
+            with warnings.catch_warnings(), alone(), muted():
                 warnings.simplefilter("ignore")
                 found = self._audit(steps, model, optimizers)
                 inside = _inside(found, optimizers)
