@@ -1,4 +1,4 @@
-"""What a step prints, it prints when the program makes it, and not once more in each trial of an audit."""
+"""What a program's own step prints, it prints when the program makes it, and not in each trial of an audit, too."""
 
 from __future__ import annotations
 
