@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -70,3 +72,20 @@ def weightdecay(forks: ForkServer) -> Command:
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A real headless browser; skipped by name where there is none, unless REQUIRE_BROWSER says there has to be."""
+    missing = pytest.fail if os.environ.get("REQUIRE_BROWSER") else pytest.skip
+    program = shutil.which("chromium") or "/usr/bin/chromium"
+    if not Path(program).exists():
+        missing("no chromium here: apt-get install chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("no playwright here: pip install playwright")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()

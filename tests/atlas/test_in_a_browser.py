@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,26 +10,9 @@ from typing import Any
 import make_atlas
 import pytest
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 DESK, PHONE = 1200, 390
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """The browser; skipped by name where there is none, unless REQUIRE_BROWSER says that there has to be."""
-    missing = pytest.fail if os.environ.get("REQUIRE_BROWSER") else pytest.skip
-    if not Path(CHROMIUM).exists():
-        missing("no chromium here: apt-get install chromium")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing("no playwright here: pip install playwright")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 class Visit:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,8 +18,6 @@ from weightdecay.integrations.step_audits import StepAudits
 from weightdecay.integrations.step_hooks import audited_steps
 from weightdecay.integrations.tensorboard import TensorBoard
 from weightdecay.runs import Run
-
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 
 pytestmark = [pytest.mark.browser, pytest.mark.long, pytest.mark.filterwarnings("default")]
 
@@ -69,20 +65,11 @@ def address(log: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(address: str) -> Iterator[Any]:
-    missing = pytest.fail if os.environ.get("REQUIRE_BROWSER") else pytest.skip
-    if not Path(CHROMIUM).exists():
-        missing("no chromium here: apt-get install chromium")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing("no playwright here: pip install playwright")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        opened = browser.new_page(viewport={"width": 1500, "height": 1400}, base_url=address)
-        opened.set_default_timeout(120_000)
-        yield opened
-        browser.close()
+def page(address: str, chromium: Any) -> Iterator[Any]:
+    opened = chromium.new_page(viewport={"width": 1500, "height": 1400}, base_url=address)
+    opened.set_default_timeout(120_000)
+    yield opened
+    opened.close()
 
 
 def test_numbers_are_drawn_by_what_they_are_of_and_a_roles_are_together(page: Any) -> None:

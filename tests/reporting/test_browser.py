@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +12,9 @@ import pytest
 from tests.reporting.conftest import picture
 from weightdecay.reporting.report import report
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 SIZES = {"desktop": 1200, "phone": 390}
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """The browser; skipped by name where there is none, unless REQUIRE_BROWSER says that there has to be."""
-    required = bool(os.environ.get("REQUIRE_BROWSER"))
-    if not Path(CHROMIUM).exists():
-        (pytest.fail if required else pytest.skip)("no chromium here: apt-get install chromium")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        (pytest.fail if required else pytest.skip)("no playwright here: pip install playwright")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
