@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -67,6 +67,11 @@ def hooked(model: nn.Module) -> Any:
 
 def muon(model: nn.Module) -> Any:
     return weightdecay.Muon(weightdecay.plan(model, weight_decay=0.1), lr=1e-3)
+
+
+def towards(target: Literal["initial", "one"], model: nn.Module) -> Any:
+    plan = weightdecay.plan(model, weight_decay=0.1)
+    return weightdecay.AdamW(plan, lr=1e-3, rule="towards_initial" if target == "initial" else "towards_one")
 
 
 def coupled(model: nn.Module) -> Any:
@@ -128,11 +133,44 @@ def gradient_of_one_process() -> str:
     return "" if not seen["norm.weight"].has_gradient and seen["head.weight"].has_gradient else str(seen)
 
 
+def nothing_on_one_process(
+    rule: Literal["decoupled", "towards_initial", "towards_one"] = "decoupled",
+    rounding: Literal["nearest", "stochastic", "kahan", "master"] = "nearest",
+    dtype: torch.dtype = torch.float32,
+) -> str:
+    """A matrix of one row lies on the first process alone; the other one sees and does the same all the same."""
+    said = []
+    for is_sharded in (False, True):
+        model = seeded(lambda: nn.Sequential(nn.Linear(256, 1, bias=False)).to(dtype))
+        if is_sharded:
+            fully_shard(model)
+        optimizer = weightdecay.AdamW(model.parameters(), lr=1e-3, weight_decay=1.0, rule=rule, rounding=rounding)
+        for _ in range(5):
+            model(torch.ones(4, 256, dtype=dtype)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        (tensor,) = weightdecay.probe(model, optimizer)
+        said.append(tensor.realised or 0.0)
+    whole, shards = said
+    near = 2e-5 if dtype is torch.float32 else 1e-4  # some 256 elements tell a tenth of a rounding
+    return "" if abs(shards - whole) <= 0.02 * abs(whole) and abs(whole - 1e-3) < near else f"{whole}, {shards}"
+
+
 CASES: dict[str, Callable[[], str]] = {
     "FSDP2": partial(fault, fully, adamw),
     "FSDP2, a hook that decays too": partial(fault, fully, hooked),
     "FSDP2, Muon, whose step is collective": partial(fault, fully, muon),
     "FSDP2, coupled": partial(fault, fully, coupled),
+    "FSDP2, towards the first weights": partial(fault, fully, partial(towards, "initial")),
+    "FSDP2, towards 1": partial(fault, fully, partial(towards, "one")),
+    **{
+        f"FSDP2, one row, {rule}": partial(nothing_on_one_process, rule)
+        for rule in ("decoupled", "towards_initial", "towards_one")
+    },
+    **{
+        f"FSDP2, one row, bfloat16, {rounding}": partial(nothing_on_one_process, "decoupled", rounding, torch.bfloat16)
+        for rounding in ("stochastic", "kahan", "master")
+    },
     "HSDP": partial(fault, hybrid, adamw),
     "tensor parallel": partial(fault, columns, adamw),
     "a gradient that one process has": gradient_of_one_process,

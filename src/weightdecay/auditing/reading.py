@@ -9,6 +9,7 @@ from torch import Tensor
 
 from weightdecay.auditing.measuring import local
 from weightdecay.auditing.settings import number
+from weightdecay.auditing.sharding import agreed
 from weightdecay.auditing.stepping import Bench, Place
 
 # What others write into groups and read there: schedulers, plans, people.
@@ -116,8 +117,9 @@ def _changes_nothing(bench: Bench, places: Sequence[Place], group: int, key: str
     for other in (2 * value + 0.5, value / 2 + 0.01):
         try:
             with bench.stepped({group: {key: other}}):
-                if any((one != now).any() for one, now in zip(plain, _weights(places), strict=True)):
-                    return False
+                changed = any(bool((one != now).any()) for one, now in zip(plain, _weights(places), strict=True))
+            if agreed(changed, (place.tensor for place in places)):
+                return False
         except Exception:  # which read it
             return False
     return True

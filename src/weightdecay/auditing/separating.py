@@ -135,7 +135,8 @@ def _some_of_each_group(places: Sequence[Place], count: int = 3) -> list[Place]:
         own = chosen.setdefault(place.group, [])
         if own and (len(own) == count or _tells_less(place.tensor)):
             continue
-        if place.tensor.numel() and bool(local(place.tensor).any()):
+        # The part that lies here may be empty, or 0; all processes look at the same tensors.
+        if place.tensor.numel() and agreed(bool(local(place.tensor).any()), [place.tensor]):
             own.append(place)
     return [place for own in chosen.values() for place in own]
 

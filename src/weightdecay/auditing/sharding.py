@@ -75,10 +75,15 @@ def agreed(decision: bool, tensors: Iterable[Tensor]) -> bool:
 
 def agreed_each(decisions: Sequence[bool], tensors: Iterable[Tensor]) -> list[bool]:
     """The same of several decisions."""
+    return [bool(most) for most in largest_each([float(decision) for decision in decisions], tensors)]
+
+
+def largest_each(numbers: Sequence[float], tensors: Iterable[Tensor]) -> list[float]:
+    """Of each number the largest that any process has; theirs are of the parts that lie with them."""
     distributed: Any = next((tensor for tensor in tensors if is_distributed(tensor)), None)
-    if distributed is None or not decisions or _ALONE.get():
-        return list(decisions)
-    flags = torch.tensor([float(decision) for decision in decisions], device=distributed.to_local().device)
+    if distributed is None or not numbers or _ALONE.get():
+        return list(numbers)
+    most = torch.tensor(numbers, dtype=torch.float64, device=distributed.to_local().device)
     for dimension in range(distributed.device_mesh.ndim):
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=distributed.device_mesh.get_group(dimension))
-    return [bool(flag > 0) for flag in flags]
+        dist.all_reduce(most, op=dist.ReduceOp.MAX, group=distributed.device_mesh.get_group(dimension))
+    return [float(number) for number in most]

@@ -30,7 +30,7 @@ from weightdecay.auditing.carriers import (
 )
 from weightdecay.auditing.measuring import MOMENTS, Removed, difference, local, removed
 from weightdecay.auditing.probed import Target
-from weightdecay.auditing.sharding import added_over_shards, agreed
+from weightdecay.auditing.sharding import added_over_shards, agreed, largest_each
 from weightdecay.auditing.stepping import Bench, Place, Settings
 
 # cos² of what a decay removes and what it is to remove; where λ goes through a sign it is 2/π.
@@ -129,6 +129,8 @@ class Sighting:
             own, idle = self._seen_own(without)
         mirrored = self._seen_mirrored(none, without)
 
+        # It decides how many steps are made, and all processes make the same.
+        roundings = largest_each([self._rounding(i) for i in range(len(places))], [place.tensor for place in places])
         copied = bench.written.bytes + sum(t.element_size() * t.numel() for kept in without for t in kept.values())
         return [
             Sight(
@@ -139,7 +141,7 @@ class Sighting:
                 bench.has_gradient(place),
                 self._target(i),
                 idle[i],
-                self._rounding(i),
+                roundings[i],
                 copied,
                 self.steps,
                 self._carriers[i],
@@ -187,6 +189,8 @@ class Sighting:
 
     def _rounding(self, index: int) -> float:
         carrier = self._carriers[index]
+        if not self._w(self.places[index]).numel():
+            return 0.0  # the part of another process shows it
         if carrier is not None and carrier.added:  # a rounded number of the size of a rounding
             return torch.finfo(self._w(self.places[index]).dtype).eps ** 2
         return torch.finfo(self._read(index).dtype).eps
