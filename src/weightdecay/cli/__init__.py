@@ -22,6 +22,7 @@ from weightdecay.cli.diagnose import Diagnose
 from weightdecay.cli.eval import Eval
 from weightdecay.cli.export import Export
 from weightdecay.cli.forensics import Forensics
+from weightdecay.cli.other_names import names_here
 from weightdecay.cli.output import note, print_error_document, print_json, report_error
 from weightdecay.cli.plan import Plan
 from weightdecay.cli.recipes import Recipes
@@ -146,8 +147,11 @@ def _run(arguments: list[str]) -> int | Watched:
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
             )
     except SystemExit as leaving:  # help was asked for, or something is wrong and the parser has said so
+        named = list(names_here(arguments)) if leaving.code else []
         if as_json and leaving.code:
-            raise UsageError(_without_box(said.getvalue())) from None
+            raise UsageError([_without_box(said.getvalue()), *named]) from None
+        for words in named:
+            note(f"error: {words}")
         if as_json:
             print_json({"help": shown.getvalue()})
         return leaving.code if isinstance(leaving.code, int) else 0

@@ -110,16 +110,20 @@ def _model(setup: Setup) -> Iterator[str]:
 
 def _decay(setup: Setup) -> Iterator[str]:
     optimizer, decay = setup.config.optimizer, setup.decay
+    if optimizer.lr == 0:
+        yield "remark: at a learning rate of 0 nothing is learnt: give --lr"
     if decay is None:
         yield (
             f"decay: λ = {optimizer.weight_decay:.3g} ({optimizer.rule}), through the gradient: what a step removes "
             "of a weight depends on the gradients, so this run has no decay per step"
         )
         return
+    forgotten = "no update is ever forgotten"
+    if math.isfinite(decay.half_life_tokens):
+        forgotten = f"half of an update is forgotten in {quantity(decay.half_life_tokens)} tokens at the peak"
     yield (
         f"decay: λ = {optimizer.weight_decay:.3g} ({optimizer.rule}), Σ of the decay per step "
-        f"{decay.total:.3g}: without gradients {100 * decay.shrink:.1f} % of a weight would be left; "
-        f"half of an update is forgotten in {quantity(decay.half_life_tokens)} tokens at the peak"
+        f"{decay.total:.3g}: without gradients {100 * decay.shrink:.1f} % of a weight would be left; {forgotten}"
     )
     if optimizer.weight_decay_source:
         yield f"  (λ is {optimizer.weight_decay_source})"
