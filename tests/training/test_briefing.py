@@ -5,22 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 import weightdecay
-from weightdecay.training.briefing import briefing
-from weightdecay.training.needs import needs_of
+from weightdecay.training import briefing
 from weightdecay.training.setup import set_up
 
 
 def said(text: Path, **changes: float) -> str:
     values = {"run.steps": 4, "data.sources": [str(text)], "data.tokenizer": "byte", "run.batch_tokens": 512}
     values |= {key.replace("__", "."): value for key, value in changes.items()}
-    setup = set_up(weightdecay.recipe("gpt3:nano").config(values))
-    console = Console(width=1000)
-    with console.capture() as captured:
-        console.print(briefing(setup, needs_of(setup)))
-    return captured.get()
+    return "\n".join(briefing._decay(set_up(weightdecay.recipe("gpt3:nano").config(values))))
 
 
 @pytest.mark.parametrize("lr", [0.0, 1e-3])
