@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import subprocess
+import typing
 from collections.abc import Callable
+
+from weightdecay import cli
 
 # A model so small that a run takes seconds, with everything on that could break a bitwise resume.
 SMALL = [
@@ -20,3 +23,6 @@ MOVING = [
 ]  # fmt: skip
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+# Every command by its name, with its dataclass.
+COMMANDS = {kind.__name__.lower(): kind for kind, _ in map(typing.get_args, typing.get_args(cli.Command))}

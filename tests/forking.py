@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -42,10 +42,11 @@ def can_fork(environment: Iterable[str]) -> bool:
 class Forked:
     """A forked `python -m weightdecay ARGUMENTS`, stderr beside stdout if `merged`; a part of `subprocess.Popen`."""
 
-    def __init__(self, server: ForkServer, request: dict[str, Any], merged: bool) -> None:
+    def __init__(self, server: ForkServer, request: dict[str, Any], merged: bool, stdout: int | None) -> None:
         self._out = tempfile.TemporaryFile()  # noqa: SIM115 (closed when they are read)
         self._err = tempfile.TemporaryFile()  # noqa: SIM115
-        self._reports = server.ask(request, [self._out.fileno(), (self._out if merged else self._err).fileno()])
+        out = self._out.fileno() if stdout is None else stdout
+        self._reports = server.ask(request, [out, (self._out if merged else self._err).fileno()])
         self.returncode: int | None = None
         self.pid = self._report(timeout=60)
 
@@ -120,15 +121,23 @@ class ForkServer:
         merged: bool = True,
         environment: Mapping[str, str] | None = None,
         start_new_session: bool = False,
+        stdout: int | None = None,
+        closed: Sequence[str] = (),
     ) -> Forked:
-        """Begin `weightdecay ARGUMENTS`, in this process's environment if no other is given."""
+        """Begin `weightdecay ARGUMENTS`, in this process's environment if no other is given.
+
+        Args:
+            stdout: a descriptor that it writes to, in the place of a file that is read afterwards.
+            closed: `stdin`, `stdout` or `stderr` where it has none, as after `>&-`.
+        """
         request = {
             "arguments": arguments,
             "environment": dict(os.environ if environment is None else environment),
             "directory": str(Path.cwd()),
             "new_session": start_new_session,
+            "closed": closed,
         }
-        return Forked(self, request, merged)
+        return Forked(self, request, merged, stdout)
 
     def ask(self, request: dict[str, Any], files: list[int]) -> socket.socket:
         """Where the process that was asked for is heard of: its id, then its status."""
@@ -193,6 +202,9 @@ def _run(request: dict[str, Any], files: list[int]) -> NoReturn:
     for number, file in enumerate(files, start=1):
         os.dup2(file, number)
         os.close(file)
+    for name in request["closed"]:
+        os.close(("stdin", "stdout", "stderr").index(name))
+        setattr(sys, name, None)  # which is what Python begins with
     if request["new_session"]:
         os.setsid()
     os.environ.clear()
@@ -213,8 +225,11 @@ def _run(request: dict[str, Any], files: list[int]) -> NoReturn:
     # Ends as Python does, but for taking every module apart, which takes longer than most commands do.
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            code = 120  # as Python has it
     os._exit(int(code or 0))
 
 

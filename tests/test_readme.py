@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import typing
 from pathlib import Path
 
 import pytest
 
-from weightdecay import cli
+from tests.commands import COMMANDS
 from weightdecay.cli.data import Prepare
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -27,8 +26,7 @@ def test_the_readmes_python_runs_as_it_is_printed(capsys: pytest.CaptureFixture[
 
 
 def test_the_readmes_commands_and_flags_are_there() -> None:
-    commands = {kind.__name__.lower(): kind for kind, _ in map(typing.get_args, typing.get_args(cli.Command))}
-    commands["data"] = Prepare
+    commands = {**COMMANDS, "data": Prepare}
     lines = re.findall(r"^weightdecay (\w+)(.*?)(?:  +#.*)?$", README, re.MULTILINE)
     assert len(lines) >= 10
     for name, rest in lines:

@@ -87,14 +87,18 @@ class Sample:
             if self.prompt_file:
                 raw = Path(self.prompt_file).read_bytes()
             elif self.prompt == "-":
-                raw = sys.stdin.buffer.read() if sys.stdin else b""
+                raw = sys.stdin.buffer.read()
             else:
                 return self.prompt
             return raw.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ConfigError(f"{where}: not UTF-8 at byte {error.start}: convert it") from None
+            raise _not_utf8(where, error) from None
         except OSError as error:
             raise ConfigError(f"--prompt-file {where}: cannot be read: {error.strerror or error}") from None
+
+
+def _not_utf8(where: str, error: UnicodeDecodeError) -> ConfigError:
+    return ConfigError(f"{where}: not UTF-8 at byte {error.start}: convert it")
 
 
 def _talk(trained: Trained, text: str, drawn: dict[str, Any]) -> int:
@@ -106,7 +110,10 @@ def _talk(trained: Trained, text: str, drawn: dict[str, Any]) -> int:
         if sys.stdin.isatty():
             sys.stderr.write("> ")
             sys.stderr.flush()
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise _not_utf8("stdin", error) from None
         if not line or line.strip() == "/quit":
             return 0
         if line.strip() == "/new":

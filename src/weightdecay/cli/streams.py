@@ -1,4 +1,4 @@
-"""What a command writes to: streams that may be full or closed, and stdout kept free for one document."""
+"""What a command reads and writes: streams that may be full or closed, and stdout kept free for one document."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 from weightdecay.errors import OutputError
@@ -83,15 +84,17 @@ def kept_document() -> Document | None:
 
 @contextmanager
 def checked() -> Iterator[None]:
-    """stdout and stderr there, checked, and able to show any text in some form."""
-    before = sys.stdout, sys.stderr
-    strict = [(stream, stream.errors) for stream in before if isinstance(stream, io.TextIOWrapper)]
+    """stdin there; stdout and stderr there, checked, and able to show any text in some form."""
+    before = sys.stdin, sys.stdout, sys.stderr
+    strict = [(stream, stream.errors) for stream in before[1:] if isinstance(stream, io.TextIOWrapper)]
+    if sys.stdin is None:  # the caller has closed it; first, since what is opened next would get its number
+        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115
     sys.stdout = cast(TextIO, Outlet(_opened(sys.stdout, 1), "stdout"))
     sys.stderr = cast(TextIO, Outlet(_opened(sys.stderr, 2), "stderr"))
     try:
         yield
     finally:
-        sys.stdout, sys.stderr = before
+        sys.stdin, sys.stdout, sys.stderr = before
         for stream, errors in strict:
             stream.reconfigure(errors=errors)
 

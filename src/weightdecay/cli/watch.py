@@ -162,7 +162,8 @@ class Watched:
 
         settings = self.settings
         if self.as_json:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # the caller may have closed it
+                sys.stdout.flush()
             settings = replace(settings, stdout=os.dup(1))
             os.dup2(2, 1)
         launch(settings)
