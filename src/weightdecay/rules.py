@@ -108,6 +108,11 @@ class Rule:
         return not self.coupled and self.mask == "none" and self.target == "zero"
 
     @property
+    def is_torchs(self) -> bool:
+        """Whether the decay is (1 − η_t·λ)·w, which torch.optim.AdamW means by λ."""
+        return self.is_scalar and self.lr_power == 1 and not self.peak_power
+
+    @property
     def is_masked(self) -> bool:
         """Whether the update decides which weights decay."""
         return self.mask != "none"

@@ -12,14 +12,14 @@ Reference: Kingma & Ba 2015, arXiv:1412.6980; Loshchilov & Hutter 2019, arXiv:17
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from weightdecay.optim.base import Work
-from weightdecay.optim.capturing import refuse_uncapturable
+from weightdecay.optim.capturing import uncapturable
 from weightdecay.optim.compiled import Direction
 from weightdecay.optim.elementwise import ElementwiseOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules
@@ -43,16 +43,24 @@ def _adam(gradient: Tensor, state: Mapping[str, Tensor], numbers: Sequence[Tenso
     return first / (second.sqrt() * correction2 + eps)
 
 
+def _numbers(group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[float, Sequence[float]]:
+    """η/(1 − β1^t), and the numbers of `_adam`."""
+    beta1, beta2, step = *map(float, group["betas"]), float(state["step"])
+    rate = float(group["lr"]) / (1 - beta1**step)
+    return rate, (1 - beta1, beta2, 1 - beta2, 1 / math.sqrt(1 - beta2**step), float(group["eps"]))
+
+
 class _Adam(ElementwiseOptimizer):
     """What both say of their direction."""
 
     pieces_equal_fused = True
-    direction = Direction("adam", _adam, numbers=5)
+    direction = Direction("adam", _adam, _numbers, own=5)
     counts_steps = True
 
-    def _refuse_unusable(self, work: list[Work]) -> None:
-        super()._refuse_unusable(work)
-        refuse_uncapturable([one for one in work if not self._works_beside_kernel(one)])
+    def _step_faults(self, one: Work) -> Iterator[str]:
+        yield from super()._step_faults(one)
+        if not self._works_beside_kernel(one):
+            yield from uncapturable(one.group)
 
     def _next_direction(self, group: Group) -> tuple[str, tuple[float, float]]:
         beta1 = float(group["betas"][0])
@@ -61,11 +69,6 @@ class _Adam(ElementwiseOptimizer):
 
     def _state_names(self, group: Group) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
-
-    def _numbers_in_loop(self, group: Group, state: Mapping[str, Any]) -> tuple[float, Sequence[float]]:
-        beta1, beta2, step = *map(float, group["betas"]), float(state["step"])
-        rate = float(group["lr"]) / (1 - beta1**step)
-        return rate, (1 - beta1, beta2, 1 - beta2, 1 / math.sqrt(1 - beta2**step), float(group["eps"]))
 
     def _update_pieces(self, pieces: Elements, group: Group, weight_decay: float) -> None:
         def of_each(key: str) -> list[Tensor]:

@@ -7,7 +7,7 @@ step, so nothing is computed twice and the fused kernels stay fused. Masks, targ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from weightdecay.errors import OptimizerError
+from weightdecay.optim.capturing import decay_now
 from weightdecay.optim.checks import group_faults, group_title, misspelt_keys, number, with_plain_numbers
-from weightdecay.optim.decay import decay_all_, kernel_weight_decay, local, placed_like
+from weightdecay.optim.decay import kernel_weight_decay, local, placed_like
 from weightdecay.optim.grouping import (
     Group,
     Params,
@@ -33,11 +34,18 @@ from weightdecay.optim.grouping import (
     with_rules,
 )
 from weightdecay.optim.loading import StateKeeping, is_only_saved
-from weightdecay.optim.pieces import COUNTS, ROUNDED, Elements, StepKind, Workspace, flattened
+from weightdecay.optim.pieces import Elements, StepKind, Workspace, flattened
 from weightdecay.optim.precision import warn_of_rounding
-from weightdecay.optim.recording import decay_now
-from weightdecay.optim.roundings import LOW_PRECISION, ROUNDINGS, Rounding, as_rounding, group_rounding, spelt_rounding
-from weightdecay.planning.decay_plan import DecayPlan
+from weightdecay.optim.roundings import (
+    COUNTS,
+    LOW_PRECISION,
+    ROUNDED,
+    ROUNDINGS,
+    Rounding,
+    as_rounding,
+    group_rounding,
+    spelt_rounding,
+)
 from weightdecay.rules import Rule, as_rule, group_rule, spelt
 
 
@@ -117,7 +125,9 @@ class DecayingOptimizer(StateKeeping):
         """
         settings = with_plain_numbers(settings)
         own = with_plain_numbers(own or {})
-        groups = self._groups(params, **settings, **own, **decay, compiled=compiled)
+        self._rules: Rules = decay["rule"]
+        rest = rule_for_the_rest(self._rules)
+        groups = self._groups(params, **settings, **own, **{**decay, "rule": rest}, compiled=compiled)
         try:
             super().__init__(groups, **settings)
         except TypeError as error:
@@ -126,28 +136,39 @@ class DecayingOptimizer(StateKeeping):
             message = f"params is {params!r:.60}: give a decay plan, parameters, or (name, parameter) pairs"
             raise OptimizerError(message) from error
 
-        self._rules: Rules = decay["rule"]
-        rest = {**own, **decay, "rule": spelt(as_rule(rule_for_the_rest(decay["rule"])))}
-        rest["rounding"] = spelt_rounding(as_rounding(decay["rounding"]))
-        self.defaults.update({key: value for key, value in rest.items() if (key, value) != ("peak_lr", None)})
+        spellings = {"rule": spelt(as_rule(rest)), "rounding": spelt_rounding(as_rounding(decay["rounding"]))}
+        self.defaults.update({**own, **decay, **spellings})
+        if decay["peak_lr"] is None:
+            del self.defaults["peak_lr"]
         self._workspace = Workspace(compiled=compiled)
         for index, group in enumerate(self.param_groups):
             group.update({key: value for key, value in own.items() if key not in group})
             warn_of_rounding(group, index)
 
     def _groups(self, params: Params, **settings: Any) -> Any:
-        """Groups with their rule and rounding, checked together before torch sees them: all faults come at once."""
+        """Groups with their rule and rounding, or what torch is to explain the faults of."""
         lr = settings["lr"] if number(settings["lr"]) is not None else 1.0  # one that is no number is told below
         groups = listed_groups(params, lr)
-        if groups is not None:
-            groups = with_rules(groups, settings["rule"], tables_and_heads(params))
-        settings["rule"] = rule_for_the_rest(settings["rule"])
+        if groups is None:
+            self._ruled([{}], settings)
+            return params
+        return self._ruled(self.groups_of_plan(params, groups), settings)
 
-        ruled = [with_plain_numbers(with_rule(group, settings)) for group in groups or [{}]]
-        faults = [fault for index, group in enumerate(ruled) for fault in self.faults_in(group, index, settings)]
-        if faults := faults + shared_tensors(ruled):
+    def groups_of_plan(self, plan: Params, groups: list[Group]) -> list[Group]:
+        """Groups of a plan, or of parameters, divided so that all tensors of one follow one rule."""
+        return with_rules(groups, self._rules, tables_and_heads(plan))
+
+    def _ruled(self, groups: Iterable[Group], settings: Mapping[str, Any], others: Sequence[Group] = ()) -> list[Group]:
+        """Groups that come behind others, with their rule and rounding; all faults are told, before torch sees them."""
+        ruled = [with_plain_numbers(with_rule(group, settings)) for group in groups]
+        faults = [
+            fault
+            for index, group in enumerate(ruled, start=len(others))
+            for fault in self.faults_in(group, index, settings)
+        ]
+        if faults := faults + shared_tensors([*others, *ruled]):
             raise OptimizerError(list(dict.fromkeys(faults)))
-        return params if groups is None else ruled
+        return ruled
 
     def faults_in(self, group: Group, index: int, defaults: Mapping[str, Any]) -> list[str]:
         """What is wrong with the settings of a group that may lean on `defaults`."""
@@ -168,22 +189,14 @@ class DecayingOptimizer(StateKeeping):
         """
         finished = "rule" in self.defaults
         if finished and isinstance(param_group, dict):
-            index = len(self.param_groups)
-            ruled = with_plain_numbers(with_rule(param_group, self.defaults))
-            ruled = with_names_like(ruled, self.param_groups)
-            faults = self.faults_in(ruled, index, self.defaults)
-            if faults := faults + shared_tensors([*self.param_groups, ruled]):
-                raise OptimizerError(faults)
+            named = with_names_like(param_group, self.param_groups)
+            [ruled] = self._ruled([named], self.defaults, self.param_groups)
             param_group.clear()
             param_group.update(ruled)
         super().add_param_group(param_group)
         drop_repeats(self.param_groups[-1])
         if finished:
             warn_of_rounding(self.param_groups[-1], len(self.param_groups) - 1)
-
-    def groups_of_plan(self, plan: DecayPlan, groups: list[Group]) -> list[Group]:
-        """Groups of a plan divided as those that the optimizer was made with: each tensor with its rule."""
-        return with_rules(groups, self._rules, tables_and_heads(plan))
 
     # --- the step
 
@@ -243,7 +256,8 @@ class DecayingOptimizer(StateKeeping):
 
     def _step_beside(self, one: Work) -> tuple[float | Tensor, list[Tensor]]:
         """Step what torch's step cannot; the λ and the tensors with which it does the rest."""
-        return self._decay_before(one), one.group["params"]
+        weight_decay = self._handed_over(one)
+        return 0.0 if weight_decay is None else weight_decay, one.group["params"]
 
     def _direction_step(self) -> None:
         """torch's own step, without the profiler and the hooks that already ran around ours."""
@@ -251,28 +265,12 @@ class DecayingOptimizer(StateKeeping):
         plain = function.__wrapped__ if getattr(function, "hooked", False) else function
         plain(self)
 
-    def _decay_before(self, one: Work) -> float | Tensor:
-        """Apply what the kernel cannot; return the `weight_decay` with which it does the rest."""
-        if self._is_kernels_own(one.rule):
-            weight_decay: float | Tensor = one.group["weight_decay"]
-            return weight_decay  # so that it computes bit for bit what torch's optimizer does
-        handed_over = self._handed_over(one)
-        if handed_over is None and one.decay:
-            self._decay_outside(one)
-        return handed_over or 0.0
-
-    def _handed_over(self, one: Work) -> float | None:
+    def _handed_over(self, one: Work) -> float | Tensor | None:
         """The λ that makes the kernel's decay the rule's; None where there is none."""
-        if not self.kernel_decays:
-            return None
-        return kernel_weight_decay(one.rule, one.decay or 0.0, float(one.group["lr"]))
-
-    def _decay_outside(self, one: Work) -> None:
-        weights, initial = one.weights, None
-        if one.rule.target == "initial":  # before a tensor's first step it is there
-            weights = [p for p in weights if "initial" in self.state[p]]
-            initial = [self.state[p]["initial"] for p in weights]
-        decay_all_(weights, one.rule, one.decay, initial=initial)
+        weight_decay: float | Tensor | None = one.group["weight_decay"]
+        if not one.rule.coupled:
+            weight_decay = kernel_weight_decay(one.rule, one.group, one.decay) if self.kernel_decays else None
+        return weight_decay
 
     def _initial_values(self, work: list[Work]) -> dict[Tensor, Tensor]:
         """Copies of the weights that decay towards their initial value and have not been seen before."""
@@ -295,20 +293,12 @@ class DecayingOptimizer(StateKeeping):
                 continue
             self._widen_state(p, one)
             update, scale = direction(p, one)
-
             self._begin(p, one)
-            update = placed_like(update, p)
-            if not one.rounding.acts_on(p.dtype):  # nothing to remember, so nothing to lay out
-                signs = [update.clone()] if one.rule.is_masked else None
-                initial = [self.state[p]["initial"]] if one.rule.target == "initial" else None
-                decay_all_([p], one.rule, one.decay, updates=signs, initial=initial)
-                local(p).add_(local(update), alpha=-scale)
-                continue
 
             def descend(elements: Elements, scale: float = scale) -> None:
                 elements.weights[0].add_(elements.gradients[0], alpha=-scale)
 
-            given = (p, update, self.state[p], one.number(position))
+            given = (p, placed_like(update, p), self.state[p], one.number(position))
             with flattened([given], self._kept_beside(one)) as flats:
                 self._workspace.step(flats, StepKind(one.rule, one.decay or 0.0, one.rounding, descend))
             self._count_roundings([p], one.rounding)
@@ -340,43 +330,44 @@ class DecayingOptimizer(StateKeeping):
     # --- meeting torch's tools
 
     def _refuse_unusable(self, work: list[Work]) -> None:
-        """Raise for gradients that the direction or a rule cannot take, before anything has changed."""
-        kind, faults = type(self).__name__, []
-        for one in work:
-            group, weights, title = one.group, one.weights, group_title(one.group, one.place)
-            decays = bool(group["weight_decay"]) if one.decay is None else one.decay > 0
-            if any(p.grad.is_sparse for p in weights) and (decays or not self.takes_sparse):
-                faults.append(
-                    f"{title}: {kind} does not support sparse gradients, whose step would leave most rows out of the "
-                    "decay: make the embedding dense (sparse=False)"
-                )
-            if any(p.is_complex() for p in weights):
-                if not self._takes_complex(group):
-                    faults.append(f"{title}: {kind} does not support complex parameters")
-                elif one.rule.is_masked:
-                    faults.append(f"{title}: rule '{one.rule.name}' compares signs, which complex weights do not have")
-            if one.rounding.acts_on(torch.bfloat16) and (unfit := self._unfit(weights, one.rounding)):
-                faults.append(
-                    f"{title}: rounding='{one.rounding.name}' is made for bfloat16, not for {unfit}: give one that "
-                    f"remembers what is lost ({', '.join(r.name for r in ROUNDINGS.values() if r.keeps_weights)})"
-                )
-            if group.get("differentiable") and not self._is_kernels_own(one.rule) and asks_for_hypergradients(group):
-                faults.append(
-                    f"{title}: rule '{one.rule.name}' of {kind} passes no gradient on to lr and weight_decay, only a "
-                    "rule that torch's own step follows does: detach them"
-                )
+        """Raise for what a step cannot do, before anything has changed."""
+        faults = [f"{group_title(one.group, one.place)}: {fault}" for one in work for fault in self._step_faults(one)]
         if faults:
             raise UnsupportedTensorError(faults)
 
-    def _unfit(self, weights: list[Any], rounding: Rounding) -> str:
-        found = {str(p.dtype) for p in weights if p.dtype in LOW_PRECISION and p.dtype not in rounding.dtypes}
-        return ", ".join(sorted(name.removeprefix("torch.") for name in found))
+    def _step_faults(self, one: Work) -> Iterator[str]:
+        """Gradients and weights of a group that the direction, the rule or the rounding cannot take."""
+        kind, group, weights = type(self).__name__, one.group, one.weights
+        decays = bool(group["weight_decay"]) if one.decay is None else one.decay > 0
+        if any(p.grad.is_sparse for p in weights) and (decays or not self.takes_sparse):
+            yield (
+                f"{kind} does not support sparse gradients, whose step would leave most rows out of the decay: make "
+                "the embedding dense (sparse=False)"
+            )
+
+        if any(p.is_complex() for p in weights):
+            if not self._takes_complex(group):
+                yield f"{kind} does not support complex parameters"
+            elif one.rule.is_masked:
+                yield f"rule '{one.rule.name}' compares signs, which complex weights do not have"
+
+        unfit = {p.dtype for p in weights if one.rounding.acts_on(p.dtype) and p.dtype not in one.rounding.dtypes}
+        if unfit:
+            yield (
+                f"rounding='{one.rounding.name}' is made for bfloat16, not for "
+                f"{', '.join(sorted(str(dtype).removeprefix('torch.') for dtype in unfit))}: give one that remembers "
+                f"what is lost ({', '.join(r.name for r in ROUNDINGS.values() if r.keeps_weights)})"
+            )
+
+        if group.get("differentiable") and not self._is_kernels_own(one.rule) and asks_for_hypergradients(group):
+            yield (
+                f"rule '{one.rule.name}' of {kind} passes no gradient on to lr and weight_decay, only a rule that "
+                "torch's own step follows does: detach them"
+            )
 
     def _is_kernels_own(self, rule: Rule) -> bool:
         """Whether the direction's kernel means by λ what the rule means."""
-        if rule.coupled:
-            return True
-        return self.kernel_decays and rule.is_scalar and rule.lr_power == 1 and not rule.peak_power
+        return rule.coupled or (self.kernel_decays and rule.is_torchs)
 
     def _takes_complex(self, group: Group) -> bool:  # noqa: ARG002
         """Whether the group's direction has a meaning for complex weights."""
@@ -384,9 +375,7 @@ class DecayingOptimizer(StateKeeping):
 
     def _works_beside_kernel(self, one: Work) -> bool:
         """Whether more than the fused kernel acts in this group's step, and must know what the kernel is told."""
-        if one.rounding.acts_on(torch.bfloat16):
-            return True
-        return not self._is_kernels_own(one.rule) and self._handed_over(one) is None
+        return one.rounding.acts_on(torch.bfloat16) or self._handed_over(one) is None
 
     def _unscale_or_skip(self) -> bool:
         """Do what the fused kernel would do with a GradScaler's `grad_scale` and `found_inf`; True to skip the step."""

@@ -13,7 +13,7 @@ import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -46,12 +46,14 @@ class Direction:
 
     Attributes:
         function: (gradient, state by name, own numbers) → u; moves the state, in place.
-        numbers: how many it has of its own.
+        numbers: (group, state by name) → the rate and the own numbers of a tensor's step.
+        own: how many those are.
     """
 
     name: str
     function: Callable[[Tensor, Mapping[str, Tensor], Sequence[Tensor]], Tensor]
-    numbers: int
+    numbers: Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[float, Sequence[float]]]
+    own: int
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def _compiled(kind: LoopKind) -> Loop:
 
     dtypes = {"weights": kind.weights, "gradient": kind.gradient, **dict(kind.state)}
     parts = [{name: zeros(dtype) for name, dtype in dtypes.items()} for _ in range(kind.parts)]
-    numbers = loop_numbers(1.0, 0.0, 0.0, [1.0] * kind.direction.numbers, torch.device(kind.device))
+    numbers = loop_numbers(1.0, 0.0, 0.0, [1.0] * kind.direction.own, torch.device(kind.device))
     keys = noise_keys(0, [0] * kind.parts, [0] * kind.parts).to(kind.device) if kind.rounding.needs_noise else None
     # Else the compiler takes float32 → bfloat16 → float32 for nothing, and the remainder of Kahan's sum for zero.
     loop: Loop = torch.compile(own, dynamic=True, fullgraph=True, options={"emulate_precision_casts": True})

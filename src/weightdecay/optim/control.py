@@ -13,7 +13,7 @@ and let the weights decay beside it. `serving` says which is exact for a group, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,6 @@ from weightdecay.optim.scheduling import apply_schedules
 from weightdecay.optim.serving import (
     Service,
     decays,
-    is_as_torch_means,
     optimizer_faults,
     reach_faults,
     rules_followed,
@@ -198,44 +197,41 @@ class Control:
         amounts = [group_decay_per_step(group) for group in optimizer.param_groups]
         self._refuse([bool(amount) or amount is None for amount in amounts])
         # args[0] is the optimizer itself
-        self._refuse_step(amounts, args[1] if len(args) > 1 else kwargs.get("closure"))
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if faults := list(self._step_faults(amounts, closure)):
+            raise OptimizerError(faults)
         if self._watch:
             self._watch.step()
         self._decay(amounts)
 
-    def _is_outside(self, group: Group, index: int, amount: float | None) -> bool:
-        if not amount or self._services[index].way == "left":
-            return False
-        own = kernel_weight_decay(self._rules[index], amount, float(group["lr"]))
-        return own is None or self._services[index].way != "handed_over"
+    def _handed_over(self, index: int, amount: float | None) -> Any:
+        """The λ with which the optimizer's own step makes a group's decay; None where it is made outside."""
+        group, way = self.optimizer.param_groups[index], self._services[index].way
+        if way == "left":
+            return group["weight_decay"]
+        if way == "outside":
+            return None if amount else 0.0  # of more, its own step might make something at lr 0, too
+        return kernel_weight_decay(self._rules[index], group, amount)
 
-    def _refuse_step(self, amounts: Sequence[float | None], closure: Any) -> None:
-        """Raise for a step with which decay outside would not be exact, before anything has changed."""
+    def _step_faults(self, amounts: Sequence[float | None], closure: Any) -> Iterator[str]:
+        """What of a step would not be exact, or not be possible, with decay outside."""
         kind, groups = type(self.optimizer).__name__, self.optimizer.param_groups
-        outside = [i for i, (group, a) in enumerate(zip(groups, amounts, strict=True)) if self._is_outside(group, i, a)]
+        outside = [index for index, amount in enumerate(amounts) if self._handed_over(index, amount) is None]
         if closure is not None and outside:
-            raise OptimizerError(
+            yield (
                 f"{kind} with a closure cannot decay exactly: the weights would shrink before the closure takes its "
                 "gradient; compute the gradient first and call step() without closure (in Lightning: manual "
                 "optimization)"
             )
-        sparse = [
-            group_title(group, index)
-            for index, (group, amount) in enumerate(zip(groups, amounts, strict=True))
-            if amount and any(p.grad.is_sparse for p in with_gradient(group))
-        ]
-        if sparse:
-            raise OptimizerError(
-                f"{kind}, {', '.join(sparse)}: a sparse gradient steps a few rows, and decay would reach all of them: "
-                "make the embedding dense (sparse=False), or give its group weight_decay 0"
-            )
-        masked = [index for index in outside if self._rules[index].is_masked]
-        if signless := [i for i in masked if any(p.is_complex() for p in with_gradient(groups[i]))]:
-            raise OptimizerError([
-                f"{group_title(groups[i], i)}: rule '{self._rules[i].name}' compares signs, which complex weights do "
-                "not have"
-                for i in signless
-            ])  # fmt: skip
+        for index, (group, amount) in enumerate(zip(groups, amounts, strict=True)):
+            title, rule, weights = f"{kind}, {group_title(group, index)}", self._rules[index], with_gradient(group)
+            if amount and any(p.grad.is_sparse for p in weights):
+                yield (
+                    f"{title}: a sparse gradient steps a few rows, and decay would reach all of them: make the "
+                    "embedding dense (sparse=False), or give its group weight_decay 0"
+                )
+            if index in outside and rule.is_masked and any(p.is_complex() for p in weights):
+                yield f"{title}: rule '{rule.name}' compares signs, which complex weights do not have"
 
     @torch.no_grad()
     def _decay(self, amounts: Sequence[float | None]) -> None:
@@ -243,23 +239,15 @@ class Control:
         groups = self.optimizer.param_groups
         self._given = [group["weight_decay"] for group in groups]
         for index, (group, amount) in enumerate(zip(groups, amounts, strict=True)):
-            rule = self._rules[index]
-            if self._services[index].way == "left":
+            handed_over, weights = self._handed_over(index, amount), with_gradient(group)
+            if handed_over is not None:
+                group["weight_decay"] = handed_over
                 continue
-            if self._is_outside(group, index, amount):
-                self._decay_outside(group, index, amount or 0.0)
-                group["weight_decay"] = 0.0
-            elif self._services[index].way == "outside":
-                group["weight_decay"] = 0.0  # of which its own step might make something at lr 0, too
-            elif not is_as_torch_means(rule):
-                group["weight_decay"] = kernel_weight_decay(rule, amount or 0.0, float(group["lr"])) or 0.0
-
-    def _decay_outside(self, group: Group, index: int, amount: float) -> None:
-        weights: list[Tensor] = with_gradient(group)
-        if self._rules[index].is_masked:  # when the update is known
-            self._whole.append((index, amount, [(p, p.detach().clone()) for p in weights]))
-        else:
-            decay_all_(weights, self._rules[index], amount)
+            group["weight_decay"] = 0.0
+            if self._rules[index].is_masked:  # when the update is known
+                self._whole.append((index, amount or 0.0, [(p, p.detach().clone()) for p in weights]))
+            else:
+                decay_all_(weights, self._rules[index], amount or 0.0)
 
     @torch.no_grad()
     def _decay_masked(self) -> None:

@@ -8,11 +8,13 @@ or compiled, piece by piece or whole, calls `decay_`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from weightdecay.optim.checks import number
 from weightdecay.rules import Rule
 
 # Below this lr, λ = a/lr leaves the range of the float32 in which a kernel may hold it.
@@ -32,11 +34,14 @@ def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
     return moved
 
 
-def kernel_weight_decay(rule: Rule, decay: float, lr: float) -> float | None:
+def kernel_weight_decay(rule: Rule, group: Mapping[str, Any], decay: float | None) -> Any:
     """The λ with which a kernel that shrinks by 1 − lr·λ decays by `decay`; None where none can make it."""
-    if not decay:
-        return 0.0 if rule.is_scalar else None
-    return decay / lr if rule.is_scalar and lr >= _SMALLEST_LR else None
+    if rule.is_torchs:
+        return group["weight_decay"]  # so that it computes bit for bit what torch's optimizer does
+    if not rule.is_scalar:
+        return None
+    lr = number(group["lr"]) or 0.0
+    return (decay / lr if lr >= _SMALLEST_LR else None) if decay else 0.0
 
 
 def decay_(
@@ -95,23 +100,13 @@ def mixed(momentum: Tensor | None, gradient: Tensor, mix: tuple[float, float], o
     return torch.add(momentum, gradient, alpha=of_gradient / of_momentum, out=out)
 
 
-def decay_all_(
-    weights: Sequence[Tensor],
-    rule: Rule,
-    decay: float | None,
-    *,
-    updates: Sequence[Tensor] | None = None,
-    initial: Sequence[Tensor] | None = None,
-) -> None:
-    """`decay_` of many tensors, local or distributed."""
-    if not decay or not weights:
-        return
+def decay_all_(weights: Sequence[Tensor], rule: Rule, decay: float) -> None:
+    """`decay_` of many tensors, local or distributed, by a rule that needs nothing else."""
     parts = [local(w) for w in weights]
 
     # On a processor foreach is a loop, too, and rounds the factor itself to bfloat16.
-    if rule.is_scalar and all(part.is_cuda for part in parts):
+    if parts and rule.is_scalar and all(part.is_cuda for part in parts):
         torch._foreach_mul_(parts, 1 - decay)
         return
-    for index, part in enumerate(parts):
-        update = None if updates is None else local(updates[index])
-        decay_(part, rule, decay, 1 - decay, update, None if initial is None else local(initial[index]))
+    for part in parts:
+        decay_(part, rule, decay, 1 - decay)

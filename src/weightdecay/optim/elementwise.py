@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor
 
 from weightdecay.optim.base import DecayingOptimizer, Work
 from weightdecay.optim.compiled import ENOUGH, Direction, Loop, LoopKind, loop_numbers, parts_of, usable_loop
-from weightdecay.optim.decay import local
+from weightdecay.optim.decay import decay_all_, local
 from weightdecay.optim.grouping import Group
-from weightdecay.optim.pieces import SMALL, Elements, Flat, StepKind, flattened
+from weightdecay.optim.pieces import SMALL, Elements, StepKind, flattened
 from weightdecay.optim.roundings import LOW_PRECISION
 
 
@@ -57,10 +56,6 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
             elif state[key].dtype != dtype or not state[key].is_contiguous():
                 state[key] = state[key].to(dtype).contiguous()
 
-    def _numbers_in_loop(self, group: Group, state: Mapping[str, Any]) -> tuple[float, Sequence[float]]:  # noqa: ARG002
-        """(rate, own numbers) of `direction` in this step of a tensor."""
-        return float(group["lr"]), ()
-
     # --- what base asks
 
     def _refuse_unusable(self, work: list[Work]) -> None:
@@ -76,19 +71,18 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
 
     def _step_beside(self, one: Work) -> tuple[float | Tensor, list[Tensor]]:
         """Step by loop or in pieces what torch's step cannot serve; the rest is torch's, after its decay here."""
-        group, rule = one.group, one.rule
-        if (rule.is_scalar or rule.coupled) and not one.rounding.acts_on(torch.bfloat16):
-            return super()._step_beside(one)
+        rest, rule = one.group["params"], one.rule
+        if one.rounding.acts_on(torch.bfloat16) or not (rule.is_scalar or rule.coupled):
+            positions = {p: position for position, p in enumerate(rest) if p.grad is not None}
+            beside = {p: position for p, position in positions.items() if self._goes_in_pieces(p, one)}
+            if beside:
+                self._step_pieces(beside, one)
+            rest = [p for p in rest if p not in beside]
 
-        positions = {p: position for position, p in enumerate(group["params"]) if p.grad is not None}
-        beside = {p: position for p, position in positions.items() if self._goes_in_pieces(p, one)}
-        if beside:
-            self._step_pieces(beside, one)
-        rest = [p for p in group["params"] if p not in beside]
-        if rule.is_masked and one.decay:
-            self._decay_pieces({p: position for p, position in positions.items() if p not in beside}, one)
-            return 0.0, rest
-        return self._decay_before(one._replace(group={**group, "params": rest})), rest
+        weight_decay = self._handed_over(one)
+        if weight_decay is None and one.decay:
+            self._decay_before([p for p in rest if p.grad is not None], one)
+        return 0.0 if weight_decay is None else weight_decay, rest
 
     # --- pieces
 
@@ -112,7 +106,8 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
         if self.counts_steps:
             torch._foreach_add_([self.state[p]["step"] for p in positions], 1)
 
-        with self._flattened(positions, one, self._state_names(one.group)) as flats:
+        tensors = ((p, p.grad, self.state[p], one.number(position)) for p, position in positions.items())
+        with flattened(tensors, (*self._state_names(one.group), *self._kept_beside(one))) as flats:
             rest = []
             for p, flat in zip(positions, flats, strict=True):
                 if self._compiles and (found := self._loop(p, one)) is not None:
@@ -124,29 +119,29 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
 
     def _step_kind(self, one: Work) -> StepKind:
         """Decay and update of flat pieces, in place."""
-        group, rule = one.group, one.rule
-        own = group["weight_decay"] if rule.coupled else self._handed_over(one)
-        kernel = float(own or 0.0)
+        own = self._handed_over(one)
+        kernel = 0.0 if own is None else float(own)
 
         def update(pieces: Elements) -> None:
-            self._update_pieces(pieces, group, kernel)
+            self._update_pieces(pieces, one.group, kernel)
 
-        sign = self._next_direction(group) if rule.is_masked else ()
-        return StepKind(rule, 0.0 if own is not None else one.decay or 0.0, one.rounding, update, *sign)
+        return self._decay_kind(one)._replace(decay=0.0 if own is not None else one.decay or 0.0, update=update)
 
-    def _decay_pieces(self, positions: Mapping[Any, int], one: Work) -> None:
-        """The masked decay of tensors that torch steps afterwards."""
+    def _decay_kind(self, one: Work) -> StepKind:
+        """Decay of flat pieces, in place."""
+        sign = self._next_direction(one.group) if one.rule.is_masked else ()
+        return StepKind(one.rule, one.decay or 0.0, one.rounding, None, *sign)
+
+    def _decay_before(self, weights: list[Any], one: Work) -> None:
+        """The decay of tensors that torch steps afterwards."""
+        if one.rule.is_scalar:
+            decay_all_(weights, one.rule, one.decay or 0.0)
+            return
+        kind = self._decay_kind(one)
         if one.rule.target == "initial":  # before a tensor's first step it is there
-            positions = {p: position for p, position in positions.items() if "initial" in self.state[p]}
-        momentum, mix = self._next_direction(one.group)
-        with self._flattened(positions, one, (momentum,)) as flats:
-            self._workspace.step(flats, StepKind(one.rule, one.decay or 0.0, one.rounding, None, momentum, mix))
-
-    def _flattened(
-        self, positions: Mapping[Any, int], one: Work, names: tuple[str, ...]
-    ) -> AbstractContextManager[list[Flat]]:
-        tensors = ((p, p.grad, self.state[p], one.number(position)) for p, position in positions.items())
-        return flattened(tensors, (*names, *self._kept_beside(one)))
+            weights = [p for p in weights if "initial" in self.state[p]]
+        with flattened(((p, p.grad, self.state[p], 0) for p in weights), (kind.momentum, "initial")) as flats:
+            self._workspace.step(flats, kind)
 
     # --- loops
 
@@ -172,7 +167,8 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
         return None if loop is None else (kind, loop)
 
     def _numbers(self, p: Tensor, one: Work) -> Tensor:
-        rate, own = self._numbers_in_loop(one.group, self.state[p])
+        assert self.direction is not None
+        rate, own = self.direction.numbers(one.group, self.state[p])
         shrinks = float(one.group["weight_decay"]) if one.rule.coupled else one.decay or 0.0
         sign = -1.0 if one.group["maximize"] else 1.0
         return loop_numbers(sign, shrinks, rate, own, p.device)

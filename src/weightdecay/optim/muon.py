@@ -31,19 +31,7 @@ from torch import Tensor
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.base import DecayingOptimizer, Work
-from weightdecay.optim.grouping import (
-    Group,
-    Params,
-    Rules,
-    is_matrix,
-    listed_groups,
-    muon_tensors,
-    named_tensors,
-    rule_for_the_rest,
-    split_group,
-    tables_and_heads,
-    with_rules,
-)
+from weightdecay.optim.grouping import Group, Params, Rules, is_matrix, muon_tensors, named_tensors, split_group
 from weightdecay.optim.orthogonal import NEWTON_SCHULZ, Coefficients, on_whole_matrices, orthogonalised, update_scale
 from weightdecay.optim.roundings import NEAREST, RoundingLike
 from weightdecay.planning.decay_plan import DecayPlan
@@ -122,31 +110,35 @@ class Muon(AdamW):
             "stacked": 1,
         }
         super().__init__(
-            _split(params, lr, rule, self._own), lr, adamw_betas, adamw_eps, weight_decay,
-            rule=rule_for_the_rest(rule), peak_lr=peak_lr, rounding=rounding,
+            params, lr, adamw_betas, adamw_eps, weight_decay, rule=rule, peak_lr=peak_lr, rounding=rounding,
             maximize=maximize, foreach=foreach, fused=fused,
         )  # fmt: skip
-        self._rules = rule
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; matrices and the rest must not share one, unless all of it is for AdamW."""
         if isinstance(param_group, dict):
-            named = named_tensors(param_group)
-            if named is None:
-                param_group.setdefault("algorithm", "adamw")
-                return super().add_param_group(param_group)  # empty, or torch explains what is wrong
-            tensors = [tensor for _, tensor in named]
-            hidden = all(is_matrix(tensor.shape) for tensor in tensors)
+            shapes = [tuple(tensor.shape) for _, tensor in named_tensors(param_group) or ()]
+            hidden = shapes and all(is_matrix(shape) for shape in shapes)
             param_group.setdefault("algorithm", "muon" if hidden else "adamw")
-            if param_group["algorithm"] == "muon":
+            if shapes and param_group["algorithm"] == "muon":  # else empty, or torch explains what is wrong
                 for key, value in self._own.items():
                     param_group.setdefault(key, value)
-                _raise_unless_matrices(tensors, param_group["stacked"])
+                _raise_unless_matrices(shapes, param_group["stacked"])
         return super().add_param_group(param_group)
 
-    def groups_of_plan(self, plan: DecayPlan, groups: list[Group]) -> list[Group]:
-        ruled = super().groups_of_plan(plan, groups)
-        return [part for group in ruled for part in _divided(group, muon_tensors(plan), self._own)]
+    def groups_of_plan(self, plan: Params, groups: list[Group]) -> list[Group]:
+        """Each group as one for Muon and one for AdamW, unless it says where it goes."""
+        hidden = muon_tensors(plan) if isinstance(plan, DecayPlan) else None  # without a plan only shapes tell
+        divided = []
+        for group in super().groups_of_plan(plan, groups):
+            named = named_tensors(group)
+            if named is None or "algorithm" in group:
+                divided.append(group)
+                continue
+            is_muons = [is_matrix(tensor.shape) if hidden is None else name in hidden for name, tensor in named]
+            labels = ["muon" if its else "adamw" for its in is_muons]
+            divided += [{**part, "algorithm": label} for label, part in split_group(group, labels)]
+        return [{**self._own, **group} if group.get("algorithm") == "muon" else group for group in divided]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_own": self._own}
@@ -234,41 +226,9 @@ def _with_norm(matrices: Tensor, norm: float) -> Tensor:
     return matrices * (norm / present.clamp(min=_FLOOR))
 
 
-def _split(params: Params, lr: float | Tensor, rule: Rules, own: Group) -> Any:
-    """Each group as one for Muon and one for AdamW, unless it says where it goes.
-
-    Args:
-        own: what a group for Muon has besides, where it does not bring its own.
-    """
-    groups = listed_groups(params, lr)
-    if groups is None:
-        return params
-    hidden = muon_tensors(params) if isinstance(params, DecayPlan) else None
-    ruled = with_rules(groups, rule, tables_and_heads(params))
-    return [part for group in ruled for part in _divided(group, hidden, own)]
-
-
-def _divided(group: Group, hidden: frozenset[str] | None, own: Group) -> list[Group]:
-    """A group as one for Muon and one for AdamW.
-
-    Args:
-        hidden: the names of Muon's tensors; None where only shapes tell.
-    """
-    named = named_tensors(group)
-    if named is None or "algorithm" in group:
-        return [{**own, **group} if group.get("algorithm") == "muon" else group]
-
-    labels = [
-        "muon" if (is_matrix(tensor.shape) if hidden is None else name in hidden) else "adamw" for name, tensor in named
-    ]
-    return [
-        {**(own if label == "muon" else {}), **part, "algorithm": label} for label, part in split_group(group, labels)
-    ]
-
-
-def _raise_unless_matrices(tensors: list[Tensor], stacked: int) -> None:
+def _raise_unless_matrices(shapes: list[tuple[int, ...]], stacked: int) -> None:
     faults = []
-    for shape in (tuple(tensor.shape) for tensor in tensors):
+    for shape in shapes:
         if len(shape) not in (2, 3):
             faults.append(
                 f"Muon only supports 2D parameters and 3D stacks of them, whereas one has size {shape}: put it into "

@@ -21,7 +21,7 @@ from weightdecay.optim.compiled import Loop, LoopKind
 from weightdecay.optim.decay import decay_, local, mixed
 from weightdecay.optim.noise import noise_, noise_keys
 from weightdecay.optim.precision import frames_to_the_user
-from weightdecay.optim.roundings import Rounding, fresh
+from weightdecay.optim.roundings import COUNTS, ROUNDED, Rounding, fresh
 from weightdecay.rules import Rule
 
 # On a processor small enough that scratch stays in the cache, large enough that a call's fork and join cost little
@@ -33,10 +33,6 @@ _PIECE_ELSEWHERE = 1 << 24
 SMALL = 1 << 15
 
 _SAMPLE = 1 << 12  # weights that are compared with their masters where a compiled loop steps them
-
-# State that counts, and is not one number for each weight.
-ROUNDED = "rounded_steps"
-COUNTS = ("step", ROUNDED)
 
 
 class Elements(NamedTuple):
@@ -74,8 +70,7 @@ class Flat:
     begin: int = 0
 
 
-@dataclass(frozen=True)
-class StepKind:
+class StepKind(NamedTuple):
     """What is done with each piece.
 
     Attributes:

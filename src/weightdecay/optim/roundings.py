@@ -33,6 +33,10 @@ from weightdecay.optim.noise import LOW_BITS
 RoundingName = Literal["nearest", "stochastic", "kahan", "master"]
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
+# State that counts, and is not one number for each weight.
+ROUNDED = "rounded_steps"
+COUNTS = ("step", ROUNDED)
+
 
 class Scratch(Protocol):
     """Uninitialised memory of a tensor's size; the same name may get the same memory again."""
@@ -115,11 +119,11 @@ class Stochastic(Rounding):
 
     name = "stochastic"
     needs_noise = True
-    keeps = ("rounded_steps",)
+    keeps = (ROUNDED,)
     dtypes = (torch.bfloat16,)
 
     def begin(self, weights: Tensor) -> dict[str, Tensor]:
-        return {"rounded_steps": torch.zeros((), dtype=torch.int64)}
+        return {ROUNDED: torch.zeros((), dtype=torch.int64)}
 
     def write(
         self, wide: Tensor, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch, noise: Tensor | None

@@ -96,11 +96,6 @@ def decays(group: Group) -> bool:
     return bool(group["weight_decay"]) or bool(group.get("decay_multiplier"))
 
 
-def is_as_torch_means(rule: Rule) -> bool:
-    """Whether λ stays as it is where the optimizer decays by lr·λ."""
-    return rule.is_scalar and rule.lr_power == 1 and not rule.peak_power
-
-
 def _way(report: GroupReport, rule: Rule) -> Way:
     if rule.coupled:
         return "left"

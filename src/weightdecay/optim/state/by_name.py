@@ -35,11 +35,10 @@ from weightdecay.optim.state.settings import (
     describe,
     differences,
     has_state,
-    kept_settings,
-    progress_of_groups,
     put_values,
     renamed_settings,
     saved_names,
+    values_coming_back,
 )
 from weightdecay.optim.state.tree import flattened, unflattened
 
@@ -117,21 +116,18 @@ def load_state_by_name(
         loading.found = loading.tensors_that_came_or_went()
     loading.judge_state()
     loading.judge_choice(on_change)
-    kept, unkept = kept_settings(optimizer, before, loading.named, ignore) if on_change == "keep" else ([], [])
-    if isinstance(optimizer, DecayingOptimizer) and not unkept:
-        for index, (group, values) in enumerate(zip(optimizer.param_groups, kept, strict=False)):
+    coming, unkept = values_coming_back(optimizer, before, loading.named, settings=on_change == "keep", ignore=ignore)
+    if on_change == "keep" and isinstance(optimizer, DecayingOptimizer) and not unkept:
+        for index, (group, values) in enumerate(zip(optimizer.param_groups, coming, strict=True)):
             unkept += optimizer.faults_in({**group, **values}, index, optimizer.defaults)
-    progress, apart = progress_of_groups(optimizer, before, loading.named)
-    if faults := loading.faults + unkept + apart:
+    if faults := loading.faults + unkept:
         raise OptimizerError(faults)
 
     if saved.settings is not None:
         restore(optimizer, saved.settings.get("beyond", {}))
     loading.put_state()
-    for group, values in zip(optimizer.param_groups, kept, strict=False):
+    for group, values in zip(optimizer.param_groups, coming, strict=True):
         put_values(group, values)
-    for group, values in zip(optimizer.param_groups, progress, strict=True):
-        put_values(group, {key: value for key, value in values.items() if key not in ignore})
     return loading.found
 
 

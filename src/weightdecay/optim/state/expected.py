@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.optim.state.faults import COUNTS
+from weightdecay.optim.roundings import COUNTS
 from weightdecay.optim.state.settings import Change
 from weightdecay.probing.progress import stepped_state
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightdecay.optim.roundings import COUNTS
+
 # Means of squares that an optimizer divides by, as torch's optimizers and ours name them, and the mean of gradients
 # that each divides.
 _DIVIDED = {
@@ -28,7 +30,6 @@ _SQUARES = {*_DIVIDED, "square_avg", "acc_delta", "sum"}
 _PRODUCT = "mu_product"  # NAdam's, of all momenta so far; after many steps float32 has none but 0 for it
 # What only steps leave; Adagrad's `sum` begins at a value of the user's.
 _LEFT_BY_STEPS = (*_DIVIDED, *dict.fromkeys(_DIVIDED.values()), "square_avg", "acc_delta", "grad_avg")
-COUNTS = ("step", "rounded_steps")
 
 
 def impossible(name: str, state: Mapping[str, Any], group: Mapping[str, Any], kept: Mapping[str, Any]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -265,31 +265,54 @@ def renamed_settings(settings: Settings, now: Mapping[str, str]) -> Settings:
 # --- what comes back
 
 
-def kept_settings(
+def values_coming_back(
     optimizer: torch.optim.Optimizer,
     saved: Mapping[str, GroupSettings],
     named: Mapping[Tensor, str],
+    *,
+    settings: bool,
     ignore: Collection[str],
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """For each group the saved values that differ from its own; and those that cannot be had again."""
-    kept, faults = [], []
+    """For each group how far it had come, and with `settings` these, where they differ; and what cannot be had again.
+
+    A group's tensors may have been saved in several groups, which must then agree.
+    """
+    left_out = {*NOT_SETTINGS, *HARMLESS, *ignore}
+    coming, faults = [], []
     for index, group in enumerate(optimizer.param_groups):
-        members = [member.settings for member in _saved_for(group, saved, named)]
+        members = list({id(one): one for p in group["params"] if (one := saved.get(named[p]))}.values())
         values: dict[str, Any] = {}
-        for key in sorted({key for member in members for key in member} - NOT_SETTINGS - HARMLESS - set(ignore)):
-            value = members[0].get(key)
-            if any(member.get(key) != value for member in members):
-                faults.append(f"group {index}: its tensors were saved with different {key}, so it cannot be kept")
-            if plain_setting(group.get(key)) == value:
+        for key in sorted({key for member in members for key in member.settings} - left_out if settings else ()):
+            found: list[Any] = [member.settings.get(key) for member in members]
+            if reason := _unkept(key, found, group):
+                faults.append(f"group {index}: {reason}")
+            elif plain_setting(group.get(key)) != found[0]:
+                values[key] = spelt(as_rule(found[0])) if key == "rule" else _decoded(found[0], key, group)
+
+        for key in sorted({key for member in members for key in member.progress} - {*ignore}):
+            found = [member.progress[key] for member in members if key in member.progress]
+            if key == "decay_step":  # of a group that was added later: a schedule of λ has seen one number of steps
+                found = [max(found)]
+            if any(value != found[0] for value in found):
+                faults.append(f"group {index}: its tensors were saved in groups that had come to different {key}")
                 continue
-            if names_a_type(value):
-                faults.append(f"group {index}: {key} was saved by the name of its type, {value}, and cannot be kept")
-            elif key in group and not _is_alike(value, plain_setting(group[key])):
-                faults.append(f"group {index}: {key} was saved as {value!r}, which it cannot be: it is {group[key]!r}")
-            else:
-                values[key] = spelt(as_rule(value)) if key == "rule" else decoded(value, group.get(key), _place(group))
-        kept.append(values)
-    return kept, faults
+            values[key] = _decoded(found[0], key, group)
+        coming.append(values)
+    return coming, faults
+
+
+def _unkept(key: str, found: Sequence[Any], group: Mapping[str, Any]) -> str:
+    """Why a group's tensors cannot go back to the values of a setting with which they were saved; empty if they can."""
+    value, own = found[0], plain_setting(group.get(key))
+    if any(other != value for other in found):
+        return f"its tensors were saved with different {key}, so it cannot be kept"
+    if own == value:
+        return ""
+    if names_a_type(value):
+        return f"{key} was saved by the name of its type, {value}, and cannot be kept"
+    if key in group and not _is_alike(value, own):
+        return f"{key} was saved as {value!r}, which it cannot be: it is {group[key]!r}"
+    return ""
 
 
 def _is_alike(saved: Any, own: Any) -> bool:
@@ -301,32 +324,8 @@ def _is_alike(saved: Any, own: Any) -> bool:
     return isinstance(saved, int | float) and isinstance(saved, bool) == isinstance(own, bool)
 
 
-def progress_of_groups(
-    optimizer: torch.optim.Optimizer, saved: Mapping[str, GroupSettings], named: Mapping[Tensor, str]
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """For each group what it held of how far it had come, and what stands against it."""
-    restored, faults = [], []
-    for index, group in enumerate(optimizer.param_groups):
-        members = [member.progress for member in _saved_for(group, saved, named)]
-        values: dict[str, Any] = {}
-        for key in sorted({key for member in members for key in member}):
-            found = [member[key] for member in members if key in member]
-            if key == "decay_step":  # of a group that was added later: a schedule of λ has seen one number of steps
-                found = [max(found)]
-            if any(value != found[0] for value in found):
-                faults.append(f"group {index}: its tensors were saved in groups that had come to different {key}")
-                continue
-            values[key] = decoded(found[0], group.get(key), _place(group))
-        restored.append(values)
-    return restored, faults
-
-
-def _saved_for(
-    group: Mapping[str, Any], saved: Mapping[str, GroupSettings], named: Mapping[Tensor, str]
-) -> list[GroupSettings]:
-    """What the group's tensors were saved with, each saved group once."""
-    found = [saved[named[p]] for p in group["params"] if named[p] in saved]
-    return list({id(one): one for one in found}.values())
+def _decoded(value: Any, key: str, group: Mapping[str, Any]) -> Any:
+    return decoded(value, group.get(key), _place(group))
 
 
 def put_values(group: dict[str, Any], values: Mapping[str, Any]) -> None:
