@@ -79,3 +79,39 @@ def test_what_a_step_that_raised_left_is_no_step_around_the_next() -> None:
     for _ in range(3):
         optimizer.step()
     torch.testing.assert_close(w.detach(), after_raising * 0.5**3, rtol=1e-12, atol=0)
+
+
+def released(optimizer: torch.optim.Optimizer, held: weightdecay.Control) -> object:
+    held.remove()
+    return optimizer.param_groups[0]["weight_decay"]
+
+
+LOOKS: dict[str, Callable[[torch.optim.Optimizer, weightdecay.Control], object]] = {
+    "saved by position": lambda optimizer, _: optimizer.state_dict()["param_groups"][0]["weight_decay"],
+    "saved by name": lambda optimizer, _: weightdecay.settings_by_name(optimizer, ["w"])["groups"][0]["weight_decay"],
+    "asked for": lambda optimizer, held: held.decay_per_step() and optimizer.param_groups[0]["weight_decay"],
+    "printed": lambda _, held: float(str(held).partition("λ ")[2].partition(",")[0]),
+    "left alone": released,
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("base", [torch.optim.Adam, torch.optim.AdamW])
+def test_after_a_step_that_raised_lambda_is_what_it_was(base: Any, look: str) -> None:
+    class OutOfMemory(base):  # type: ignore[misc]
+        fails = False
+
+        def step(self, closure: Any = None) -> Any:
+            if self.fails:
+                raise MemoryError("within a step")
+            return super().step(closure)
+
+    w = torch.nn.Parameter(torch.ones(4))
+    optimizer = OutOfMemory([w], lr=0.1, weight_decay=0.25)
+    held = weightdecay.control(optimizer, rule="fixed")
+    w.grad = torch.zeros_like(w)
+    optimizer.fails = True
+    with pytest.raises(MemoryError):
+        optimizer.step()
+    assert optimizer.param_groups[0]["weight_decay"] != 0.25
+    assert LOOKS[look](optimizer, held) == 0.25

@@ -71,6 +71,7 @@ class Control:
         self._whole: list[tuple[int, float, list[tuple[Tensor, Tensor]]]] = []
 
     def __repr__(self) -> str:
+        self.settle()
         groups = "; ".join(self._described(group, index) for index, group in enumerate(self.optimizer.param_groups))
         seen = ""
         if self._watch and self._watch.seen:
@@ -94,6 +95,7 @@ class Control:
 
     def remove(self) -> None:
         """Take the hooks off."""
+        self.settle()
         for handle in self._handles:
             handle.remove()
         for index, group in enumerate(self.optimizer.param_groups):
@@ -102,8 +104,14 @@ class Control:
 
     def decay_per_step(self) -> list[float | None]:
         """For each group the fraction that its next step will remove; None under a coupled rule."""
+        self.settle()
         self._set_scheduled()
         return [group_decay_per_step(group) for group in self.optimizer.param_groups]
+
+    def settle(self) -> None:
+        """Put back each group's λ where the optimizer's step has raised, after which no hook runs."""
+        if not self._outermost.is_running():
+            self._restore()
 
     def weight_decays(self) -> list[Any]:
         """Each group's λ as it is meant, also within a step, for which the optimizer is given another."""
@@ -116,6 +124,7 @@ class Control:
         self._handles = [
             self.optimizer.register_step_pre_hook(self._before),
             self.optimizer.register_step_post_hook(self._after),
+            self.optimizer.register_state_dict_pre_hook(lambda _: self.settle()),
         ]
 
     def _serve(self, rules: Sequence[Rule]) -> None:
@@ -179,8 +188,7 @@ class Control:
     def _before(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._outermost.begins():
             return
-        if self._given is not None:  # the step before did not finish: its closure raised
-            self._restore()
+        self._restore()  # of a step before that raised
         self._saves = kwargs == {"closure": None} and is_only_saved(optimizer)
         if self._saves:
             self._given = [group["weight_decay"] for group in optimizer.param_groups]

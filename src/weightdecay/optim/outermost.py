@@ -27,6 +27,10 @@ class OutermostStep:
         self._wrapper = wrapper
         return True
 
+    def is_running(self) -> bool:
+        """Whether the step that began goes on around the caller; one that has raised does not."""
+        return self._wrapper is not None and _is_running(self._wrapper, sys._getframe(1))
+
     def ends(self) -> bool:
         """Whether the hook that calls this stands after the step that began."""
         if sys._getframe(2) is not self._wrapper:

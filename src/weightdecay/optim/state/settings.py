@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError
+from weightdecay.optim.control import controlled
 from weightdecay.optim.state.beyond import beyond
 from weightdecay.optim.state.names import Names, new_names, parameter_names, unwrapped
 from weightdecay.optim.state.values import decoded, encoded, names_a_type, plain_setting
@@ -68,6 +69,8 @@ def settings_by_name(optimizer: torch.optim.Optimizer, names: Names = None) -> S
         OptimizerError: a parameter has no name, or progress is something that cannot be saved.
     """
     optimizer = unwrapped(optimizer)
+    if held := controlled(optimizer):
+        held.settle()
     more = beyond(optimizer)
     return _settings_of(optimizer, names, _moving_keys(optimizer)) | ({"beyond": more} if more else {})
 
