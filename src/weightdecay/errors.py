@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 
 class WeightDecayError(Exception):
@@ -154,6 +154,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         return "did you mean " + " or ".join(f"'{choice}'" for choice in near) + "?"
     more = f" and {len(choices) - _LISTED} more" if len(choices) > _LISTED else ""
     return "known are: " + ", ".join(choices[:_LISTED]) + more
+
+
+def group_title(group: Mapping[str, Any], index: int) -> str:
+    """How a message calls an optimizer's group."""
+    return f"group {index}" + (f" ('{group['name']}')" if "name" in group else "")
 
 
 def misspelt(given: Iterable[object], known: Iterable[str]) -> list[str]:

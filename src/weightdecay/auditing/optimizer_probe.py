@@ -18,12 +18,11 @@ from weightdecay.auditing.probed import ProbedGroup, ProbedOptimizer, ProbedTens
 from weightdecay.auditing.python_state import PythonState
 from weightdecay.auditing.reading import unread_keys
 from weightdecay.auditing.separating import Ways, units, ways_of
-from weightdecay.auditing.settings import title_of
 from weightdecay.auditing.sharding import added_over_shards, agreed, agreed_each
 from weightdecay.auditing.sighting import Known, Sight, Sighting, decaying
 from weightdecay.auditing.stepping import Bench, Gradients, Place, Settings, others_hooks, places_of, roots_of, surely
 from weightdecay.auditing.telling import blank, group_seen, keeps_norm, seen_on_step, seen_on_twin, steps_wanted
-from weightdecay.errors import OptimizerError
+from weightdecay.errors import OptimizerError, group_title
 from weightdecay.probing.probe import probe_step
 
 _NEEDS_CLOSURE = (
@@ -68,7 +67,7 @@ class OptimizerProbe:
             self._see_on_steps(found)
         opaque = {tensor.opaque for tensor in found.values()}
         groups = [
-            group_seen(form, title_of(group, index), self.place, index, self.unread.get(index, ()))
+            group_seen(form, group_title(group, index), self.place, index, self.unread.get(index, ()))
             for index, (form, group) in enumerate(zip(self.forms, self.optimizer.param_groups, strict=True))
         ]
         kind = type(self.optimizer)

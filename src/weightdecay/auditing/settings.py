@@ -24,7 +24,3 @@ def peak_of(group: Mapping[str, Any]) -> tuple[float | None, str]:
     peaks = {key: value for key, value in known.items() if value is not None}
     key = max(peaks, key=lambda key: peaks[key], default="")
     return peaks.get(key), key
-
-
-def title_of(group: Mapping[str, Any], index: int) -> str:
-    return f"group {index}" + (f" ('{group['name']}')" if "name" in group else "")

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from weightdecay.errors import OptimizerError
+from weightdecay.errors import OptimizerError, group_title
 from weightdecay.optim.capturing import decay_now
-from weightdecay.optim.checks import group_faults, group_title, misspelt_keys, number, with_plain_numbers
+from weightdecay.optim.checks import group_faults, number, with_plain_numbers
 from weightdecay.optim.decay import kernel_weight_decay, local, placed_like
 from weightdecay.optim.grouping import (
     Group,
@@ -46,6 +46,7 @@ from weightdecay.optim.roundings import (
     group_rounding,
     spelt_rounding,
 )
+from weightdecay.planning.groups import misspelt_keys
 from weightdecay.rules import Rule, as_rule, group_rule, spelt
 
 
@@ -174,7 +175,7 @@ class DecayingOptimizer(StateKeeping):
         """What is wrong with the settings of a group that may lean on `defaults`."""
         title = group_title(group, index)
         return [
-            *misspelt_keys(group, self._known_keys(defaults), title),
+            *(f"{title} has {fault}" for fault in misspelt_keys(group, self._known_keys(defaults))),
             *group_faults({**defaults, **group}, title, self.refusal),
         ]
 

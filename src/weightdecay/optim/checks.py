@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from numbers import Real
 from typing import Any, TypeAlias
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightdecay.errors import OptimizerError, did_you_mean, misspelt
+from weightdecay.errors import OptimizerError, did_you_mean
 from weightdecay.optim.orthogonal import ADJUSTMENTS, METHODS
 from weightdecay.optim.roundings import as_rounding
 from weightdecay.rules import Rule, as_rule, group_decay_per_step
@@ -38,16 +38,6 @@ _SWITCHES = (
     "factored", "relative_step", "scale_parameter", "equal_rows",
 )  # fmt: skip
 _SWITCHES_OR_NONE = ("foreach", "fused", "compiled")
-
-# What a group may hold beside the settings of its optimizer: ours, and those that torch's schedulers write.
-_BESIDE = frozenset({
-    "params", "param_names", "name", "rule", "rounding", "peak_lr", "lr_multiplier", "decay_multiplier", "decay_step",
-    "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr",
-})  # fmt: skip
-
-
-def group_title(group: Mapping[str, Any], index: int) -> str:
-    return f"group {index}" + (f" ('{group['name']}')" if "name" in group else "")
 
 
 def number(value: Any) -> float | None:
@@ -81,11 +71,6 @@ def with_plain_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
         return number(value) if isinstance(value, Real) else value
 
     return {key: plain(key, value) for key, value in settings.items()}
-
-
-def misspelt_keys(group: Mapping[str, Any], known: Iterable[str], title: str) -> list[str]:
-    """Faults: keys that no setting has and that look like one."""
-    return [f"{title} has {fault}" for fault in misspelt(group, {*known, *_BESIDE})]
 
 
 def group_faults(group: Mapping[str, Any], title: str, refusal: Callable[[Rule], str]) -> list[str]:

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from weightdecay.errors import OptimizerError
+from weightdecay.errors import OptimizerError, group_title
 from weightdecay.optim.base import DecayingOptimizer
-from weightdecay.optim.checks import group_title
 from weightdecay.optim.decay import decay_, decay_all_, kernel_weight_decay, local
 from weightdecay.optim.grouping import Group, with_gradient
 from weightdecay.optim.loading import is_only_saved

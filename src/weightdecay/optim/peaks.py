@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from weightdecay.errors import did_you_mean
-from weightdecay.optim.checks import group_title, number
+from weightdecay.errors import did_you_mean, group_title
+from weightdecay.optim.checks import number
 from weightdecay.optim.grouping import Group
 from weightdecay.rules import Rule
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from weightdecay.optim.checks import group_title
+from weightdecay.errors import group_title
 from weightdecay.optim.decay import local
 from weightdecay.optim.roundings import LOW_PRECISION, NEAREST, ROUNDINGS, group_rounding
 from weightdecay.rules import group_decay_per_step

@@ -23,8 +23,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from weightdecay.errors import OptimizerError
-from weightdecay.optim.checks import amount, group_title, number
+from weightdecay.errors import OptimizerError, group_title
+from weightdecay.optim.checks import amount, number
 from weightdecay.optim.grouping import Group
 from weightdecay.schedules import Schedule
 

@@ -16,9 +16,8 @@ from typing import Any
 
 import torch
 
-from weightdecay.errors import OptimizerError
+from weightdecay.errors import OptimizerError, group_title
 from weightdecay.optim.base import DecayingOptimizer
-from weightdecay.optim.checks import group_title
 from weightdecay.optim.grouping import Group
 from weightdecay.probing.probe import GroupReport, probe_step
 from weightdecay.probing.watch import Way

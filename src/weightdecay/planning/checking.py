@@ -13,20 +13,14 @@ from typing import Any
 
 import torch
 
-from weightdecay.errors import CheckFailedError, misspelt
+from weightdecay.errors import CheckFailedError, OptimizerError, PlanError
+from weightdecay.planning.groups import misspelt_keys
 from weightdecay.planning.patterns import some
 from weightdecay.planning.planned import Plan, PlannedTensor
-from weightdecay.planning.step_checks import (
-    CheckedGroup,
-    DecayRule,
-    RuleName,
-    defaults_of,
-    raise_unless_rule,
-    seen_in_steps,
-)
+from weightdecay.planning.step_checks import CheckedGroup, defaults_of, seen_in_steps
+from weightdecay.rules import DECOUPLED, Rule, RuleLike, as_rule
 
 _REL, _ABS = 1e-9, 1e-15  # of two λ that were computed in different ways
-_KEYS = ("weight_decay", "lr", "lr_multiplier", "decay_multiplier", "param_names")
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ def check(
     plan: Plan,
     optimizers: Sequence[torch.optim.Optimizer],
     parameters: Mapping[str, torch.Tensor],
-    rule: RuleName | DecayRule | None = None,
+    rule: RuleLike | None = None,
 ) -> OptimizerCheck:
     """Compare optimizers with the plan, tensor by tensor, and look at a step of each.
 
@@ -71,7 +65,12 @@ def check(
     Raises:
         PlanError: there is no such rule.
     """
-    raise_unless_rule(rule)
+    given: Any = rule  # by a caller whom no type checker has seen
+    try:
+        # The fields of a rule, which states hold, are none here.
+        meant = DECOUPLED if given is None else as_rule(given if isinstance(given, str | Rule) else repr(given))
+    except OptimizerError as error:
+        raise PlanError(error.faults) from error
     optimizers = list({id(one): one for one in optimizers}.values())
     held: dict[int, list[str]] = {}
     for tensor in plan:
@@ -85,7 +84,7 @@ def check(
     for optimizer in optimizers:
         own = [one for one in groups if one.optimizer is optimizer]
         faults += _wrong_rates(plan, own) + _out_of_proportion(own)
-    seen, opaque = seen_in_steps(plan, optimizers, groups, rule)
+    seen, opaque = seen_in_steps(plan, optimizers, groups, meant)
     return OptimizerCheck(tuple(faults + seen), tuple(opaque))
 
 
@@ -123,7 +122,8 @@ def _misplaced(plan: Plan, held: Mapping[int, Sequence[str]], groups: Sequence[C
 
 
 def _misspelt(one: CheckedGroup) -> list[str]:
-    return [f"{one.label} has {fault}" for fault in misspelt(one.group, {*_KEYS, *defaults_of(one.optimizer)})]
+    settings = {"lr", "weight_decay", *defaults_of(one.optimizer)}
+    return [f"{one.label} has {fault}" for fault in misspelt_keys(one.group, settings)]
 
 
 def _wrong_decay(plan: Plan, one: CheckedGroup) -> list[str]:

@@ -25,7 +25,7 @@ from weightdecay.planning.ranks import check_ranks
 
 if TYPE_CHECKING:
     from weightdecay.planning.checking import OptimizerCheck
-    from weightdecay.planning.step_checks import DecayRule, RuleName
+    from weightdecay.rules import RuleLike
 
 
 class DecayPlan:
@@ -224,7 +224,7 @@ class DecayPlan:
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         model: nn.Module | None = None,
         *,
-        rule: RuleName | DecayRule | None = None,
+        rule: RuleLike | None = None,
     ) -> OptimizerCheck:
         """Whether an optimizer really carries this plan: `.ok`, `.faults`, `.opaque`, `.raise_if_wrong()`.
 
@@ -234,8 +234,8 @@ class DecayPlan:
         Args:
             optimizer: any torch optimizer, or all of those that train the model.
             model: the (wrapped) model it trains, if not the one that was planned.
-            rule: where λ is meant otherwise: `"l2"` (or a coupled `Rule`) accepts decay through the gradient, another
-                name a decay per step that is not lr·λ, and a `Rule` the decay per step that it gives.
+            rule: where λ is meant otherwise, a name or a `Rule`: `"l2"` accepts decay through the gradient, another
+                the decay per step that it gives; none is asked for where that needs a peak lr that no group has.
 
         Raises:
             PlanError: what is given is no optimizer, no module or no rule, or the plan belongs to no model.

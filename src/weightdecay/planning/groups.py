@@ -9,9 +9,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from weightdecay.errors import PlanError
+from weightdecay.errors import PlanError, misspelt
 from weightdecay.planning.planned import PlannedTensor
 from weightdecay.planning.policies.author_rates import share_of
+
+# What a group may hold beside the settings of its optimizer: ours, and those that torch's schedulers write.
+_BESIDE = frozenset({
+    "params", "param_names", "name", "rule", "rounding", "peak_lr", "lr_multiplier", "decay_multiplier", "decay_step",
+    "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr",
+})  # fmt: skip
 
 
 class _Shares(NamedTuple):
@@ -89,6 +95,11 @@ def _refuse_torn(groups: Iterable[Mapping[int, tuple[str, Any]]]) -> None:
                     "with use_orig_params=True, or use fully_shard"
                 )
             seen[key] = name
+
+
+def misspelt_keys(group: Mapping[str, Any], settings: Iterable[str]) -> list[str]:
+    """Keys of a group that look like one of its optimizer's settings, or of a plan's, and are none."""
+    return misspelt(group, {*settings, *_BESIDE})
 
 
 def _is_rate(value: Any) -> bool:

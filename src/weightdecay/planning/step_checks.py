@@ -5,33 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any
 
 import torch
 
-from weightdecay.errors import PlanError, did_you_mean
 from weightdecay.planning.planned import Plan
 from weightdecay.probing.probe import GroupReport, probe_step
+from weightdecay.rules import DECOUPLED, Rule
 
-# The names of `weightdecay.rules`, which stands above this room.
-RuleName = Literal[
-    "decoupled", "independent", "fixed", "lr_squared", "corrected", "cautious", "towards_one", "towards_initial", "l2"
-]
-_COUPLED, _DECOUPLED = "l2", "decoupled"  # through the gradient; w ← (1 − lr·λ)·w, as a plan means λ
 _HIDDEN = 1e-15  # a decay that is one and no rounding
 _ALIKE = 0.02  # of two decays per step, of which one was measured in float32
-
-
-class DecayRule(Protocol):
-    """What is needed of a `weightdecay.Rule`."""
-
-    @property
-    def coupled(self) -> bool: ...
-
-    @property
-    def is_scalar(self) -> bool: ...
-
-    def decay_per_step(self, lr: float, weight_decay: float, peak_lr: float | None = None) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -44,14 +27,6 @@ class CheckedGroup:
     names: tuple[str, ...]
 
 
-def raise_unless_rule(rule: Any) -> None:
-    known = get_args(RuleName)
-    if rule is None or rule in known or callable(getattr(rule, "decay_per_step", None)):
-        return
-    near = did_you_mean(rule, known) if isinstance(rule, str) else f"known are: {', '.join(known)}"
-    raise PlanError(f"unknown rule {rule!r}: {near}, or give a weightdecay.Rule")
-
-
 def defaults_of(optimizer: torch.optim.Optimizer) -> Mapping[str, Any]:
     """Empty for a wrapper that has none."""
     return getattr(optimizer, "defaults", {})
@@ -61,7 +36,7 @@ def seen_in_steps(
     plan: Plan,
     optimizers: Sequence[torch.optim.Optimizer],
     groups: Sequence[CheckedGroup],
-    rule: RuleName | DecayRule | None,
+    rule: Rule,
 ) -> tuple[list[str], list[str]]:
     """(faults, what could not be seen)."""
     faults: list[str] = []
@@ -120,7 +95,7 @@ def _left_by_control(optimizer: torch.optim.Optimizer, groups: Sequence[CheckedG
     )
 
 
-def _step_faults(plan: Plan, one: CheckedGroup, seen: GroupReport, rule: RuleName | DecayRule | None) -> list[str]:
+def _step_faults(plan: Plan, one: CheckedGroup, seen: GroupReport, rule: Rule) -> list[str]:
     kind, λ = type(one.optimizer).__name__, float(one.group.get("weight_decay", 0.0))
     wants_decay = any(plan[name].decays for name in one.names) and λ > 0
     faults = []
@@ -134,16 +109,15 @@ def _step_faults(plan: Plan, one: CheckedGroup, seen: GroupReport, rule: RuleNam
     if not seen.reads_weight_decay:
         return [*faults, f"{one.label}: {kind} does not read weight_decay, so λ {λ:g} decays nothing"]
 
-    coupled = rule == _COUPLED or bool(getattr(rule, "coupled", False))
-    if seen.form == "coupled" and not coupled:
+    if seen.form == "coupled" and not rule.coupled:
         faults.append(
             f"{one.label}: {kind} adds λ·w to the gradient (coupled decay) where the plan means w ← (1 − lr·λ)·w: use "
             "torch.optim.AdamW or weightdecay.SGDW, or weightdecay.control, or say rule='l2' if that is meant"
         )
-    elif seen.form == "decoupled" and coupled and not seen.through_gradient:
+    elif seen.form == "decoupled" and rule.coupled and not seen.through_gradient:
         faults.append(f"{one.label}: {kind} decays beside the gradient, and rule='l2' means through it")
     elif (asked := _other_amount(one, seen, rule)) is not None:
-        formula = f"lr·λ = {asked:.3g}" if rule in (None, _DECOUPLED) else f"{asked:.3g}"
+        formula = f"lr·λ = {asked:.3g}" if rule.is_torchs else f"{asked:.3g}"
         faults.append(
             f"{one.label}: a step of {kind} removes {seen.decay_per_step:.3g} of a weight where {formula} is meant: "
             "weightdecay.convert gives the λ for its convention, or say which rule is meant"
@@ -151,21 +125,21 @@ def _step_faults(plan: Plan, one: CheckedGroup, seen: GroupReport, rule: RuleNam
     return faults
 
 
-def _other_amount(one: CheckedGroup, seen: GroupReport, rule: RuleName | DecayRule | None) -> float | None:
+def _other_amount(one: CheckedGroup, seen: GroupReport, rule: Rule) -> float | None:
     """What a step should remove, where a group that says no rule of its own removes something else."""
-    said: Any = one.group.get("rule", rule if rule is not None else _DECOUPLED)
     lr, λ, peak = (one.group.get(key) for key in ("lr", "weight_decay", "peak_lr"))
     if seen.form != "decoupled" or lr is None or λ is None:
         return None
+    if "rule" in one.group:
+        if one.group["rule"] not in (DECOUPLED, DECOUPLED.name):
+            return None  # ours and controlled ones make their own rule
+        rule = DECOUPLED
 
-    if said == _DECOUPLED:
-        if seen.own_decay_is_lr_times_lambda:
-            return None
-        asked = float(lr) * float(λ)
-    elif isinstance(said, str) or "rule" in one.group or not said.is_scalar:
-        return None  # ours and controlled ones make their own rule; a mask or a target has no such number
-    else:
-        asked = said.decay_per_step(float(lr), float(λ), None if peak is None else float(peak))
+    if rule.is_torchs and seen.own_decay_is_lr_times_lambda:
+        return None
+    if not rule.is_scalar or (rule.needs_peak and peak is None):
+        return None  # a mask or a target has no such number
+    asked = rule.decay_per_step(float(lr), float(λ), None if peak is None else float(peak))
     return None if math.isclose(seen.decay_per_step, asked, rel_tol=_ALIKE, abs_tol=1e-7) else asked
 
 

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.errors import OptimizerError
+from weightdecay.errors import OptimizerError, group_title
 from weightdecay.probing.entering import Entry, is_equal, is_lr_times_lambda, ways_of
 from weightdecay.probing.isolation import untouched
 from weightdecay.probing.report import Form as Form
@@ -72,12 +72,14 @@ def probe_step(optimizer: torch.optim.Optimizer, *, hooks: bool = False) -> Step
                 raise attempts[-1]  # type: ignore[misc]
     except Exception as error:  # others' code runs here
         reason = "; ".join(error.faults) if isinstance(error, OptimizerError) else f"{type(error).__name__}: {error}"
-        groups = [GroupReport(i, _title(group, i), opaque=reason) for i, group in enumerate(optimizer.param_groups)]
+        groups = [
+            GroupReport(i, group_title(group, i), opaque=reason) for i, group in enumerate(optimizer.param_groups)
+        ]
         return StepReport(tuple(groups), reason)
     merged = [_merged(of_group) for of_group in zip(*reports, strict=True)]
     # Of groups of one kind one was tried, and it says what all of them do.
     every = [
-        replace(merged[place], index=index, title=_title(group, index))
+        replace(merged[place], index=index, title=group_title(group, index))
         for index, (group, place) in enumerate(zip(optimizer.param_groups, twins.of.stands_for, strict=True))
     ]
     keeps_phase = twins.manner.keeps_phase or not _has_begun(optimizer)
@@ -89,10 +91,6 @@ def _reports(twins: Twins, dtype: torch.dtype | None, *, is_finest: bool) -> lis
         return _Bench(twins, dtype, is_finest=is_finest).reports()
     except Exception as error:  # others' code, which may take one step of another dtype and no second
         return error
-
-
-def _title(group: dict[str, Any], index: int) -> str:
-    return f"group {index}" + (f" ('{group['name']}')" if "name" in group else "")
 
 
 def _has_begun(optimizer: torch.optim.Optimizer) -> bool:
