@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -46,6 +47,15 @@ def test_the_decay_per_step_is_what_the_table_says(
     assert found == pytest.approx(decay_per_step(name, lr, weight_decay, peak_lr), rel=1e-12)
     group = {"lr": lr, "weight_decay": weight_decay, "rule": name, "peak_lr": peak_lr}
     assert group_decay_per_step(group) == pytest.approx(found)
+
+
+@given(lr_power=st.floats(0, 3), peak_power=st.floats(0, 3), share=st.floats(0.1, 1), peak_lr=st.floats(1e-3, 10))
+def test_powers_of_ones_own_are_taken_of_the_lr_and_of_its_peak(
+    lr_power: float, peak_power: float, share: float, peak_lr: float
+) -> None:
+    found = Rule("mine", lr_power, peak_power).decay_per_step(share * peak_lr, 0.1, peak_lr)
+    in_logarithms = math.log(0.1) + lr_power * math.log(share * peak_lr) - peak_power * math.log(peak_lr)
+    assert math.log(found) == pytest.approx(in_logarithms, abs=1e-9)
 
 
 def test_every_rule_says_its_equation() -> None:

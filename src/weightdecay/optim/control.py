@@ -2,10 +2,11 @@
 
     import torch
     from weightdecay import control
+    from weightdecay.rules import INDEPENDENT
     from weightdecay.schedules import Linear
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, weight_decay=0.1)
-    control(optimizer, rule="independent", peak_lr=6e-4, schedule=Linear(6e-5, 0.0, steps=10_000))
+    control(optimizer, rule=INDEPENDENT, peak_lr=6e-4, schedule=Linear(6e-5, 0.0, steps=10_000))
 
 Hooks before and after each step give the optimizer the λ that makes its own decay the rule's, or make λ 0 for the step
 and let the weights decay beside it. `serving` says which is exact for a group, or that none is; `Watch` looks on.

@@ -206,19 +206,16 @@ def groups_of(settings: Settings) -> list[dict[str, Any]]:
     groups = given.get("groups") if isinstance(given, Mapping) else None
     if not isinstance(groups, list) or not all(isinstance(group, Mapping) and "params" in group for group in groups):
         raise OptimizerError("the settings hold no groups with params: give what settings_by_name gave when saving")
-    lists = {f"params of group {index}": group["params"] for index, group in enumerate(groups)}
-    lists["stateless"] = settings.get("stateless", [])
-    faults = [
-        f"the settings' {what} are no list of names, but {value!r:.60}"
-        for what, value in lists.items()
-        if not isinstance(value, list) or not all(isinstance(name, str) for name in value)
+    wanted: list[tuple[str, Any, Any]] = [
+        *((f"params of group {index}", group["params"], list) for index, group in enumerate(groups)),
+        *((f"progress of group {index}", group.get("progress", {}), Mapping) for index, group in enumerate(groups)),
+        ("stateless", settings.get("stateless", []), list),
+        ("beyond", settings.get("beyond", {}), Mapping),
     ]
-    mappings = {f"progress of group {index}": group.get("progress", {}) for index, group in enumerate(groups)}
-    mappings["beyond"] = settings.get("beyond", {})
-    faults += [
-        f"the settings' {what} is no mapping of names, but {value!r:.60}"
-        for what, value in mappings.items()
-        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value)
+    faults = [
+        f"the settings' {what}: a {'list' if kind is list else 'mapping'} of names is wanted, and this is {value!r:.60}"
+        for what, value, kind in wanted
+        if not isinstance(value, kind) or not all(isinstance(name, str) for name in value)
     ]
     if faults:
         raise OptimizerError(faults)
