@@ -12,7 +12,7 @@ from torch import Tensor
 from weightdecay.optim.base import DecayingOptimizer, Work
 from weightdecay.optim.compiled import ENOUGH, Direction, Loop, LoopKind, loop_numbers, parts_of, usable_loop
 from weightdecay.optim.decay import decay_all_, local
-from weightdecay.optim.grouping import Group
+from weightdecay.optim.grouping import Group, with_gradient
 from weightdecay.optim.pieces import SMALL, Elements, StepKind, flattened
 from weightdecay.optim.roundings import LOW_PRECISION
 
@@ -83,6 +83,27 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
         if weight_decay is None and one.decay:
             self._decay_before([p for p in rest if p.grad is not None], one)
         return 0.0 if weight_decay is None else weight_decay, rest
+
+    def _direction_step(self) -> None:
+        """torch's own; its fused kernels go by place in memory, so gradients and state are laid out as the weights."""
+        lent = []
+        for group in self.param_groups:
+            for p in with_gradient(group) if group.get("fused") else ():
+                if (p.ndim < 2 and p.grad.is_contiguous()) or hasattr(p, "to_local"):
+                    continue
+                state = self.state[p]
+                for key in self._state_names(group):
+                    if state.get(key) is not None:
+                        state[key] = _laid_out_like(p, state[key])
+                gradient, p.grad = p.grad, _laid_out_like(p, p.grad)
+                if gradient is not p.grad:
+                    lent.append((p, gradient))
+        try:
+            super()._direction_step()
+        finally:
+            for p, gradient in lent:
+                # A GradScaler's scale is taken out of it by the kernel.
+                p.grad = gradient if getattr(self, "grad_scale", None) is None else gradient.copy_(p.grad)
 
     # --- pieces
 
@@ -172,3 +193,8 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
         shrinks = float(one.group["weight_decay"]) if one.rule.coupled else one.decay or 0.0
         sign = -1.0 if one.group["maximize"] else 1.0
         return loop_numbers(sign, shrinks, rate, own, p.device)
+
+
+def _laid_out_like(p: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor with the strides of `p`; itself where it has them."""
+    return tensor if tensor.stride() == p.stride() else torch.empty_like(p, dtype=tensor.dtype).copy_(tensor)
