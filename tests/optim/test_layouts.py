@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import weightdecay
+from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamL2, AdamW
 from weightdecay.optim.muon import Muon
 from weightdecay.optim.sgdw import SGDW
@@ -120,3 +121,19 @@ def test_a_run_with_weights_in_channels_last_goes_on_bit_for_bit(name: str, way:
         p.grad = gradient(step, torch.channels_last)
         optimizer.step()
     assert torch.equal(p.detach().contiguous(), expected)
+
+
+@every
+def test_weights_with_others_between_them_are_refused_and_those_do_not_change(name: str) -> None:
+    whole = torch.ones(3, 10)
+    p = nn.Parameter(whole[:, :5])
+    p.grad = torch.ones(3, 5)
+    cls, settings = FUSED[name]
+    groups = [{"params": [p], "algorithm": "adamw"} if cls is Muon else {"params": [p]}]
+    with pytest.raises(OptimizerError, match=r"group 0: fused=True would write between weights"):
+        cls(groups, lr=0.1, fused=True, **settings).step()
+    assert torch.equal(whole, torch.ones(3, 10))
+
+    cls(groups, lr=0.1, fused=False, **settings).step()
+    assert torch.equal(whole[:, 5:], torch.ones(3, 5))
+    assert not torch.equal(whole[:, :5], torch.ones(3, 5))

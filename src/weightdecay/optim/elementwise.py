@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -68,6 +68,15 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
                 for p in one.weights:
                     if self._goes_in_pieces(p, one):
                         self._loop(p, one)
+
+    def _step_faults(self, one: Work) -> Iterator[str]:
+        yield from super()._step_faults(one)
+        here = one.weights if one.group.get("fused") else ()
+        if any(_has_gaps(p) for p in here if not (p.is_contiguous() or one.rounding.acts_on(p.dtype))):
+            yield (
+                "fused=True would write between weights that lie apart in memory (a part of a larger tensor): give "
+                "fused=False, or make them a tensor of their own"
+            )
 
     def _step_beside(self, one: Work) -> tuple[float | Tensor, list[Tensor]]:
         """Step by loop or in pieces what torch's step cannot serve; the rest is torch's, after its decay here."""
@@ -198,3 +207,8 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
 def _laid_out_like(p: Tensor, tensor: Tensor) -> Tensor:
     """The tensor with the strides of `p`; itself where it has them."""
     return tensor if tensor.stride() == p.stride() else torch.empty_like(p, dtype=tensor.dtype).copy_(tensor)
+
+
+def _has_gaps(p: Tensor) -> bool:
+    """Whether something else lies between the weights."""
+    return not hasattr(p, "to_local") and torch.empty_like(p, device="meta").stride() != p.stride()
