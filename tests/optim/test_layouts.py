@@ -137,3 +137,23 @@ def test_weights_with_others_between_them_are_refused_and_those_do_not_change(na
     cls(groups, lr=0.1, fused=False, **settings).step()
     assert torch.equal(whole[:, 5:], torch.ones(3, 5))
     assert not torch.equal(whole[:, :5], torch.ones(3, 5))
+
+
+@pytest.mark.parametrize("cls", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_optimizers_of_torchs_go_on_by_name_bit_for_bit(cls: Any, layout: str) -> None:
+    settings: dict[str, Any] = {"momentum": 0.9} if cls is torch.optim.SGD else {}
+
+    def run(resumed: bool) -> Tensor:
+        p = weights(LAYOUTS[layout])
+        optimizer = cls([("w", p)], lr=0.05, fused=True, **settings)
+        for step in range(STEPS):
+            if step == STEPS // 2 and resumed:
+                tensors, said = weightdecay.state_by_name(optimizer), weightdecay.settings_by_name(optimizer)
+                optimizer = cls([("w", p)], lr=0.05, fused=True, **settings)
+                weightdecay.load_state_by_name(optimizer, tensors, said)
+            p.grad = gradient(step, LAYOUTS[layout])
+            optimizer.step()
+        return p.detach()
+
+    assert torch.equal(run(resumed=True), run(resumed=False))

@@ -4,7 +4,8 @@
     w ← (decay of w) − η_t · m̂ / (√v̂ + ε)
 
 At equal settings `AdamW` equals `torch.optim.AdamW`, and `AdamL2` `torch.optim.Adam`, bit for bit on each of torch's
-paths (for-loop, foreach, fused).
+paths (for-loop, foreach, fused), but for gradients and moments that lie otherwise in memory than their weights: torch's
+fused kernels take them for others.
 
 Reference: Kingma & Ba 2015, arXiv:1412.6980; Loshchilov & Hutter 2019, arXiv:1711.05101.
 """

@@ -34,6 +34,11 @@ def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
     return moved
 
 
+def laid_out_like(p: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor with the strides of `p`; itself where it has them."""
+    return tensor if tensor.stride() == p.stride() else torch.empty_like(p, dtype=tensor.dtype).copy_(tensor)
+
+
 def kernel_weight_decay(rule: Rule, group: Mapping[str, Any], decay: float | None) -> Any:
     """The λ with which a kernel that shrinks by 1 − lr·λ decays by `decay`; None where none can make it."""
     if rule.is_torchs:

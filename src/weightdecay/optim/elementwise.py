@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weightdecay.optim.base import DecayingOptimizer, Work
 from weightdecay.optim.compiled import ENOUGH, Direction, Loop, LoopKind, loop_numbers, parts_of, usable_loop
-from weightdecay.optim.decay import decay_all_, local
+from weightdecay.optim.decay import decay_all_, laid_out_like, local
 from weightdecay.optim.grouping import Group, with_gradient
 from weightdecay.optim.pieces import SMALL, Elements, StepKind, flattened
 from weightdecay.optim.roundings import LOW_PRECISION
@@ -103,8 +103,8 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
                 state = self.state[p]
                 for key in self._state_names(group):
                     if state.get(key) is not None:
-                        state[key] = _laid_out_like(p, state[key])
-                gradient, p.grad = p.grad, _laid_out_like(p, p.grad)
+                        state[key] = laid_out_like(p, state[key])
+                gradient, p.grad = p.grad, laid_out_like(p, p.grad)
                 if gradient is not p.grad:
                     lent.append((p, gradient))
         try:
@@ -202,11 +202,6 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
         shrinks = float(one.group["weight_decay"]) if one.rule.coupled else one.decay or 0.0
         sign = -1.0 if one.group["maximize"] else 1.0
         return loop_numbers(sign, shrinks, rate, own, p.device)
-
-
-def _laid_out_like(p: Tensor, tensor: Tensor) -> Tensor:
-    """The tensor with the strides of `p`; itself where it has them."""
-    return tensor if tensor.stride() == p.stride() else torch.empty_like(p, dtype=tensor.dtype).copy_(tensor)
 
 
 def _has_gaps(p: Tensor) -> bool:

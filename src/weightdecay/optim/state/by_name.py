@@ -24,6 +24,7 @@ from torch import Tensor
 
 from weightdecay.errors import OptimizerError, did_you_mean
 from weightdecay.optim.base import DecayingOptimizer
+from weightdecay.optim.decay import laid_out_like
 from weightdecay.optim.state.beyond import restore
 from weightdecay.optim.state.expected import State, dtype_changes, expected_states, fitting_faults
 from weightdecay.optim.state.faults import impossible
@@ -278,7 +279,10 @@ def _placed(value: Any, p: Tensor, expected: Any) -> Any:
         placements = like.placements if value.shape == p.shape else [Replicate()] * like.device_mesh.ndim
         return distribute_tensor(value.to(device=p.device, dtype=dtype), like.device_mesh, placements)
     if value.ndim:
-        return _copied(value, p.device, dtype)
+        copy = _copied(value, p.device, dtype)
+        # Kernels go by place in memory. Of a matrix the file says how it lay, and strangers may multiply by it so.
+        lies_as_weights = value.shape == p.shape and type(copy) is Tensor and (expected is not None or value.ndim > 2)
+        return laid_out_like(p, copy) if lies_as_weights else copy
     # A count is where the optimizer keeps it, which need not be where the weights are.
     return value.to(device=expected.device if isinstance(expected, Tensor) else value.device, dtype=dtype, copy=True)
 
