@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -9,14 +11,23 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import Answer
 from tests.commands import COMMANDS, SMALL, Command
 from weightdecay import __version__
 
 WEIGHTDECAY = [sys.executable, "-m", "weightdecay"]
+
+
+def _needs_a_word(name: str) -> bool:
+    """Whether a command says nothing to a line without any."""
+    return any(
+        item.default is item.default_factory is dataclasses.MISSING for item in dataclasses.fields(COMMANDS[name])
+    )
 
 
 def test_the_version_is_told_and_as_a_document(weightdecay: Command) -> None:
@@ -81,3 +92,45 @@ def test_colours_are_asked_for_and_refused(weightdecay: Command) -> None:
     assert "\x1b[" not in weightdecay("plan", "gpt3:nano", NO_COLOR="1", FORCE_COLOR="").stdout
     assert "\x1b[" in weightdecay("plan", "gpt3:nano", FORCE_COLOR="1").stdout
     assert max(map(len, weightdecay("plan", "gpt3:nano", COLUMNS="60").stdout.splitlines())) <= 60
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "", "--bogus", "traim", "--completion tchs", "--version extra", "data", "data prepair",
+        "watch", "watch --bogus -- x.py",
+        *(f"{name} --bogus" for name in COMMANDS), *(name for name in COMMANDS if _needs_a_word(name)),
+    ],
+)  # fmt: skip
+def test_a_line_that_no_command_takes_is_answered_by_one_document(line: str, command: Callable[..., Answer]) -> None:
+    words = line.split()
+    code, said, told = command(*(["--json", *words[1:]] if not words else [*words[:1], "--json", *words[1:]]))
+    document = json.loads(said)
+    assert code == document["exit_code"] == 2
+    assert document["faults"]
+    assert told == "".join(f"error: {fault}\n" for fault in document["faults"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+@pytest.mark.parametrize("value", ["1", ""])
+def test_a_terminal_asked_for_no_colour_gets_neither_colour_nor_bold(value: str) -> None:
+    """On a real terminal of 60 columns; an empty NO_COLOR asks for nothing, as no-color.org says."""
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 60))
+    said = {"COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"}
+    environment = {key: kept for key, kept in os.environ.items() if key not in said}
+    environment |= {"TERM": "xterm-256color", "NO_COLOR": value}
+    process = subprocess.Popen([*WEIGHTDECAY, "recipes"], stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal whose other side has gone ends on Linux
+        while piece := os.read(ours, 65536):
+            shown += piece
+    os.close(ours)
+    assert process.wait() == 0
+    assert (b"\x1b[" in shown) == (value == "")
+    if value:
+        assert max(len(line) for line in shown.decode().splitlines()) <= 60
