@@ -143,6 +143,9 @@ _ADVICE = {
     errno.EDQUOT: "make room within your quota, or give a path on another disk",
     errno.EMFILE: "too many files are open in this process: raise `ulimit -n`",
     errno.ENOENT: "correct the path",
+    errno.EEXIST: "something else lies there: give another path",
+    errno.EISDIR: "give the path of a file",
+    errno.ENOTDIR: "a file lies where a directory should: correct the path",
 }
 
 

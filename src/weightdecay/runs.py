@@ -27,7 +27,7 @@ from typing import Any, Protocol
 from weightdecay.errors import ConfigError, DamagedError, RunBusyError, TrainingError
 from weightdecay.recipes.files import read_settings, settings_toml
 from weightdecay.recipes.settings import TrainConfig
-from weightdecay.storage import Lock, is_at, lock, whole_file
+from weightdecay.storage import Lock, is_at, lock, whole_file, why_no_directory
 
 Row = dict[str, Any]
 
@@ -39,7 +39,7 @@ def runs_in(folder: Path) -> list[Run]:
         ConfigError: there is no such folder.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such directory: name the one that holds the runs")
+        raise ConfigError(f"{folder}: {why_no_directory(folder)}: name the one that holds the runs")
     found = []
     for path, subfolders, files in os.walk(folder):
         if "run.toml" in files:
@@ -64,7 +64,9 @@ class Run:
         """A directory that a training has written."""
         run = cls(Path(path))
         if not run.path.is_dir():
-            raise ConfigError(f"{run.path}: no such directory; a run directory is what `weightdecay train` made")
+            raise ConfigError(
+                f"{run.path}: {why_no_directory(run.path)}; a run directory is what `weightdecay train` made"
+            )
         if not (run.path / "run.toml").is_file():
             raise ConfigError(f"{run.path}: not a run directory: it has no run.toml; `weightdecay train` makes one")
         return run

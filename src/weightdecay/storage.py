@@ -67,6 +67,11 @@ def is_directory(path: Path) -> bool:
     return _is(stat.S_ISDIR, path)
 
 
+def why_no_directory(path: Path) -> str:
+    """Of a path where a directory should be and is none: whether something else lies there, or nothing."""
+    return "a file, not a directory" if is_file(path) else "no such directory"
+
+
 def is_at(descriptor: int, path: Path) -> bool:
     """Whether an open file or directory still has this name; another process may have removed it."""
     try:

@@ -230,7 +230,10 @@ def _open(name: str) -> Source | None:
 
 
 def _recipe(name: str) -> Recipe:
+    from pathlib import Path
+
     from weightdecay.recipes.schema import recipe
+    from weightdecay.storage import is_directory, is_file
 
     try:
         return recipe(name)
@@ -239,6 +242,10 @@ def _recipe(name: str) -> Recipe:
             "a run directory, a directory with config.json or weightdecay.json, hf:ORG/NAME, a .safetensors file, "
             "python:module:factory"
         )
+        path = Path(name)
+        what = "file" if is_file(path) else "directory" if is_directory(path) else ""
+        if what and path.suffix != ".toml":  # nobody means a recipe's name by it
+            raise RecipeError(f"{name}: a {what}, and none that is known here: give {kinds}") from None
         raise RecipeError([*error.faults, f"'{name}' is none of these either: {kinds}"]) from None
 
 

@@ -106,7 +106,8 @@ class Watch:
             if Path(name).is_dir():
                 faults.append(f"--out {name}: is a folder")
         if self.check and not Path(self.check).is_file():
-            faults.append(f"--check {self.check}: there is no such file; write one with --lock {self.check}")
+            what = "is a directory" if Path(self.check).is_dir() else "there is no such file"
+            faults.append(f"--check {self.check}: {what}; write one with --lock {self.check}")
 
     def _weight_decay(self, faults: list[str]) -> float | None:
         if not self.weight_decay:

@@ -35,7 +35,7 @@ from weightdecay.data.shards import (
 from weightdecay.data.tokenizer import Tokenizer, load_tokenizer
 from weightdecay.data.tokenizer_specs import check_tokenizer_spec, make_tokenizer
 from weightdecay.errors import DamagedError, DataError
-from weightdecay.storage import build_directory, cache_directory, is_file, whole_file
+from weightdecay.storage import build_directory, cache_directory, is_file, whole_file, why_no_directory
 
 TRAINING_SHARD = "train.bin"
 HELD_OUT_SHARD = "heldout.bin"
@@ -310,6 +310,8 @@ def _write(corpus: Corpus, tokenizer: Tokenizer, directory: Path, progress: Prog
 
 
 def _read_record(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise DataError(f"{path}: {why_no_directory(path)}; weightdecay data prepare SRC… --out DIR makes one")
     if not is_prepared(path):
         raise DataError(f"{path}: holds no prepared data; make some with: weightdecay data prepare SRC… --out {path}")
     try:

@@ -19,6 +19,7 @@ from weightdecay.models.config import ModelConfig
 from weightdecay.models.decoder import GPT
 from weightdecay.models.loading import load_weights
 from weightdecay.runs import Run
+from weightdecay.storage import why_no_directory
 
 Report = Callable[[str], None]
 
@@ -110,8 +111,8 @@ def find(path: Path, report: Report, which: str = NEWEST) -> Stored:
         return _of_run(Run.open(found.path.parent.parent), found)
     if huggingface.holds_a_model(path):
         return Stored(path, huggingface.read_config(path))
-    if not path.exists():
-        raise ConfigError(f"{path}: no such directory: {_WHAT_CAN_BE_GIVEN}")
+    if not path.is_dir():
+        raise ConfigError(f"{path}: {why_no_directory(path)}: {_WHAT_CAN_BE_GIVEN}")
     raise ConfigError(f"{path}: no trained model: {_WHAT_CAN_BE_GIVEN}")
 
 

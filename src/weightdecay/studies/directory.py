@@ -21,7 +21,7 @@ from typing import Any
 
 from weightdecay.errors import ConfigError, DamagedError, RunBusyError
 from weightdecay.runs import Run, dump_json, read_json
-from weightdecay.storage import Lock, lock, whole_file
+from weightdecay.storage import Lock, lock, whole_file, why_no_directory
 
 SCHEMA_VERSION = 1
 STUDY, RESULTS, FAILURES, MEASURED = "study.json", "results.json", "failures.json", "measured.json"
@@ -50,7 +50,7 @@ class StudyDirectory:
         """A directory that a study has written."""
         found = cls(Path(path))
         if not found.path.is_dir():
-            raise ConfigError(f"{found.path}: no such directory; `weightdecay study` makes one")
+            raise ConfigError(f"{found.path}: {why_no_directory(found.path)}; `weightdecay study` makes one")
         if not found.begun:
             raise ConfigError(f"{found.path}: not a study: it has no {STUDY}; `weightdecay study` makes one")
         return found

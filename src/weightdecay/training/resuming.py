@@ -16,6 +16,7 @@ from weightdecay.models import huggingface
 from weightdecay.models.weightfiles import weight_files
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import Run, read_json
+from weightdecay.storage import why_no_directory
 from weightdecay.training.pretrained import pretrained_weights
 
 # Settings that change nothing about what is learned, only what is kept and how the work is shared out.
@@ -166,7 +167,7 @@ def check_start(source: str) -> None:
     path = Path(source)
     if not path.is_dir():
         raise ConfigError(
-            f"--init-from {path}: no such directory: give a run, a checkpoint or a Hugging Face directory"
+            f"--init-from {path}: {why_no_directory(path)}: give a run, a checkpoint or a Hugging Face directory"
         )
     if huggingface.holds_a_model(path):
         huggingface.read_config(path)
