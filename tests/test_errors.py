@@ -14,6 +14,10 @@ def test_every_error_carries_its_faults() -> None:
 def test_the_nearest_names_are_suggested_or_a_page_of_all() -> None:
     assert did_you_mean("gtp3", ["gpt3", "palm"]) == "did you mean 'gpt3'?"
     assert did_you_mean("zzz", ["b", "a"]) == "known are: a, b"
+    keys = ["optimizer.lr", "run.steps", "schedule.warmup_steps"]
+    assert did_you_mean("steps", keys) == "did you mean 'run.steps'?"
+    assert did_you_mean("lrr", keys) == "did you mean 'optimizer.lr'?"
+    assert did_you_mean("run.step", keys) == "did you mean 'run.steps'?"
     listed = did_you_mean("zzz", (f"name{n:03}" for n in range(90)))
     assert listed.startswith("known are: name000, name001, ")
     assert listed.endswith(", name039 and 50 more")

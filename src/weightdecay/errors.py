@@ -152,7 +152,11 @@ _ADVICE = {
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error message: the nearest known names, or those that there are if none is near."""
     choices = sorted(known)
-    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
+    near = [choice for choice in choices if choice.endswith(f".{name}")][:_NEAR]  # `optimizer.lr` for `lr`
+    near = near or difflib.get_close_matches(name, choices, n=_NEAR, cutoff=0.6)
+    if not near:  # `optimizer.lr` for `lrr`, which is too short to look like it
+        last = {choice.rpartition(".")[2]: choice for choice in choices if "." in choice}
+        near = [last[found] for found in difflib.get_close_matches(name.rpartition(".")[2], last, n=_NEAR, cutoff=0.6)]
     if near:
         return "did you mean " + " or ".join(f"'{choice}'" for choice in near) + "?"
     more = f" and {len(choices) - _LISTED} more" if len(choices) > _LISTED else ""
@@ -176,6 +180,7 @@ def misspelt(given: Iterable[object], known: Iterable[str]) -> list[str]:
 
 
 _LOOKS_LIKE = 0.85  # of difflib's ratio: `weigth_decay` is 0.92, `rul` 0.86; `lr_scale` is no misspelt setting
+_NEAR = 3  # names that are told as near
 _LISTED = 40  # names; a page of them helps nobody
 
 

@@ -46,6 +46,10 @@ class GPT(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        if not isinstance(config, ModelConfig):
+            raise ConfigError(
+                f"config is a {type(config).__name__}: give a ModelConfig, as weightdecay.recipe('gpt3:nano').model"
+            )
         self.config = config
         width, narrow = config.embedding_width, config.embedding_width != config.d_model
         self.embedding = nn.Embedding(config.vocab_size, width)

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 from weightdecay.declared.reading import Fault, attempt, without
 from weightdecay.errors import RecipeError, did_you_mean
@@ -33,7 +33,7 @@ from weightdecay.recipes.entries import Brief, RecipeFile, Size, Source, Sourced
 from weightdecay.recipes.layers import laid_over
 from weightdecay.recipes.moved import as_spelt_now
 from weightdecay.recipes.places import lines_of_keys
-from weightdecay.recipes.settings import SECTIONS, TrainConfig, faults_of
+from weightdecay.recipes.settings import SECTIONS, TrainConfig, as_keywords, faults_of
 
 FOLDER = Path(__file__).parent
 
@@ -99,12 +99,14 @@ class Recipe:
         """The published form; the recipe itself where nothing differs from it."""
         return replace(self, values={**self.values, **self.published})
 
-    def config(self, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+    def config(self, overrides: Mapping[str, Any] | None = None, **settings: Never) -> TrainConfig:
         """The recipe as a run's configuration, with the user's values over it, see `laid_over`.
 
         Raises:
             ConfigError: every fault at once.
         """
+        if settings:
+            raise RecipeError(as_keywords("config()", settings))
         values = laid_over({key: sourced.value for key, sourced in self.values.items()}, overrides or {})
         return TrainConfig.from_values(values, recipe=self.name, scaling=self.scaling_with(overrides or {}))
 
@@ -114,7 +116,7 @@ class Recipe:
         return self.scaling + (f"; given anew: {', '.join(anew)}" if self.scaling and anew else "")
 
 
-def recipe(name: str, size: str | None = None) -> Recipe:
+def recipe(name: str, size: str | None = None, **settings: Never) -> Recipe:
     """The recipe `SYSTEM[:SIZE]`, or `FILE.toml[:SIZE]` of one's own (`mine.toml:small`); without a size, the first.
 
         from weightdecay import recipe
@@ -123,18 +125,19 @@ def recipe(name: str, size: str | None = None) -> Recipe:
         recipe("gpt3", size="125m")
 
     Raises:
-        RecipeError: no such system or size, with the nearest names; a faulty file, with all its faults.
+        RecipeError: no such system or size, with the nearest names; a faulty file, with all its faults; a setting,
+            which is for `config` to take.
     """
-    system, _, suffix = name.rpartition(":") if name.count(":") else (name, "", "")
+    faults = as_keywords("recipe()", settings)
+    system, _, suffix = str(name).rpartition(":") if ":" in str(name) else (str(name), "", "")
     if suffix and size and suffix != size:
-        raise RecipeError(f"two sizes for {system}: '{suffix}' and '{size}'; give one")
-    if system.endswith(".toml"):
-        sizes = load(Path(system))
-    elif system in systems():
-        sizes = load(FOLDER / f"{system}.toml")
-    else:
-        raise RecipeError(f"no recipe '{system}': {did_you_mean(system, systems())}")
-    wanted = (size or suffix or next(iter(sizes))).lower()
+        raise RecipeError([*faults, f"two sizes for {system}: '{suffix}' and '{size}'; give one"])
+    if not system.endswith(".toml") and system not in systems():
+        raise RecipeError([*faults, f"no recipe '{system}': {did_you_mean(system, systems())}"])
+    if faults:
+        raise RecipeError(faults)
+    sizes = load(Path(system) if system.endswith(".toml") else FOLDER / f"{system}.toml")
+    wanted = str(size or suffix or next(iter(sizes))).lower()
     if wanted not in sizes:
         raise RecipeError(f"no size '{wanted}' of {system}: {did_you_mean(wanted, sizes)}")
     return sizes[wanted]

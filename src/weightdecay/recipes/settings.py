@@ -29,7 +29,7 @@ from weightdecay.declared.fields import (
 )
 from weightdecay.declared.reading import Fault, ReadError, attempt
 from weightdecay.declared.values import nested, pairs
-from weightdecay.errors import ConfigError
+from weightdecay.errors import ConfigError, did_you_mean
 from weightdecay.models.config import ModelConfig
 from weightdecay.recipes.moved import as_spelt_now
 from weightdecay.recipes.rows import (
@@ -339,6 +339,24 @@ def faults_of_some(values: Mapping[str, Any]) -> list[str]:
     """What is wrong with some values of a run by themselves, before it is known what completes them."""
     own = as_spelt_now(values)
     return [fault.words for fault in faults_of(own) if fault.kind in ("unknown", "wrong") or fault.about & own.keys()]
+
+
+def as_keywords(call: str, given: Mapping[str, Any]) -> list[str]:
+    """A fault for each setting that was given by keyword to a call that takes none, with how it is given.
+
+    Args:
+        call: as its caller knows it, `recipe()`.
+    """
+    faults = []
+    for name, value in given.items():
+        keys = [key for key in known_keys() if name.replace("__", ".", 1) in (key, key.rpartition(".")[2])]
+        how = (
+            f"give it by .config({{'{keys[0]}': {value!r}}})"
+            if len(keys) == 1
+            else f"and there is no setting '{name}': {did_you_mean(name, keys or known_keys())}"
+        )
+        faults.append(f"{call} takes no '{name}', {how}")
+    return faults
 
 
 def _read(tables: Mapping[str, Any]) -> TrainConfig:

@@ -7,10 +7,11 @@ import sys
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
+from typing import Never
 
 from weightdecay import checkpoint
 from weightdecay.errors import ConfigError, WeightDecayError, fault_of_the_world, printable
-from weightdecay.recipes.settings import TrainConfig
+from weightdecay.recipes.settings import TrainConfig, as_keywords
 from weightdecay.runs import Run, Tracker, environment
 from weightdecay.storage import cache_directory
 from weightdecay.training import checkpointing, distributed
@@ -41,6 +42,7 @@ def train(
     on_change: str = "refuse",
     reporter: Reporter | None = None,
     tracker: Tracker | None = None,
+    **settings: Never,
 ) -> Run:
     """Train to the end, or go on with a run that was stopped.
 
@@ -66,11 +68,12 @@ def train(
         StoppedError: a signal asked to stop (see `signals`); the state was saved first.
         TrainingError: the gradient stopped being finite, or the disk refused.
     """
+    faults = as_keywords("train()", settings) + unknown_choices(resume, on_change)
     if not isinstance(config, TrainConfig):
-        raise ConfigError(
+        faults.append(
             f"config is a {type(config).__name__}: give a TrainConfig, as weightdecay.recipe('gpt3:nano').config()"
         )
-    if faults := unknown_choices(resume, on_change):
+    if faults:
         raise ConfigError(faults)
     reporter = reporter or ConsoleReporter(lasting_console(stderr=True))
     if not config.run.out:
