@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from weightdecay.kernels import library
 from weightdecay.kernels.activations import GATED, activation
 from weightdecay.kernels.attention import Scores, attention, split_heads
+from weightdecay.kernels.lookup import tied
 from weightdecay.kernels.loss import head_loss
 from weightdecay.kernels.norms import Norm, column_sums, normed, normed_beside
 from weightdecay.kernels.products import product
@@ -167,6 +168,28 @@ def test_a_target_that_is_no_token_is_refused_before_anything_is_read(target: in
     weight = torch.zeros(5, 8)
     with pytest.raises(IndexError, match="vocabulary of 5"):
         head_loss(draw(1, 8, seed=0), weight, weight.to(torch.bfloat16), torch.tensor([target]))
+
+
+@pytest.mark.parametrize("uses", ["rows", "head", "both"])
+@given(tokens=st.lists(st.integers(0, 6), min_size=1, max_size=20), width=st.integers(1, 9), threads=st.integers(1, 3))
+@settings(max_examples=25)
+def test_both_uses_of_a_tied_table_give_it_one_gradient(uses: str, tokens: list[int], width: int, threads: int) -> None:
+    table, chosen = draw(7, width, seed=1).float().requires_grad_(), torch.tensor([tokens])
+    of_rows, of_head = draw(1, len(tokens), width, seed=2).float(), draw(7, width, seed=3).float()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        patch.setattr(library, "_WORTH_THREADS", 0)
+        rows, head = tied(table, chosen)
+        assert torch.equal(rows, table[chosen])
+        assert torch.equal(head, table)
+        used = {"rows": (rows * of_rows).sum(), "head": (head * of_head).sum()}
+        torch.autograd.backward(used[uses] if uses in used else used["rows"] + used["head"])
+
+    expected = of_head.double() if uses != "rows" else torch.zeros(7, width, dtype=torch.float64)
+    if uses != "head":
+        expected = expected.index_add(0, chosen[0], of_rows[0].double())
+    assert table.grad is not None
+    torch.testing.assert_close(table.grad.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("bias", [True, False])

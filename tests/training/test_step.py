@@ -144,6 +144,25 @@ def test_either_arithmetic_computes_low_and_leaves_weights_and_state_in_float32(
     assert model(batch()[0]).dtype == torch.float32, "nothing of the step is left behind"
 
 
+def test_a_tied_tables_gradients_meet_as_they_would_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Tensor] = []
+    for _ in range(2):
+        model, optimizer = made()
+        assert model.config.tied_head
+        table = model.embedding.weight
+
+        def keep(table: Tensor = table) -> None:
+            assert table.grad is not None
+            found.append(table.grad.clone())
+
+        monkeypatch.setattr(optimizer, "step", keep)
+        step(model, optimizer, split(4), dtype=torch.bfloat16)
+        monkeypatch.setattr(GPT, "looked_up", lambda self, tokens: (self.embedding(tokens), self.head.weight))
+
+    together, apart = found
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_micro_batches_of_a_low_step_add_up_in_float32(rows: int) -> None:
     """The same sums as of the whole batch, but for the rounding of each part: no more of it with more parts."""

@@ -42,6 +42,7 @@ _SIGNATURES = {
     "norm_backward": "bbbwfiwwbwwll",
     "column_sums": "bwll",
     "accumulate": "wbl",
+    "add_rows": "wtwll",
     "split_heads": "bwwlbbblllll",
     "split_heads_backward": "bbbwwlblllll",
     "move_rows": "bbillllll",
@@ -57,9 +58,10 @@ class KernelWarning(UserWarning):
     """The kernels cannot be had here; training goes by torch's own operations."""
 
 
-def usable(x: Tensor) -> bool:
-    """Whether the kernels take a tensor of this kind here; not under autocast, which has an arithmetic of its own."""
-    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or torch.compiler.is_compiling():
+def usable(x: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether the kernels take a tensor of this kind, or of `dtype` where it is, here; not under autocast, which has an
+    arithmetic of its own."""
+    if (dtype or x.dtype) != torch.bfloat16 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return not torch.is_autocast_enabled("cpu") and library() is not None
 

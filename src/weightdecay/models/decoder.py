@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from weightdecay.errors import ConfigError
+from weightdecay.kernels.library import usable
+from weightdecay.kernels.lookup import tied
 from weightdecay.models.block import Block
 from weightdecay.models.cache import Cache
 from weightdecay.models.config import ModelConfig
@@ -77,7 +79,7 @@ class GPT(nn.Module):
         Raises:
             ConfigError: the sequence is longer than the model's context.
         """
-        return self.logits(self._head_input_and_routings(tokens_BT, cache)[0])
+        return self.logits(self._head_input_and_routings(tokens_BT, self.embedding(tokens_BT), cache)[0])
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """What the head makes of its input."""
@@ -90,11 +92,22 @@ class GPT(nn.Module):
 
     def head_input(self, tokens_BT: Tensor) -> Tensor:
         """What `logits` makes `forward` of; a caller that needs no more than some logits at once asks for this."""
-        return self._head_input_and_routings(tokens_BT, None)[0]
+        return self._head_input_and_routings(tokens_BT, self.embedding(tokens_BT), None)[0]
 
-    def head_input_and_spread(self, tokens_BT: Tensor) -> tuple[Tensor, Spread | None]:
-        """`head_input`, and how the tokens fell on the experts: their layers' mean imbalance, each layer's load."""
-        x_BTD, routings = self._head_input_and_routings(tokens_BT, None)
+    def looked_up(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens' rows of the table, and the weight through which the head's gradient goes."""
+        if self.config.tied_head and self.stream_dtype is not None and usable(tokens_BT, self.stream_dtype):
+            return tied(self.embedding.weight, tokens_BT)
+        return self.embedding(tokens_BT), self.head.weight
+
+    def head_input_and_spread(self, tokens_BT: Tensor, rows_BTD: Tensor | None = None) -> tuple[Tensor, Spread | None]:
+        """`head_input`, and how the tokens fell on the experts: their layers' mean imbalance, each layer's load.
+
+        Args:
+            rows_BTD: the table's, where `looked_up` has given them already.
+        """
+        rows_BTD = self.embedding(tokens_BT) if rows_BTD is None else rows_BTD
+        x_BTD, routings = self._head_input_and_routings(tokens_BT, rows_BTD, None)
         with_experts = [block.feedforward for block in self.blocks if isinstance(block.feedforward, Experts)]
         if not with_experts:
             return x_BTD, None
@@ -102,13 +115,15 @@ class GPT(nn.Module):
         imbalances, loads = zip(*spreads, strict=True)
         return x_BTD, Spread(torch.stack(imbalances).mean(), torch.stack(loads))
 
-    def _head_input_and_routings(self, tokens_BT: Tensor, cache: Cache | None) -> tuple[Tensor, list[Routing]]:
+    def _head_input_and_routings(
+        self, tokens_BT: Tensor, rows_BTD: Tensor, cache: Cache | None
+    ) -> tuple[Tensor, list[Routing]]:
         """The head's input, and where the tokens went in each layer with experts."""
         start = cache.length if cache is not None else 0
         end = start + tokens_BT.shape[1]
         if end > self.config.context:
             raise ConfigError(f"{end} tokens do not fit the model's context of {self.config.context}: cut the input")
-        embedded_BTD = self._embedded(tokens_BT, start, end, cache)
+        embedded_BTD = self._embedded(rows_BTD, start, end, cache)
         x_BTD, routings = self.stream.through(self, tokens_BT, embedded_BTD, cache)
         if self.norm is not None:
             x_BTD = self.norm(x_BTD)
@@ -147,8 +162,7 @@ class GPT(nn.Module):
         """Every embedding: of tokens, of positions, and of values where a stream adds them."""
         return [module for module in self.modules() if isinstance(module, nn.Embedding)]
 
-    def _embedded(self, tokens_BT: Tensor, start: int, end: int, cache: Cache | None) -> Tensor:
-        x_BTD: Tensor = self.embedding(tokens_BT)
+    def _embedded(self, x_BTD: Tensor, start: int, end: int, cache: Cache | None) -> Tensor:
         if self.project_in is not None:
             x_BTD = self.project_in(x_BTD)
         if self.config.embedding_multiplier != 1.0:

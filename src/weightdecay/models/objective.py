@@ -46,18 +46,19 @@ class Objective(nn.Module):
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Losses:
         training = self.model.config.training
-        x_BTD, spread = self.model.head_input_and_spread(tokens_BT)
-        cross_entropy, auxiliary = self._of_head(x_BTD, targets_BT)
+        rows_BTD, head_VD = self.model.looked_up(tokens_BT)
+        x_BTD, spread = self.model.head_input_and_spread(tokens_BT, rows_BTD)
+        cross_entropy, auxiliary = self._of_head(x_BTD, head_VD, targets_BT)
         if training.load_balancing and spread is not None:
             auxiliary = auxiliary + training.load_balancing * spread.imbalance
         return Losses(cross_entropy, auxiliary, spread.load if spread is not None else None)
 
-    def _of_head(self, x_BTD: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def _of_head(self, x_BTD: Tensor, head_VD: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy and z-loss, without all logits at once where there are kernels."""
         config, head, z_loss = self.model.config, self.model.head, self.model.config.training.z_loss
         if usable(x_BTD):
             return head_loss(
-                x_BTD.flatten(0, 1), head.weight, head.rounded_to(x_BTD.dtype), targets_BT.flatten(),
+                x_BTD.flatten(0, 1), head_VD, head.rounded_to(x_BTD.dtype), targets_BT.flatten(),
                 z_loss=z_loss, multiplier=config.logit_multiplier, softcap=config.logit_softcap,
             )  # fmt: skip
 

@@ -46,3 +46,15 @@ void cross_entropy(bfloat16 *x, const int64_t *targets, float *losses, float *lo
         xr[target] = low(cap > 0 ? own * (1 - tanged * tanged) : own);
     }
 }
+
+// table[tokens[i]] += rows[i], in the order of the tokens; each thread has some of the columns.
+void add_rows(float *table, const int64_t *tokens, const float *rows, int64_t count, int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int thread = 0; thread < threads; thread++) {
+        const int64_t from = width * thread / threads, to = width * (thread + 1) / threads;
+        for (int64_t row = 0; row < count; row++) {
+            float *own = table + tokens[row] * width;
+            for (int64_t i = from; i < to; i++) own[i] += rows[row * width + i];
+        }
+    }
+}
