@@ -7,6 +7,7 @@ time = steps · (passes of a step · time of a pass + time of an update)
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,10 +130,10 @@ def available_memory(device: torch.device) -> int | None:
 
 def _left_by_ulimit() -> list[int]:
     """Of the addresses that this process may use, as clusters' schedulers limit them."""
-    try:
-        import resource
-    except ImportError:  # Windows
+    if sys.platform == "win32":  # which has no such limits
         return []
+    import resource
+
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return []
