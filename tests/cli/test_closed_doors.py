@@ -142,6 +142,20 @@ def test_memory_that_a_limit_leaves_is_what_can_be_had(small_text: Path, tmp_pat
     assert "GB can be had" in done.stderr.splitlines()[-1]
 
 
+def test_what_a_limit_of_addresses_leaves_is_less_than_the_limit() -> None:
+    code = "from weightdecay.training.needs import _left_by_ulimit; print(*_left_by_ulimit())"
+    limit = 8 << 30
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", code], preexec_fn=before, capture_output=True, text=True, check=True
+        ).stdout.split()
+        for before in (lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)), None)
+    ]
+    assert 0 < int(told[0][0]) < limit - (100 << 20)  # torch alone takes more of them
+    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        assert told[1] == []
+
+
 def test_memory_that_runs_out_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "hungry.py").write_text("import torch\n\ndef make():\n    torch.empty(1 << 50, device='cpu')\n")
     done = subprocess.run(

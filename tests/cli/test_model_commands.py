@@ -151,6 +151,34 @@ def test_an_exported_model_has_no_text_of_its_own(command: Callable[..., Answer]
     assert (code, "name one with --data" in told) == (2, True)
 
 
+def test_an_export_that_transformers_has_no_form_for_is_planned_like_its_run(
+    command: Callable[..., Answer], small_text: Path, tmp_path: Path
+) -> None:
+    banded = recipe("gpt3:nano").config({
+        "data.sources": (str(small_text),), "data.tokenizer": "byte", "model.n_layers": 2, "model.d_model": 16,
+        "model.n_heads": 2, "model.context": 16, "run.batch_tokens": 64, "run.steps": 1,
+        "run.out": str(tmp_path / "run"),
+    })  # fmt: skip
+    train(banded, reporter=SilentReporter())
+    assert command("export", tmp_path / "run", tmp_path / "out")[0] == 0
+    assert (tmp_path / "out" / "weightdecay.json").is_file()
+    plans = [json.loads(command("plan", tmp_path / where, "--json")[1])["tensors"] for where in ("run", "out")]
+    assert plans[0] == plans[1] != []
+
+
+def test_a_runs_settings_are_no_recipe_and_are_told_where_to_go(command: Callable[..., Answer], run: Run) -> None:
+    for words in (["train", run.path / "run.toml"], ["recipes", "show", run.path / "run.toml"]):
+        code, _, told = command(*words)
+        assert code == 2
+        assert f"holds settings, as a run's run.toml does, and no recipe: give it by --config {run.path}" in told
+
+
+def test_a_lock_is_not_written_and_compared_with_at_once(command: Callable[..., Answer], tmp_path: Path) -> None:
+    lock = tmp_path / "lock.json"
+    code, _, told = command("plan", "gpt3:nano", "--trace", "off", "--lock", lock, "--check", lock)
+    assert (code, "give one of them" in told, lock.exists()) == (2, True, False)
+
+
 def test_runs_are_listed_with_where_they_stand(command: Callable[..., Answer], run: Run, tmp_path: Path) -> None:
     for name in ("finished", "deep/stopped", "damaged"):
         shutil.copytree(run.path, tmp_path / name)
