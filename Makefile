@@ -66,7 +66,7 @@ museum: .venv/.train
 test: .venv/.dev
 	$(PYTEST)
 
-test-all: .venv/.dev .venv-packages/.ready .venv-zoo/.ready .venv-frameworks/.ready
+test-all: .venv/.docs .venv-packages/.ready .venv-zoo/.ready .venv-frameworks/.ready
 	REQUIRE_BROWSER=1 $(PYTEST) -m '' --hypothesis-profile new-examples --ignore tests/packages --ignore tests/zoo/test_zoo.py --ignore tests/frameworks
 	$(subst .venv,.venv-packages,$(PYTEST)) -m '' --dist worksteal tests/packages
 	$(subst .venv,.venv-zoo,$(PYTEST)) -m '' tests/zoo
