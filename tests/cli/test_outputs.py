@@ -191,3 +191,16 @@ def test_a_talk_whose_input_is_closed_or_is_no_text_ends_in_words(
     assert (code, said.count("\n")) == (0, 1)
     code, _, said = command("sample", run.path, "--interactive", stdin=b"ab\xff\n")
     assert (code, said.splitlines()[-1]) == (2, "error: stdin: not UTF-8 at byte 2: convert it")
+
+
+@pytest.mark.long
+def test_several_processes_speak_where_one_does(small_text: Path, tmp_path: Path) -> None:
+    command = ["train", "gpt3:nano", "--data", str(small_text), "--steps", "2", "--nproc", "2", *SMALL]
+    done = subprocess.run(
+        [*WEIGHTDECAY, *command, "--out", str(tmp_path / "run")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "decay plan: policy default" in done.stdout
+    assert "step 2/2" in done.stdout
+    assert "step 2/2" not in done.stderr
+    assert any(line.rstrip().endswith("why") for line in done.stdout.splitlines())  # as wide as with one
