@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -115,3 +116,36 @@ def test_after_a_step_that_raised_lambda_is_what_it_was(base: Any, look: str) ->
         optimizer.step()
     assert optimizer.param_groups[0]["weight_decay"] != 0.25
     assert LOOKS[look](optimizer, held) == 0.25
+
+
+class NeverMade(torch.optim.Optimizer):
+    """A wrapper with hooks of its step alone, that was never made as an optimizer and saves what it wraps."""
+
+    def __init__(self, wrapped: torch.optim.Optimizer) -> None:
+        self._optimizer_step_pre_hooks: Any = OrderedDict()
+        self._optimizer_step_post_hooks: Any = OrderedDict()
+        self._patch_step_function()
+        self.wrapped, self.defaults = wrapped, wrapped.defaults
+
+    @property
+    def param_groups(self) -> Any:  # type: ignore[override]
+        return self.wrapped.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        return self.wrapped.state
+
+    def state_dict(self) -> Any:
+        return self.wrapped.state_dict()
+
+    def step(self, closure: Any = None) -> Any:
+        return self.wrapped.step(closure)
+
+
+@pytest.mark.parametrize("rule", ["decoupled", "independent"])
+@pytest.mark.parametrize("base", BASES)
+def test_a_wrapper_without_an_optimizers_tables_of_hooks_is_served_as_what_it_wraps(base: str, rule: str) -> None:
+    def make(*args: Any, **kwargs: Any) -> NeverMade:
+        return NeverMade(BASES[base](*args, **kwargs))
+
+    assert torch.equal(weights_after(make, rule), weights_after(BASES[base], rule))

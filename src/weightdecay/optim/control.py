@@ -124,8 +124,10 @@ class Control:
         self._handles = [
             self.optimizer.register_step_pre_hook(self._before),
             self.optimizer.register_step_post_hook(self._after),
-            self.optimizer.register_state_dict_pre_hook(lambda _: self.settle()),
         ]
+        # Wrappers that were never made as an `Optimizer` have hooks of their step at most, and save in their own way.
+        if hasattr(self.optimizer, "_optimizer_state_dict_pre_hooks"):
+            self._handles.append(self.optimizer.register_state_dict_pre_hook(lambda _: self.settle()))
 
     def _serve(self, rules: Sequence[Rule]) -> None:
         """Find out how each group of an optimizer that others wrote is served.
