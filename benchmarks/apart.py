@@ -57,9 +57,14 @@ class Apart:
                 env=environment,
             )  # fmt: skip
         except OSError as error:
+            self._errors.close()
             raise ApartError(f"{python} does not start: {error.strerror}") from error
         self._python = python
-        self.told = self._ask(asked)
+        try:
+            self.told = self._ask(asked)
+        except ApartError:
+            self.close()
+            raise
 
     def make(self, name: str, shape: Shape, weights: Weights) -> None:
         """The contestant that takes the steps."""
