@@ -82,9 +82,10 @@ def _page(study: dict[str, Any], results: dict[str, Any], drawn: dict[str, str])
 def _run(study: dict[str, Any], results: dict[str, Any]) -> str:
     counted = sum(run["counted"] for run in results["runs"])
     size = {"quick": "the quick size (`--quick`)", "full": "the full size", "large": "the large size"}[study["scale"]]
-    machines = ", ".join(
+    environments = (
         f"{one.get('cuda') or one['processor']} with torch {one['torch']}" for one in results["environments"]
     )
+    machines = ", ".join(dict.fromkeys(environments))
     given = ", ".join(f"{key} = {study['settings'][key]}" for key in TOLD if key in study["settings"])
     unfinished = "" if results["complete"] else f" {len(results['runs']) - counted} runs were not made."
     return (
