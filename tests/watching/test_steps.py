@@ -485,3 +485,13 @@ def test_an_optimizer_that_is_gone_is_held_by_nobody(watching: Watching) -> None
     gc.collect()
     assert [reference() for reference in references] == [None, None]
     assert len(watching.seen) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_weights_that_are_not_a_number_do_not_step_by_themselves(watching: Watching, dtype: torch.dtype) -> None:
+    idle = torch.optim.AdamW([nn.Parameter(torch.full((8,), torch.nan, dtype=dtype))])
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, optimizer)
+    assert watching.steps_of(idle) == 0
+    assert watching.seen == [("SGD", 2, "Net", ["SGD"])]

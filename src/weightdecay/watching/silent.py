@@ -26,11 +26,20 @@ class Sample:
     def has_moved(self) -> bool:
         """Whether any of the numbers is another than when this was last asked."""
         before, self._numbers = self._numbers, self._read()
-        return any(not torch.equal(one, other) for one, other in zip(before, self._numbers, strict=True))
+        return any(not _alike(one, other) for one, other in zip(before, self._numbers, strict=True))
 
     @torch.no_grad()
     def _read(self) -> list[Tensor]:
         return [_some(p).clone() for p in self._tensors]
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Equal, where a NaN that stays one is equal, too: weights that diverged would seem to step for ever."""
+    if torch.equal(one, other):
+        return True
+    if one.shape != other.shape or not (one.isnan().any() and other.isnan().any()):
+        return False
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _some(p: Tensor) -> Tensor:
