@@ -9,7 +9,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from weightdecay.errors import OptimizerError
-from weightdecay.optim.outermost import OutermostStep
+from weightdecay.probing.outermost import OutermostStep
 
 # What accelerate's, DeepSpeed's and Lightning's wrappers call what they wrap.
 _INSIDE = ("optimizer", "_optimizer")

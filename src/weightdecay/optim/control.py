@@ -26,18 +26,19 @@ from weightdecay.optim.base import DecayingOptimizer
 from weightdecay.optim.decay import decay_, decay_all_, kernel_weight_decay, local
 from weightdecay.optim.grouping import Group, with_gradient
 from weightdecay.optim.loading import is_only_saved
-from weightdecay.optim.outermost import OutermostStep
-from weightdecay.optim.peaks import PeakLr, peak_faults, peak_of
 from weightdecay.optim.precision import warn_of_rounding
 from weightdecay.optim.scheduling import apply_schedules
 from weightdecay.optim.serving import (
+    PeakLr,
     Service,
     decays,
     optimizer_faults,
-    reach_faults,
+    peak_faults,
+    peak_of,
     rules_followed,
     services,
 )
+from weightdecay.probing.outermost import OutermostStep
 from weightdecay.probing.watch import Watch
 from weightdecay.rules import Rule, RuleLike, as_rule, group_decay_per_step, group_rule, plain_rule, spelt
 from weightdecay.schedules import Schedule
@@ -129,19 +130,30 @@ class Control:
         if hasattr(self.optimizer, "_optimizer_state_dict_pre_hooks"):
             self._handles.append(self.optimizer.register_state_dict_pre_hook(lambda _: self.settle()))
 
-    def _serve(self, rules: Sequence[Rule]) -> None:
-        """Find out how each group of an optimizer that others wrote is served.
+    def _follow(self, peak_lr: PeakLr | None = None) -> None:
+        """Write into each group the rule that it follows, and find out how one that others wrote is served.
 
         Raises:
-            OptimizerError: with every group that decays and cannot be served exactly.
+            OptimizerError: with every group whose peak is not known, or that decays and cannot be served exactly.
         """
-        self._rules = list(rules)
-        if self._is_ours:
-            return
-        self._services = services(self.optimizer, rules)
-        self._refuse([decays(group) for group in self.optimizer.param_groups])
-        ways = [service.way for service in self._services]
-        self._watch = Watch(self.optimizer, ways, [service.report for service in self._services])
+        groups = self.optimizer.param_groups
+        if faults := optimizer_faults(self.optimizer, self._rule, self.schedule):
+            raise OptimizerError(faults)
+        rules = rules_followed(self.optimizer, self._rule)
+        if faults := peak_faults(groups, rules, peak_lr):
+            raise OptimizerError(faults)
+
+        if not self._is_ours:
+            self._services = services(self.optimizer, rules)
+            self._refuse([decays(group) for group in groups])
+            ways = [service.way for service in self._services]
+            self._watch = Watch(self.optimizer, ways, [service.report for service in self._services])
+        for index, (group, rule) in enumerate(zip(groups, rules, strict=True)):
+            # As plain values where the group's optimizer knows no rules and saves what it holds.
+            group["rule"] = spelt(rule) if self._is_ours else plain_rule(spelt(rule))
+            if rule.needs_peak:
+                group["peak_lr"] = peak_of(group, index, peak_lr)
+        self._rules = rules
 
     def _refuse(self, decaying: Sequence[bool]) -> None:
         if faults := [s.refusal for s, does in zip(self._services, decaying, strict=True) if does and s.refusal]:
@@ -167,23 +179,7 @@ class Control:
         known = all("rule" in group for group in groups) and [group_rule(group) for group in groups] == self._rules
         if known and not (self._watch and (self._watch.is_passed_over() or self._watch.is_outgrown())):
             return
-        rules = rules_followed(self.optimizer, self._rule)
-        faults = optimizer_faults(self.optimizer, self._rule, self.schedule)
-        faults += [
-            f"rule '{rule.name}' needs the peak lr of {group_title(group, index)}, which came after control: set "
-            f"optimizer.param_groups[{index}]['peak_lr'] to the highest lr of its schedule"
-            for index, (group, rule) in enumerate(zip(groups, rules, strict=True))
-            if rule.needs_peak and group.get("peak_lr") is None
-        ]
-        if faults:
-            raise OptimizerError(faults)
-        self._serve(rules)
-        for group, rule in zip(groups, rules, strict=True):
-            group["rule"] = self._held(rule)
-
-    def _held(self, rule: Rule) -> Any:
-        """A rule as a group holds it; as plain values where the group's optimizer knows no rules and saves it so."""
-        return spelt(rule) if self._is_ours else plain_rule(spelt(rule))
+        self._follow()
 
     # --- each step
 
@@ -206,13 +202,14 @@ class Control:
             return
         amounts = [group_decay_per_step(group) for group in optimizer.param_groups]
         self._refuse([bool(amount) or amount is None for amount in amounts])
+        handed_over = [self._handed_over(index, amount) for index, amount in enumerate(amounts)]
         # args[0] is the optimizer itself
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if faults := list(self._step_faults(amounts, closure)):
+        if faults := list(self._step_faults(amounts, handed_over, closure)):
             raise OptimizerError(faults)
         if self._watch:
             self._watch.step()
-        self._decay(amounts)
+        self._decay(amounts, handed_over)
 
     def _handed_over(self, index: int, amount: float | None) -> Any:
         """The λ with which the optimizer's own step makes a group's decay; None where it is made outside."""
@@ -223,11 +220,10 @@ class Control:
             return None if amount else 0.0  # of more, its own step might make something at lr 0, too
         return kernel_weight_decay(self._rules[index], group, amount)
 
-    def _step_faults(self, amounts: Sequence[float | None], closure: Any) -> Iterator[str]:
+    def _step_faults(self, amounts: Sequence[float | None], handed_over: Sequence[Any], closure: Any) -> Iterator[str]:
         """What of a step would not be exact, or not be possible, with decay outside."""
         kind, groups = type(self.optimizer).__name__, self.optimizer.param_groups
-        outside = [index for index, amount in enumerate(amounts) if self._handed_over(index, amount) is None]
-        if closure is not None and outside:
+        if closure is not None and None in handed_over:
             yield (
                 f"{kind} with a closure cannot decay exactly: the weights would shrink before the closure takes its "
                 "gradient; compute the gradient first and call step() without closure (in Lightning: manual "
@@ -240,20 +236,19 @@ class Control:
                     f"{title}: a sparse gradient steps a few rows, and decay would reach all of them: make the "
                     "embedding dense (sparse=False), or give its group weight_decay 0"
                 )
-            if index in outside and rule.is_masked and any(p.is_complex() for p in weights):
+            if handed_over[index] is None and rule.is_masked and any(p.is_complex() for p in weights):
                 yield f"{title}: rule '{rule.name}' compares signs, which complex weights do not have"
 
     @torch.no_grad()
-    def _decay(self, amounts: Sequence[float | None]) -> None:
+    def _decay(self, amounts: Sequence[float | None], handed_over: Sequence[Any]) -> None:
         """Decay what decays outside, and give each group the λ with which the optimizer does the rest."""
         groups = self.optimizer.param_groups
         self._given = [group["weight_decay"] for group in groups]
         for index, (group, amount) in enumerate(zip(groups, amounts, strict=True)):
-            handed_over, weights = self._handed_over(index, amount), with_gradient(group)
-            if handed_over is not None:
-                group["weight_decay"] = handed_over
+            group["weight_decay"] = handed_over[index] if handed_over[index] is not None else 0.0
+            if handed_over[index] is not None:
                 continue
-            group["weight_decay"] = 0.0
+            weights = with_gradient(group)
             if self._rules[index].is_masked:  # when the update is known
                 self._whole.append((index, amount or 0.0, [(p, p.detach().clone()) for p in weights]))
             else:
@@ -325,17 +320,17 @@ def control(
         raise OptimizerError(faults)
     asked = None if rule is None else as_rule(rule)
     groups, rules = optimizer.param_groups, rules_followed(optimizer, asked)
-    if faults := reach_faults(asked, rules) + peak_faults(groups, rules, peak_lr):
-        raise OptimizerError(faults)
+    if asked is not None and asked not in rules:
+        own = ", ".join(sorted({followed.name for followed in rules}))
+        raise OptimizerError(
+            f"rule '{asked.name}' reaches no group: each has its own ({own}), given or loaded; delete it where not "
+            "wanted"
+        )
 
     made = Control(optimizer, asked, schedule)
     before = [dict(group) for group in groups]
     try:
-        made._serve(rules)
-        for index, (group, followed) in enumerate(zip(groups, rules, strict=True)):
-            group["rule"] = made._held(followed)
-            if followed.needs_peak:
-                group["peak_lr"] = peak_of(group, index, peak_lr)
+        made._follow(peak_lr)
         made.decay_per_step()  # a decay over 1 is to be known now
     except OptimizerError:
         for group, as_given in zip(groups, before, strict=True):

@@ -10,18 +10,22 @@ The probe says what a step does to the weights, and that alone decides:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
-from weightdecay.errors import OptimizerError, group_title
+from weightdecay.errors import OptimizerError, did_you_mean, group_title
 from weightdecay.optim.base import DecayingOptimizer
+from weightdecay.optim.checks import amount, number
 from weightdecay.optim.grouping import Group
 from weightdecay.probing.probe import GroupReport, probe_step
 from weightdecay.probing.watch import Way
 from weightdecay.rules import DECOUPLED, L2, Rule, as_rule, group_rule
+
+# The highest lr of the schedule: one for all groups (of one lr), one for each in order, or by group name.
+PeakLr: TypeAlias = float | Sequence[float] | Mapping[str, float]
 
 # Of what rounding leaves of a step that removes nothing; in float64 it is nothing.
 _NO_DECAY = 1e-9
@@ -58,13 +62,40 @@ def optimizer_faults(optimizer: Any, rule: Any, schedule: Any) -> list[str]:
     return [f"rule '{asked.name}': {reason}"] if asked and reason else []
 
 
-def reach_faults(rule: Rule | None, rules: Sequence[Rule]) -> list[str]:
-    if rule is None or rule in rules:
-        return []
-    own = ", ".join(sorted({followed.name for followed in rules}))
-    return [
-        f"rule '{rule.name}' reaches no group: each has its own ({own}), given or loaded; delete it where not wanted"
-    ]
+def peak_faults(groups: Sequence[Group], rules: Sequence[Rule], peak_lr: PeakLr | None) -> list[str]:
+    """What is wrong with the peaks: missing, unclear, or of no group."""
+    asking = [index for index, rule in enumerate(rules) if rule.needs_peak]
+    if isinstance(peak_lr, int | float) and len({number(groups[i]["lr"]) for i in asking}) > 1:
+        return ["the groups have different lr, so one peak_lr would decay some of them too much: give one for each"]
+    if isinstance(peak_lr, list | tuple) and len(peak_lr) != len(groups):
+        return [f"{len(peak_lr)} peaks for {len(groups)} groups: give one for each, in their order"]
+
+    faults = []
+    if isinstance(peak_lr, Mapping):
+        known = [str(group["name"]) for group in groups if "name" in group]
+        faults += [
+            f"peak_lr: no group is named '{name}': {did_you_mean(str(name), known)}"
+            for name in peak_lr
+            if name not in known
+        ]
+    for index in asking:
+        peak, title = peak_of(groups[index], index, peak_lr), group_title(groups[index], index)
+        if not amount(peak):
+            faults.append(
+                f"rule '{rules[index].name}' needs the peak lr of {title}, got {peak}: give the highest lr of its "
+                f"schedule as peak_lr, or as param_groups[{index}]['peak_lr']; it cannot be read from the optimizer"
+            )
+    return faults
+
+
+def peak_of(group: Group, index: int, peak_lr: PeakLr | None) -> Any:
+    """The peak that is given for a group, or its own."""
+    found: Any = peak_lr
+    if isinstance(peak_lr, Mapping):
+        found = peak_lr.get(group.get("name", ""))
+    elif isinstance(peak_lr, list | tuple):
+        found = peak_lr[index]
+    return group.get("peak_lr") if found is None else found
 
 
 @dataclass(frozen=True)

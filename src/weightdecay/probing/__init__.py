@@ -15,5 +15,6 @@ tried on twins of the optimizer with a few numbers in each tensor, and nothing o
     entering.py     how λ enters: which led twin without λ goes the way of the one with λ
     copying.py      an object and what hangs on it, copied with small tensors in place of the parameters
     absent.py       what stands for a thing that is not copied
+    outermost.py    one step, however often its hooks run
     isolation.py    a place to step in that leaves no trace: no hook, no generator, no write to what is real
 """

@@ -19,7 +19,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim import optimizer as torchs
 
-from weightdecay.optim.outermost import OutermostStep
+from weightdecay.probing.outermost import OutermostStep
 from weightdecay.watching.arming import AfterImport
 from weightdecay.watching.leaving import stop
 from weightdecay.watching.loads import Loads

@@ -3,11 +3,11 @@
 In come an optimizer and its model; out come tensors for safetensors and settings for JSON, and back. Open first:
 
     by_name.py    `state_by_name` and `load_state_by_name`, side by side
-    settings.py   `settings_by_name`, `changes`, and how far each group had come; values.py: their values as JSON
+    settings.py   `settings_by_name`, `changes`, and how far each group had come
+    values.py     all that is no tensor's state, as JSON
     names.py      which tensor is which, and what it was called before
     tree.py       nested state under flat names
-    beyond.py     what an optimizer's own `state_dict` holds besides
-    expected.py   which state an optimizer keeps; faults.py: state that no run can have left
+    expected.py   which state an optimizer keeps, and what cannot be its
     migrate.py    `from_positional`: checkpoints of other programs
 """
 

@@ -25,9 +25,7 @@ from torch import Tensor
 from weightdecay.errors import OptimizerError, did_you_mean
 from weightdecay.optim.base import DecayingOptimizer
 from weightdecay.optim.decay import laid_out_like
-from weightdecay.optim.state.beyond import restore
-from weightdecay.optim.state.expected import State, dtype_changes, expected_states, fitting_faults
-from weightdecay.optim.state.faults import impossible
+from weightdecay.optim.state.expected import State, dtype_changes, expected_states, fitting_faults, impossible
 from weightdecay.optim.state.names import Names, new_names, parameter_names, unwrapped
 from weightdecay.optim.state.settings import (
     Change,
@@ -42,6 +40,7 @@ from weightdecay.optim.state.settings import (
     values_coming_back,
 )
 from weightdecay.optim.state.tree import flattened, unflattened
+from weightdecay.optim.state.values import restore
 
 OnChange = Literal["keep", "override"]
 

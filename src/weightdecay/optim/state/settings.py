@@ -12,9 +12,8 @@ from torch import Tensor
 
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.control import controlled
-from weightdecay.optim.state.beyond import beyond
 from weightdecay.optim.state.names import Names, new_names, parameter_names, unwrapped
-from weightdecay.optim.state.values import decoded, encoded, names_a_type, plain_setting
+from weightdecay.optim.state.values import beyond, decoded, encoded, names_a_type, plain_setting
 from weightdecay.probing.progress import progress_keys
 from weightdecay.rules import as_rule, spelt
 
