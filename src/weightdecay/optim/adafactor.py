@@ -83,7 +83,7 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
 
         torch's can only decay by itself: of weights that had decayed before, it would take another RMS.
         """
-        plain = {one.place: one for one in work if self._handed_over(one) is not None and _is_torchs(one)}
+        plain = {one.place: one for one in work if one.kernels is not None and _is_torchs(one)}
         if plain:
             super()._step_groups(list(plain.values()))
         for one in work:

@@ -65,8 +65,7 @@ class _Adam(ElementwiseOptimizer):
 
     def _next_direction(self, group: Group) -> tuple[str, tuple[float, float]]:
         beta1 = float(group["betas"][0])
-        sign = -1.0 if group["maximize"] else 1.0
-        return "exp_avg", (beta1, sign * (1 - beta1))
+        return "exp_avg", (beta1, 1 - beta1)
 
     def _state_names(self, group: Group) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")

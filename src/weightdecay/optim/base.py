@@ -63,6 +63,7 @@ class Work(NamedTuple):
 
     Attributes:
         decay: a_t; None under a coupled rule.
+        kernels: the λ with which the direction's own step makes this decay; None where it cannot.
         place: of the group in the optimizer.
     """
 
@@ -70,6 +71,7 @@ class Work(NamedTuple):
     rule: Rule
     rounding: Rounding
     decay: float | None
+    kernels: float | Tensor | None
     place: int
 
     @property
@@ -231,21 +233,23 @@ class DecayingOptimizer(StateKeeping):
         return loss
 
     def _work(self, saving: bool = False) -> list[Work]:
-        def decay(group: Group) -> float | None:
-            return 0.0 if saving else decay_now(group, self._is_kernels_own(group_rule(group)))
-
-        return [
-            Work(group, group_rule(group), group_rounding(group), decay(group), place)
-            for place, group in enumerate(self.param_groups)
-        ]
+        work = []
+        for place, group in enumerate(self.param_groups):
+            rule = group_rule(group)
+            decay = 0.0 if saving else decay_now(group, self._is_kernels_own(rule))
+            kernels = group["weight_decay"] if rule.coupled else None
+            if self.kernel_decays and not rule.coupled:
+                kernels = kernel_weight_decay(rule, group, decay)
+            work.append(Work(group, rule, group_rounding(group), decay, kernels, place))
+        return work
 
     def _step_groups(self, work: list[Work]) -> None:
         """Step what torch's kernel cannot, and let it step the rest with the λ that makes its decay the rule's."""
         shown = []
         initial = self._initial_values(work)
         for one in work:
-            weight_decay, params = self._step_beside(one)
-            shown.append({**one.group, "weight_decay": weight_decay, "params": params})
+            weight_decay = 0.0 if one.kernels is None else one.kernels
+            shown.append({**one.group, "params": self._step_beside(one), "weight_decay": weight_decay})
 
         own, self.param_groups = self.param_groups, shown
         try:
@@ -255,23 +259,16 @@ class DecayingOptimizer(StateKeeping):
         for p, value in initial.items():
             self.state[p]["initial"] = value  # not earlier: torch starts its own state only where there is none
 
-    def _step_beside(self, one: Work) -> tuple[float | Tensor, list[Tensor]]:
-        """Step what torch's step cannot; the λ and the tensors with which it does the rest."""
-        weight_decay = self._handed_over(one)
-        return 0.0 if weight_decay is None else weight_decay, one.group["params"]
+    def _step_beside(self, one: Work) -> list[Any]:
+        """Step what torch's step cannot; the tensors that are left to it."""
+        params: list[Any] = one.group["params"]
+        return params
 
     def _direction_step(self) -> None:
         """torch's own step, without the profiler and the hooks that already ran around ours."""
         function: Any = super().step.__func__  # type: ignore[attr-defined]
         plain = function.__wrapped__ if getattr(function, "hooked", False) else function
         plain(self)
-
-    def _handed_over(self, one: Work) -> float | Tensor | None:
-        """The λ that makes the kernel's decay the rule's; None where there is none."""
-        weight_decay: float | Tensor | None = one.group["weight_decay"]
-        if not one.rule.coupled:
-            weight_decay = kernel_weight_decay(one.rule, one.group, one.decay) if self.kernel_decays else None
-        return weight_decay
 
     def _initial_values(self, work: list[Work]) -> dict[Tensor, Tensor]:
         """Copies of the weights that decay towards their initial value and have not been seen before."""
@@ -357,7 +354,7 @@ class DecayingOptimizer(StateKeeping):
             yield (
                 f"rounding='{one.rounding.name}' is made for bfloat16, not for "
                 f"{', '.join(sorted(str(dtype).removeprefix('torch.') for dtype in unfit))}: give one that remembers "
-                f"what is lost ({', '.join(r.name for r in ROUNDINGS.values() if r.keeps_weights)})"
+                f"what is lost ({', '.join(r.name for r in ROUNDINGS.values() if r.memory(torch.bfloat16))})"
             )
 
         if group.get("differentiable") and not self._is_kernels_own(one.rule) and asks_for_hypergradients(group):
@@ -376,7 +373,7 @@ class DecayingOptimizer(StateKeeping):
 
     def _works_beside_kernel(self, one: Work) -> bool:
         """Whether more than the fused kernel acts in this group's step, and must know what the kernel is told."""
-        return one.rounding.acts_on(torch.bfloat16) or self._handed_over(one) is None
+        return one.rounding.acts_on(torch.bfloat16) or one.kernels is None
 
     def _unscale_or_skip(self) -> bool:
         """Do what the fused kernel would do with a GradScaler's `grad_scale` and `found_inf`; True to skip the step."""

@@ -13,7 +13,7 @@ from weightdecay.optim.base import DecayingOptimizer, Work
 from weightdecay.optim.compiled import ENOUGH, Direction, Loop, LoopKind, loop_numbers, parts_of, usable_loop
 from weightdecay.optim.decay import decay_all_, laid_out_like, local
 from weightdecay.optim.grouping import Group, with_gradient
-from weightdecay.optim.pieces import SMALL, Elements, StepKind, flattened
+from weightdecay.optim.pieces import SMALL, Elements, StepKind, Update, flattened
 from weightdecay.optim.roundings import LOW_PRECISION
 
 
@@ -35,7 +35,7 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
 
     @abstractmethod
     def _next_direction(self, group: Group) -> tuple[str, tuple[float, float]]:
-        """(key of the momentum, (x, y)): the coming update has the sign of x·momentum + y·gradient."""
+        """(key of the momentum, (x, y)): the coming descent has the sign of x·momentum + y·gradient."""
 
     @abstractmethod
     def _state_names(self, group: Group) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
                 "fused=False, or make them a tensor of their own"
             )
 
-    def _step_beside(self, one: Work) -> tuple[float | Tensor, list[Tensor]]:
+    def _step_beside(self, one: Work) -> list[Any]:
         """Step by loop or in pieces what torch's step cannot serve; the rest is torch's, after its decay here."""
         rest, rule = one.group["params"], one.rule
         if one.rounding.acts_on(torch.bfloat16) or not (rule.is_scalar or rule.coupled):
@@ -88,10 +88,9 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
                 self._step_pieces(beside, one)
             rest = [p for p in rest if p not in beside]
 
-        weight_decay = self._handed_over(one)
-        if weight_decay is None and one.decay:
+        if one.kernels is None and one.decay:
             self._decay_before([p for p in rest if p.grad is not None], one)
-        return 0.0 if weight_decay is None else weight_decay, rest
+        return list(rest)
 
     def _direction_step(self) -> None:
         """torch's own; its fused kernels go by place in memory, so gradients and state are laid out as the weights."""
@@ -136,6 +135,9 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
         if self.counts_steps:
             torch._foreach_add_([self.state[p]["step"] for p in positions], 1)
 
+        def update(pieces: Elements) -> None:
+            self._update_pieces(pieces, one.group, 0.0 if one.kernels is None else float(one.kernels))
+
         tensors = ((p, p.grad, self.state[p], one.number(position)) for p, position in positions.items())
         with flattened(tensors, (*self._state_names(one.group), *self._kept_beside(one))) as flats:
             rest = []
@@ -144,30 +146,23 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
                     self._workspace.run(*found, flat, self._numbers(p, one))
                 else:
                     rest.append(flat)
-            self._workspace.step(rest, self._step_kind(one))
+            self._workspace.step(rest, self._kind(one, update))
         self._count_roundings(list(positions), one.rounding)
 
-    def _step_kind(self, one: Work) -> StepKind:
-        """Decay and update of flat pieces, in place."""
-        own = self._handed_over(one)
-        kernel = 0.0 if own is None else float(own)
-
-        def update(pieces: Elements) -> None:
-            self._update_pieces(pieces, one.group, kernel)
-
-        return self._decay_kind(one)._replace(decay=0.0 if own is not None else one.decay or 0.0, update=update)
-
-    def _decay_kind(self, one: Work) -> StepKind:
-        """Decay of flat pieces, in place."""
-        sign = self._next_direction(one.group) if one.rule.is_masked else ()
-        return StepKind(one.rule, one.decay or 0.0, one.rounding, None, *sign)
+    def _kind(self, one: Work, update: Update | None) -> StepKind:
+        """Decay, where the direction's own step does not make it, and update of flat pieces."""
+        momentum, (x, y) = self._next_direction(one.group) if one.rule.is_masked else ("", (0.0, 1.0))
+        mix = (x, -y) if one.group["maximize"] else (x, y)
+        return StepKind(
+            one.rule, (one.decay or 0.0) if one.kernels is None else 0.0, one.rounding, update, momentum, mix
+        )
 
     def _decay_before(self, weights: list[Any], one: Work) -> None:
         """The decay of tensors that torch steps afterwards."""
         if one.rule.is_scalar:
             decay_all_(weights, one.rule, one.decay or 0.0)
             return
-        kind = self._decay_kind(one)
+        kind = self._kind(one, None)
         if one.rule.target == "initial":  # before a tensor's first step it is there
             weights = [p for p in weights if "initial" in self.state[p]]
         with flattened(((p, p.grad, self.state[p], 0) for p in weights), (kind.momentum, "initial")) as flats:

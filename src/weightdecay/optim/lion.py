@@ -77,7 +77,7 @@ class Lion(ElementwiseOptimizer, _Settings):
 
     def _next_direction(self, group: Group) -> tuple[str, tuple[float, float]]:
         beta1 = group["betas"][0]
-        return "exp_avg", (beta1, (1 - beta1) * (-1.0 if group["maximize"] else 1.0))
+        return "exp_avg", (beta1, 1 - beta1)
 
     def _state_names(self, group: Group) -> tuple[str, ...]:  # noqa: ARG002
         return ("exp_avg",)

@@ -245,8 +245,7 @@ class Workspace:
         if kind.rounding.acts_on(flat.weights.dtype):  # the loop itself takes anew what it must, and cannot say so
             every = max(flat.weights.numel() // _SAMPLE, 1)
             sampled = {name: flat.state[name][::every] for name in kind.rounding.memory(flat.weights.dtype)}
-            if kind.rounding.is_disturbed(flat.weights[::every], sampled, fresh):
-                self._warn_of_masters()
+            self.renew(kind.rounding, flat.weights[::every], sampled)
 
         keys = None
         if kind.rounding.needs_noise:
@@ -262,18 +261,15 @@ class Workspace:
         """Take anew, and say so, what a rounding remembers of weights that somebody else has changed since."""
         if rounding.is_disturbed(local(low), {name: local(kept) for name, kept in memory.items()}, fresh):
             rounding.renew_(low, memory)
-            self._warn_of_masters()
-
-    def _warn_of_masters(self) -> None:
-        if not self._warned:
-            warnings.warn(
-                "low-precision weights are not the rounding of their float32 masters: somebody changed them since the "
-                "last step (a loaded checkpoint, averaged weights, pruning). The weights hold, and their masters are "
-                "taken anew from them",
-                MasterWarning,
-                stacklevel=frames_to_the_user(),
-            )
-        self._warned = True
+            if not self._warned:
+                warnings.warn(
+                    "low-precision weights are not the rounding of their float32 masters: somebody changed them since "
+                    "the last step (a loaded checkpoint, averaged weights, pruning). The weights hold, and their "
+                    "masters are taken anew from them",
+                    MasterWarning,
+                    stacklevel=frames_to_the_user(),
+                )
+            self._warned = True
 
 
 @contextmanager

@@ -64,11 +64,6 @@ class Rounding(ABC):
         """Whether weights of this dtype are stepped in float32; all others step in their own."""
         return dtype in LOW_PRECISION
 
-    @property
-    def keeps_weights(self) -> bool:
-        """Whether what rounding loses is remembered."""
-        return bool(self.memory(torch.bfloat16))
-
     def begin(self, weights: Tensor) -> dict[str, Tensor]:
         """What it remembers of a tensor between steps, at the start; of the weights' size, or a count."""
         return {}

@@ -62,13 +62,12 @@ class SGDW(ElementwiseOptimizer, torch.optim.SGD):
         )  # fmt: skip
 
     def _next_direction(self, group: Group) -> tuple[str, tuple[float, float]]:
-        sign = -1.0 if group["maximize"] else 1.0
         momentum = group["momentum"]
         # Without a buffer yet, or a momentum, the gradient decides, and so it must not be damped to nothing.
         fresh = 1 - group["dampening"] or 1e-30
         if group["nesterov"]:  # g + μ·(μ·b + (1 − τ)·g)
-            return "momentum_buffer", (momentum**2, sign * (1 + momentum * fresh))
-        return "momentum_buffer", (momentum, sign * fresh)
+            return "momentum_buffer", (momentum**2, 1 + momentum * fresh)
+        return "momentum_buffer", (momentum, fresh)
 
     def _state_names(self, group: Group) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["momentum"] else ()
