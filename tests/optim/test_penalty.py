@@ -97,3 +97,19 @@ def test_a_plan_without_tensors_is_refused() -> None:
 def test_a_model_is_no_plan() -> None:
     with pytest.raises(OptimizerError, match=r"got Sequential: give weightdecay\.plan\(model\)"):
         penalty(model())  # type: ignore[arg-type]
+
+
+def test_complex_weights_count_with_their_squared_magnitudes() -> None:
+    p = nn.Parameter(torch.tensor([3 + 4j, 1j]))
+    term = penalty(torch.optim.SGD([p], lr=0.1, weight_decay=0.5))
+    term.backward()  # type: ignore[no-untyped-call]
+    assert (term.dtype, term.item()) == (torch.float32, 0.5 * 0.5 * 26)
+    assert torch.equal(p.grad, 0.5 * p.detach())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", ["0.1", None])
+def test_a_group_without_a_lambda_is_named(given: Any) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
+    optimizer.param_groups[0]["weight_decay"] = given
+    with pytest.raises(OptimizerError, match="group 0 has weight_decay"):
+        penalty(optimizer)

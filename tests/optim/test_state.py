@@ -394,3 +394,16 @@ def test_saving_a_fresh_optimizer_changes_neither_weights_nor_the_count(cls: Any
 def test_a_change_that_names_settle_is_harmless() -> None:
     assert Change("", "order", [], []).harmless
     assert not Change("w", "weight_decay", 0.1, 0.2).harmless
+
+
+def test_names_come_as_pairs_too_and_are_text_or_refused() -> None:
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    expected = state_by_name(optimizer, net)
+    assert state_by_name(optimizer, list(net.named_parameters())).keys() == expected.keys()
+    for wrong in ([b"w"] * 6, range(6), dict(enumerate(net.parameters())), dict.fromkeys(net.parameters(), "w")):
+        with pytest.raises(OptimizerError, match="give the model, its named tensors, or a list of names"):
+            state_by_name(optimizer, wrong)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,7 +30,10 @@ _AT_LEAST_ZERO = {
     "lr_multiplier": "lr_multiplier",
     "decay_multiplier": "decay_multiplier",
 }
-_NUMBERS = (*_AT_LEAST_ZERO, "d", "beta2_decay", "beta1", "neuron_beta2", "peak_lr")
+_NUMBERS = (
+    *_AT_LEAST_ZERO, "d", "beta2_decay", "beta1", "neuron_beta2", "peak_lr", "betas", "ns_coefficients", "ns_steps",
+    "stacked",
+)  # fmt: skip
 _CHOICES = {"algorithm": ("adamw", "muon"), "orthogonalisation": METHODS}
 
 _SWITCHES = (
@@ -41,11 +44,12 @@ _SWITCHES_OR_NONE = ("foreach", "fused", "compiled")
 
 
 def number(value: Any) -> float | None:
-    """A setting as a float; None where it is no single number."""
+    """A setting as a float, whoever counts it; None where it is no single number."""
     if isinstance(value, Tensor):
         is_real = value.numel() == 1 and not value.dtype.is_complex and value.dtype != torch.bool
         return float(value.detach()) if is_real else None
-    if isinstance(value, bool) or not isinstance(value, Real):
+    single = isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "fiu"
+    if isinstance(value, bool) or not (single or isinstance(value, Real | Decimal)):
         return None
     try:
         return float(value)
@@ -59,18 +63,23 @@ def amount(value: Any) -> float | None:
     return found if found is not None and math.isfinite(found) and found >= 0 else None
 
 
+def whole(value: Any) -> int | None:
+    """A setting as an int; None where it is no whole number, or one that is written as another."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+
+
 def with_plain_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings whose numbers are of a kind that tensors take: no Decimal, no Fraction, no array without axes."""
+    """Settings whose numbers, also in pairs, are tensors or Python's own, which all kernels and files take."""
 
-    def plain(key: str, value: Any) -> Any:
-        if key not in _NUMBERS or isinstance(value, Tensor | bool | int | float):
+    def plain(value: Any) -> Any:
+        if isinstance(value, Tensor) or type(value) in (bool, int, float):
             return value
-        single = isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "fiu"
-        if single or isinstance(value, Decimal):
-            return float(value)
-        return number(value) if isinstance(value, Real) else value
+        if type(value) in (tuple, list):
+            return type(value)(map(plain, value))
+        found = number(value) if whole(value) is None else whole(value)
+        return value if found is None else found
 
-    return {key: plain(key, value) for key, value in settings.items()}
+    return {key: plain(value) if key in _NUMBERS else value for key, value in settings.items()}
 
 
 def group_faults(group: Mapping[str, Any], title: str, refusal: Callable[[Rule], str]) -> list[str]:
@@ -143,9 +152,9 @@ def _muon_faults(group: Mapping[str, Any]) -> Iterator[_Fault]:
         yield f"Invalid ns_coefficients: {coefficients!r}", "give three numbers"
 
     steps, stacked = group.get("ns_steps", 1), group.get("stacked", 1)
-    if isinstance(steps, bool) or not (isinstance(steps, int) and 1 <= steps < 100):
+    if whole(steps) not in range(1, 100):
         yield f"Invalid ns_steps: {steps}", "give a whole number from 1 to 99, usually 5"
-    if isinstance(stacked, bool) or not (isinstance(stacked, int) and stacked >= 1):
+    if not whole(stacked) or stacked < 1:
         yield f"Invalid stacked: {stacked!r}", "give the number of matrices in each tensor, at least 1"
 
 

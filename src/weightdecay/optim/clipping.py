@@ -21,7 +21,7 @@ from torch import Tensor
 
 from weightdecay.errors import OptimizerError, TrainingError, did_you_mean
 from weightdecay.optim.base import DecayingOptimizer
-from weightdecay.optim.checks import amount
+from weightdecay.optim.checks import amount, number
 from weightdecay.optim.decay import local
 
 OnNonfinite = Literal["stop", "skip"]
@@ -139,7 +139,7 @@ def clipped_step(
                 "data, or go on with on_nonfinite='skip'"
             )
         return ClippedStep(norm, 1.0, skipped=True)
-    scale = 1.0 if max_norm is None else min(1.0, float(max_norm) / (norm + 1e-6))
+    scale = 1.0 if max_norm is None else min(1.0, (number(max_norm) or 0.0) / (norm + 1e-6))
     if scale == 1.0:
         optimizer.step()
     elif _takes_scale(optimizer):

@@ -33,8 +33,7 @@ from weightdecay.optim.serving import (
     Service,
     decays,
     optimizer_faults,
-    peak_faults,
-    peak_of,
+    peaks,
     rules_followed,
     services,
 )
@@ -140,19 +139,17 @@ class Control:
         if faults := optimizer_faults(self.optimizer, self._rule, self.schedule):
             raise OptimizerError(faults)
         rules = rules_followed(self.optimizer, self._rule)
-        if faults := peak_faults(groups, rules, peak_lr):
-            raise OptimizerError(faults)
-
+        highest = peaks(groups, rules, peak_lr)
         if not self._is_ours:
             self._services = services(self.optimizer, rules)
             self._refuse([decays(group) for group in groups])
             ways = [service.way for service in self._services]
             self._watch = Watch(self.optimizer, ways, [service.report for service in self._services])
-        for index, (group, rule) in enumerate(zip(groups, rules, strict=True)):
+        for group, rule, peak in zip(groups, rules, highest, strict=True):
             # As plain values where the group's optimizer knows no rules and saves what it holds.
             group["rule"] = spelt(rule) if self._is_ours else plain_rule(spelt(rule))
             if rule.needs_peak:
-                group["peak_lr"] = peak_of(group, index, peak_lr)
+                group["peak_lr"] = peak
         self._rules = rules
 
     def _refuse(self, decaying: Sequence[bool]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightdecay.errors import ConfigError, did_you_mean
-from weightdecay.optim.checks import amount
+from weightdecay.optim.checks import amount, number, whole
 from weightdecay.rules import CORRECTED, DECOUPLED, FIXED, INDEPENDENT, LR_SQUARED, RULES, Rule, as_rule
 from weightdecay.schedules import Schedule
 
@@ -112,6 +112,7 @@ def convert(
         faults.append(f"schedule must give lr for a step, such as Cosine(6e-4, 6e-5, steps=10_000), got {schedule!r}")
     if faults:
         raise ConfigError(faults)
+    weight_decay, lr = number(weight_decay) or 0.0, number(lr) or 0.0
     there, here = convention(source), convention(target)
     source, target = _called(source), _called(target)
     into, out_of = there.scale(steps or 1), here.scale(steps or 1)
@@ -226,7 +227,7 @@ def _faults(weight_decay: Any, source: str | Rule, target: str | Rule, lr: Any, 
         faults.append(f"weight_decay must be a finite number of at least 0, got {weight_decay!r}")
     if not amount(lr):
         faults.append(f"lr must be a finite number over 0, the peak of the schedule, got {lr!r}")
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+    if steps is not None and (whole(steps) or 0) < 1:
         faults.append(f"steps must be at least 1 and a whole number, got {steps!r}")
     return faults
 

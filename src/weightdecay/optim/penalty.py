@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weightdecay.errors import OptimizerError
+from weightdecay.errors import OptimizerError, group_title
+from weightdecay.optim.checks import number
 from weightdecay.optim.grouping import HasParamGroups
 
 
@@ -21,7 +22,7 @@ def penalty(plan: HasParamGroups | torch.optim.Optimizer) -> Tensor:
         A scalar; 0 where nothing decays.
 
     Raises:
-        OptimizerError: this is neither a plan nor an optimizer, or there is no tensor at all.
+        OptimizerError: this is neither a plan nor an optimizer, a group has no λ, or there is no tensor at all.
 
     Reference: Loshchilov & Hutter 2019, arXiv:1711.05101, propositions 1 and 2.
     """
@@ -30,12 +31,20 @@ def penalty(plan: HasParamGroups | torch.optim.Optimizer) -> Tensor:
             f"penalty takes a decay plan or an optimizer, got {type(plan).__name__}: give weightdecay.plan(model)"
         )
     groups = plan.param_groups if isinstance(plan, torch.optim.Optimizer) else plan.param_groups(lr=1.0)
-    params = [(p, float(group["weight_decay"])) for group in groups for p in group["params"]]
+    decays = [number(group.get("weight_decay")) for group in groups]
+    if faults := [
+        f"{group_title(group, index)} has weight_decay {group.get('weight_decay')!r}: give a number"
+        for index, (group, weight_decay) in enumerate(zip(groups, decays, strict=True))
+        if weight_decay is None
+    ]:
+        raise OptimizerError(faults)
+    params = [(p, weight_decay) for group, weight_decay in zip(groups, decays, strict=True) for p in group["params"]]
     if not params:
         raise OptimizerError("the plan holds no tensors, so there is nothing to penalise")
     total = torch.zeros((), dtype=torch.float32, device=params[0][0].device)
     for p, weight_decay in params:
         if weight_decay:
             wide = p.to(torch.promote_types(p.dtype, torch.float32))
-            total = total + 0.5 * weight_decay * wide.square().sum()
+            real = torch.view_as_real(wide) if wide.is_complex() else wide
+            total = total + 0.5 * weight_decay * real.square().sum()
     return total

@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError, group_title
-from weightdecay.optim.checks import amount, number
+from weightdecay.optim.checks import amount, number, whole
 from weightdecay.optim.grouping import Group
 from weightdecay.schedules import Schedule
 
@@ -88,7 +87,7 @@ _MULTIPLIERS = {"lr": "lr_multiplier", "weight_decay": "decay_multiplier"}
 
 def _call_faults(every: Sequence[Group], chosen: set[int], step: Any) -> list[str]:
     faults = []
-    if isinstance(step, bool) or not isinstance(step, Integral) or step < 0:
+    if (at := whole(step)) is None or at < 0:
         faults.append(f"step is {step!r}: give the number of the step, counted from 0")
     if foreign := len(chosen - {id(group) for group in every}):
         faults.append(f"{foreign} of groups are not the optimizer's: take them from its param_groups")

@@ -10,7 +10,7 @@ The probe says what a step does to the weights, and that alone decides:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -25,7 +25,7 @@ from weightdecay.probing.watch import Way
 from weightdecay.rules import DECOUPLED, L2, Rule, as_rule, group_rule
 
 # The highest lr of the schedule: one for all groups (of one lr), one for each in order, or by group name.
-PeakLr: TypeAlias = float | Sequence[float] | Mapping[str, float]
+PeakLr: TypeAlias = float | Iterable[float] | Mapping[str, float]
 
 # Of what rounding leaves of a step that removes nothing; in float64 it is nothing.
 _NO_DECAY = 1e-9
@@ -62,40 +62,45 @@ def optimizer_faults(optimizer: Any, rule: Any, schedule: Any) -> list[str]:
     return [f"rule '{asked.name}': {reason}"] if asked and reason else []
 
 
-def peak_faults(groups: Sequence[Group], rules: Sequence[Rule], peak_lr: PeakLr | None) -> list[str]:
-    """What is wrong with the peaks: missing, unclear, or of no group."""
-    asking = [index for index, rule in enumerate(rules) if rule.needs_peak]
-    if isinstance(peak_lr, int | float) and len({number(groups[i]["lr"]) for i in asking}) > 1:
-        return ["the groups have different lr, so one peak_lr would decay some of them too much: give one for each"]
-    if isinstance(peak_lr, list | tuple) and len(peak_lr) != len(groups):
-        return [f"{len(peak_lr)} peaks for {len(groups)} groups: give one for each, in their order"]
+def peaks(groups: Sequence[Group], rules: Sequence[Rule], peak_lr: PeakLr | None) -> list[Any]:
+    """Each group's peak: what is given for it, or its own.
 
+    Raises:
+        OptimizerError: with every peak that is missing, unclear, or of no group.
+    """
+    given: Any = peak_lr  # whatever the caller gave, be its type what it may
+    asking = [index for index, rule in enumerate(rules) if rule.needs_peak]
     faults = []
-    if isinstance(peak_lr, Mapping):
+    if isinstance(given, Mapping):
         known = [str(group["name"]) for group in groups if "name" in group]
-        faults += [
+        faults = [
             f"peak_lr: no group is named '{name}': {did_you_mean(str(name), known)}"
-            for name in peak_lr
+            for name in given
             if name not in known
         ]
-    for index in asking:
-        peak, title = peak_of(groups[index], index, peak_lr), group_title(groups[index], index)
-        if not amount(peak):
-            faults.append(
-                f"rule '{rules[index].name}' needs the peak lr of {title}, got {peak}: give the highest lr of its "
-                f"schedule as peak_lr, or as param_groups[{index}]['peak_lr']; it cannot be read from the optimizer"
-            )
-    return faults
+        found = [given.get(group.get("name", "")) for group in groups]
+    elif number(given) is None and isinstance(given, Iterable) and not isinstance(given, str | bytes):
+        found = list(given)
+        if len(found) != len(groups):
+            raise OptimizerError(f"{len(found)} peaks for {len(groups)} groups: give one for each, in their order")
+    elif given is not None and len({number(groups[index]["lr"]) for index in asking}) > 1:
+        raise OptimizerError(
+            "the groups have different lr, so one peak_lr would decay some of them too much: give one for each"
+        )
+    else:
+        found = [given] * len(groups)
 
-
-def peak_of(group: Group, index: int, peak_lr: PeakLr | None) -> Any:
-    """The peak that is given for a group, or its own."""
-    found: Any = peak_lr
-    if isinstance(peak_lr, Mapping):
-        found = peak_lr.get(group.get("name", ""))
-    elif isinstance(peak_lr, list | tuple):
-        found = peak_lr[index]
-    return group.get("peak_lr") if found is None else found
+    found = [group.get("peak_lr") if peak is None else peak for peak, group in zip(found, groups, strict=True)]
+    faults += [
+        f"rule '{rules[index].name}' needs the peak lr of {group_title(groups[index], index)}, got {found[index]}: "
+        f"give the highest lr of its schedule as peak_lr, or as param_groups[{index}]['peak_lr']; it cannot be read "
+        "from the optimizer"
+        for index in asking
+        if not amount(found[index])
+    ]
+    if faults:
+        raise OptimizerError(faults)
+    return [number(peak) for peak in found]
 
 
 @dataclass(frozen=True)

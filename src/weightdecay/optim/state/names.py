@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from weightdecay.errors import OptimizerError
 from weightdecay.naming import names_by_parameter, without_wrappers
 
-# A model, (name, tensor) pairs by name, or names in the order of the groups; None: the optimizer's own `param_names`.
-Names: TypeAlias = nn.Module | Mapping[str, Tensor] | Sequence[str] | None
+# A model, its named tensors, or names in the order of the groups; None: the optimizer's own `param_names`.
+Names: TypeAlias = nn.Module | Mapping[str, Tensor] | Sequence[tuple[str, Tensor]] | Sequence[str] | None
 
 
 def parameter_names(optimizer: torch.optim.Optimizer, names: Names = None) -> dict[Tensor, str]:
@@ -40,21 +40,24 @@ def parameter_names(optimizer: torch.optim.Optimizer, names: Names = None) -> di
 
 
 def _named(optimizer: torch.optim.Optimizer, params: list[Tensor], names: Names) -> dict[Tensor, str]:
+    given: Any = names  # whatever the caller gave, be its type what it may
+    listed = isinstance(given, Sequence) and not isinstance(given, str)
     if isinstance(names, nn.Module):
-        found = names_by_parameter(names)
-    elif isinstance(names, Mapping):
-        found = {p: name for name, p in reversed(list(names.items()))}  # a tied tensor's first name is the last one set
+        found: dict[Tensor, Any] = names_by_parameter(names)
     elif names is None:
-        listed = [name for group in optimizer.param_groups for name in group.get("param_names", ())]
-        bare = [without_wrappers(name) for name in listed]
-        own = bare if len(set(bare)) == len(set(listed)) else listed
+        own = [name for group in optimizer.param_groups for name in group.get("param_names", ())]
+        bare = [without_wrappers(name) for name in own]
+        own = bare if len(set(bare)) == len(set(own)) else own
         found = dict(zip(params, own, strict=True)) if len(own) == len(params) else {}
-    elif isinstance(names, str) or not isinstance(names, Sequence):
-        raise OptimizerError(f"names is {names!r:.60}: give the model, its named tensors, or a list of names")
-    elif len(names) == len(params):
-        found = dict(zip(params, names, strict=True))
+    elif isinstance(given, Mapping) or (listed and all(isinstance(one, tuple) and len(one) == 2 for one in given)):
+        # A tied tensor's first name is the last one set.
+        found = {p: name for name, p in reversed(list(dict(given).items()))}
+    elif listed and len(given) != len(params):
+        raise OptimizerError(f"{len(given)} names for {len(params)} parameters: give one for each, in their order")
     else:
-        raise OptimizerError(f"{len(names)} names for {len(params)} parameters: give one for each, in their order")
+        found = dict(zip(params, given, strict=True)) if listed else dict.fromkeys(params)
+    if not all(isinstance(name, str) for name in found.values()):
+        raise OptimizerError(f"names is {names!r:.60}: give the model, its named tensors, or a list of names")
     return {p: found[p] for p in params if p in found}
 
 
