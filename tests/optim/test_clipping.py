@@ -18,6 +18,7 @@ import weightdecay
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.clipping import NonfiniteGradientError, clipped_step, total_norm
+from weightdecay.optim.scheduling import apply_schedules
 from weightdecay.optim.sgdw import SGDW
 
 SHAPES = ((40, 70), (3, 1_500), (9,), ())
@@ -295,3 +296,18 @@ def test_a_sharded_optimizer_of_torchs_is_clipped(tmp_path: Path) -> None:
 def test_a_limit_that_is_no_number_is_refused_by_name(max_norm: Any) -> None:
     with pytest.raises(OptimizerError, match="max_norm must be a finite number over 0"):
         clipped_step(AdamW(parameters()), max_norm)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "sgd", nn.Linear(2, 2), [torch.ones(2)]])
+def test_what_is_no_optimizer_is_said_to_be_none(wrong: Any) -> None:
+    for take in (clipped_step, lambda it: apply_schedules(it, 0, lr=0.1)):
+        with pytest.raises(OptimizerError, match="an optimizer of torch's kind is wanted"):
+            take(wrong)
+
+
+def test_an_optimizer_that_wants_a_closure_is_refused_with_its_gradients_as_they_were() -> None:
+    p = nn.Parameter(torch.zeros(2))
+    p.grad = torch.full((2,), 5.0)
+    with pytest.raises(OptimizerError, match="LBFGS steps with a closure"):
+        clipped_step(torch.optim.LBFGS([p]), 1.0)
+    assert torch.equal(p.grad, torch.full((2,), 5.0))

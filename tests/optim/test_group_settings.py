@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import decimal
 import fractions
 from typing import Any
@@ -269,3 +270,46 @@ def test_a_step_for_cuda_graphs_is_refused_by_name_on_a_processor(name: str, set
     with pytest.raises(OptimizerError, match=r"group 0 \('mine'\).*capturable"):
         optimizer.step()
     assert torch.equal(p, before)
+
+
+EDITED: dict[str, tuple[Any, str]] = {
+    "betas": ((0.9, 2.0), "beta parameter at index 1"),
+    "eps": (None, "eps"),
+    "maximize": ("no", "Invalid maximize: 'no'"),
+    "momentum": ("0.9", "momentum"),
+    "ns_steps": (0, "Invalid ns_steps: 0"),
+    "d": (None, "Clipping threshold d"),
+    "rounding": ("khan", "did you mean 'kahan'"),
+    "rule": ("cautios", "did you mean 'cautious'"),
+}
+
+
+@every
+@pytest.mark.parametrize("key", EDITED)
+def test_a_setting_that_is_edited_into_none_stops_the_next_step_with_nothing_changed(name: str, key: str) -> None:
+    p = nn.Parameter(torch.ones(3, 3))
+    optimizer = made(name, [p], lr=1e-2, weight_decay=0.1)
+    group = optimizer.param_groups[0]
+    if key not in group:
+        pytest.skip(f"{name} has no {key}")
+    for _ in range(2):
+        p.grad = torch.full_like(p, 0.5)
+        optimizer.step()
+    before, state = p.detach().clone(), copy.deepcopy(optimizer.state[p])
+
+    sound, (group[key], words) = group[key], EDITED[key]
+    with pytest.raises(OptimizerError, match=words):
+        optimizer.step()
+    assert torch.equal(p, before)
+    assert all(torch.equal(optimizer.state[p][kept], value) for kept, value in state.items())
+    group[key] = sound
+    optimizer.step()
+    assert not torch.equal(p, before)
+
+
+def test_what_others_schedulers_write_into_a_group_is_theirs() -> None:
+    p = nn.Parameter(torch.ones(3))
+    optimizer = weightdecay.AdamW([p], lr=1e-2)
+    optimizer.param_groups[0] |= {"base_lr": 1.0, "lr_scale": "of layer 3", "betas_": None}
+    p.grad = torch.ones(3)
+    optimizer.step()

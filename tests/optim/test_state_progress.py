@@ -256,3 +256,27 @@ def test_a_tensor_that_groups_share_is_shared_after_a_resume() -> None:
     train(resumed, again, 3, 2)
     assert int(again.param_groups[0]["step"]) == int(again.param_groups[2]["step"]) == 15
     assert all(torch.equal(a, b) for a, b in zip(through.parameters(), resumed.parameters(), strict=True))
+
+
+DAMAGED: list[tuple[str, Any, str]] = [
+    ("progress", {"step": {"tensor": [1.0]}}, "group 0: step was saved as"),
+    ("progress", {"step": {"tensor": [1.0], "shape": [2], "dtype": "float32", "device": "cpu"}}, "it is damaged"),
+    ("progress", {"step": {"tensor": [1.0], "shape": [1], "dtype": "float31", "device": "cpu"}}, "it is damaged"),
+    ("progress", {"step": {"dict": [1]}}, "it is damaged"),
+    ("lr", {"a": 1}, "lr was saved as {'a': 1}, which it cannot be"),
+    ("lr", {"float": "fast"}, "group 0: lr was saved as"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "words"), DAMAGED)
+def test_values_that_are_damaged_are_named_and_nothing_is_loaded(key: str, value: Any, words: str) -> None:
+    net = model()
+    optimizer = IntFromTheStart(net.parameters())
+    train(net, optimizer, 0, 2)
+    tensors, settings = state_by_name(optimizer, net), settings_by_name(optimizer, net)
+    settings["groups"][0][key] = value
+    fresh = IntFromTheStart(net.parameters(), lr=0.02)
+    with pytest.raises(OptimizerError, match=words):
+        load_state_by_name(fresh, tensors, settings, net, on_change="keep")
+    assert not fresh.state
+    assert (fresh.param_groups[0]["lr"], fresh.param_groups[0]["step"]) == (0.02, 0)

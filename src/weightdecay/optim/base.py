@@ -7,6 +7,7 @@ step, so nothing is computed twice and the fused kernels stay fused. Masks, targ
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -48,6 +49,9 @@ from weightdecay.optim.roundings import (
 )
 from weightdecay.planning.groups import misspelt_keys
 from weightdecay.rules import Rule, as_rule, group_rule, spelt
+
+# What each step computes its decay of; also what schedules change at each.
+_CHECKED_ANYWAY = ("params", "lr", "weight_decay")
 
 
 def _no_closure() -> None:
@@ -212,7 +216,8 @@ class DecayingOptimizer(StateKeeping):
             closure: reevaluates the model and returns the loss.
 
         Raises:
-            OptimizerError: a group's decay per step cannot be known or is over 1; nothing has changed then.
+            OptimizerError: a group's decay per step cannot be known or is over 1, or a setting was written into it
+                that is none; nothing has changed then.
         """
         loss = None
         if closure is not None and closure is not _no_closure:
@@ -329,6 +334,17 @@ class DecayingOptimizer(StateKeeping):
 
     def _refuse_unusable(self, work: list[Work]) -> None:
         """Raise for what a step cannot do, before anything has changed."""
+        checked = self._workspace.checked
+        for group, *_, place in work:
+            settings = tuple(value for key, value in group.items() if key not in _CHECKED_ANYWAY)
+            before = checked.get(place, ())
+            if len(settings) == len(before) and all(map(operator.is_, settings, before)):
+                continue  # nothing was written into it since the last step
+            # Whose key is whose cannot be told any more: others' schedulers have some of their own.
+            if faults := group_faults({**self.defaults, **group}, group_title(group, place), self.refusal):
+                raise OptimizerError(faults)
+            checked[place] = settings
+
         faults = [f"{group_title(one.group, one.place)}: {fault}" for one in work for fault in self._step_faults(one)]
         if faults:
             raise UnsupportedTensorError(faults)

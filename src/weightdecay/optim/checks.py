@@ -194,6 +194,4 @@ def _rule_faults(group: Mapping[str, Any], title: str, refusal: Callable[[Rule],
         faults.append(f"rule '{rule.name}' ({title}): {reason}")
     elif peak is not None and not amount(peak):
         faults.append(f"Invalid peak_lr: {peak!r} ({title}): give peak_lr, a finite number over 0, or None")
-    elif peak is None and rule.needs_peak:
-        faults.append(f"rule '{rule.name}' ({title}) needs the peak lr: give peak_lr, the schedule's highest lr")
     return faults

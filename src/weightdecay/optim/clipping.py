@@ -23,6 +23,7 @@ from weightdecay.errors import OptimizerError, TrainingError, did_you_mean
 from weightdecay.optim.base import DecayingOptimizer
 from weightdecay.optim.checks import amount, number
 from weightdecay.optim.decay import local
+from weightdecay.optim.grouping import groups_in, with_gradient
 
 OnNonfinite = Literal["stop", "skip"]
 _WITH_FUSED_KERNEL = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
@@ -125,10 +126,11 @@ def clipped_step(
 
     Raises:
         NonfiniteGradientError: a gradient is not finite and `on_nonfinite` is `stop`.
-        OptimizerError: `max_norm` is not positive, `on_nonfinite` is unknown, or a gradient is sparse.
+        OptimizerError: `max_norm` is not positive, `on_nonfinite` is unknown, a gradient is sparse, or this is no
+            optimizer that steps without a closure.
     """
-    _raise_if_unusable(max_norm, on_nonfinite)
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    grads = [p.grad for group in groups_in(optimizer) for p in with_gradient(group)]
+    _raise_if_unusable(optimizer, max_norm, on_nonfinite)
     if any(grad.is_sparse for grad in grads):
         raise OptimizerError("a sparse gradient cannot be clipped here: use a dense embedding (sparse=False)")
     norm = float(total_norm(grads))
@@ -178,8 +180,11 @@ def _finite_everywhere(norm: float, process_group: torch.distributed.ProcessGrou
     return float(bad) == 0.0
 
 
-def _raise_if_unusable(max_norm: Any, on_nonfinite: Any) -> None:
+def _raise_if_unusable(optimizer: Any, max_norm: Any, on_nonfinite: Any) -> None:
     faults = []
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        faults.append(f"{type(optimizer).__name__} steps with a closure, which has the gradients: clip them in there")
     if max_norm is not None and not amount(max_norm):
         faults.append(f"max_norm must be a finite number over 0, got {max_norm!r}: give None to clip nothing")
     if on_nonfinite not in ("stop", "skip"):

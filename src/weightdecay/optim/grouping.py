@@ -42,6 +42,18 @@ HIDDEN_MATRICES = frozenset({
 })  # fmt: skip
 
 
+def groups_in(optimizer: Any) -> list[Group]:
+    """The groups of an optimizer, or of what wraps one.
+
+    Raises:
+        OptimizerError: it is no such thing.
+    """
+    groups: Any = getattr(optimizer, "param_groups", None)
+    if not isinstance(groups, list):
+        raise OptimizerError(f"an optimizer of torch's kind is wanted, and this is {optimizer!r:.60}")
+    return groups
+
+
 def listed_groups(params: Any, lr: float | Tensor) -> list[Group] | None:
     """The groups, new dictionaries that we may change; None for what torch is to explain the faults of."""
     if isinstance(params, HasParamGroups):

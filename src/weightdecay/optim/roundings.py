@@ -183,9 +183,7 @@ class Master(Rounding):
     def write(
         self, wide: Tensor, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch, noise: Tensor | None
     ) -> None:
-        if wide is not state["master"]:
-            state["master"].copy_(wide)
-        low.copy_(wide)
+        low.copy_(wide)  # which is the master itself
 
     def is_disturbed(self, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch) -> bool:
         rounded = scratch("rounded", low, low.dtype).copy_(state["master"])

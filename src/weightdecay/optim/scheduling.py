@@ -24,7 +24,7 @@ from torch import Tensor
 
 from weightdecay.errors import OptimizerError, group_title
 from weightdecay.optim.checks import amount, number, whole
-from weightdecay.optim.grouping import Group
+from weightdecay.optim.grouping import Group, groups_in
 from weightdecay.schedules import Schedule
 
 # What η or λ is at each step.
@@ -59,7 +59,7 @@ def apply_schedules(
     """
     if groups is not None and not isinstance(groups, Sequence):
         raise OptimizerError(f"groups is {groups!r:.60}: give some of the optimizer's param_groups, or None for all")
-    every, kind = optimizer.param_groups, type(optimizer).__name__
+    every, kind = groups_in(optimizer), type(optimizer).__name__
     chosen = {id(group) for group in (every if groups is None else groups)}
     faults = _call_faults(every, chosen, step)
     values = {

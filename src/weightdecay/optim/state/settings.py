@@ -286,7 +286,8 @@ def values_coming_back(
             if reason := _unkept(key, found, group):
                 faults.append(f"group {index}: {reason}")
             elif plain_setting(group.get(key)) != found[0]:
-                values[key] = spelt(as_rule(found[0])) if key == "rule" else _decoded(found[0], key, group)
+                value = decoded(found[0], group.get(key), _place(group), f"group {index}: {key}")
+                values[key] = spelt(as_rule(value)) if key == "rule" else value
 
         for key in sorted({key for member in members for key in member.progress} - {*ignore}):
             found = [member.progress[key] for member in members if key in member.progress]
@@ -295,7 +296,7 @@ def values_coming_back(
             if any(value != found[0] for value in found):
                 faults.append(f"group {index}: its tensors were saved in groups that had come to different {key}")
                 continue
-            values[key] = _decoded(found[0], key, group)
+            values[key] = decoded(found[0], group.get(key), _place(group), f"group {index}: {key}")
         coming.append(values)
     return coming, faults
 
@@ -316,15 +317,13 @@ def _unkept(key: str, found: Sequence[Any], group: Mapping[str, Any]) -> str:
 
 def _is_alike(saved: Any, own: Any) -> bool:
     """Whether a saved setting is of the kind of today's: a number is no text, and a pair no number."""
-    if own is None or saved is None or isinstance(own, str | Mapping) or isinstance(saved, Mapping):
+    if own is None or saved is None or isinstance(own, str | Mapping):
         return True  # text and what JSON cannot hold may stand for anything
+    if isinstance(saved, Mapping):
+        return not isinstance(own, list) and saved.keys() == {"float"}  # NaN and the infinities
     if isinstance(own, list):
         return isinstance(saved, list) and len(saved) == len(own) and all(map(_is_alike, saved, own))
     return isinstance(saved, int | float) and isinstance(saved, bool) == isinstance(own, bool)
-
-
-def _decoded(value: Any, key: str, group: Mapping[str, Any]) -> Any:
-    return decoded(value, group.get(key), _place(group))
 
 
 def put_values(group: dict[str, Any], values: Mapping[str, Any]) -> None:

@@ -84,18 +84,29 @@ def encoded(value: Any, where: str, weights: torch.device) -> Any:
     )
 
 
-def decoded(value: Any, present: Any, weights: torch.device) -> Any:
+def decoded(value: Any, present: Any, weights: torch.device, where: str) -> Any:
     """The value of what `encoded` made; of a plain setting in the type that is there now.
 
     Args:
         present: what the group holds now.
         weights: where the group's weights are.
+        where: what it is, for the error.
+
+    Raises:
+        OptimizerError: `encoded` did not make it.
     """
+    try:
+        return _decoded(value, present, weights)
+    except Exception as error:  # whatever stands there, in a file of anybody's
+        raise OptimizerError(f"{where} was saved as {value!r:.80}, which is no value: it is damaged") from error
+
+
+def _decoded(value: Any, present: Any, weights: torch.device) -> Any:
     if isinstance(present, Tensor) and isinstance(value, list | int | float):
         given = torch.as_tensor(value, dtype=present.dtype, device=present.device)
         return given.expand_as(present).clone()
     if isinstance(value, list):
-        items = [decoded(item, None, weights) for item in value]
+        items = [_decoded(item, None, weights) for item in value]
         return tuple(items) if isinstance(present, tuple) else items
     if isinstance(value, Mapping):
         tag = next(iter(value), "")
@@ -104,9 +115,9 @@ def decoded(value: Any, present: Any, weights: torch.device) -> Any:
         if tag == "float":
             return float(value["float"])
         if tag == "tuple":
-            return tuple(decoded(item, None, weights) for item in value["tuple"])
+            return tuple(_decoded(item, None, weights) for item in value["tuple"])
         if tag == "dict":
-            return {decoded(key, None, weights): decoded(item, None, weights) for key, item in value["dict"]}
+            return {_decoded(key, None, weights): _decoded(item, None, weights) for key, item in value["dict"]}
         return dict(value)  # saved as a setting, when it had not moved
     return value
 
@@ -140,7 +151,7 @@ def beyond(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 def restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     """Hand it to the optimizer's own `load_state_dict`, together with the state and groups that it has."""
     if saved:
-        held = {key: _joined(value, saved[key]) for key, value in _of(optimizer).items() if key in saved}
+        held = {key: _joined(value, saved[key], key) for key, value in _of(optimizer).items() if key in saved}
         optimizer.load_state_dict({**optimizer.state_dict(), **held})
 
 
@@ -158,8 +169,8 @@ def _plain(value: Any, where: str) -> Any:
     return {"dict": [[key, _plain(item, f"{where}.{key}")] for key, item in items.items()]}
 
 
-def _joined(own: Any, saved: Any) -> Any:
+def _joined(own: Any, saved: Any, where: str) -> Any:
     """The saved value, in which the optimizer's own stands where the file has none."""
     if type(own) is dict and isinstance(saved, Mapping) and "dict" in saved:
-        return own | {key: _joined(own.get(key), item) for key, item in saved["dict"]}
-    return decoded(saved, own, _CPU)
+        return own | {key: _joined(own.get(key), item, f"{where}.{key}") for key, item in saved["dict"]}
+    return decoded(saved, own, _CPU, where)
