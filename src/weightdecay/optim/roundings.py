@@ -37,6 +37,9 @@ LOW_PRECISION = (torch.bfloat16, torch.float16)
 ROUNDED = "rounded_steps"
 COUNTS = ("step", ROUNDED)
 
+# What a rounding remembers of a tensor, by name.
+Kept: TypeAlias = Mapping[str, Tensor]
+
 
 class Scratch(Protocol):
     """Uninitialised memory of a tensor's size; the same name may get the same memory again."""
@@ -72,21 +75,19 @@ class Rounding(ABC):
         """Name and dtype of what it remembers for each weight."""
         return {}
 
-    def widen(self, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch) -> Tensor:
+    def widen(self, low: Tensor, state: Kept, scratch: Scratch) -> Tensor:
         """The float32 weights that the low ones stand for, to be changed in place."""
         return scratch("wide", low, torch.float32).copy_(low)
 
     @abstractmethod
-    def write(
-        self, wide: Tensor, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch, noise: Tensor | None
-    ) -> None:
+    def write(self, wide: Tensor, low: Tensor, state: Kept, scratch: Scratch, noise: Tensor | None) -> None:
         """Round into the low weights, and remember what is to be remembered; `wide` and `noise` may be overwritten."""
 
-    def is_disturbed(self, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch) -> bool:
+    def is_disturbed(self, low: Tensor, state: Kept, scratch: Scratch) -> bool:
         """Whether what it remembers is not of these weights, because somebody else has changed them since."""
         return False
 
-    def renew_(self, low: Tensor, state: Mapping[str, Tensor]) -> None:
+    def renew_(self, low: Tensor, state: Kept) -> None:
         """Take what it remembers anew from the weights that somebody else has changed, and from those alone."""
         return
 
@@ -99,9 +100,7 @@ class Nearest(Rounding):
     def acts_on(self, dtype: torch.dtype) -> bool:
         return False
 
-    def write(
-        self, wide: Tensor, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch, noise: Tensor | None
-    ) -> None:
+    def write(self, wide: Tensor, low: Tensor, state: Kept, scratch: Scratch, noise: Tensor | None) -> None:
         low.copy_(wide)
 
 
@@ -120,9 +119,7 @@ class Stochastic(Rounding):
     def begin(self, weights: Tensor) -> dict[str, Tensor]:
         return {ROUNDED: torch.zeros((), dtype=torch.int64)}
 
-    def write(
-        self, wide: Tensor, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch, noise: Tensor | None
-    ) -> None:
+    def write(self, wide: Tensor, low: Tensor, state: Kept, scratch: Scratch, noise: Tensor | None) -> None:
         assert noise is not None
         bits = _with_one_nan(wide).view(torch.int32)
         bits.add_(noise).bitwise_and_(~LOW_BITS)
@@ -150,13 +147,11 @@ class Kahan(Rounding):
     def memory(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
         return {"compensation": dtype}
 
-    def widen(self, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch) -> Tensor:
+    def widen(self, low: Tensor, state: Kept, scratch: Scratch) -> Tensor:
         wide = super().widen(low, state, scratch)
         return wide.add_(scratch("spare", low, torch.float32).copy_(state["compensation"]))
 
-    def write(
-        self, wide: Tensor, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch, noise: Tensor | None
-    ) -> None:
+    def write(self, wide: Tensor, low: Tensor, state: Kept, scratch: Scratch, noise: Tensor | None) -> None:
         low.copy_(wide)
         state["compensation"].copy_(wide.sub_(scratch("spare", low, torch.float32).copy_(low)))
 
@@ -177,20 +172,18 @@ class Master(Rounding):
     def memory(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
         return {"master": torch.float32}
 
-    def widen(self, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch) -> Tensor:
+    def widen(self, low: Tensor, state: Kept, scratch: Scratch) -> Tensor:
         return state["master"]
 
-    def write(
-        self, wide: Tensor, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch, noise: Tensor | None
-    ) -> None:
+    def write(self, wide: Tensor, low: Tensor, state: Kept, scratch: Scratch, noise: Tensor | None) -> None:
         low.copy_(wide)  # which is the master itself
 
-    def is_disturbed(self, low: Tensor, state: Mapping[str, Tensor], scratch: Scratch) -> bool:
+    def is_disturbed(self, low: Tensor, state: Kept, scratch: Scratch) -> bool:
         rounded = scratch("rounded", low, low.dtype).copy_(state["master"])
         # By their bits, or a NaN would differ from itself.
         return not torch.equal(low.view(torch.int16), rounded.view(torch.int16))
 
-    def renew_(self, low: Tensor, state: Mapping[str, Tensor]) -> None:
+    def renew_(self, low: Tensor, state: Kept) -> None:
         master = state["master"]
         master.copy_(torch.where(low == master.to(low.dtype), master, low.to(torch.float32)))
 
