@@ -52,6 +52,7 @@ _SIGNATURES = {
 }
 _NUMBERS = {"l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
 _TENSORS = {"b": torch.bfloat16, "w": torch.float32, "t": torch.int64}
+_KINDS = {name: tuple(map(_TENSORS.get, signature)) for name, signature in _SIGNATURES.items()}
 
 
 class KernelWarning(UserWarning):
@@ -74,18 +75,21 @@ def call(name: str, *arguments: Any) -> None:
     """
     kernels = library()
     assert kernels is not None
-    tensors = [(argument, letter) for argument, letter in zip(arguments, _SIGNATURES[name], strict=True)
-               if isinstance(argument, Tensor)]  # fmt: skip
-    if any(isinstance(tensor, FakeTensor) for tensor, _ in tensors):
-        return  # where only the memory is asked for, see `training.footprint`
-    for tensor, letter in tensors:
-        if tensor.dtype != _TENSORS[letter] or not tensor.is_contiguous() or tensor.device.type != "cpu":
-            raise TypeError(f"{name}: takes contiguous {_TENSORS[letter]} on the processor, got {tensor.dtype}")
+    passed: list[Any] = []
+    most = 0
+    # A small model's step makes a hundred calls, and each argument is looked at once.
+    for argument, dtype in zip(arguments, _KINDS[name], strict=True):
+        if dtype is None or argument is None:
+            passed.append(argument)
+            continue
+        if isinstance(argument, FakeTensor):
+            return  # where only the memory is asked for, see `training.footprint`
+        if argument.dtype != dtype or not argument.is_contiguous() or not argument.is_cpu:
+            raise TypeError(f"{name}: takes contiguous {dtype} on the processor, got {argument.dtype}")
+        most = max(most, argument.numel())
+        passed.append(argument.data_ptr())
 
-    threads = torch.get_num_threads() if max(tensor.numel() for tensor, _ in tensors) >= _WORTH_THREADS else 1
-    getattr(kernels, name)(
-        *(argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments), threads
-    )
+    getattr(kernels, name)(*passed, torch.get_num_threads() if most >= _WORTH_THREADS else 1)
 
 
 @functools.cache

@@ -69,7 +69,7 @@ def take_step(
     load: Tensor | None = None
     with weights_in(objective, dtype):
         for index, (tokens_BT, targets_BT) in enumerate(micro_batches):
-            torch.manual_seed(_mix(*seed, index, ranks.rank))
+            _seed_draws(ranks.device, _mix(*seed, index, ranks.rank))
             last = index == len(micro_batches) - 1
             passes = sequences / (ranks.world_size * len(tokens_BT))  # so many like this one make the step
             with _gradients_stay_local(objective, unless=last), products_in(objective, dtype, ranks.device):
@@ -112,6 +112,14 @@ def _gradients_stay_local(objective: nn.Module, *, unless: bool) -> Iterator[Non
     else:
         with objective.no_sync():
             yield
+
+
+def _seed_draws(device: torch.device, seed: int) -> None:
+    """Seed what dropout draws from; on a processor its generator alone, for to look for others costs a millisecond."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def _mix(*numbers: int) -> int:
