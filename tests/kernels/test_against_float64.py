@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from weightdecay.kernels import library
 from weightdecay.kernels.activations import GATED, activation
-from weightdecay.kernels.attention import Scores, attention, split_heads
+from weightdecay.kernels.attention import Heads, Scores, attention, split_heads
+from weightdecay.kernels.branches import Layer, attention_branch, feedforward_branch
 from weightdecay.kernels.lookup import tied
 from weightdecay.kernels.loss import head_loss
 from weightdecay.kernels.norms import Norm, column_sums, normed, normed_beside
@@ -200,6 +201,85 @@ def test_products_give_float32_parameters_their_gradients(bias: bool) -> None:
         return product(x, weight, own[0] if own else None, weight.detach().to(x.dtype))
 
     check(ours, F.linear, [draw(2, 5, 8, seed=0), weight, *own], within=SUMMED)
+
+
+def plainly_normed(x: Tensor, gain: Tensor, shift: Tensor | None) -> Tensor:
+    """LayerNorm with a shift, RMSNorm without."""
+    x = x - x.mean(-1, keepdim=True) if shift is not None else x
+    y = x / (x.square().mean(-1, keepdim=True) + 1e-2).sqrt() * gain
+    return y if shift is None else y + shift
+
+
+def layer_of(weight: Tensor, bias: Tensor | None) -> Layer:
+    return Layer(weight, bias, weight.detach().to(torch.bfloat16))
+
+
+@given(
+    batch=st.integers(1, 3), time=st.integers(1, 20), width=st.integers(1, 20), inner=st.integers(1, 40),
+    kind=st.sampled_from(["gelu", "relu_squared", "swiglu"]), biases=st.booleans(), threads=st.integers(1, 3),
+)  # fmt: skip
+@settings(max_examples=20)
+def test_a_feedforward_branch_in_one_function(
+    batch: int, time: int, width: int, inner: int, kind: str, biases: bool, threads: int
+) -> None:
+    x = draw(batch, time, width, seed=batch)
+    rows = 2 * inner if kind in GATED else inner
+    weights = [draw(rows, width, seed=1).float(), draw(width, inner, seed=2).float()]
+    vectors = [draw(size, seed=size).float() for size in (width, width, rows, width)]
+
+    def ours(x: Tensor, up: Tensor, down: Tensor, *own: Tensor) -> Tensor:
+        shift, up_bias, down_bias = own[1:] if biases else (None, None, None)
+        norm = Norm(own[0], shift, 1e-2, centred=biases)
+        return feedforward_branch(x, norm, layer_of(up, up_bias), layer_of(down, down_bias), kind)
+
+    def theirs(x: Tensor, up: Tensor, down: Tensor, *own: Tensor) -> Tensor:
+        shift, up_bias, down_bias = own[1:] if biases else (None, None, None)
+        h = F.linear(plainly_normed(x, own[0], shift), up, up_bias)
+        return x + F.linear(activated(h, kind), down, down_bias)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        patch.setattr(library, "_WORTH_THREADS", 0)
+        check(ours, theirs, [x, *weights, *(vectors if biases else vectors[:1])], within=0.03)
+
+
+@given(
+    batch=st.integers(1, 3), time=st.integers(1, 20), kv_heads=st.sampled_from([1, 2]), group=st.integers(1, 2),
+    head_dim=st.sampled_from([2, 8]), turns=st.booleans(), window=st.sampled_from([0, 5]), biases=st.booleans(),
+    threads=st.integers(1, 3),
+)  # fmt: skip
+@settings(max_examples=20)
+def test_an_attention_branch_in_one_function(
+    batch: int, time: int, kv_heads: int, group: int, head_dim: int, turns: bool, window: int, biases: bool,
+    threads: int,
+) -> None:  # fmt: skip
+    heads, width = kv_heads * group, 12
+    x, rotary = draw(batch, time, width, seed=batch), Rotary(head_dim, 20, 100.0)
+    rows = (heads + 2 * kv_heads) * head_dim
+    weights = [draw(rows, width, seed=1).float(), draw(width, heads * head_dim, seed=2).float()]
+    vectors = [draw(size, seed=size).float() for size in (width, width, rows, width)]
+    scores = Scores(0.3 / math.sqrt(head_dim), window=window)
+    of_heads = Heads(heads, kv_heads, *(rotary.angles(time) if turns else (None, None)))
+
+    def ours(x: Tensor, qkv: Tensor, out: Tensor, *own: Tensor) -> Tensor:
+        shift, qkv_bias, out_bias = own[1:] if biases else (None, None, None)
+        norm = Norm(own[0], shift, 1e-2, centred=biases)
+        return attention_branch(x, norm, layer_of(qkv, qkv_bias), layer_of(out, out_bias), of_heads, scores)
+
+    def theirs(x: Tensor, qkv: Tensor, out: Tensor, *own: Tensor) -> Tensor:
+        shift, qkv_bias, out_bias = own[1:] if biases else (None, None, None)
+        rows_BTX = F.linear(plainly_normed(x, own[0], shift), qkv, qkv_bias)
+        q, k, v = torch.split(rows_BTX.view(batch, time, -1, head_dim).transpose(1, 2), [heads, kv_heads, kv_heads], 1)
+        q, k = (rotary(of) if turns else of for of in (q, k))
+        k, v = (of.repeat_interleave(group, dim=1) for of in (k, v))
+        logits = q @ k.transpose(-1, -2) * scores.scale
+        weights = (logits + score_mask(time, time, window, (), logits)).softmax(dim=-1)
+        return x + F.linear((weights @ v).transpose(1, 2).flatten(2), out, out_bias)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        patch.setattr(library, "_WORTH_THREADS", 0)
+        check(ours, theirs, [x, *weights, *(vectors if biases else vectors[:1])], within=0.05)
 
 
 def test_sums_over_rows_are_the_same_with_any_number_of_rows_to_a_thread() -> None:

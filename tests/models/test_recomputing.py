@@ -14,10 +14,12 @@ from weightdecay.models.objective import Objective
 CPU = torch.device("cpu")
 
 
-def loss_and_gradients(kind: str, dtype: torch.dtype, *, recomputes: bool) -> tuple[Tensor, list[Tensor], int]:
-    """Of a batch with dropout on; and the bytes that were kept for the way back."""
+def loss_and_gradients(
+    kind: str, dtype: torch.dtype, *, drops: float, recomputes: bool
+) -> tuple[Tensor, list[Tensor], int]:
+    """Of a batch; and the bytes that were kept for the way back."""
     torch.manual_seed(0)
-    model = GPT(KINDS[kind].replace(dropout=0.1, stochastic_depth=0.1)).train()
+    model = GPT(KINDS[kind].replace(dropout=drops, stochastic_depth=drops)).train()
     model.recomputes = recomputes
     objective = Objective(model)
     tokens = torch.randint(50, (8, 25), generator=torch.Generator().manual_seed(0))
@@ -38,10 +40,11 @@ def loss_and_gradients(kind: str, dtype: torch.dtype, *, recomputes: bool) -> tu
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("drops", [0.0, 0.1])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_numbers_are_the_same_bit_for_bit_and_less_is_kept(kind: str, dtype: torch.dtype) -> None:
-    loss, gradients, kept = loss_and_gradients(kind, dtype, recomputes=True)
-    expected, all_gradients, all_kept = loss_and_gradients(kind, dtype, recomputes=False)
+def test_the_numbers_are_the_same_bit_for_bit_and_less_is_kept(kind: str, drops: float, dtype: torch.dtype) -> None:
+    loss, gradients, kept = loss_and_gradients(kind, dtype, drops=drops, recomputes=True)
+    expected, all_gradients, all_kept = loss_and_gradients(kind, dtype, drops=drops, recomputes=False)
     assert torch.equal(loss, expected)
     assert len(gradients) == len(all_gradients)
     assert all(torch.equal(a, b) for a, b in zip(gradients, all_gradients, strict=True))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from weightdecay.kernels.library import call
+from weightdecay.kernels.library import call, sums_over_rows
 
 GATED = ("swiglu", "geglu", "geglu_tanh")
 
@@ -22,20 +22,30 @@ def activation(h: Tensor, kind: str) -> Tensor:
 class _Activation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, kind: str) -> Tensor:
-        h = h.contiguous()
-        times = 2 if kind in GATED else 1
-        width = h.shape[-1] // times
-        y = h.new_empty(*h.shape[:-1], width)
-        slopes = torch.empty_like(h) if ctx.needs_input_grad[0] else None
-        call(kind, h, y, slopes, y.numel() // width, width)
+        y, slopes = forward(h.contiguous(), None, kind, slopes=ctx.needs_input_grad[0])
         ctx.save_for_backward(slopes)
-        ctx.times, ctx.width = times, width
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         (slopes,) = ctx.saved_tensors
-        dh = torch.empty_like(slopes)
-        call("times_slopes", dy.contiguous(), slopes, dh, ctx.times, dy.numel() // ctx.width, ctx.width)
-        return dh, None
+        return backward(dy.contiguous(), slopes, bias=False)[0], None
+
+
+def forward(h: Tensor, bias: Tensor | None, kind: str, *, slopes: bool) -> tuple[Tensor, Tensor | None]:
+    """The activation of h + bias, and the slopes that `backward` wants."""
+    width = h.shape[-1] // (2 if kind in GATED else 1)
+    y = h.new_empty(*h.shape[:-1], width)
+    kept = torch.empty_like(h) if slopes else None
+    call(kind, h, bias, y, kept, y.numel() // width, width)
+    return y, kept
+
+
+def backward(dy: Tensor, slopes: Tensor, *, bias: bool) -> tuple[Tensor, Tensor | None]:
+    """The gradients of h and, where it is wanted, of the bias."""
+    width = dy.shape[-1]
+    dh = torch.empty_like(slopes)
+    sums = sums_over_rows(slopes.shape[-1]) if bias else None
+    call("times_slopes", dy, slopes, dh, sums, slopes.shape[-1] // width, dy.numel() // width, width)
+    return dh, sums[0] if sums is not None else None

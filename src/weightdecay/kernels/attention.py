@@ -13,15 +13,15 @@ Reference: Dao et al. 2022, arXiv:2205.14135, whose normaliser and backward pass
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from weightdecay.kernels.library import call
+from weightdecay.kernels.library import call, sums_over_rows
 
 # Queries in a block: more of them compute more that is masked, fewer make products too small.
 BLOCK = 256
@@ -44,6 +44,24 @@ class Scores:
     slopes: tuple[float, ...] = ()
 
 
+class Heads(NamedTuple):
+    """How a row of projections is made of heads.
+
+    Attributes:
+        queries, keys: how many of each; there are as many of values as of keys.
+        cosines, sines: of the angles by which the first R features of queries and keys turn, [T, R]; or none.
+    """
+
+    queries: int
+    keys: int
+    cosines: Tensor | None
+    sines: Tensor | None
+
+    def turns(self) -> tuple[Tensor | None, Tensor | None, int]:
+        """The angles, and how many features turn."""
+        return self.cosines, self.sines, self.cosines.shape[1] if self.cosines is not None else 0
+
+
 @dataclass(frozen=True)
 class _Block:
     """Queries [first, end) of some sequences, and the keys [begin, end) that the first one sees or a later one."""
@@ -55,15 +73,17 @@ class _Block:
 
     def of(self, x: Tensor) -> Tensor:
         """The sequences' part of what has a row for each, whatever axes follow."""
-        return x[self.sequences]
+        return x[self.sequences] if len(x) > self.sequences.stop - self.sequences.start else x
 
     def queries(self, x_BHTE: Tensor) -> Tensor:
         """The queries' part, [N, queries, E]."""
-        return self.of(x_BHTE).flatten(0, 1)[:, self.first : self.end]
+        x_NTE = self.of(x_BHTE).flatten(0, 1)
+        return x_NTE[:, self.first : self.end] if self.end - self.first < x_NTE.shape[1] else x_NTE
 
     def keys(self, x_BHTE: Tensor) -> Tensor:
         """The keys' part, [N, keys, E]."""
-        return self.of(x_BHTE).flatten(0, 1)[:, self.begin : self.end]
+        x_NTE = self.of(x_BHTE).flatten(0, 1)
+        return x_NTE[:, self.begin : self.end] if self.end - self.begin < x_NTE.shape[1] else x_NTE
 
 
 def _blocks(batch: int, heads: int, time: int, window: int) -> Iterator[_Block]:
@@ -92,24 +112,35 @@ class _SplitHeads(torch.autograd.Function):
     def forward(
         ctx: Any, qkv_BTX: Tensor, heads: int, kv_heads: int, cos_TR: Tensor | None, sin_TR: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        qkv_BTX = qkv_BTX.contiguous()
-        batch, time, features = qkv_BTX.shape
-        width = features // (heads + 2 * kv_heads)
-        turning = cos_TR.shape[1] if cos_TR is not None else 0
-        q, k, v = (qkv_BTX.new_empty(batch, heads, time, width) for _ in range(3))
-        ctx.shape = (batch, time, heads, kv_heads, width)
-        ctx.angles = (cos_TR, sin_TR, turning)
-        call("split_heads", qkv_BTX, cos_TR, sin_TR, turning, q, k, v, *ctx.shape)
-        return q, k, v
+        ctx.heads = Heads(heads, kv_heads, cos_TR, sin_TR)
+        return apart(qkv_BTX.contiguous(), None, ctx.heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
-        batch, time, heads, kv_heads, width = ctx.shape
-        dqkv_BTX = dq.new_empty(batch, time, (heads + 2 * kv_heads) * width)
-        gradients = (d.contiguous() for d in (dq, dk, dv))
-        call("split_heads_backward", *gradients, *ctx.angles, dqkv_BTX, *ctx.shape)
+        dqkv_BTX, _ = together(dq.contiguous(), dk.contiguous(), dv.contiguous(), ctx.heads, bias=False)
         return dqkv_BTX, None, None, None, None
+
+
+def apart(qkv_BTX: Tensor, bias_X: Tensor | None, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
+    """`split_heads` of projections + bias."""
+    batch, time, features = qkv_BTX.shape
+    width = features // (heads.queries + 2 * heads.keys)
+    q, k, v = (qkv_BTX.new_empty(batch, heads.queries, time, width) for _ in range(3))
+    call("split_heads", qkv_BTX, bias_X, *heads.turns(), q, k, v, batch, time, heads.queries, heads.keys, width)
+    return q, k, v
+
+
+def together(dq: Tensor, dk: Tensor, dv: Tensor, heads: Heads, *, bias: bool) -> tuple[Tensor, Tensor | None]:
+    """The gradients of what `apart` was given: the projections and, where it is wanted, the bias."""
+    batch, _, time, width = dq.shape
+    dqkv_BTX = dq.new_empty(batch, time, (heads.queries + 2 * heads.keys) * width)
+    sums = sums_over_rows(dqkv_BTX.shape[2]) if bias else None
+    call(
+        "split_heads_backward", dq, dk, dv, *heads.turns(), dqkv_BTX, sums,
+        batch, time, heads.queries, heads.keys, width,
+    )  # fmt: skip
+    return dqkv_BTX, sums[0] if sums is not None else None
 
 
 def attention(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, scores: Scores) -> Tensor:
@@ -122,47 +153,60 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, scores: Scores) -> Tensor:
         q, k, v = (x.contiguous() for x in (q_BHTE, k_BHTE, v_BHTE))
-        batch, heads, time, width = v.shape
-        y_BTX = q.new_empty(batch, time, heads * width)
-        logsums_BHT = torch.empty(batch, heads, time)
-        slopes_H = torch.tensor(scores.slopes) if scores.slopes else None
-        # A cap's slope is of the scores, which weights do not tell.
-        keeps = time <= _KEPT * width and not scores.softcap and any(ctx.needs_input_grad)
-        kept: list[Tensor] = []
-
-        for block in _blocks(batch, heads, time, scores.window):
-            weights = torch.bmm(block.queries(q), block.keys(k).transpose(1, 2))
-            _softmax("softmax_forward", [weights], block, logsums_BHT, slopes_H, scores, (heads, time))
-            _move(block.of(y_BTX), torch.bmm(weights, block.keys(v)), block, apart=False)
-            if keeps:
-                kept.append(weights)
-
-        ctx.save_for_backward(q, k, v, logsums_BHT, slopes_H, *kept)
+        y_BTX, kept = forward(q, k, v, scores, keeps=any(ctx.needs_input_grad))
+        ctx.save_for_backward(q, k, v, *kept)
         ctx.scores = scores
         return y_BTX
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_BTX: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, logsums_BHT, slopes_H, *kept = ctx.saved_tensors
-        batch, heads, time, width = v.shape
-        dy_BTX = dy_BTX.contiguous()
-        dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
-        if several := time > BLOCK:  # whose gradients of keys and values add up
-            dk, dv = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
+        q, k, v, *kept = ctx.saved_tensors
+        return *backward(dy_BTX.contiguous(), q, k, v, kept, ctx.scores), None
 
-        for place, block in enumerate(_blocks(batch, heads, time, ctx.scores.window)):
-            dy = v.new_empty(len(block.of(v)) * heads, block.end - block.first, width)
-            _move(block.of(dy_BTX), dy, block, apart=True)
-            weights = kept[place] if kept else torch.bmm(block.queries(q), block.keys(k).transpose(1, 2))
-            dscores = torch.bmm(dy, block.keys(v).transpose(1, 2))
-            known = None if kept else logsums_BHT
-            _softmax("softmax_backward", [weights, dscores], block, known, slopes_H, ctx.scores, (heads, time))
-            _product(block.queries(dq), dscores, block.keys(k), add=False)
-            _product(block.keys(dk), dscores.transpose(1, 2), block.queries(q), add=several)
-            _product(block.keys(dv), weights.transpose(1, 2), dy, add=several)
 
-        return dq, dk.to(k.dtype), dv.to(v.dtype), None
+def forward(q: Tensor, k: Tensor, v: Tensor, scores: Scores, *, keeps: bool) -> tuple[Tensor, list[Tensor | None]]:
+    """The heads' outputs side by side, [B, T, H·E], and what `backward` wants of the way there."""
+    batch, heads, time, width = v.shape
+    y_BTX = q.new_empty(batch, time, heads * width)
+    logsums_BHT = torch.empty(batch, heads, time)
+    slopes_H = torch.tensor(scores.slopes) if scores.slopes else None
+    # A cap's slope is of the scores, which weights do not tell.
+    keeps = keeps and time <= _KEPT * width and not scores.softcap
+    kept: list[Tensor] = []
+
+    for block in _blocks(batch, heads, time, scores.window):
+        weights = torch.bmm(block.queries(q), block.keys(k).transpose(1, 2))
+        _softmax("softmax_forward", [weights], block, logsums_BHT, slopes_H, scores, (heads, time))
+        _move(block.of(y_BTX), torch.bmm(weights, block.keys(v)), block, apart=False)
+        if keeps:
+            kept.append(weights)
+    return y_BTX, [logsums_BHT, slopes_H, *kept]
+
+
+def backward(
+    dy_BTX: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Sequence[Tensor | None], scores: Scores
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of queries, keys and values."""
+    logsums_BHT, slopes_H, *weights_of = kept
+    batch, heads, time, width = v.shape
+    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+    if several := time > BLOCK:  # whose gradients of keys and values add up
+        dk, dv = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
+
+    for place, block in enumerate(_blocks(batch, heads, time, scores.window)):
+        dy = v.new_empty(len(block.of(v)) * heads, block.end - block.first, width)
+        _move(block.of(dy_BTX), dy, block, apart=True)
+        known = weights_of[place] if weights_of else None
+        weights = torch.bmm(block.queries(q), block.keys(k).transpose(1, 2)) if known is None else known
+        dscores = torch.bmm(dy, block.keys(v).transpose(1, 2))
+        logsums = logsums_BHT if known is None else None
+        _softmax("softmax_backward", [weights, dscores], block, logsums, slopes_H, scores, (heads, time))
+        _product(block.queries(dq), dscores, block.keys(k), add=False)
+        _product(block.keys(dk), dscores.transpose(1, 2), block.queries(q), add=several)
+        _product(block.keys(dv), weights.transpose(1, 2), dy, add=several)
+
+    return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 
 def _product(out: Tensor, left: Tensor, right: Tensor, *, add: bool) -> None:

@@ -36,15 +36,16 @@ _WORTH_THREADS = 1 << 15
 # What a kernel takes, letter by letter: tensors of bfloat16 (b), float32 (w) and int64 (t), or none in their place, and
 # numbers: int64 (l), int (i) and float (f). The number of threads, which all take, comes last.
 _SIGNATURES = {
-    **dict.fromkeys(("relu", "relu_squared", "gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh"), "bbbll"),
-    "times_slopes": "bbblll",
+    **dict.fromkeys(("relu", "relu_squared", "gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh"), "bwbbll"),
+    "times_slopes": "bbbwlll",
     "norm_forward": "bwwffibwwll",
-    "norm_backward": "bbbwfiwwbwwll",
+    "norm_backward": "bbbwfiwwbwwwll",
+    "add_branch": "bbwll",
     "column_sums": "bwll",
     "accumulate": "wbl",
     "add_rows": "wtwll",
-    "split_heads": "bwwlbbblllll",
-    "split_heads_backward": "bbbwwlblllll",
+    "split_heads": "bwwwlbbblllll",
+    "split_heads_backward": "bbbwwlbwlllll",
     "move_rows": "bbillllll",
     "softmax_forward": "bwwffllllllll",
     "softmax_backward": "bbwwffllllllll",
@@ -90,6 +91,11 @@ def call(name: str, *arguments: Any) -> None:
         passed.append(argument.data_ptr())
 
     getattr(kernels, name)(*passed, torch.get_num_threads() if most >= _WORTH_THREADS else 1)
+
+
+def sums_over_rows(width: int) -> Tensor:
+    """Room for each thread's sums, of which a kernel leaves the whole ones in the first row."""
+    return torch.empty(torch.get_num_threads(), width)
 
 
 @functools.cache

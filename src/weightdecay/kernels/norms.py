@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from weightdecay.kernels.library import call
+from weightdecay.kernels.library import call, sums_over_rows
 
 
 class Norm(NamedTuple):
@@ -44,41 +44,62 @@ class _Norm(torch.autograd.Function):
         ctx: Any, x: Tensor, gain: Tensor | None, bias: Tensor | None, eps: float, centred: bool, offset: float,
         beside: bool,
     ) -> Any:  # fmt: skip
-        rows_of_x = x.contiguous()
-        ctx.dtypes = [of.dtype if of is not None else None for of in (gain, bias)]
-        gain, bias = (of.float() if of is not None else None for of in (gain, bias))
-        width = x.shape[-1]
-        rows = x.numel() // width
-        y = torch.empty_like(rows_of_x)
-        means, rstds = torch.empty(2, rows)
-        call("norm_forward", rows_of_x, gain, bias, offset, eps, centred, y, means, rstds, rows, width)
-        ctx.save_for_backward(rows_of_x, gain, means, rstds)
-        ctx.centred, ctx.offset, ctx.beside = centred, offset, beside
+        norm = Norm(gain, bias, eps, centred, offset)
+        y, statistics = forward(rows_of_x := x.contiguous(), norm)
+        ctx.save_for_backward(rows_of_x, gain, bias, statistics)
+        ctx.settings, ctx.beside = norm[2:], beside
         return (x, y) if beside else y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, gain, means, rstds = ctx.saved_tensors
+        x, gain, bias, statistics = ctx.saved_tensors
         dstream, dy = (of.contiguous() for of in gradients) if ctx.beside else (None, gradients[0].contiguous())
-        width, threads = x.shape[-1], torch.get_num_threads()
-        dx = torch.empty_like(x)
-        dgain, dbias = (torch.zeros(threads, width) if dtype is not None else None for dtype in ctx.dtypes)
-        call(
-            "norm_backward", dy, dstream, x, gain, ctx.offset, ctx.centred, means, rstds, dx, dgain, dbias,
-            len(means), width,
-        )  # fmt: skip
-        summed = (
-            of.sum(dim=0).to(dtype) if of is not None else None
-            for of, dtype in zip((dgain, dbias), ctx.dtypes, strict=True)
-        )
-        return dx, *summed, None, None, None, None
+        dx, dgain, dbias, _ = backward(dy, dstream, x, Norm(gain, bias, *ctx.settings), statistics)
+        return dx, dgain, dbias, None, None, None, None
+
+
+def forward(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    """The norm of rows, and their means and inverse deviations, [2, rows]."""
+    y = torch.empty_like(x)
+    width = x.shape[-1]
+    statistics = torch.empty(2, x.numel() // width)
+    gain, bias = (of.float() if of is not None else None for of in (norm.gain, norm.bias))
+    call(
+        "norm_forward", x, gain, bias, norm.offset, norm.eps, norm.centred, y, *statistics.unbind(),
+        statistics.shape[1], width,
+    )  # fmt: skip
+    return y, statistics
+
+
+def backward(
+    dy: Tensor, dstream: Tensor | None, x: Tensor, norm: Norm, statistics: Tensor, *, sums: bool = False
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, gain and bias, and, where they are wanted, Σ over rows of `dstream`.
+
+    Args:
+        dstream: what reaches x beside the norm, or nothing.
+    """
+    dx, width = torch.empty_like(x), x.shape[-1]
+    own = (norm.gain, norm.bias)
+    dgain, dbias = (sums_over_rows(width) if of is not None else None for of in own)
+    dsums = sums_over_rows(width) if sums else None
+    gain = norm.gain.float() if norm.gain is not None else None
+    call(
+        "norm_backward", dy, dstream, x, gain, norm.offset, norm.centred, *statistics.unbind(), dx, dgain, dbias, dsums,
+        statistics.shape[1], width,
+    )  # fmt: skip
+    dgain, dbias = (
+        found[0].to(of.dtype) if found is not None and of is not None else None
+        for found, of in zip((dgain, dbias), own, strict=True)
+    )
+    return dx, dgain, dbias, dsums[0] if dsums is not None else None
 
 
 def column_sums(x: Tensor) -> Tensor:
     """Σ over all but the last axis, in float32."""
     x = x.contiguous()
     width = x.shape[-1]
-    sums = torch.zeros(torch.get_num_threads(), width)
+    sums = sums_over_rows(width)
     call("column_sums", x, sums, x.numel() // width, width)
-    return sums.sum(dim=0)
+    return sums[0]

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from weightdecay.kernels.attention import Scores, attention, split_heads
+from weightdecay.kernels.attention import Heads, Scores, attention, split_heads
+from weightdecay.kernels.branches import attention_branch
 from weightdecay.kernels.library import usable
+from weightdecay.kernels.norms import Norm
 from weightdecay.models.cache import LayerCache
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.layers import Linear, Rotary, alibi_slopes, make_norm, soft_capped
@@ -62,18 +64,33 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, cache: LayerCache | None = None) -> Tensor:
         """The branch's output."""
-        dropout = self.dropout if self.training else 0.0
-        plain = self.qk_norm == "none" and self.relative is None and not dropout
-        if cache is None and plain and usable(x_BTD):
-            return self._in_blocks(x_BTD)
+        if cache is None and self.is_plain and usable(x_BTD):
+            heads = split_heads(self.qkv(x_BTD), *self._split(x_BTD))
+            out: Tensor = self.out(attention(*heads, self._scores()))
+            return out
         return self._attended(*self._heads(x_BTD), cache)
 
-    def _in_blocks(self, x_BTD: Tensor) -> Tensor:
-        """`_attended` where nothing comes between the projection and the turn of its heads."""
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing comes between the projection and the turn of its heads, nor into their weights."""
+        return self.qk_norm == "none" and self.relative is None and not (self.training and self.dropout)
+
+    @property
+    def is_one_function(self) -> bool:
+        """Whether `added` computes what a block does with it, where kernels are usable."""
+        return self.is_plain and bool(self.qkv.weight.dtype == torch.float32)
+
+    def added(self, x_BTD: Tensor, norm: Norm) -> Tensor:
+        """x + forward(norm(x)) as one function, where that can be."""
+        qkv, out = self.qkv.layer(x_BTD.dtype), self.out.layer(x_BTD.dtype)
+        return attention_branch(x_BTD, norm, qkv, out, self._split(x_BTD), self._scores())
+
+    def _split(self, x_BTD: Tensor) -> Heads:
         angles = self.rotary.angles(x_BTD.shape[1]) if self.rotary is not None else (None, None)
-        heads = split_heads(self.qkv(x_BTD), self.n_heads, self.n_kv_heads, *angles)
-        out: Tensor = self.out(attention(*heads, Scores(self.scale, self.softcap, self.window, self.slopes)))
-        return out
+        return Heads(self.n_heads, self.n_kv_heads, *angles)
+
+    def _scores(self) -> Scores:
+        return Scores(self.scale, self.softcap, self.window, self.slopes)
 
     def _heads(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, T, E], keys and values [B, K, T, E]."""

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from weightdecay.kernels.library import usable
+from weightdecay.models.attention import Attention
 from weightdecay.models.cache import LayerCache
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.experts import Experts
 from weightdecay.models.feedforward import FeedForward
-from weightdecay.models.layers import StochasticDepth, branched, make_norm
+from weightdecay.models.layers import KernelNorm, StochasticDepth, branched, make_norm
 from weightdecay.models.routing import Routing
 
 
@@ -50,18 +52,35 @@ class Block(nn.Module):
         self.before = "norm" if norms.before else ""
         self.after_branch = last if norms.after == "branch" else ""
         self.after_sum = last if norms.after == "sum" else ""
+        self.adds_branch_of_norm = norms.before and norms.after == "none" and not self.parallel
 
     def forward(self, x_BTD: Tensor, cache: LayerCache | None = None, *more: Tensor) -> tuple[Tensor, Routing | None]:
         """The stream after this block, and which of its experts the tokens went to if it has any."""
-        x_BTD, normed_BTD = self._branched("attention", x_BTD)
-        attended_BTD = self._added("attention", x_BTD, self.attention(normed_BTD, cache, *more))
+        attended_BTD = self._as_one_function(self.attention, self.attention_norm, x_BTD, cache)
+        if attended_BTD is None:
+            x_BTD, normed_BTD = self._branched("attention", x_BTD)
+            attended_BTD = self._added("attention", x_BTD, self.attention(normed_BTD, cache, *more))
 
+        output_BTD = self._as_one_function(self.feedforward, self.feedforward_norm, attended_BTD)
+        if output_BTD is not None:
+            return output_BTD, None
         if self.feedforward_norm is not None:
             stream_BTD, normed_BTD = self._branched("feedforward", x_BTD if self.parallel else attended_BTD)
             attended_BTD = attended_BTD if self.parallel else stream_BTD
         output = self.feedforward(normed_BTD)
         y_BTD, routing = output if isinstance(output, tuple) else (output, None)
         return self._added("feedforward", attended_BTD, y_BTD), routing
+
+    def _as_one_function(
+        self, part: nn.Module, norm: nn.Module | None, x_BTD: Tensor, cache: LayerCache | None = None
+    ) -> Tensor | None:
+        """x + part(norm(x)) by the one function that `kernels.branches` has for it; None where it has none."""
+        drops = self.training and (self.dropout.p or self.stochastic_depth.probability)
+        if not self.adds_branch_of_norm or drops or cache is not None or not usable(x_BTD):
+            return None
+        if not (isinstance(part, Attention | FeedForward) and isinstance(norm, KernelNorm) and part.is_one_function):
+            return None
+        return part.added(x_BTD, norm.kernel())
 
     def _branched(self, branch: str, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """The stream beside a branch, and what the branch begins with."""

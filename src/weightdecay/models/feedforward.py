@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weightdecay.kernels.activations import activation
+from weightdecay.kernels.branches import feedforward_branch
 from weightdecay.kernels.library import usable
+from weightdecay.kernels.norms import Norm
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.layers import Linear
 
@@ -32,6 +35,15 @@ class FeedForward(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         y_BTD: Tensor = self.down(activated(self.up(x_BTD), self.kind))
         return y_BTD
+
+    @property
+    def is_one_function(self) -> bool:
+        """Whether `added` computes what a block does with it, where kernels are usable."""
+        return bool(self.up.weight.dtype == torch.float32)
+
+    def added(self, x_BTD: Tensor, norm: Norm) -> Tensor:
+        """x + forward(norm(x)) as one function, where that can be."""
+        return feedforward_branch(x_BTD, norm, self.up.layer(x_BTD.dtype), self.down.layer(x_BTD.dtype), self.kind)
 
 
 def activated(h: Tensor, kind: str) -> Tensor:

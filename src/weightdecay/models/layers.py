@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from weightdecay.kernels.branches import Layer
 from weightdecay.kernels.library import usable
 from weightdecay.kernels.norms import Norm, normed, normed_beside
 from weightdecay.kernels.products import product
@@ -42,6 +43,10 @@ class Linear(nn.Linear):
         if self.rounded is not None and self.rounded.dtype == dtype:
             return self.rounded
         return self.weight.detach().to(dtype)
+
+    def layer(self, dtype: torch.dtype) -> Layer:
+        """What a kernel has to know of it."""
+        return Layer(self.weight, self.bias, self.rounded_to(dtype))
 
 
 def is_lower(x: Tensor, weight: Tensor) -> bool:
@@ -142,9 +147,13 @@ class UnitOffsetRMSNorm(nn.Module):
         return Norm(self.weight, None, self.eps, centred=False, offset=1.0)
 
 
+# Norms that say what a kernel has to know of them.
+KernelNorm = LayerNorm | RMSNorm | UnitOffsetRMSNorm
+
+
 def branched(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """The stream as it goes on, and its norm for a branch."""
-    if usable(x) and isinstance(norm, LayerNorm | RMSNorm | UnitOffsetRMSNorm):
+    if usable(x) and isinstance(norm, KernelNorm):
         return normed_beside(x, norm.kernel())
     return x, norm(x)
 

@@ -117,6 +117,10 @@ class ValueAttention(Attention):
         self.value_gate = Linear(mixing.value_gate_inputs, config.attention.n_kv_heads, bias=False)
         self.value_gate_max = mixing.value_gate_max
 
+    @property
+    def is_one_function(self) -> bool:
+        return False  # values come from a table, too
+
     def forward(self, x_BTD: Tensor, cache: LayerCache | None = None, more_values_BTX: Tensor | None = None) -> Tensor:
         """The branch's output.
 

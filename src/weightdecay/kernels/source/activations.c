@@ -37,38 +37,45 @@ static inline Curve gelu_at(float x) {
 
 #define EACH_ROW _Pragma("omp parallel for num_threads(threads) schedule(static)") for (int64_t row = 0; row < rows; row++)
 
-// y = curve(h), and its slopes unless nobody wants them.
+// y = curve(h + bias), and its slopes unless nobody wants them; bias may be missing.
 #define PLAIN(name, curve)                                                                                         \
-    void name(const bfloat16 *h, bfloat16 *y, bfloat16 *slopes, int64_t rows, int64_t width, int threads) {        \
+    void name(const bfloat16 *h, const float *bias, bfloat16 *y, bfloat16 *slopes, int64_t rows, int64_t width,    \
+              int threads) {                                                                                       \
         EACH_ROW {                                                                                                 \
             const bfloat16 *from = h + row * width;                                                                \
             bfloat16 *to = y + row * width, *kept = slopes + row * width;                                          \
             if (slopes)                                                                                            \
                 for (int64_t i = 0; i < width; i++) {                                                              \
-                    Curve c = curve(wide(from[i]));                                                                \
+                    Curve c = curve(wide(from[i]) + (bias ? bias[i] : 0.0f));                                      \
                     to[i] = low(c.value);                                                                          \
                     kept[i] = low(c.slope);                                                                        \
                 }                                                                                                  \
             else                                                                                                   \
-                for (int64_t i = 0; i < width; i++) to[i] = low(curve(wide(from[i])).value);                       \
+                for (int64_t i = 0; i < width; i++)                                                                \
+                    to[i] = low(curve(wide(from[i]) + (bias ? bias[i] : 0.0f)).value);                             \
         }                                                                                                          \
     }
 
-// y = curve(gate)·up, where rows of h are the gate, then up; and its slopes by both, laid out like h.
+// y = curve(gate)·up, where rows of h + bias are the gate, then up; and its slopes by both, laid out like h.
 #define GATED(name, curve)                                                                                         \
-    void name(const bfloat16 *h, bfloat16 *y, bfloat16 *slopes, int64_t rows, int64_t width, int threads) {        \
+    void name(const bfloat16 *h, const float *bias, bfloat16 *y, bfloat16 *slopes, int64_t rows, int64_t width,    \
+              int threads) {                                                                                       \
+        const float *more = bias + width;                                                                          \
         EACH_ROW {                                                                                                 \
             const bfloat16 *gate = h + 2 * row * width, *up = gate + width;                                        \
             bfloat16 *to = y + row * width, *by_gate = slopes + 2 * row * width, *by_up = by_gate + width;         \
             if (slopes)                                                                                            \
                 for (int64_t i = 0; i < width; i++) {                                                              \
-                    Curve c = curve(wide(gate[i]));                                                                \
-                    to[i] = low(c.value * wide(up[i]));                                                            \
-                    by_gate[i] = low(c.slope * wide(up[i]));                                                       \
+                    Curve c = curve(wide(gate[i]) + (bias ? bias[i] : 0.0f));                                      \
+                    float u = wide(up[i]) + (bias ? more[i] : 0.0f);                                               \
+                    to[i] = low(c.value * u);                                                                      \
+                    by_gate[i] = low(c.slope * u);                                                                 \
                     by_up[i] = low(c.value);                                                                       \
                 }                                                                                                  \
             else                                                                                                   \
-                for (int64_t i = 0; i < width; i++) to[i] = low(curve(wide(gate[i])).value * wide(up[i]));         \
+                for (int64_t i = 0; i < width; i++)                                                                \
+                    to[i] = low(curve(wide(gate[i]) + (bias ? bias[i] : 0.0f)).value *                             \
+                                (wide(up[i]) + (bias ? more[i] : 0.0f)));                                          \
         }                                                                                                          \
     }
 
@@ -80,15 +87,31 @@ GATED(swiglu, silu_at)
 GATED(geglu, gelu_at)
 GATED(geglu_tanh, gelu_tanh_at)
 
-// dh = dy·slope, for each of the `times` slopes that a y has.
-void times_slopes(const bfloat16 *dy, const bfloat16 *slopes, bfloat16 *dh, int64_t times, int64_t rows, int64_t width,
-                  int threads) {
-    EACH_ROW {
-        const bfloat16 *from = dy + row * width;
-        for (int64_t part = 0; part < times; part++) {
-            const bfloat16 *slope = slopes + (row * times + part) * width;
-            bfloat16 *to = dh + (row * times + part) * width;
-            for (int64_t i = 0; i < width; i++) to[i] = low(wide(from[i]) * wide(slope[i]));
+// dh = dy·slope, for each of the `times` slopes that a y has; and Σ over rows of dh, in the first row of
+// [threads, times·width] or missing. dh may be dy where there is one slope.
+void times_slopes(const bfloat16 *dy, const bfloat16 *slopes, bfloat16 *dh, float *sums, int64_t times, int64_t rows,
+                  int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int thread = 0; thread < threads; thread++) {
+        float *own = sums ? sums + thread * times * width : 0;
+        if (own) memset(own, 0, times * width * sizeof(float));
+        for (int64_t row = rows * thread / threads; row < rows * (thread + 1) / threads; row++) {
+            const bfloat16 *from = dy + row * width;
+            for (int64_t part = 0; part < times; part++) {
+                const bfloat16 *slope = slopes + (row * times + part) * width;
+                bfloat16 *to = dh + (row * times + part) * width;
+                if (own)
+#pragma omp simd
+                    for (int64_t i = 0; i < width; i++) {
+                        float d = wide(from[i]) * wide(slope[i]);
+                        own[part * width + i] += d;
+                        to[i] = low(d);
+                    }
+                else
+#pragma omp simd
+                    for (int64_t i = 0; i < width; i++) to[i] = low(wide(from[i]) * wide(slope[i]));
+            }
         }
     }
+    join(sums, times * width, threads);
 }

@@ -1,40 +1,11 @@
 // Between the two products of attention: heads apart and together, the softmax of a block of scores and its gradient.
 #include "bfloat16.h"
 
-// qkv [B, T, (H + 2·K)·E] to q [B, H, T, E], k and v [B, H, T, E], each of the K repeated for its H/K query heads. Of the
-// E features of q and k the first `turning` are turned by the angle of their position, in pairs half of them apart.
-void split_heads(const bfloat16 *qkv, const float *cosines, const float *sines, int64_t turning, bfloat16 *q,
-                 bfloat16 *k, bfloat16 *v, int64_t batch, int64_t time, int64_t heads, int64_t kv_heads, int64_t width,
-                 int threads) {
-    const int64_t all = heads + 2 * kv_heads, group = heads / kv_heads, half = turning / 2;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < batch * time; row++) {
-        const int64_t b = row / time, t = row % time;
-        const float *c = cosines + t * turning, *s = sines + t * turning;
-        for (int64_t head = 0; head < all; head++) {
-            const bfloat16 *from = qkv + (row * all + head) * width;
-            const int64_t own = head < heads ? head : (head - heads) % kv_heads * group;
-            bfloat16 *to = (head < heads ? q : head < heads + kv_heads ? k : v) + ((b * heads + own) * time + t) * width;
-            if (turning && head < heads + kv_heads) {
-                for (int64_t i = 0; i < half; i++) {
-                    float x = wide(from[i]), y = wide(from[i + half]);
-                    to[i] = low(x * c[i] - y * s[i]);
-                    to[i + half] = low(y * c[i] + x * s[i]);
-                }
-                memcpy(to + turning, from + turning, (width - turning) * sizeof(bfloat16));
-            } else
-                memcpy(to, from, width * sizeof(bfloat16));
-            if (head >= heads)
-                for (int64_t copy = 1; copy < group; copy++)
-                    memcpy(to + copy * time * width, to, width * sizeof(bfloat16));
-        }
-    }
-}
-
-// The gradient of `split_heads`: repeated heads are summed, turned ones turned back.
-void split_heads_backward(const bfloat16 *dq, const bfloat16 *dk, const bfloat16 *dv, const float *cosines,
-                          const float *sines, int64_t turning, bfloat16 *dqkv, int64_t batch, int64_t time,
-                          int64_t heads, int64_t kv_heads, int64_t width, int threads) {
+// qkv [B, T, (H + 2·K)·E] + bias to q [B, H, T, E], k and v [B, H, T, E], each of the K repeated for its H/K query heads. Of
+// the E features of q and k the first `turning` are turned by the angle of their position, in pairs half of them apart.
+void split_heads(const bfloat16 *qkv, const float *bias, const float *cosines, const float *sines, int64_t turning,
+                 bfloat16 *q, bfloat16 *k, bfloat16 *v, int64_t batch, int64_t time, int64_t heads, int64_t kv_heads,
+                 int64_t width, int threads) {
     const int64_t all = heads + 2 * kv_heads, group = heads / kv_heads, half = turning / 2;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < batch * time; row++) {
@@ -42,23 +13,60 @@ void split_heads_backward(const bfloat16 *dq, const bfloat16 *dk, const bfloat16
         const float *c = cosines + t * turning, *s = sines + t * turning;
         float sum[width];
         for (int64_t head = 0; head < all; head++) {
-            bfloat16 *to = dqkv + (row * all + head) * width;
+            const bfloat16 *from = qkv + (row * all + head) * width;
             const int64_t own = head < heads ? head : (head - heads) % kv_heads * group;
-            const bfloat16 *from =
-                (head < heads ? dq : head < heads + kv_heads ? dk : dv) + ((b * heads + own) * time + t) * width;
-            for (int64_t i = 0; i < width; i++) sum[i] = wide(from[i]);
-            if (head >= heads)
-                for (int64_t copy = 1; copy < group; copy++)
-                    for (int64_t i = 0; i < width; i++) sum[i] += wide(from[copy * time * width + i]);
+            bfloat16 *to = (head < heads ? q : head < heads + kv_heads ? k : v) + ((b * heads + own) * time + t) * width;
+            for (int64_t i = 0; i < width; i++) sum[i] = wide(from[i]) + (bias ? bias[head * width + i] : 0.0f);
             if (turning && head < heads + kv_heads)
                 for (int64_t i = 0; i < half; i++) {
                     float x = sum[i], y = sum[i + half];
-                    sum[i] = x * c[i] + y * s[i];
-                    sum[i + half] = y * c[i] - x * s[i];
+                    sum[i] = x * c[i] - y * s[i];
+                    sum[i + half] = y * c[i] + x * s[i];
                 }
             for (int64_t i = 0; i < width; i++) to[i] = low(sum[i]);
+            if (head >= heads)
+                for (int64_t copy = 1; copy < group; copy++)
+                    memcpy(to + copy * time * width, to, width * sizeof(bfloat16));
         }
     }
+}
+
+// The gradient of `split_heads`: repeated heads are summed, turned ones turned back; the bias's in the first row of
+// [threads, (H + 2·K)·E], or missing.
+void split_heads_backward(const bfloat16 *dq, const bfloat16 *dk, const bfloat16 *dv, const float *cosines,
+                          const float *sines, int64_t turning, bfloat16 *dqkv, float *dbias, int64_t batch,
+                          int64_t time, int64_t heads, int64_t kv_heads, int64_t width, int threads) {
+    const int64_t all = heads + 2 * kv_heads, group = heads / kv_heads, half = turning / 2, rows = batch * time;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int thread = 0; thread < threads; thread++) {
+        float *sums = dbias ? dbias + thread * all * width : 0;
+        if (sums) memset(sums, 0, all * width * sizeof(float));
+        for (int64_t row = rows * thread / threads; row < rows * (thread + 1) / threads; row++) {
+            const int64_t b = row / time, t = row % time;
+            const float *c = cosines + t * turning, *s = sines + t * turning;
+            float sum[width];
+            for (int64_t head = 0; head < all; head++) {
+                bfloat16 *to = dqkv + (row * all + head) * width;
+                const int64_t own = head < heads ? head : (head - heads) % kv_heads * group;
+                const bfloat16 *from =
+                    (head < heads ? dq : head < heads + kv_heads ? dk : dv) + ((b * heads + own) * time + t) * width;
+                for (int64_t i = 0; i < width; i++) sum[i] = wide(from[i]);
+                if (head >= heads)
+                    for (int64_t copy = 1; copy < group; copy++)
+                        for (int64_t i = 0; i < width; i++) sum[i] += wide(from[copy * time * width + i]);
+                if (turning && head < heads + kv_heads)
+                    for (int64_t i = 0; i < half; i++) {
+                        float x = sum[i], y = sum[i + half];
+                        sum[i] = x * c[i] + y * s[i];
+                        sum[i + half] = y * c[i] - x * s[i];
+                    }
+                for (int64_t i = 0; i < width; i++) to[i] = low(sum[i]);
+                if (sums)
+                    for (int64_t i = 0; i < width; i++) sums[head * width + i] += sum[i];
+            }
+        }
+    }
+    join(dbias, all * width, threads);
 }
 
 // Rows `first` and after of every head, [B·H, rows, E], to their places in [B, T, H, E]; or, `apart`, back.
@@ -91,6 +99,12 @@ static inline void seen(const Block *block, int64_t row, int64_t *from, int64_t 
     *to = position + 1 - block->begin < block->span ? position + 1 - block->begin : block->span;
 }
 
+// Keys up to which a row is worked on: whole vectors, since one number by itself costs as much as sixteen.
+static inline int64_t padded(const Block *block, int64_t to) {
+    const int64_t end = (to + 15) / 16 * 16;
+    return end < block->span ? end : block->span;
+}
+
 // Scores become logits, in float32.
 static inline void logits_of(const Block *block, const bfloat16 *scores, int64_t head, int64_t row, int64_t from,
                              int64_t to, float *logits) {
@@ -118,17 +132,21 @@ void softmax_forward(bfloat16 *scores, float *logsums, const float *slopes, floa
         float logits[span];
         int64_t from, to;
         seen(&block, row, &from, &to);
-        logits_of(&block, s, head % heads, row, from, to, logits);
+        const int64_t end = padded(&block, to);
+        logits_of(&block, s, head % heads, row, from, end, logits);
+        for (int64_t i = to; i < end; i++) logits[i] = -INFINITY;
         float most = logits[from], sum = 0;
 #pragma omp simd reduction(max : most)
-        for (int64_t i = from; i < to; i++) most = logits[i] > most ? logits[i] : most;
-        for (int64_t i = from; i < to; i++) {
+        for (int64_t i = from; i < end; i++) most = logits[i] > most ? logits[i] : most;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = from; i < end; i++) {
             logits[i] = exponential(logits[i] - most);
             sum += logits[i];
         }
+        for (int64_t i = to; i < end; i++) logits[i] = 0;  // not e^-87: products of such numbers are slow
         const float share = 1.0f / sum;
         memset(s, 0, from * sizeof(bfloat16));
-        for (int64_t i = from; i < to; i++) s[i] = low(logits[i] * share);
+        for (int64_t i = from; i < end; i++) s[i] = low(logits[i] * share);
         memset(s + to, 0, (span - to) * sizeof(bfloat16));
         logsums[head * time + first + row] = most + logf(sum);
     }
@@ -148,26 +166,27 @@ void softmax_backward(bfloat16 *scores, bfloat16 *gradients, const float *logsum
         float weights[span], slope[cap > 0 ? span : 1];
         int64_t from, to;
         seen(&block, row, &from, &to);
+        const int64_t end = padded(&block, to);
         float along = 0;
         if (logsums) {
             const float logsum = logsums[head * time + first + row];
-            logits_of(&block, s, head % heads, row, from, to, weights);
+            logits_of(&block, s, head % heads, row, from, end, weights);
             if (cap > 0)
-                for (int64_t i = from; i < to; i++) {
+                for (int64_t i = from; i < end; i++) {
                     float t = tangent(wide(s[i]) * scale / cap);
                     slope[i] = 1.0f - t * t;
                 }
-            for (int64_t i = from; i < to; i++) weights[i] = exponential(weights[i] - logsum);
+            for (int64_t i = from; i < end; i++) weights[i] = exponential(weights[i] - logsum);
             memset(s, 0, from * sizeof(bfloat16));
-            for (int64_t i = from; i < to; i++) s[i] = low(weights[i]);
+            for (int64_t i = from; i < end; i++) s[i] = low(weights[i]);
             memset(s + to, 0, (span - to) * sizeof(bfloat16));
         }
-        for (int64_t i = from; i < to; i++) along += wide(s[i]) * wide(d[i]);
+        for (int64_t i = from; i < end; i++) along += wide(s[i]) * wide(d[i]);  // weights behind `to` are 0
         memset(d, 0, from * sizeof(bfloat16));
         if (cap > 0)
-            for (int64_t i = from; i < to; i++) d[i] = low(wide(s[i]) * (wide(d[i]) - along) * scale * slope[i]);
+            for (int64_t i = from; i < end; i++) d[i] = low(wide(s[i]) * (wide(d[i]) - along) * scale * slope[i]);
         else
-            for (int64_t i = from; i < to; i++) d[i] = low(wide(s[i]) * (wide(d[i]) - along) * scale);
+            for (int64_t i = from; i < end; i++) d[i] = low(wide(s[i]) * (wide(d[i]) - along) * scale);
         memset(d + to, 0, (span - to) * sizeof(bfloat16));
     }
 }

@@ -52,6 +52,12 @@ static inline float reciprocal(float x) {
     return y * (2.0f - x * y);  // within 1e-7
 }
 
+// Each thread's sums, [threads, width], added to those of the first, in the threads' order.
+static inline void join(float *sums, int64_t width, int threads) {
+    for (int64_t thread = 1; sums && thread < threads; thread++)
+        for (int64_t i = 0; i < width; i++) sums[i] += sums[thread * width + i];
+}
+
 static inline float sigmoid(float x) { return reciprocal(1.0f + exponential(-x)); }
 
 static inline float tangent(float x) { return 1.0f - 2.0f * reciprocal(exponential(2.0f * x) + 1.0f); }

@@ -29,17 +29,18 @@ void norm_forward(const bfloat16 *x, const float *gain, const float *bias, float
     }
 }
 
-// dx = dstream + rstd·(g − [mean(g)] − x̂·mean(g·x̂)) with g = dy·(gain + offset), dstream or
-// nothing; each thread's share of the gradients of gain and
-// bias, [threads, width], to be summed in the threads' order.
-void norm_backward(const bfloat16 *dy, const bfloat16 *dstream, const bfloat16 *x, const float *gain, float offset, int centred,
-                   const float *means, const float *rstds, bfloat16 *dx, float *dgain, float *dbias, int64_t rows,
-                   int64_t width, int threads) {
+// dx = dstream + rstd·(g − [mean(g)] − x̂·mean(g·x̂)) with g = dy·(gain + offset), dstream or nothing; the gradients of gain
+// and bias, and Σ over rows of dstream, each in the first row of [threads, width] or missing.
+void norm_backward(const bfloat16 *dy, const bfloat16 *dstream, const bfloat16 *x, const float *gain, float offset,
+                   int centred, const float *means, const float *rstds, bfloat16 *dx, float *dgain, float *dbias,
+                   float *sums, int64_t rows, int64_t width, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int thread = 0; thread < threads; thread++) {
         float *own_gain = dgain ? dgain + thread * width : 0, *own_bias = dbias ? dbias + thread * width : 0;
         if (own_gain) memset(own_gain, 0, width * sizeof(float));
         if (own_bias) memset(own_bias, 0, width * sizeof(float));
+        float *own_sums = sums ? sums + thread * width : 0;
+        if (own_sums) memset(own_sums, 0, width * sizeof(float));
         float g[width];
         for (int64_t row = rows * thread / threads; row < rows * (thread + 1) / threads; row++) {
             const bfloat16 *dr = dy + row * width, *xr = x + row * width;
@@ -49,6 +50,8 @@ void norm_backward(const bfloat16 *dy, const bfloat16 *dstream, const bfloat16 *
                 for (int64_t i = 0; i < width; i++) own_gain[i] += wide(dr[i]) * (wide(xr[i]) - mean) * rstd;
             if (own_bias)
                 for (int64_t i = 0; i < width; i++) own_bias[i] += wide(dr[i]);
+            if (own_sums)
+                for (int64_t i = 0; i < width; i++) own_sums[i] += wide(dstream[row * width + i]);
             float sum = 0, along = 0;
             if (gain)
                 for (int64_t i = 0; i < width; i++) g[i] = wide(dr[i]) * (gain[i] + offset);
@@ -65,9 +68,25 @@ void norm_backward(const bfloat16 *dy, const bfloat16 *dstream, const bfloat16 *
                 for (int64_t i = 0; i < width; i++) out[i] = low(g[i]);
         }
     }
+    join(dgain, width, threads);
+    join(dbias, width, threads);
+    join(sums, width, threads);
 }
 
-// Each thread's share of Σ over rows, [threads, width].
+// y ← x + y + bias, where bias may be missing.
+void add_branch(const bfloat16 *x, bfloat16 *y, const float *bias, int64_t rows, int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        const bfloat16 *xr = x + row * width;
+        bfloat16 *yr = y + row * width;
+        if (bias)
+            for (int64_t i = 0; i < width; i++) yr[i] = low(wide(xr[i]) + wide(yr[i]) + bias[i]);
+        else
+            for (int64_t i = 0; i < width; i++) yr[i] = low(wide(xr[i]) + wide(yr[i]));
+    }
+}
+
+// Σ over rows, in the first row of [threads, width].
 void column_sums(const bfloat16 *x, float *sums, int64_t rows, int64_t width, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int thread = 0; thread < threads; thread++) {
@@ -78,6 +97,7 @@ void column_sums(const bfloat16 *x, float *sums, int64_t rows, int64_t width, in
             for (int64_t i = 0; i < width; i++) own[i] += wide(xr[i]);
         }
     }
+    join(sums, width, threads);
 }
 
 // Float32 sums of low-precision gradients: sum ← sum + x.

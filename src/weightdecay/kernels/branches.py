@@ -1,0 +1,142 @@
+"""The two halves of a block, each as one function with its way back written out:
+
+    x + out·attention(qkv·norm(x) + b) + b'      x + down·act(up·norm(x) + b) + b'
+
+They are made of the same kernels as their parts. Biases and the stream are added where a kernel passes over the rows
+anyway, and autograd sees two nodes a block instead of a dozen: of a small model's step, calls are the larger half.
+
+Shapes: B batch, T time, D width of the stream, N = B·T rows, O and I a matrix's outputs and inputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from weightdecay.kernels import activations, attention, norms
+from weightdecay.kernels.attention import Heads, Scores
+from weightdecay.kernels.library import call
+from weightdecay.kernels.norms import Norm
+
+
+class Layer(NamedTuple):
+    """A linear layer W·x + b.
+
+    Attributes:
+        weight: float32, which gets a gradient and whose values are not read.
+        bias: float32, or none.
+        rounded: the weight in the stream's precision.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    rounded: Tensor
+
+
+def attention_branch(x_BTD: Tensor, norm: Norm, qkv: Layer, out: Layer, heads: Heads, scores: Scores) -> Tensor:
+    """The stream after a block's attention."""
+    settings = (norm[2:], heads, scores, torch.is_grad_enabled())
+    y_BTD: Tensor = _AttentionBranch.apply(x_BTD, *norm[:2], *qkv, *out, settings)  # type: ignore[no-untyped-call]
+    return y_BTD
+
+
+def feedforward_branch(x_BTD: Tensor, norm: Norm, up: Layer, down: Layer, kind: str) -> Tensor:
+    """The stream after a block's feed-forward part, whose non-linearity is of `kind`."""
+    settings = (norm[2:], kind, torch.is_grad_enabled())
+    y_BTD: Tensor = _FeedForwardBranch.apply(x_BTD, *norm[:2], *up, *down, settings)  # type: ignore[no-untyped-call]
+    return y_BTD
+
+
+# In both, the inputs of `forward` that follow x are gain and shift of the norm, then weight, bias and rounded weight of
+# the layer into the branch, and of the one out of it; `backward` gives their gradients in this order.
+
+
+class _AttentionBranch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_BTD: Tensor, *inputs: Any) -> Tensor:
+        gain, shift, _, qkv_bias, qkv_OI, _, out_bias, out_OI, settings = inputs
+        of_norm, heads, scores, keeps = settings
+        x_BTD = x_BTD.contiguous()
+
+        normed, statistics = norms.forward(x_BTD, Norm(gain, shift, *of_norm))
+        qkv_BTX = torch.mm(_rows(normed), qkv_OI.t()).view(*x_BTD.shape[:2], -1)
+        q, k, v = attention.apart(qkv_BTX, qkv_bias, heads)
+        del qkv_BTX
+        inner, kept = attention.forward(q, k, v, scores, keeps=keeps)
+
+        ctx.save_for_backward(x_BTD, gain, shift, statistics, normed, qkv_OI, out_OI, q, k, v, inner, *kept)
+        ctx.settings = settings
+        return _added(x_BTD, inner, out_OI, out_bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_BTD: Tensor) -> tuple[Tensor | None, ...]:
+        x, gain, shift, statistics, normed, qkv_OI, out_OI, q, k, v, inner, *kept = ctx.saved_tensors
+        of_norm, heads, scores, _ = ctx.settings
+        _, _, _, of_qkv, of_qkv_bias, _, of_out, of_out_bias, _, _ = ctx.needs_input_grad
+        dy_BTD = dy_BTD.contiguous()
+
+        dout = _of_weight(dy_BTD, inner) if of_out else None
+        dinner = torch.mm(_rows(dy_BTD), out_OI).view_as(inner)
+        dheads = attention.backward(dinner, q, k, v, kept, scores)
+        dqkv_BTX, dqkv_bias = attention.together(*dheads, heads, bias=of_qkv_bias)
+        del dinner, dheads
+        dqkv = _of_weight(dqkv_BTX, normed) if of_qkv else None
+        dnormed = torch.mm(_rows(dqkv_BTX), qkv_OI)
+        norm = Norm(gain, shift, *of_norm)
+        dx, dgain, dshift, dout_bias = norms.backward(dnormed, dy_BTD, x, norm, statistics, sums=of_out_bias)
+        return dx, dgain, dshift, dqkv, dqkv_bias, None, dout, dout_bias, None, None
+
+
+class _FeedForwardBranch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_BTD: Tensor, *inputs: Any) -> Tensor:
+        gain, shift, _, up_bias, up_OI, _, down_bias, down_OI, settings = inputs
+        of_norm, kind, keeps = settings
+        x_BTD = x_BTD.contiguous()
+
+        normed, statistics = norms.forward(x_BTD, Norm(gain, shift, *of_norm))
+        h_NO = torch.mm(_rows(normed), up_OI.t())
+        inner, slopes = activations.forward(h_NO, up_bias, kind, slopes=keeps)
+        del h_NO
+
+        ctx.save_for_backward(x_BTD, gain, shift, statistics, normed, up_OI, down_OI, inner, slopes)
+        ctx.settings = settings
+        return _added(x_BTD, inner, down_OI, down_bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_BTD: Tensor) -> tuple[Tensor | None, ...]:
+        x, gain, shift, statistics, normed, up_OI, down_OI, inner, slopes = ctx.saved_tensors
+        of_norm, _, _ = ctx.settings
+        _, _, _, of_up, of_up_bias, _, of_down, of_down_bias, _, _ = ctx.needs_input_grad
+        dy_BTD = dy_BTD.contiguous()
+
+        ddown = _of_weight(dy_BTD, inner) if of_down else None
+        dinner = torch.mm(_rows(dy_BTD), down_OI)
+        dh_NO, dup_bias = activations.backward(dinner, slopes, bias=of_up_bias)
+        del dinner
+        dup = _of_weight(dh_NO, normed) if of_up else None
+        dnormed = torch.mm(dh_NO, up_OI)
+        norm = Norm(gain, shift, *of_norm)
+        dx, dgain, dshift, ddown_bias = norms.backward(dnormed, dy_BTD, x, norm, statistics, sums=of_down_bias)
+        return dx, dgain, dshift, dup, dup_bias, None, ddown, ddown_bias, None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.view(-1, x.shape[-1])
+
+
+def _added(x_BTD: Tensor, inner: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """x + W·inner + b."""
+    y_ND = torch.mm(_rows(inner), weight_OI.t())
+    call("add_branch", x_BTD, y_ND, bias_O, *y_ND.shape)
+    return y_ND.view_as(x_BTD)
+
+
+def _of_weight(dy: Tensor, x: Tensor) -> Tensor:
+    """The gradient of W in y = W·x."""
+    return torch.mm(_rows(dy).t(), _rows(x)).float()

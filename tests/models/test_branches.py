@@ -1,0 +1,89 @@
+"""Branches that go as one function each: in which models, and that nothing else changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.models.kinds import KINDS
+from weightdecay.kernels import branches
+from weightdecay.kernels.library import library
+from weightdecay.models.arithmetic import weights_in
+from weightdecay.models.block import Block
+from weightdecay.models.decoder import GPT
+from weightdecay.models.objective import Objective
+
+pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler here")
+
+# Of three layers: (attention, feed-forward) branches that are written out.
+WRITTEN_OUT = {"gpt2": (3, 3), "gpt3": (3, 3), "opt": (3, 3), "bloom": (3, 3), "llama": (3, 3), "mistral": (3, 3),
+               "mixtral": (3, 0), "deepseek": (0, 1), "moonlight": (0, 1), "chinchilla": (0, 3),
+               "nanochat": (0, 3)}  # fmt: skip
+
+
+def loss_and_gradients(kind: str, **changes: float) -> tuple[Tensor, Tensor]:
+    """Of a batch in bfloat16."""
+    torch.manual_seed(0)
+    objective = Objective(GPT(KINDS[kind].replace(**changes)).train())
+    tokens = torch.randint(50, (4, 25), generator=torch.Generator().manual_seed(0))
+    with weights_in(objective, torch.bfloat16):
+        losses = objective(tokens[:, :-1], tokens[:, 1:])
+        losses.total.backward()
+    gradients = [p.grad.flatten() for p in objective.parameters() if p.grad is not None]
+    return losses.total.detach(), torch.cat(gradients)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the functions that are called from now on."""
+    called: list[str] = []
+    for function in (branches._AttentionBranch, branches._FeedForwardBranch):
+        forward = function.forward
+
+        def noted(*args: object, name: str = function.__name__, forward: object = forward) -> object:
+            called.append(name)
+            return forward(*args)  # type: ignore[operator]
+
+        monkeypatch.setattr(function, "forward", staticmethod(noted))
+    return called
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_whose_branches_are_written_out_learn_as_by_their_parts(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = counted(monkeypatch)
+    loss, gradient = loss_and_gradients(kind)
+    found = (called.count("_AttentionBranch"), called.count("_FeedForwardBranch"))
+    assert found == WRITTEN_OUT.get(kind, (0, 0))
+
+    monkeypatch.setattr(Block, "_as_one_function", lambda *_: None)
+    by_parts, gradient_by_parts = loss_and_gradients(kind)
+    assert loss == pytest.approx(float(by_parts), rel=2e-3)
+    assert (gradient - gradient_by_parts).norm() <= 0.02 * gradient_by_parts.norm()
+
+
+@pytest.mark.parametrize("change", ["dropout", "stochastic_depth"])
+def test_where_something_is_dropped_branches_go_by_their_parts(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = counted(monkeypatch)
+    loss_and_gradients("gpt2", **{change: 0.1})
+    assert not called
+
+
+def test_frozen_parameters_get_no_gradient_and_change_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = GPT(KINDS["gpt2"])
+    called, objective = counted(monkeypatch), Objective(model)
+    tokens = torch.arange(48).view(2, 24)
+    found = []
+    for frozen in (False, True):
+        for part in (model.embedding, model.positions, model.blocks[0], model.blocks[1].attention.qkv):
+            part.requires_grad_(not frozen)
+        model.zero_grad()
+        with weights_in(objective, torch.bfloat16):
+            objective(tokens, tokens.flip(1)).total.backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    everything, some = found
+    assert called
+    assert {name for name, gradient in some.items() if gradient is None} >= {"blocks.1.attention.qkv.weight"}
+    for name, gradient in some.items():
+        assert gradient is None or torch.equal(gradient, everything[name]), name
