@@ -13,7 +13,7 @@ from weightdecay.models.cache import LayerCache
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.experts import Experts
 from weightdecay.models.feedforward import FeedForward
-from weightdecay.models.layers import KernelNorm, StochasticDepth, branched, make_norm
+from weightdecay.models.layers import KernelNorm, StochasticDepth, branched, has_hooks, make_norm
 from weightdecay.models.routing import Routing
 
 
@@ -79,6 +79,8 @@ class Block(nn.Module):
         if not self.adds_branch_of_norm or drops or cache is not None or not usable(x_BTD):
             return None
         if not (isinstance(part, Attention | FeedForward) and isinstance(norm, KernelNorm) and part.is_one_function):
+            return None
+        if has_hooks(norm, part, *part.children()):  # which are to see what goes in and out of their module
             return None
         return part.added(x_BTD, norm.kernel())
 

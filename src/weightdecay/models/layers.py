@@ -153,9 +153,15 @@ KernelNorm = LayerNorm | RMSNorm | UnitOffsetRMSNorm
 
 def branched(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """The stream as it goes on, and its norm for a branch."""
-    if usable(x) and isinstance(norm, KernelNorm):
+    if usable(x) and isinstance(norm, KernelNorm) and not has_hooks(norm):
         return normed_beside(x, norm.kernel())
     return x, norm(x)
+
+
+def has_hooks(*modules: nn.Module) -> bool:
+    """Whether calling one of them would call something else, too."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for module in modules for kind in kinds)
 
 
 class Rotary(nn.Module):

@@ -41,8 +41,9 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "loss": ("_HeadLoss", "log_softmax", "nll_loss", "cross_entropy"),
     "optimizer": ("_fused_adam", "_foreach", "linalg_vector_norm", "Optimizer."),
     "norms and elementwise": (
-        "_Norm", "layer_norm", "rms_norm", "_Activation", "gelu", "silu", "relu", "aten::add", "aten::mul", "aten::sub",
-        "aten::sum", "aten::tanh", "aten::neg", "_Product", "aten::div", "aten::pow",
+        "_Norm", "layer_norm", "rms_norm", "_Activation", "_FeedForwardBranch", "gelu", "silu", "relu",
+        "aten::add", "aten::mul", "aten::sub", "aten::sum", "aten::tanh", "aten::neg", "aten::div", "aten::pow",
+        "_Product",
     ),
     "casts and copies": ("aten::copy_", "aten::cat", "aten::clone", "aten::fill_", "aten::zero_", "aten::index",
                          "embedding"),
