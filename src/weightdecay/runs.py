@@ -68,6 +68,9 @@ class Run:
                 f"{run.path}: {why_no_directory(run.path)}; a run directory is what `weightdecay train` made"
             )
         if not (run.path / "run.toml").is_file():
+            folder = run.path.absolute().parent
+            if folder.name == run.checkpoints.name and (folder.parent / "run.toml").is_file():
+                raise ConfigError(f"{run.path}: a checkpoint of a run: give the run, {folder.parent}")
             raise ConfigError(f"{run.path}: not a run directory: it has no run.toml; `weightdecay train` makes one")
         return run
 

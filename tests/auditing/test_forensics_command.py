@@ -93,3 +93,13 @@ def test_a_run_of_ours_is_compared_with_what_it_was_asked_for(
     assert told["low"] <= wanted <= told["high"]
     assert document["lost"]["verdict"] == "not lost"
     assert document["embedding"]["idle_rows"]["basis"] == "ids that the given tokens do not hold"
+
+    # Another weight is still a weight: what its manifest does not vouch for is not examined.
+    newest = tmp_path / "run" / "checkpoints" / "step-00000030"
+    weights = bytearray((newest / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (newest / "model.safetensors").write_bytes(weights)
+    for given in (tmp_path / "run", newest):
+        code, _, err = _run(capsys, given)
+        assert code == 4
+        assert "model.safetensors: its SHA-256 is not the manifest's" in err

@@ -31,17 +31,17 @@ def test_a_coefficient_is_the_weight_of_one_update_in_the_recursion() -> None:
 
 
 def test_a_short_run_at_a_tenth_is_said_not_to_matter() -> None:
-    short = decay_over_run([6e-3 * 0.1 * (1 - t / 800) for t in range(800)], batch_tokens=2048)
+    short = decay_over_run(lambda t: 6e-3 * 0.1 * (1 - t / 800), 800, batch_tokens=2048)
     assert short.total == pytest.approx(0.2403, rel=1e-3)
     assert not short.matters
     assert short.half_life_tokens == pytest.approx(math.log(2) / 6e-4 * 2048)
-    long = decay_over_run([6e-4] * 10_000, batch_tokens=2048)
+    long = decay_over_run(lambda _: 6e-4, 10_000, batch_tokens=2048)
     assert long.matters
     assert long.shrink == pytest.approx((1 - 6e-4) ** 10_000)
 
 
 def test_no_decay_is_remembered_forever() -> None:
-    none = decay_over_run([0.0] * 10, batch_tokens=8)
+    none = decay_over_run(lambda _: 0.0, 10, batch_tokens=8)
     assert (none.total, none.shrink, none.half_life_tokens) == (0.0, 1.0, math.inf)
 
 
@@ -68,6 +68,15 @@ def test_a_long_run_in_blocks_comes_from_where_its_steps_say() -> None:
     assert blocks.start == pytest.approx(left, rel=1e-3)
     enough = int(np.searchsorted(np.cumsum(every[::-1]), 0.95)) + 1
     assert blocks.last_part(0.95) == pytest.approx(enough / steps, abs=1e-4)
+
+
+def test_a_run_of_any_length_is_summed_up_at_once() -> None:
+    """Σ and half-life of a straight way down have a closed form; a list of these steps would fill any memory."""
+    steps = 10**19 // 2
+    found = decay_over_run(lambda t: 1e-19 * (1 - t / steps), steps, batch_tokens=3)
+    assert found.total == pytest.approx(1e-19 * steps / 2, rel=1e-3)
+    assert found.shrink == pytest.approx(math.exp(-1e-19 * steps / 2), rel=1e-3)
+    assert found.half_life_tokens == pytest.approx(math.log(2) / 1e-19 * 3, rel=1e-3)
 
 
 def test_the_last_part_of_a_run_that_makes_the_weights_is_found_by_hand() -> None:

@@ -7,6 +7,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping
+from decimal import Decimal
 from enum import Enum
 from numbers import Real
 from pathlib import Path
@@ -27,13 +28,12 @@ def number(value: Any) -> float:
 
 
 def whole_number(value: Any) -> int:
-    """A number without a fraction, however it is written."""
+    """A number without a fraction, however it is written; of 64 bits, which is what TOML and tensors hold."""
     if isinstance(value, str):
         value = _number_in(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value  # as it stands: a float would round a large one
-    found = number(value)
-    if found != int(found):
+    # A whole number stands as it is: a float would round a large one.
+    found = value if isinstance(value, int) and not isinstance(value, bool) else number(value)
+    if found != int(found) or abs(found) >= 2**63:
         raise ValueError(value)
     return int(found)
 
@@ -52,11 +52,11 @@ def _number_in(text: str) -> int | float:
     match = _NUMBER.fullmatch(text.strip())
     if match is None:
         raise ValueError(text)
-    digits, size = match[1].replace("_", ""), _SIZES[match[2].lower()]
-    try:
-        return int(digits) * size
-    except ValueError:
-        return float(digits) * size
+    try:  # in decimals: 4.1 times a million is a whole number, which in floats it is not
+        exact = Decimal(match[1].replace("_", "")) * _SIZES[match[2].lower()]
+    except ArithmeticError:
+        raise ValueError(text) from None
+    return int(exact) if abs(exact) < 2**63 and exact % 1 == 0 else float(exact)
 
 
 def switch(value: Any) -> bool:

@@ -8,7 +8,7 @@ in units of update over decay, and the start with Π(1 − a_t).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,17 +57,38 @@ class DecayOverRun:
         return self.total >= NEGLIGIBLE_TOTAL
 
 
-def decay_over_run(decay_per_step: Sequence[float], batch_tokens: int) -> DecayOverRun:
-    """Sum up a run's decay from the decay per step at every step.
+def decay_over_run(decay_at: Callable[[int], float], steps: int, batch_tokens: int) -> DecayOverRun:
+    """Sum up a run's decay.
 
     Args:
-        decay_per_step: a_t for t = 0 … T−1.
+        decay_at: a_t of step t, counted from 0.
+        steps: T; of a long run, blocks of steps are looked at.
         batch_tokens: tokens a step.
+
+    Raises:
+        ConfigError: a decay per step outside [0, 1].
     """
-    _, shrink = memory_coefficients(decay_per_step)
-    peak = max(decay_per_step, default=0.0)
+    a_B, lengths = _in_blocks(decay_at, steps)
+    _, shrink = memory_coefficients(_removed_by(a_B, lengths))
+    peak = a_B.max(initial=0.0)
     half_life = math.log(2) / peak * batch_tokens if peak else math.inf
-    return DecayOverRun(total=math.fsum(decay_per_step), shrink=shrink, half_life_tokens=half_life)
+    return DecayOverRun(total=math.fsum(lengths * a_B), shrink=shrink, half_life_tokens=half_life)
+
+
+def _in_blocks(decay_at: Callable[[int], float], steps: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The decay per step at the middle of each block, and the blocks' lengths: the same work however long a run is."""
+    edges = np.linspace(0, steps, min(steps, _BLOCKS) + 1).round().astype(np.int64)
+    lengths = np.diff(edges)
+    middles = edges[:-1] + (lengths - 1) // 2
+    a_B = np.fromiter((decay_at(int(step)) for step in middles), dtype=np.float64, count=len(middles))
+    if a_B.max(initial=0.0) > 1.0:
+        raise ConfigError(f"a step would remove {a_B.max():g} of a weight, more than all of it: lower lr·λ")
+    return a_B, lengths
+
+
+def _removed_by(a_B: NDArray[np.float64], lengths: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What a block of m steps at one rate takes away: 1 − (1 − a)^m."""
+    return np.where(lengths == 1, a_B, -np.expm1(lengths * np.log1p(-np.minimum(a_B, 1 - 1e-16))))
 
 
 @dataclass(frozen=True)
@@ -106,12 +127,6 @@ def origins(lr: Schedule, weight_decay: float, steps: int) -> Origins:
     Raises:
         ConfigError: a step would remove more than the whole weight.
     """
-    edges = np.linspace(0, steps, min(steps, _BLOCKS) + 1).round().astype(np.int64)
-    lengths = np.diff(edges)
-    middles = edges[:-1] + (lengths - 1) // 2
-    a_B = np.fromiter((lr(int(step)) * weight_decay for step in middles), dtype=np.float64, count=len(middles))
-    if a_B.max(initial=0.0) > 1.0:
-        raise ConfigError(f"a step would remove {a_B.max():g} of a weight, more than all of it: lower lr·λ")
-    # A block of m steps at one rate leaves (1 − a)^m.
-    coefficients, start = memory_coefficients(-np.expm1(lengths * np.log1p(-np.minimum(a_B, 1 - 1e-16))))
+    a_B, lengths = _in_blocks(lambda step: lr(step) * weight_decay, steps)
+    coefficients, start = memory_coefficients(_removed_by(a_B, lengths))
     return Origins(coefficients, start, float(np.dot(lengths, a_B)))

@@ -229,8 +229,8 @@ def _decay_over_run(config: TrainConfig, lr: Schedule, weight_decay: Schedule) -
     optimizer, rule = config.optimizer, as_rule(config.optimizer.rule)
     if rule.coupled:
         return None
-    decay_per_step = [
-        rule.decay_per_step(lr(step), weight_decay(step), optimizer.lr) if optimizer.weight_decay else 0.0
-        for step in range(config.run.steps)
-    ]
-    return decay_over_run(decay_per_step, config.run.batch_tokens)
+
+    def decay_at(step: int) -> float:
+        return rule.decay_per_step(lr(step), weight_decay(step), optimizer.lr) if optimizer.weight_decay else 0.0
+
+    return decay_over_run(decay_at, config.run.steps, config.run.batch_tokens)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from weightdecay.auditing.forensics.pickled import load_pickled
+from weightdecay.checkpoint import Checkpoint
 from weightdecay.errors import ConfigError, DamagedError
 from weightdecay.models import weightfiles
 from weightdecay.models.config import ModelConfig
@@ -142,6 +143,8 @@ def checkpoint_of(path: Path) -> OfRun | None:
 
 
 def _written_by_us(found: OfRun) -> Stored:
+    if faults := Checkpoint(found.path).faults():
+        raise DamagedError(f"{'; '.join(faults)}: give another of the run's checkpoints")
     training = read_settings(found.run / "run.toml").config() if found.run else None
     return _safetensors(
         str(found.path),
