@@ -146,6 +146,8 @@ def test_links_to_folders_are_not_followed_so_a_loop_is_no_danger(books: Path) -
     (books / "other").symlink_to(elsewhere, target_is_directory=True)
     summary = open_corpus([str(books)]).summary
     assert (summary.documents, summary.broken_links) == (40, 0)
+    assert summary.ignored["link to a folder"] == 2
+    assert any("2 link to a folder" in remark for remark in summary.remarks())
 
 
 ODD_NAMES = [

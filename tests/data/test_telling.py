@@ -10,6 +10,7 @@ import lzma
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,12 +131,60 @@ def test_half_a_character_of_utf_16_is_replaced_and_counted_or_refused(tmp_path:
     assert (texts(corpus), corpus.summary.replaced) == (["ab\ufffdc\ufffd"], 1)
 
 
-@pytest.mark.parametrize(("encoding", "name"), [("utf-16-le", "UTF-16LE"), ("utf-16-be", "UTF-16BE")])
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [("utf-16-le", "UTF-16LE"), ("utf-16-be", "UTF-16BE"), ("utf-32-le", "UTF-32LE"), ("utf-32-be", "UTF-32BE")],
+)
 def test_utf_16_without_a_mark_is_no_text_with_zeros_in_it(encoding: str, name: str, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"plain English, to be read by anyone".decode().encode(encoding))
     with pytest.raises(DataError, match=f"iconv -f {name} -t UTF-8"):
         open_corpus([str(path)])
+
+
+def _tar(content: bytes) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        entry = tarfile.TarInfo("inside.txt")
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    return made.getvalue()
+
+
+PROSE = ("plain English, to be read by anyone\n" * 40).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.tar", _tar(PROSE), "a tar archive"),
+        ("a.tar.gz", gzip.compress(_tar(PROSE)), "a tar archive"),
+        ("a.txt.gz", gzip.compress(gzip.compress(PROSE)), "compressed more than once, inside with gzip"),
+        ("a.gz", b"\x28\xb5\x2f\xfd" + PROSE, "zstandard"),
+        ("a.txt", "Привет, мир. ".encode("utf-16-le") * 40, "control characters"),
+        ("a.txt", "Привет, мир. ".encode("utf-16-be") * 40, "control characters"),
+        ("a.txt", b"SQLite format 3\0\x10\0\x01\x01\0" + bytes(500), "control characters"),
+        ("a.txt", bytes(5000), "control characters"),
+        ("a.txt", b"one\0two\0four\0" * 50, "control characters"),
+    ],
+)
+def test_what_happens_to_be_utf_8_and_is_no_text_is_refused_all_the_same(
+    name: str, content: bytes, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    for errors in ("strict", "replace"):
+        with pytest.raises(DataError, match=words):
+            open_corpus([str(path)], encoding_errors=errors)
+
+
+def test_a_tail_of_zeros_is_read_and_said_and_colours_and_new_pages_are_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(PROSE * 4 + bytes(70))
+    summary = open_corpus([str(tmp_path / "a.txt")]).summary
+    assert summary.control_characters == 70
+    assert any("70 control characters" in remark for remark in summary.remarks())
+    (tmp_path / "b.txt").write_text("\x1b[31mred\x1b[0m\tand a\x0cpage\x0b\r\n" * 9)
+    assert open_corpus([str(tmp_path / "b.txt")]).summary.remarks() == []
 
 
 ROWS = ["one, two", 'with "quotes"', "two\nlines λ", "x" * 200_000]
@@ -166,6 +215,10 @@ def test_tables_that_are_named_are_read_by_their_column(kind: str, tmp_path: Pat
     [
         ("a.csv", "text,label\nunquoted, with a comma,1\n", "row 1: 3 fields, and the first line names 2 columns"),
         ("a.csv", b"text\nbad \xff byte\n", "not UTF-8 after row 0"),
+        ("a.csv", 'text,label\n"a quote without an end,1\nnext,2\n', "row 1: cannot be read as a table"),
+        ("a.tsv", 'text\tlabel\n"Yes", she said\t1\n', "row 1: cannot be read as a table"),
+        ("a.csv", "text,label,text\na,b,c\n", "2 columns are named 'text'"),
+        ("a.csv", "body;label\na;b\n", "no key 'text'; known are: body, label"),
         ("a.json", "{", "not JSON"),
         ("a.json", '["a", "b"]', "item 1: expected an object"),
         ("a.json", '{"settings": 1}', "no key 'text'"),
@@ -178,6 +231,21 @@ def test_a_table_that_cannot_be_read_whole_is_refused(
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=words):
         open_corpus([str(path)])
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_table_is_read_by_what_stands_between_the_columns_of_its_first_line(
+    delimiter: str, suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    path.write_text(delimiter.join(["n", "text"]) + "\n" + delimiter.join(["1", '"one, two; three"']) + "\n")
+    assert texts(open_corpus([str(path)])) == ["one, two; three"]
+
+
+def test_a_column_whose_name_holds_a_semicolon_is_one_column(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text;raw\none; two\n")
+    assert texts(open_corpus([str(tmp_path / "a.csv")], text_key="text;raw")) == ["one; two"]
 
 
 def test_a_key_with_dots_looks_into_objects_unless_it_is_there_by_that_name(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from weightdecay.data.finding import Found, find_sources
 from weightdecay.data.heldout import HELD_OUT, Split, choose_split, split_key
-from weightdecay.data.opening import EncodingErrors
+from weightdecay.data.opening import EncodingErrors, control_characters
 from weightdecay.data.reading import Document, HowToRead, MissingText, Source, TextFile
 from weightdecay.data.separators import KnownSeparators
 from weightdecay.errors import DataError
@@ -47,6 +47,7 @@ class Summary:
         empty: documents without a character.
         rows_without_text: let pass by `missing_text`.
         ignored_files, ignored: files of other kinds in folders, and how many of each suffix.
+        control_characters: zeros and others that no text holds.
         separators: texts that elsewhere end a document and here stand in one as they are, and how often.
     """
 
@@ -59,6 +60,7 @@ class Summary:
     ignored_files: int = 0
     broken_links: int = 0
     rows_without_text: int = 0
+    control_characters: int = 0
     ignored: Mapping[str, int] = field(default_factory=dict)
     separators: Mapping[str, int] = field(default_factory=dict)
 
@@ -76,6 +78,10 @@ class Summary:
             (self.broken_links, "links that lead nowhere left aside"),
             (self.rows_without_text, "rows without text left out"),
             (self.replaced, "places that were not UTF-8 replaced by U+FFFD"),
+            (
+                self.control_characters,
+                "control characters in the text, zeros or the like: is a file damaged, or no text?",
+            ),
         ]
         spelt = [
             f"the text spells {name} {count:,} times, which is read as ordinary text; --separator '{name}' ends a "
@@ -142,6 +148,7 @@ def standard_library() -> Corpus:
         )
     found.raise_if_unreadable()
     found.counts.clear()  # what is left aside here is not the user's concern
+    found.ignored.clear()
     return _scan(f"the standard library of Python {platform.python_version()}", ("stdlib",), found)
 
 
@@ -227,6 +234,7 @@ def _scan(name: str, asked: tuple[str, ...], found: Found, progress: Progress | 
             n_bytes += len(encoded)
             characters += len(block.text)
             counts["replaced"] += block.replaced
+            counts["control_characters"] += control_characters(encoded)
             separators.look_in(block.text)
         separators.end_document()
         counts["rows_without_text"] += document.lacks_text
@@ -253,6 +261,7 @@ def _scan(name: str, asked: tuple[str, ...], found: Found, progress: Progress | 
         ignored_files=counts["ignored_files"],
         broken_links=counts["broken_links"],
         rows_without_text=counts["rows_without_text"],
+        control_characters=counts["control_characters"],
         ignored=dict(sorted(found.ignored.items())),
         separators=separators.counts,
     )

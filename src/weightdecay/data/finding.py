@@ -57,12 +57,21 @@ class Found:
         in_order = sorted(self._by_identity.items(), key=lambda item: (item[1][0], item[0]))
         return tuple(source for _, (_, source) in in_order)
 
+    def leave_aside(self, kind: str) -> None:
+        """Counts what is not read."""
+        self.counts["ignored_files"] += 1
+        self.ignored[kind] += 1
+
     def walk(self, root: Path, without: Set[str] = frozenset()) -> Iterator[tuple[str, Path]]:
         """(POSIX path from `root`, path) of the files under it, without hidden ones and the folders named in `without`.
 
-        Links to files are followed and broken ones counted; links to folders are not, so no loop can catch us.
+        Links to files are followed and broken ones counted; links to folders are not, so no loop can catch us, and are
+        counted among what is ignored.
         """
         for folder, subfolders, files in os.walk(root, onerror=self._unreadable):
+            for name in subfolders:
+                if not name.startswith(".") and Path(folder, name).is_symlink():
+                    self.leave_aside("link to a folder")
             subfolders[:] = [name for name in subfolders if name not in without and not name.startswith(".")]
             for file in files:
                 path = Path(folder, file)
@@ -133,8 +142,7 @@ def _add_folder(found: Found, root: Path, how: HowToRead) -> None:
         if kind in KNOWN_SUFFIXES:
             _add(found, name, _source_of(path, name, how), os.path.realpath(path), how)
         else:
-            found.counts["ignored_files"] += 1
-            found.ignored[kind or "no suffix"] += 1
+            found.leave_aside(kind or "no suffix")
 
 
 def _add_files(found: Found, asked: str, how: HowToRead) -> None:

@@ -1,7 +1,7 @@
 """A file's bytes as UTF-8, whatever it is compressed or encoded with: told by what it holds, not by how it is called.
 
 gzip, bzip2 and xz are unpacked; UTF-16 and UTF-32 are told by their byte-order mark. What is neither text nor one of
-these is refused by its own name, since it would otherwise be learnt from as noise.
+these is refused, since it would otherwise be learnt from as noise: by its own name, or for its control characters.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ _NOT_UNPACKED = {
     b"%PDF-": "a PDF: take its text out first",
     b"PAR1": "a parquet file: end its name with .parquet",
 }
+_TAR, _TAR_AT = b"ustar", 257
+# Zero and what else no text holds: all but the tabulators, the ends of lines and pages, and the escape of a terminal's
+# colours. Of a program, a picture or an unmarked UTF-16 that happens to be UTF-8, they are far more than a tenth.
+_CONTROL = bytes([*range(0x09), *range(0x0E, 0x1B), *range(0x1C, 0x20), 0x7F])
+_CONTROL_SHARE, _FEW_CONTROL = 0.1, 64
 # Longest first: UTF-16's mark begins UTF-32's.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32-le",
@@ -61,7 +66,9 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     packed_with = ""
     try:
         with path.open("rb") as file:
-            packed_with = _compression(path, _peeked(file))
+            head = _peeked(file)
+            _refuse_what_is_no_text(path, head)
+            packed_with = _compression(path, head)
             if packed_with:
                 unpacked = io.BufferedReader(_UNPACKERS[packed_with][1](file))
                 with unpacked:
@@ -74,6 +81,11 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         if packed_with and error.errno is None:  # bzip2's way to say so
             raise DamagedError(f"{path}: damaged {packed_with} file: {error}") from None
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def control_characters(text: bytes) -> int:
+    """How many bytes of a text are characters that no text holds."""
+    return len(text) - len(text.translate(None, _CONTROL))
 
 
 def plain_size(path: Path) -> int | None:
@@ -99,30 +111,43 @@ def _compression(path: Path, head: bytes) -> str:
 
 def _as_utf8(file: Any, path: Path) -> IO[bytes]:
     head = _peeked(file)
-    for magic, what in _NOT_UNPACKED.items():
-        if head.startswith(magic):
-            raise DataError(f"{path}: is no text, but {what}")
+    _refuse_what_is_no_text(path, head)
     for mark, encoding in _MARKS.items():
         if head.startswith(mark):
             file.read(len(mark))
             return io.BufferedReader(_Transcoded(file, encoding))
+    if packed := next((name for name, (magic, _) in _UNPACKERS.items() if head.startswith(magic)), ""):
+        raise DataError(f"{path}: compressed more than once, inside with {packed}: unpack it")
     if found := _wide_encoding(head):
         raise DataError(
-            f"{path}: every other byte is zero, as in {found} without a byte-order mark: convert it with "
-            f"`iconv -f {found} -t UTF-8`"
+            f"{path}: zeros between its letters, as in {found} without a byte-order mark: "
+            f"convert it with `iconv -f {found} -t UTF-8`"
+        )
+    if (control := control_characters(head)) > max(_FEW_CONTROL, _CONTROL_SHARE * len(head)):
+        raise DataError(
+            f"{path}: {control:,} of its first {len(head):,} bytes are control characters, as in a file that is no "
+            "text, or in UTF-16 without a byte-order mark: name what holds text, or convert it to UTF-8"
         )
     result: IO[bytes] = file
     return result
 
 
+def _refuse_what_is_no_text(path: Path, head: bytes) -> None:
+    kinds = (what for magic, what in _NOT_UNPACKED.items() if head.startswith(magic))
+    what = "a tar archive: unpack it" if head[_TAR_AT:].startswith(_TAR) else next(kinds, "")
+    if what:
+        raise DataError(f"{path}: is no text, but {what}")
+
+
 def _wide_encoding(head: bytes) -> str:
-    """UTF-16 that does not say so: zeros at the odd places or at the even ones, and hardly any at the others."""
+    """UTF-16 or UTF-32 that does not say so, by where its zeros are: hardly any at one place, many at all others."""
     if len(head) < 16:  # too little to tell from
         return ""
-    even, odd = head[::2].count(0) / len(head[::2]), head[1::2].count(0) / max(1, len(head[1::2]))
-    if odd > 0.4 and even < 0.05:
-        return "UTF-16LE"
-    return "UTF-16BE" if even > 0.4 and odd < 0.05 else ""
+    for name, width, letter in (("UTF-32LE", 4, 0), ("UTF-32BE", 4, 3), ("UTF-16LE", 2, 0), ("UTF-16BE", 2, 1)):
+        zeros = [head[place::width].count(0) / len(head[place::width]) for place in range(width)]
+        if zeros.pop(letter) < 0.05 and min(zeros) > 0.4:
+            return name
+    return ""
 
 
 class _Transcoded(io.RawIOBase):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -110,9 +111,14 @@ class Delimited(_Rows):
         with opened(self.path) as file:
             lines = io.TextIOWrapper(cast(io.BufferedReader, file), "utf-8-sig", errors=errors, newline="")
             try:
-                reader = csv.reader(lines, delimiter=self.delimiter)
+                first = lines.readline()
+                delimiter = self._delimiter_of(first)
+                # Strict: a quote without its other half would swallow all rows after it.
+                reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
                 columns = next(reader, [])
-                if columns and self.how.text_key not in columns:
+                if columns and (count := columns.count(self.how.text_key)) != 1:
+                    if count:
+                        raise DataError(f"{self.path}: {count} columns are named '{self.how.text_key}': rename one")
                     raise DataError(_no_text_key(self.how.text_key, columns, str(self.path)))
                 for number, fields in enumerate(reader, start=1):
                     if fields:
@@ -123,16 +129,28 @@ class Delimited(_Rows):
                     "cannot be read with --encoding-errors replace"
                 ) from None
             except csv.Error as error:
-                raise DataError(f"{self.path}, row {number + 1}: cannot be read as a table: {error}") from None
+                raise DataError(
+                    f"{self.path}, row {number + 1}: cannot be read as a table: {error}; a field with quotes stands in "
+                    "quotes, each of its own twice"
+                ) from None
             finally:
                 lines.detach()  # whoever opened the file closes it
+
+    def _delimiter_of(self, first: str) -> str:
+        """That under which the first line names the column: spreadsheets write semicolons and tabulators, too, and call
+        it CSV. Where none does, that which makes the most columns, to be named."""
+        columns = {
+            delimiter: next(csv.reader([first], delimiter=delimiter), []) for delimiter in (self.delimiter, *";\t,")
+        }
+        naming = (delimiter for delimiter, names in columns.items() if self.how.text_key in names)
+        return next(naming, max(columns, key=lambda delimiter: len(columns[delimiter])))
 
     def _row(self, number: int, columns: list[str], fields: list[str]) -> Document:
         where = f"{self.path}, row {number}"
         if len(fields) > len(columns):  # the rest of a text after a comma would be lost
             raise DataError(
                 f"{where}: {len(fields)} fields, and the first line names {len(columns)} columns: quote fields that "
-                f"hold a '{self.delimiter}'"
+                "hold what stands between fields"
             )
         return self._document(number, dict(zip(columns, fields, strict=False)), where)
 
