@@ -111,6 +111,28 @@ def test_a_line_that_no_command_takes_is_answered_by_one_document(line: str, com
     assert told == "".join(f"error: {fault}\n" for fault in document["faults"])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["train", "--steps", ""], "--steps"), (["train", "--out="], "--out"), (["train", ""], "train"),
+        (["train", "--data", "a.txt", ""], "a.txt"), (["sample", "run", "--seed", ""], "--seed"),
+        (["plan", "gpt2:124m", "--policy", ""], "--policy"), (["advise", "--params", ""], "--params"),
+    ],
+)  # fmt: skip
+def test_an_empty_value_is_no_default(arguments: list[str], flag: str, command: Callable[..., Answer]) -> None:
+    """It is what a shell makes of a variable that nobody has set."""
+    code, said, _ = command(*arguments, "--json")
+    assert code == 2
+    assert json.loads(said)["faults"] == [f"{flag} '': an empty value; leave it out for the default"]
+
+
+def test_an_empty_prompt_and_an_empty_setting_are_values(command: Callable[..., Answer]) -> None:
+    _, _, told = command("sample", "absent", "--prompt", "")
+    assert "absent: no such directory" in told
+    _, _, told = command("train", "--set=data.separator=", "--steps", "-1")
+    assert "an empty value" not in told
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 @pytest.mark.parametrize("value", ["1", ""])
 def test_a_terminal_asked_for_no_colour_gets_neither_colour_nor_bold(value: str) -> None:

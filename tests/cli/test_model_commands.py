@@ -116,7 +116,7 @@ WRONG = {
         (["--missing-text", "ignore"], "--missing-text ignore"), (["--encoding-errors", "x"], "--encoding-errors x"),
         (["--data", "gone"], "gone: no such file"), (["--checkpoint", "9"], "but of 2, 4"),
     ],
-    "export": [(["--checkpoint", "9"], "but of 2, 4"), (["--checkpoint", ""], "newest, best, or the number")],
+    "export": [(["--checkpoint", "9"], "but of 2, 4"), (["--checkpoint", ""], "--checkpoint '': an empty value")],
 }  # fmt: skip
 
 

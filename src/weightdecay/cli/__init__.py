@@ -42,6 +42,7 @@ DESCRIPTION = (
     "prints what makes bash, zsh, tcsh or fish complete this command."
 )
 _SHELLS = ("bash", "zsh", "tcsh", "fish")
+_MAY_BE_EMPTY = {"--prompt"}  # a new document begins
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
@@ -134,6 +135,7 @@ def _run(arguments: list[str]) -> int | Watched:
     if arguments[:1] == ["watch"]:
         own, program = divided(arguments[1:])
         arguments = ["watch", *own]
+    _refuse_empty(arguments)
 
     as_json = streams.kept_document() is not None
     said, shown = io.StringIO(), io.StringIO()
@@ -174,6 +176,19 @@ def _tell_version() -> int:
     else:
         print_json({"version": __version__})
     return 0
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """An empty argument is a shell's variable that nobody has set; taken for none at all, a default would go ahead.
+
+    Raises:
+        UsageError: there are any.
+    """
+    before = ["", *arguments]
+    empty = [flag for flag, value in zip(before, arguments, strict=False) if not value and flag not in _MAY_BE_EMPTY]
+    empty += [given.rstrip("=") for given in arguments if given.startswith("--") and given.find("=") == len(given) - 1]
+    if empty:
+        raise UsageError([f"{flag} '': an empty value; leave it out for the default".lstrip() for flag in empty])
 
 
 def _as_the_parser_has_it(arguments: list[str]) -> list[str]:
