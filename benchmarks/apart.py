@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -178,7 +177,7 @@ class _Server:
         if "setting" in question:
             return self._know(question)
         if "make" in question:
-            weights = torch.load(question["weights"], weights_only=True)
+            weights = torch.load(question["weights"], weights_only=True, mmap=True)
             self._runner = self._contestants[question["make"]].make(Shape(**question["shape"]), weights)
             return {}
         assert self._runner is not None
@@ -200,7 +199,7 @@ class _Server:
         if "ours" in asked["programs"]:
             from benchmarks.own import own_contestants  # a peer's Python may lack what ours imports
 
-            found += own_contestants(self._setting, compiled=asked["compiled"])
+            found += own_contestants(self._setting, compiled=asked["compiled"], alone=not asked["keeps_memory"])
         self._contestants = {one.name: one for one in found}
         self._before = _peak_bytes(self._setting)
         return {"contestants": [[one.name, one.program] for one in found], "said": said}
@@ -209,4 +208,6 @@ class _Server:
 def _peak_bytes(setting: Setting) -> int:
     if setting.device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not getrusage, whose peak a process inherits from the one that began it.
+    told = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(1024 * int(line.split()[1]) for line in told if line.startswith("VmHWM:"))

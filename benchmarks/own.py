@@ -70,12 +70,16 @@ def own_step(
     return OwnStep(model, optimizer, arithmetic.dtype, rows_at_once=1 << 20, clip=CLIP, device=device)
 
 
-def own_contestants(setting: Setting, *, compiled: bool) -> Iterator[Contestant]:
-    """Ours as it trains by default, and by its other settings."""
+def own_contestants(setting: Setting, *, compiled: bool, alone: bool) -> Iterator[Contestant]:
+    """Ours as it trains by default, and by its other settings.
+
+    Args:
+        alone: whether the process has no other contestant, so that its allocator can do as a training's does.
+    """
     for name, arithmetic in (SETTINGS | (COMPILED if compiled else {})).items():
 
         def make(shape: Shape, weights: Weights, arithmetic: Arithmetic = arithmetic) -> Here:
-            keep_freed_memory()  # as every training of ours does
+            keep_freed_memory(sparing=alone and arithmetic.recomputes)
             return Here(own_step(configuration(shape), weights, setting.device, arithmetic), setting)
 
         yield Contestant(name, PROGRAM, make)

@@ -167,7 +167,7 @@ def chosen_contestants(
                 python, [program], options.nanogpt, setting, say, compiled=options.compiled, keeps_memory=not alone
             )
         elif program == PROGRAM:
-            found += own_contestants(setting, compiled=options.compiled)
+            found += own_contestants(setting, compiled=options.compiled, alone=False)
         else:
             found += peers((program,), options.nanogpt, setting, say, compiled=options.compiled)
 

@@ -29,6 +29,7 @@ OnNonfinite = Literal["stop", "skip"]
 _WITH_FUSED_KERNEL = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
 _ROW = 1024  # elements that are summed in float32; their norms are then summed in float64
 _SMALL = 4 * _ROW  # a tensor of no more is one row
+_PIECE = 1 << 20  # elements that are widened to float64 at once
 
 
 class NonfiniteGradientError(TrainingError):
@@ -65,7 +66,8 @@ def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     for (sharding, _), together in parts.items():
         square = _square(_norms(together))
         if not square.isfinite():  # a square of float32 may be over its range where the norm is not
-            square = _square([torch.linalg.vector_norm(x, dtype=torch.float64).view(1) for x in together])
+            pieces = (piece for x in together for piece in torch.split(x.reshape(-1), _PIECE))
+            square = _square([torch.linalg.vector_norm(piece, dtype=torch.float64).view(1) for piece in pieces])
         if sharding is not None:
             _sum_over_shards(square, *sharding)
         squares.append(square.cpu())

@@ -130,10 +130,10 @@ def bench(name: str, asked: Mapping[str, Any], steps: int, told: Callable[[str],
 
 
 def _step(config: TrainConfig) -> tuple[OwnStep, Any]:
-    keep_freed_memory()
+    keep_freed_memory(sparing=config.run.activation_checkpointing)
     torch.manual_seed(config.run.seed)
     model = GPT(config.model)
-    model.arithmetic = config.run.arithmetic
+    model.arithmetic, model.recomputes = config.run.arithmetic, config.run.activation_checkpointing
     if config.run.compile:
         for block in model.blocks:
             block.compile()

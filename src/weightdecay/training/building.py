@@ -43,13 +43,13 @@ def build(setup: Setup, ranks: Ranks, report: Callable[[str], None], *, fresh: b
         fresh: whether the run begins; a resumed one reads its own weights afterwards.
     """
     config = setup.config
+    if ranks.device.type == "cpu":
+        keep_freed_memory(sparing=config.run.activation_checkpointing)
     torch.manual_seed(config.run.seed)
     model = GPT(config.model)
     if config.run.init_from and fresh:
         tensors, where = initial_weights(config.run.init_from, setup.data.tokenizer.sha256, report)
         load_weights(model, tensors, where)
-    if ranks.device.type == "cpu":
-        keep_freed_memory()
     model.to(ranks.device)
     model.arithmetic = config.run.arithmetic
     model.recomputes = config.run.activation_checkpointing

@@ -11,6 +11,7 @@ from typing import Never
 
 from weightdecay import checkpoint
 from weightdecay.errors import ConfigError, WeightDecayError, fault_of_the_world, printable
+from weightdecay.kernels.memory import give_back_freed_memory
 from weightdecay.recipes.settings import TrainConfig, as_keywords
 from weightdecay.runs import Run, Tracker, environment
 from weightdecay.storage import cache_directory
@@ -95,6 +96,7 @@ def train(
             stack.enter_context(run.lock())
         ranks.wait_for_all()
         _train(config, run, ranks, resume, on_change, reporter, tracker)
+    give_back_freed_memory()  # which steps kept for each other
     return run
 
 
