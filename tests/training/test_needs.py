@@ -13,7 +13,7 @@ import weightdecay
 from tests.commands import SMALL, Command
 from weightdecay.errors import OutOfMemoryError, StorageError
 from weightdecay.training import needs as module
-from weightdecay.training.needs import Needs, needs_of, refuse_what_does_not_fit, size
+from weightdecay.training.needs import Needs, needs_of, pass_seconds, refuse_what_does_not_fit, size
 from weightdecay.training.setup import Setup, set_up
 
 # The peak of a process over what it held after set-up; Linux lets it be counted anew.
@@ -101,3 +101,39 @@ def test_the_memory_that_is_told_is_what_a_run_takes(name: str, tmp_path: Path) 
     taken, told = map(int, printed.split())
     # What the allocator and the kernels keep differs from run to run by a tenth.
     assert told == pytest.approx(taken, rel=0.2)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 16, 37])
+def test_a_pass_that_is_timed_in_full_takes_what_it_takes(rows: int) -> None:
+    """However much of it is the same for any number of sequences."""
+    for fixed, each in ((0.5, 0.01), (0.0, 0.02), (0.2, 0.0)):
+        assert pass_seconds(lambda n, a=fixed, b=each: a + b * n, rows) == pytest.approx(fixed + each * rows)
+
+
+def test_a_pass_too_long_to_be_timed_goes_by_a_line_and_not_through_the_start() -> None:
+    asked: list[int] = []
+
+    def timed(rows: int) -> float:
+        asked.append(rows)
+        return 1.0 + 0.5 * rows
+
+    assert pass_seconds(timed, 1000) == pytest.approx(501.0)
+    assert sum(1.0 + 0.5 * rows for rows in asked) < 12
+
+
+def test_passes_that_take_all_the_time_are_timed_once_more_and_no_further() -> None:
+    asked: list[int] = []
+
+    def timed(rows: int) -> float:
+        asked.append(rows)
+        return 20.0 * rows
+
+    assert pass_seconds(timed, 8) == pytest.approx(160.0)
+    assert set(asked) == {1}
+
+
+def test_a_busy_machine_that_stretches_short_passes_does_not_stretch_the_whole_run() -> None:
+    """Measured with eight programs on two cores: 1.2 s for one sequence, 1.3 s for sixteen; 19 s were told."""
+    assert pass_seconds(lambda rows: 1.2 + 0.006 * rows, 16) == pytest.approx(1.3, rel=0.01)
+    # Noise that would make more sequences cheaper than few makes them as expensive.
+    assert pass_seconds(lambda rows: 3.5 if rows == 1 else 2.0, 16) == pytest.approx(2.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +24,8 @@ from weightdecay.training.footprint import Footprint, footprint
 from weightdecay.training.optimizers import make_optimizer
 from weightdecay.training.setup import Setup
 
-# A pass that takes longer is timed on fewer sequences.
-_LONGEST_TIMED_S = 3.0
+# Passes are timed for so long at the most; what does not fit into it is timed on fewer sequences.
+_LONGEST_TIMED_S = 6.0
 
 
 @dataclass(frozen=True)
@@ -151,14 +152,44 @@ def seconds_a_step(setup: Setup) -> float:
     model.arithmetic, model.recomputes = config.run.arithmetic, config.run.activation_checkpointing
     objective, optimizer = Objective(model), make_optimizer(config.optimizer, setup.plan.on(model))
     rows = setup.micro_batch_rows
-    one = min(_pass_s(objective, setup, 1) for _ in range(2))  # the first finds memory and kernels
-    timed = max(1, min(rows, round(_LONGEST_TIMED_S / one)))
-    pass_s = one if timed == 1 else min(_pass_s(objective, setup, timed) for _ in range(2))
+    pass_s = pass_seconds(lambda n_rows: _pass_s(objective, setup, n_rows), rows)
     optimizer.step()
     started = time.perf_counter()
     optimizer.step()
     update_s = time.perf_counter() - started
-    return setup.sizes.full / config.run.nproc * pass_s / timed + update_s
+    return setup.sizes.full / config.run.nproc * pass_s / rows + update_s
+
+
+def pass_seconds(timed: Callable[[int], float], rows: int, longest: float = _LONGEST_TIMED_S) -> float:
+    """Seconds that a pass of `rows` sequences takes.
+
+    Of one sequence, four, sixteen … as long as there is time, for a busy machine makes short passes longer than long
+    ones; at least of two, unless one takes all of it. Where that is not all of them, a straight line goes on from the
+    last two: a part of a pass takes the same for one sequence as for many.
+
+    Args:
+        timed: a pass of so many sequences, in seconds.
+        rows: for which it is asked.
+        longest: after so many seconds no more passes begin.
+    """
+    spent = timed(1)  # finds memory and kernels
+    found = [(0, 0.0), (1, min(timed(1), timed(1)))]
+    while (last := found[-1][0]) < rows:
+        more = min(rows, 4 * last)
+        if spent + _on_the_line(found, more) > longest:
+            if len(found) > 2 or found[-1][1] > longest:
+                break
+            more = 2
+        found.append((more, timed(more)))
+        spent += found[-1][1]
+    return _on_the_line(found, rows)
+
+
+def _on_the_line(found: Sequence[tuple[int, float]], rows: int) -> float:
+    """Through the last two points, but neither falling nor steeper than one through the start."""
+    (before, before_s), (last, last_s) = found[-2:]
+    slope = min(last_s / last, max(0.0, (last_s - before_s) / (last - before)))
+    return last_s + slope * (rows - last)
 
 
 def _pass_s(objective: nn.Module, setup: Setup, rows: int) -> float:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from weightdecay.auditing.forensics.pickled import load_pickled
-from weightdecay.checkpoint import Checkpoint
+from weightdecay.checkpoint import MANIFEST, Checkpoint, checkpoints
 from weightdecay.errors import ConfigError, DamagedError
 from weightdecay.models import weightfiles
 from weightdecay.models.config import ModelConfig
@@ -130,13 +130,13 @@ def checkpoint_of(path: Path) -> OfRun | None:
         ConfigError: the run has none yet.
     """
     if (path / "run.toml").is_file():
-        whole = [file.parent for file in path.glob("checkpoints/step-*/manifest.json")]
+        whole = [one.path for one in checkpoints(path / "checkpoints") if (one.path / MANIFEST).is_file()]
         if not whole:
             raise ConfigError(
                 f"{path}: the run has no checkpoint yet: one is taken at its end, or --checkpoint-every N"
             )
-        return OfRun(max(whole, key=lambda found: found.name), path)
-    if (path / "manifest.json").is_file() and (path / weightfiles.WEIGHTS).is_file():
+        return OfRun(whole[-1], path)
+    if (path / MANIFEST).is_file() and (path / weightfiles.WEIGHTS).is_file():
         run = path.resolve().parent.parent
         return OfRun(path, run if (run / "run.toml").is_file() else None)
     return None
