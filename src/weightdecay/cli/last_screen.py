@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from weightdecay.cli.output import note
@@ -39,9 +40,11 @@ def show_last_screen(run: Run, out: Console) -> None:
 
     path = shlex.quote(printable(str(run.path)))
     out.print(Text(f"\nThe run is in {path}, its curve in {path}/loss.svg. Next:"), soft_wrap=True)
+    beginning = "The " if run.config().data.sources else "def "  # the text that is there by itself is Python
+    extra = "" if find_spec("altair") else "; needs pip install 'weightdecay[report]'"
     for command, what in (
-        (f"weightdecay report {path}", "all of it as one page: plots, plan, sources, findings"),
-        (f'weightdecay sample {path} --prompt "def "', "more text, from your own beginning"),
+        (f'weightdecay sample {path} --prompt "{beginning}"', "more text, from your own beginning"),
+        (f"weightdecay report {path}", f"all of it as one page: plots, plan, sources, findings{extra}"),
         (f"weightdecay plan {path} --against transformers", "which of its weights decayed, and who differs"),
         (f"weightdecay eval {path} --data FILE", "its loss on a text of yours"),
     ):

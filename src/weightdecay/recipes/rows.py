@@ -15,61 +15,51 @@ AtLeast0 = Annotated[Number, Ge(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Factor:
-    """A factor for some tensors."""
+class OfSomeTensors:
+    """Something that holds for some tensors."""
 
     __pydantic_config__ = CLOSED
 
     pattern: Text
     """Regular expression that is found in their names; the first row whose pattern is decides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factor(OfSomeTensors):
+    """A factor for some tensors."""
+
     factor: AtLeast0
     """What their share is multiplied by."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beta:
+class Beta(OfSomeTensors):
     """A β for some tensors."""
 
-    __pydantic_config__ = CLOSED
-
-    pattern: Text
-    """Regular expression that is found in their names; the first row whose pattern is decides."""
     beta: Share
     """Their β."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stack:
+class Stack(OfSomeTensors):
     """Tensors that are several matrices, one above the other."""
 
-    __pydantic_config__ = CLOSED
-
-    pattern: Text
-    """Regular expression that is found in their names; the first row whose pattern is decides."""
     matrices: Annotated[Count, Ge(1)]
     """How many they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoleOf:
+class RoleOf(OfSomeTensors):
     """What some tensors are for."""
 
-    __pydantic_config__ = CLOSED
-
-    pattern: Text
-    """Regular expression that is found in their names; the first row whose pattern is decides."""
     role: Role
     """What they are taken for, in place of what is seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RuleOf:
+class RuleOf(OfSomeTensors):
     """What λ means for some tensors."""
 
-    __pydantic_config__ = CLOSED
-
-    pattern: Text
-    """Regular expression that is found in their names; the first row whose pattern is decides."""
     rule: Text
     """The rule of their decay."""
 
