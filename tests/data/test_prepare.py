@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from weightdecay.data.corpus import Corpus, open_corpus
 from weightdecay.data.prepare import Prepared, inspect, open_prepared, prepare, prepare_text, prepared_for
 from weightdecay.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 from weightdecay.errors import DamagedError, DataError
+from weightdecay.evaluation.loss import text_of
+from weightdecay.recipes.settings import DataSettings
 
 
 @pytest.fixture
@@ -252,3 +255,23 @@ except StorageError as error:
     assert ended.returncode == 1
     assert re.fullmatch(r".*out.*: cannot be written: File too large\n", ended.stderr)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["books"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"text_key": "body"}, {"separator": "<|endoftext|>"}, {"missing_text": "skip"}, {"encoding_errors": "replace"}],
+)
+def test_ways_of_reading_text_are_refused_beside_data_whose_text_was_read_long_ago(
+    asked: dict[str, Any], directory: Path, tmp_path: Path
+) -> None:
+    (name,) = asked
+    with pytest.raises(DataError, match=f"^--{name.replace('_', '-')} .* is prepared already"):
+        prepared_for([str(directory)], cache_dir=tmp_path, **asked)
+    with pytest.raises(DataError, match="is prepared already"):
+        text_of(DataSettings(sources=(str(directory),), **asked), open_prepared(directory).tokenizer)
+
+
+def test_prepared_data_among_other_sources_is_refused_and_not_passed_over(directory: Path, books: Path) -> None:
+    for sources in ([str(directory), str(books)], [str(books), str(directory)], [str(directory)]):
+        with pytest.raises(DataError, match="is prepared already: train on it by itself"):
+            open_corpus(sources)

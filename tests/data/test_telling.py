@@ -325,7 +325,17 @@ def test_literal_separators_are_named_and_split_when_asked(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("raw", "expected"), [(TEXT.encode(), [TEXT]), (b'{"text": "a"}\n{"text": "b"}\n', ["a", "b"]), (b"5", ["5"])]
+    ("raw", "expected"),
+    [
+        (TEXT.encode(), [TEXT]),
+        (b'{"text": "a"}\n{"text": "b"}\n', ["a", "b"]),
+        (b'{"text": "' + b"a" * 200_000 + b'"}\n{"text": "b"}\n', ["a" * 200_000, "b"]),
+        (b"\xef\xbb\xbfn,text\n1,a\n2,b\n", ["a", "b"]),
+        (b"text;n\na;1\nb;2\n", ["a", "b"]),
+        (b"text\nof one column is a text\n", ["text\nof one column is a text\n"]),
+        (b"Some text, a comma\n", ["Some text, a comma\n"]),
+        (b"5", ["5"]),
+    ],
 )
 def test_stdin_is_a_text_or_its_rows_and_is_read_as_often_as_needed(
     raw: bytes, expected: list[str], monkeypatch: pytest.MonkeyPatch

@@ -174,7 +174,7 @@ def _refuse_another_tokenizer(config: TrainConfig, origins: dict[str, str]) -> N
     """Raise where a tokenizer was given, not the recipe's own, beside data that was prepared with another."""
     from pathlib import Path
 
-    from weightdecay.data.prepare import is_prepared
+    from weightdecay.data.finding import is_prepared
     from weightdecay.data.tokenizer import load_tokenizer
     from weightdecay.data.tokenizer_specs import refuse_another_tokenizer
 

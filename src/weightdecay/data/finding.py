@@ -29,6 +29,8 @@ _JSON_LINES = {".jsonl", ".ndjson"}
 _PARQUET = {".parquet"}
 # Named themselves, these and .json are read row by row; in a folder they are settings and measurements, not text.
 _TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+# What `data prepare` leaves; only both together are its mark.
+CORPUS_RECORD, TRAINING_SHARD = "corpus.json", "train.bin"
 TEXT_SUFFIXES = {*_PROSE.split(), *_CODE.split()}
 KNOWN_SUFFIXES = TEXT_SUFFIXES | _JSON_LINES | _PARQUET
 
@@ -97,6 +99,11 @@ class Found:
             raise DataError(self.faults)
 
 
+def is_prepared(path: Path) -> bool:
+    """Whether this is a directory that `data prepare` wrote."""
+    return is_file(path / CORPUS_RECORD) and is_file(path / TRAINING_SHARD)
+
+
 def find_sources(asked: Sequence[str], how: HowToRead) -> Found:
     """The sources that paths, globs, `hf:NAME` and `-` stand for.
 
@@ -108,9 +115,8 @@ def find_sources(asked: Sequence[str], how: HowToRead) -> Found:
         if each.startswith(HUB_PREFIX):
             _add(found, each, HubDataset(each.removeprefix(HUB_PREFIX), how), each, how)
         elif each == STDIN:
-            path, is_rows = stdin_file(how.text_key)
-            source: Source = JsonLines(path, "stdin", how) if is_rows else TextFile(path, "stdin", how.encoding_errors)
-            _add(found, "stdin", source, STDIN, how)
+            path, kind = stdin_file(how.text_key)
+            _add(found, "stdin", _source_of(path, "stdin", how, kind), STDIN, how)
         elif not each:  # an unset variable of a shell; as a path it would be the current folder
             found.faults.append("'': an empty path")
         elif is_directory(_expanded(each)):
@@ -137,6 +143,9 @@ def _add(found: Found, name: str, source: Source, identity: str, how: HowToRead)
 
 
 def _add_folder(found: Found, root: Path, how: HowToRead) -> None:
+    if is_prepared(root):  # its text is not there, but tokens, which would be passed over as no text
+        found.faults.append(f"{root}: is prepared already: train on it by itself, or prepare its text with the rest")
+        return
     for name, path in found.walk(root):
         kind = _kind(path)
         if kind in KNOWN_SUFFIXES:
@@ -204,8 +213,8 @@ def _kind(path: Path) -> str:
     return Path(path.stem if path.suffix.lower() in COMPRESSED_SUFFIXES else path.name).suffix.lower()
 
 
-def _source_of(path: Path, name: str, how: HowToRead) -> Source:
-    kind = _kind(path)
+def _source_of(path: Path, name: str, how: HowToRead, kind: str = "") -> Source:
+    kind = kind or _kind(path)
     if kind in _PARQUET:
         return Parquet(path, name, how)
     if kind in _JSON_LINES:

@@ -15,14 +15,15 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from weightdecay.data.corpus import Corpus, Progress, Summary, open_corpus, standard_library
 from weightdecay.data.fidelity import Fidelity, FidelityProbe
+from weightdecay.data.finding import CORPUS_RECORD, TRAINING_SHARD, is_prepared
 from weightdecay.data.opening import EncodingErrors
-from weightdecay.data.reading import MissingText
+from weightdecay.data.reading import HowToRead, MissingText
 from weightdecay.data.shards import (
     VERSION,
     EncodedBatch,
@@ -35,9 +36,8 @@ from weightdecay.data.shards import (
 from weightdecay.data.tokenizer import Tokenizer, load_tokenizer
 from weightdecay.data.tokenizer_specs import check_tokenizer_spec, make_tokenizer
 from weightdecay.errors import DamagedError, DataError
-from weightdecay.storage import build_directory, cache_directory, is_file, whole_file, why_no_directory
+from weightdecay.storage import build_directory, cache_directory, whole_file, why_no_directory
 
-TRAINING_SHARD = "train.bin"
 HELD_OUT_SHARD = "heldout.bin"
 
 
@@ -176,6 +176,7 @@ def prepared_for(
         DataError, DamagedError, StorageError: see `open_corpus`, `make_tokenizer`, `open_prepared` and `prepare`.
     """
     if len(sources) == 1 and is_prepared(Path(sources[0])):
+        refuse_another_reading(Path(sources[0]), HowToRead(text_key, encoding_errors, missing_text, separator))
         return open_prepared(Path(sources[0]))
     cache = cache_dir or cache_directory()
     how = {"text_key": text_key, "encoding_errors": encoding_errors, "missing_text": missing_text}
@@ -221,9 +222,22 @@ def prepare_text(
     return prepare(corpus, tokenizer, out_dir, progress=progress)
 
 
-def is_prepared(path: Path) -> bool:
-    """Whether this is a directory that `prepare` wrote."""
-    return is_file(path / "corpus.json") and is_file(path / TRAINING_SHARD)
+def refuse_another_reading(path: Path, how: HowToRead) -> None:
+    """Raise where a way of reading text is asked for beside prepared data, whose text was read long ago.
+
+    Raises:
+        DataError: it is.
+    """
+    plain = HowToRead()
+    asked = {item.name: getattr(how, item.name) for item in fields(how)}
+    if other := {name: value for name, value in asked.items() if value != getattr(plain, name)}:
+        raise DataError(
+            [
+                f"--{name.replace('_', '-')} {value}: {path} is prepared already, and no text of it is read: leave it "
+                "out, or prepare the text again with it"
+                for name, value in other.items()
+            ]
+        )
 
 
 def inspect(path: Path, *, sample_tokens: int = 64) -> Inspection:
@@ -305,7 +319,7 @@ def _write(corpus: Corpus, tokenizer: Tokenizer, directory: Path, progress: Prog
         "summary": asdict(corpus.summary),
         "fidelity": asdict(probe.result()),
     }
-    with whole_file(directory / "corpus.json") as file:
+    with whole_file(directory / CORPUS_RECORD) as file:
         file.write(json.dumps(record, indent=2).encode() + b"\n")
 
 
@@ -315,7 +329,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not is_prepared(path):
         raise DataError(f"{path}: holds no prepared data; make some with: weightdecay data prepare SRC… --out {path}")
     try:
-        record: dict[str, Any] = json.loads((path / "corpus.json").read_text("utf-8"))
+        record: dict[str, Any] = json.loads((path / CORPUS_RECORD).read_text("utf-8"))
         missing = {"name", "sources", "sha256", "summary"} - record.keys()
         Summary(**record["summary"])
         if "fidelity" in record:

@@ -98,6 +98,11 @@ class Json(_Rows):
             return False
 
 
+def columns_by_delimiter(first: str, declared: str = ",") -> dict[str, list[str]]:
+    """What a table's first line names: by what was declared, and by what spreadsheets write, too, and call CSV."""
+    return {delimiter: next(csv.reader([first], delimiter=delimiter), []) for delimiter in (declared, *";\t,")}
+
+
 @dataclass(frozen=True)
 class Delimited(_Rows):
     """A table of characters, its columns named in the first line, as spreadsheets write it (RFC 4180)."""
@@ -137,11 +142,8 @@ class Delimited(_Rows):
                 lines.detach()  # whoever opened the file closes it
 
     def _delimiter_of(self, first: str) -> str:
-        """That under which the first line names the column: spreadsheets write semicolons and tabulators, too, and call
-        it CSV. Where none does, that which makes the most columns, to be named."""
-        columns = {
-            delimiter: next(csv.reader([first], delimiter=delimiter), []) for delimiter in (self.delimiter, *";\t,")
-        }
+        """That under which the first line names the column; where none does, that of the most columns, to be named."""
+        columns = columns_by_delimiter(first, self.delimiter)
         naming = (delimiter for delimiter, names in columns.items() if self.how.text_key in names)
         return next(naming, max(columns, key=lambda delimiter: len(columns[delimiter])))
 

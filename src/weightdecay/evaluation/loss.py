@@ -16,8 +16,10 @@ from torch.nn import functional as F
 
 from weightdecay.data.corpus import open_corpus
 from weightdecay.data.fidelity import Fidelity, FidelityProbe
+from weightdecay.data.finding import is_prepared
 from weightdecay.data.loader import IGNORE_INDEX, evaluation_batches
-from weightdecay.data.prepare import Prepared, from_cache, is_prepared, open_prepared, prepared_for
+from weightdecay.data.prepare import Prepared, from_cache, open_prepared, prepared_for, refuse_another_reading
+from weightdecay.data.reading import HowToRead
 from weightdecay.data.shards import encode_documents
 from weightdecay.data.stdin import STDIN
 from weightdecay.data.tokenizer import Tokenizer
@@ -164,6 +166,7 @@ def text_of(settings: DataSettings, tokenizer: Tokenizer, max_tokens: int | None
         DataError: it cannot be read, or was prepared with another tokenizer.
     """
     if len(settings.sources) == 1 and is_prepared(Path(settings.sources[0])):
+        refuse_another_reading(Path(settings.sources[0]), HowToRead(**_how(settings)))
         return _held_out_of(open_prepared(Path(settings.sources[0])), tokenizer)
 
     corpus = open_corpus(settings.sources, **_how(settings))

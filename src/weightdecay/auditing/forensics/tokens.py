@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from weightdecay.data.corpus import open_corpus
-from weightdecay.data.prepare import is_prepared, open_prepared
+from weightdecay.data.finding import is_prepared
+from weightdecay.data.prepare import open_prepared
 from weightdecay.data.shards import encode_documents, open_shard
 from weightdecay.data.tokenizer import load_tokenizer
 from weightdecay.errors import ConfigError, DamagedError, DataError
