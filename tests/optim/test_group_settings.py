@@ -313,3 +313,39 @@ def test_what_others_schedulers_write_into_a_group_is_theirs() -> None:
     optimizer.param_groups[0] |= {"base_lr": 1.0, "lr_scale": "of layer 3", "betas_": None}
     p.grad = torch.ones(3)
     optimizer.step()
+
+
+NO_PARAMS: dict[str, Any] = {
+    "a model": nn.Sequential(nn.Linear(2, 2)),
+    "one module": nn.Linear(2, 2),
+    "a tensor": nn.Parameter(torch.ones(2)),
+    "one group": {"params": [nn.Parameter(torch.ones(2))]},
+    "tensors and groups": [nn.Parameter(torch.ones(2)), {"params": [nn.Parameter(torch.ones(2))]}],
+    "text": "abc",
+}
+
+
+@every
+@pytest.mark.parametrize("given", NO_PARAMS)
+def test_parameters_that_are_none_are_said_to_be_none(name: str, given: str) -> None:
+    with pytest.raises(OptimizerError, match=r"(?s)params is .*: give a decay plan, parameters") as caught:
+        made(name, NO_PARAMS[given])
+    assert isinstance(caught.value, TypeError)  # as torch's own is
+
+
+@every
+@pytest.mark.parametrize("group", [{"lr": 0.1}, {"params": None}, {"params": "ab"}, [nn.Parameter(torch.ones(2))]])
+def test_a_group_to_add_that_is_none_is_said_to_be_none_and_nothing_is_added(name: str, group: Any) -> None:
+    optimizer = made(name, [("w", matrix())])
+    with pytest.raises(OptimizerError, match=r"(?s)param_group is .*: give a dictionary with params"):
+        optimizer.add_param_group(copy.copy(group))
+    assert len(optimizer.param_groups) == 1
+
+
+@every
+@pytest.mark.parametrize("given", [matrix(), ("w", matrix())], ids=["nameless", "named"])
+def test_an_empty_group_may_be_added(name: str, given: Any) -> None:
+    optimizer = made(name, [given])
+    optimizer.add_param_group({"params": [], "lr": 0.5})
+    optimizer.step()
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -60,6 +61,19 @@ def _no_closure() -> None:
 
 class UnsupportedTensorError(OptimizerError, RuntimeError):
     """A tensor or gradient that a direction has no meaning for; a RuntimeError too, as torch's own is."""
+
+
+class ParamsError(OptimizerError, TypeError):
+    """Parameters that are none; a TypeError too, as torch's own is."""
+
+
+@contextmanager
+def _explained(what: str, given: Any, wanted: str) -> Iterator[None]:
+    """torch's words on parameters that are none, and what to give."""
+    try:
+        yield
+    except (TypeError, KeyError) as error:
+        raise ParamsError(f"{what} is {given!r:.60}: give {wanted} ({type(error).__name__}: {error})") from error
 
 
 class Work(NamedTuple):
@@ -135,13 +149,8 @@ class DecayingOptimizer(StateKeeping):
         self._rules: Rules = decay["rule"]
         rest = rule_for_the_rest(self._rules)
         groups = self._groups(params, **settings, **own, **{**decay, "rule": rest}, compiled=compiled)
-        try:
+        with _explained("params", params, "a decay plan, parameters, (name, parameter) pairs, or groups"):
             super().__init__(groups, **settings)
-        except TypeError as error:
-            if isinstance(params, Iterable):
-                raise  # torch says what is wrong with them
-            message = f"params is {params!r:.60}: give a decay plan, parameters, or (name, parameter) pairs"
-            raise OptimizerError(message) from error
 
         spellings = {"rule": spelt(as_rule(rest)), "rounding": spelt_rounding(as_rounding(decay["rounding"]))}
         self.defaults.update({**own, **decay, **spellings})
@@ -194,16 +203,24 @@ class DecayingOptimizer(StateKeeping):
 
         Named and nameless groups stand beside each other: a tensor without a name is called by its place.
         """
-        finished = "rule" in self.defaults
-        if finished and isinstance(param_group, dict):
-            named = with_names_like(param_group, self.param_groups)
-            [ruled] = self._ruled([named], self.defaults, self.param_groups)
-            param_group.clear()
-            param_group.update(ruled)
-        super().add_param_group(param_group)
+        if "rule" not in self.defaults:  # torch's constructor is at it, with groups that are checked already
+            self._complete(param_group)
+            super().add_param_group(param_group)
+            drop_repeats(self.param_groups[-1])
+            return
+        with _explained("param_group", param_group, "a dictionary with params, in a list or a tuple"):
+            self._complete(param_group)
+            if isinstance(param_group, dict):
+                named = with_names_like(param_group, self.param_groups)
+                [ruled] = self._ruled([named], self.defaults, self.param_groups)
+                param_group.clear()
+                param_group.update(ruled)
+            super().add_param_group(param_group)
         drop_repeats(self.param_groups[-1])
-        if finished:
-            warn_of_rounding(self.param_groups[-1], len(self.param_groups) - 1)
+        warn_of_rounding(self.param_groups[-1], len(self.param_groups) - 1)
+
+    def _complete(self, param_group: Any) -> None:
+        """Give a group what the direction's groups have beside torch's settings."""
 
     # --- the step
 

@@ -119,13 +119,13 @@ def with_names_like(group: Group, others: Sequence[Group]) -> Group:
     A tensor that joins named ones without a name is called by its place.
     """
     named = named_tensors(group)
-    if named is None or not others:
+    if not others or (named is None and group["params"] != []):
         return group
-    tensors = [tensor for _, tensor in named]
+    tensors = [tensor for _, tensor in named or ()]
     if not all("param_names" in other for other in others):
         return {key: value for key, value in group.items() if key != "param_names"} | {"params": tensors}
     index = len(others)
-    names = [name or f"group{index}.{position}" for position, (name, _) in enumerate(named)]
+    names = [name or f"group{index}.{position}" for position, (name, _) in enumerate(named or ())]
     return {**group, "params": tensors, "param_names": names}
 
 

@@ -114,17 +114,17 @@ class Muon(AdamW):
             maximize=maximize, foreach=foreach, fused=fused,
         )  # fmt: skip
 
-    def add_param_group(self, param_group: Group) -> None:
-        """Add a group; matrices and the rest must not share one, unless all of it is for AdamW."""
-        if isinstance(param_group, dict):
-            shapes = [tuple(tensor.shape) for _, tensor in named_tensors(param_group) or ()]
-            hidden = shapes and all(is_matrix(shape) for shape in shapes)
-            param_group.setdefault("algorithm", "muon" if hidden else "adamw")
-            if shapes and param_group["algorithm"] == "muon":  # else empty, or torch explains what is wrong
-                for key, value in self._own.items():
-                    param_group.setdefault(key, value)
-                _raise_unless_matrices(shapes, param_group["stacked"])
-        return super().add_param_group(param_group)
+    def _complete(self, param_group: Any) -> None:
+        """Matrices and the rest must not share a group, unless all of it is for AdamW."""
+        if not isinstance(param_group, dict):
+            return  # torch explains what is wrong
+        shapes = [tuple(tensor.shape) for _, tensor in named_tensors(param_group) or ()]
+        hidden = shapes and all(is_matrix(shape) for shape in shapes)
+        param_group.setdefault("algorithm", "muon" if hidden else "adamw")
+        if shapes and param_group["algorithm"] == "muon":
+            for key, value in self._own.items():
+                param_group.setdefault(key, value)
+            _raise_unless_matrices(shapes, param_group["stacked"])
 
     def groups_of_plan(self, plan: Params, groups: list[Group]) -> list[Group]:
         """Each group as one for Muon and one for AdamW, unless it says where it goes."""
