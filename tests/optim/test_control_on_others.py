@@ -325,6 +325,23 @@ def test_a_wrapper_without_hooks_is_told_from_what_it_wraps() -> None:
     assert control(optimizer) is controlled(optimizer)
 
 
+class WrapperWithHooks(Wrapper):
+    """As timm's Lookahead: a place for hooks, and a step that torch never wrapped to run them."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer_step_pre_hooks: dict[int, Any] = {}
+        self._optimizer_step_post_hooks: dict[int, Any] = {}
+        self._base_optimizer = self.optimizer = optimizer
+
+
+def test_a_wrapper_whose_step_runs_no_hooks_is_refused_though_it_has_a_place_for_them() -> None:
+    p = nn.Parameter(torch.ones(3))
+    wrapper = WrapperWithHooks(torch.optim.AdamW([p], weight_decay=0.1))
+    with pytest.raises(OptimizerError, match=r"give the wrapped one \(`\._base_optimizer`\)"):
+        control(wrapper, rule="fixed")
+    assert "rule" not in wrapper.param_groups[0]
+
+
 def test_a_control_says_its_rule_lambda_peak_and_how_far_it_has_seen() -> None:
     p = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([p], lr=0.1, weight_decay=0.5)

@@ -47,8 +47,13 @@ def optimizer_faults(optimizer: Any, rule: Any, schedule: Any) -> list[str]:
     if schedule is not None and not callable(schedule):
         return [f"schedule must give λ for a step, such as Linear(0.1, 0.0, steps=10_000), got {schedule!r}"]
     kind, groups = type(optimizer).__name__, getattr(optimizer, "param_groups", None)
-    if groups is None or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-        return [f"{kind} wraps an optimizer and has no step hooks of its own: give the wrapped one (`.optimizer`)"]
+    # torch marks a step that runs hooks so; of a class that never calls `Optimizer.__init__` it makes none.
+    hooked = hasattr(optimizer, "_optimizer_step_pre_hooks") and getattr(type(optimizer).step, "hooked", False)
+    if groups is None or not hooked:
+        held = next(
+            (name for name, one in vars(optimizer).items() if isinstance(one, torch.optim.Optimizer)), "optimizer"
+        )
+        return [f"{kind} wraps an optimizer and runs no step hooks of its own: give the wrapped one (`.{held}`)"]
     try:
         asked = None if rule is None else as_rule(rule)
         rules_followed(optimizer, asked)
