@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -329,8 +330,8 @@ class WrapperWithHooks(Wrapper):
     """As timm's Lookahead: a place for hooks, and a step that torch never wrapped to run them."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer_step_pre_hooks: dict[int, Any] = {}
-        self._optimizer_step_post_hooks: dict[int, Any] = {}
+        self._optimizer_step_pre_hooks: dict[int, Any] = OrderedDict()
+        self._optimizer_step_post_hooks: dict[int, Any] = OrderedDict()
         self._base_optimizer = self.optimizer = optimizer
 
 

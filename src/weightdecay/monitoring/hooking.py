@@ -9,10 +9,10 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from weightdecay.errors import OptimizerError
-from weightdecay.probing.outermost import OutermostStep
+from weightdecay.probing.outermost import OutermostStep, runs_hooks
 
-# What accelerate's, DeepSpeed's and Lightning's wrappers call what they wrap.
-_INSIDE = ("optimizer", "_optimizer")
+# What accelerate's, DeepSpeed's, Lightning's and timm's wrappers call what they wrap.
+_INSIDE = ("optimizer", "_optimizer", "_base_optimizer")
 # Takes over all attributes of what it wraps, and does not follow it when they change.
 _SHOWS_ANOTHER = ("LightningOptimizer",)
 
@@ -52,10 +52,9 @@ def _innermost(one: Any) -> torch.optim.Optimizer | None:
     seen: set[int] = set()
     while id(one) not in seen:
         seen.add(id(one))
-        # A wrapper's class may be an Optimizer that was never made one, and then no hook of it ever runs.
-        has_hooks = isinstance(one, torch.optim.Optimizer) and hasattr(one, "_optimizer_step_pre_hooks")
-        if has_hooks and not any(base.__name__ in _SHOWS_ANOTHER for base in type(one).__mro__):
-            return one  # type: ignore[no-any-return]
+        shows_another = any(base.__name__ in _SHOWS_ANOTHER for base in type(one).__mro__)
+        if isinstance(one, torch.optim.Optimizer) and runs_hooks(one) and not shows_another:
+            return one
         inside = (getattr(one, name, None) for name in _INSIDE)
         one = next((other for other in inside if isinstance(other, torch.optim.Optimizer)), one)
     return None

@@ -20,6 +20,7 @@ from weightdecay.errors import OptimizerError, did_you_mean, group_title
 from weightdecay.optim.base import DecayingOptimizer
 from weightdecay.optim.checks import amount, number
 from weightdecay.optim.grouping import Group
+from weightdecay.probing.outermost import runs_hooks
 from weightdecay.probing.probe import GroupReport, probe_step
 from weightdecay.probing.watch import Way
 from weightdecay.rules import DECOUPLED, L2, Rule, as_rule, group_rule
@@ -47,9 +48,7 @@ def optimizer_faults(optimizer: Any, rule: Any, schedule: Any) -> list[str]:
     if schedule is not None and not callable(schedule):
         return [f"schedule must give λ for a step, such as Linear(0.1, 0.0, steps=10_000), got {schedule!r}"]
     kind, groups = type(optimizer).__name__, getattr(optimizer, "param_groups", None)
-    # torch marks a step that runs hooks so; of a class that never calls `Optimizer.__init__` it makes none.
-    hooked = hasattr(optimizer, "_optimizer_step_pre_hooks") and getattr(type(optimizer).step, "hooked", False)
-    if groups is None or not hooked:
+    if groups is None or not runs_hooks(optimizer):
         held = next(
             (name for name, one in vars(optimizer).items() if isinstance(one, torch.optim.Optimizer)), "optimizer"
         )

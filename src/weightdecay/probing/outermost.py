@@ -1,4 +1,4 @@
-"""One step, however often its hooks run.
+"""Whether hooks of a step run, and one step, however often they do.
 
 torch wraps the `step` of each class of which there has been an instance, and every wrapper runs the optimizer's hooks.
 So the hooks of a class whose step calls `super().step()` run once where its base has never been made, and twice within
@@ -9,6 +9,17 @@ from __future__ import annotations
 
 import sys
 from types import FrameType
+from typing import Any
+
+
+def runs_hooks(optimizer: Any) -> bool:
+    """Whether the optimizer's step runs the hooks that are put on it.
+
+    A wrapper that never called `Optimizer.__init__` may have a place for hooks, as timm's Lookahead does, and a step
+    that torch has not wrapped to run them; a wrapped one it marks with `hooked`.
+    """
+    step = getattr(type(optimizer), "step", None)
+    return hasattr(optimizer, "_optimizer_step_pre_hooks") and bool(getattr(step, "hooked", False))
 
 
 class OutermostStep:
