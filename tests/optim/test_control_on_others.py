@@ -343,6 +343,25 @@ def test_a_wrapper_whose_step_runs_no_hooks_is_refused_though_it_has_a_place_for
     assert "rule" not in wrapper.param_groups[0]
 
 
+def test_a_function_around_the_step_is_called_by_real_steps_alone() -> None:
+    p = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([p], lr=0.01, weight_decay=0.1)
+    plain, calls = optimizer.step, []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return plain(*args, **kwargs)
+
+    optimizer.step = counted  # type: ignore[method-assign]
+    p.grad = torch.zeros_like(p)
+    control(optimizer, rule="fixed")
+    assert not calls
+    for _ in range(3):
+        optimizer.step()
+    assert len(calls) == 3
+    assert torch.allclose(p.detach(), torch.full((3,), 0.9**3))
+
+
 def test_a_control_says_its_rule_lambda_peak_and_how_far_it_has_seen() -> None:
     p = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([p], lr=0.1, weight_decay=0.5)

@@ -214,7 +214,9 @@ class Copier:
         if "state" in vars(value):
             self._state(value.state)
         for key, item in vars(value).items():
-            if key in _OF_ONE_STEP or (key == "step" and hasattr(item, "_wrapped_by_lr_sched")):
+            # A function in the place of `step` is what others put around it, as torch's schedulers and accelerate do.
+            # It steps the original, whoever calls it.
+            if key in _OF_ONE_STEP or (key == "step" and isinstance(item, types.FunctionType)):
                 continue
             if key.startswith("_optimizer_") and key.endswith("_hooks"):
                 kept = self.hooks and key in _HOOKS
