@@ -105,47 +105,37 @@ def load_state_by_name(
     if choice is not None and not (isinstance(choice, str) and choice in ("keep", "override")):
         raise OptimizerError(f"unknown on_change '{on_change}': {did_you_mean(str(on_change), ('keep', 'override'))}")
     optimizer = unwrapped(optimizer)
-    saved = _read(tensors, settings, rename)
-    loading = _Loading(optimizer, parameter_names(optimizer, names), saved, expected_states(optimizer))
+    named, expected = parameter_names(optimizer, names), expected_states(optimizer)
+    states, settings, faults = _read(tensors, settings, rename)
+    loading = _Loading(optimizer, named, expected, states, settings, faults)
 
-    if saved.settings is not None:
-        before, asked = comparable(saved.settings, optimizer, names)
+    if settings is not None:
+        before, asked = comparable(settings, optimizer, names)
         loading.found = differences(before, asked, ignore=ignore)
     else:
         before = {}
         loading.found = loading.tensors_that_came_or_went()
     loading.judge_state()
     loading.judge_choice(on_change)
-    coming, unkept = values_coming_back(optimizer, before, loading.named, settings=on_change == "keep", ignore=ignore)
+    coming, unkept = values_coming_back(optimizer, before, named, settings=on_change == "keep", ignore=ignore)
     if on_change == "keep" and isinstance(optimizer, DecayingOptimizer) and not unkept:
         for index, (group, values) in enumerate(zip(optimizer.param_groups, coming, strict=True)):
             unkept += optimizer.faults_in({**group, **values}, index, optimizer.defaults)
     if faults := loading.faults + unkept:
         raise OptimizerError(faults)
 
-    if saved.settings is not None:
-        restore(optimizer, saved.settings.get("beyond", {}))
+    if settings is not None:
+        restore(optimizer, settings.get("beyond", {}))
     loading.put_state()
     for group, values in zip(optimizer.param_groups, coming, strict=True):
         put_values(group, values)
     return loading.found
 
 
-@dataclass
-class _Saved:
-    """What a file held, under the names of today.
-
-    Attributes:
-        states: parameter -> its state.
-        faults: of entries that cannot be read.
-    """
-
-    states: dict[str, State]
-    settings: Settings | None
-    faults: list[str]
-
-
-def _read(tensors: Mapping[str, Tensor], settings: Settings | None, rename: Mapping[str, str] | None) -> _Saved:
+def _read(
+    tensors: Mapping[str, Tensor], settings: Settings | None, rename: Mapping[str, str] | None
+) -> tuple[dict[str, State], Settings | None, list[str]]:
+    """Parameter -> its state, and the settings, under the names of today; and faults of entries that cannot be read."""
     if not isinstance(tensors, Mapping):
         raise OptimizerError(f"tensors is {tensors!r:.60}: give what state_by_name gave when saving")
     entries: dict[str, dict[str, Tensor]] = defaultdict(dict)
@@ -171,7 +161,7 @@ def _read(tensors: Mapping[str, Tensor], settings: Settings | None, rename: Mapp
         except OptimizerError as error:
             states[name] = {}
             faults += [f"{name}/{fault}" for fault in error.faults]
-    return _Saved(states, settings, faults)
+    return states, settings, faults
 
 
 @dataclass
@@ -180,10 +170,11 @@ class _Loading:
 
     optimizer: torch.optim.Optimizer
     named: dict[Tensor, str]
-    saved: _Saved
     expected: dict[Tensor, State | None]
+    states: dict[str, State]  # as saved, by name
+    settings: Settings | None
+    faults: list[str]
     found: list[Change] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
 
     @property
     def kind(self) -> str:
@@ -191,7 +182,7 @@ class _Loading:
 
     def tensors_that_came_or_went(self) -> list[Change]:
         """Without settings only the state tells which parameters were there."""
-        states, named = self.saved.states, self.named
+        states, named = self.states, self.named
         keeps_state = [name for p, name in named.items() if self.expected[p]]
         new = [Change(name, "tensor", "missing", "present") for name in keeps_state if name not in states]
         gone = sorted(states.keys() - set(named.values()))
@@ -199,13 +190,13 @@ class _Loading:
 
     def judge_state(self) -> None:
         """Entries of nobody, and state that is not this optimizer's, or no optimizer's."""
-        self.faults += self.saved.faults + self._lost_and_unknown()
+        self.faults += self._lost_and_unknown()
         fitting: list[str] = []
         damage: list[str] = []
         for group in self.optimizer.param_groups:
             for p in group["params"]:
                 name, expected = self.named[p], self.expected[p]
-                state = self.saved.states.get(name, {})
+                state = self.states.get(name, {})
                 fitting += fitting_faults(self.kind, group, p, name, state, expected)
                 if expected is not None:
                     damage += impossible(name, state, group, expected)
@@ -213,7 +204,7 @@ class _Loading:
                     self.found += dtypes
                     damage += unfit
 
-        saved_by = (self.saved.settings or {}).get("optimizer", "")
+        saved_by = (self.settings or {}).get("optimizer", "")
         if (fitting or self.faults) and saved_by not in ("", self.kind):  # whose settings need not be compared, then
             raise OptimizerError(
                 [f"the state is of {saved_by}, and this optimizer is {self.kind}", *self.faults, *fitting]
@@ -222,7 +213,7 @@ class _Loading:
 
     def _lost_and_unknown(self) -> list[str]:
         """Where the settings tell: state that was lost or is of nobody."""
-        settings, present = self.saved.settings, self.saved.states.keys()
+        settings, present = self.settings, self.states.keys()
         if settings is None:
             return []
         in_settings, named = set(saved_names(settings)), set(self.named.values())
@@ -253,9 +244,8 @@ class _Loading:
 
     def put_state(self) -> None:
         for p, name in self.named.items():
-            if name in self.saved.states:
-                kept_as = self.expected[p] or {}
-                state = self.saved.states[name]
+            if name in self.states:
+                kept_as, state = self.expected[p] or {}, self.states[name]
                 self.optimizer.state[p] = {key: _placed(value, p, kept_as.get(key)) for key, value in state.items()}
             elif not isinstance(self.optimizer, torch.optim.Adagrad):  # which alone has state before its first step
                 self.optimizer.state.pop(p, None)
