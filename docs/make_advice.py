@@ -24,10 +24,10 @@ from weightdecay.laws import (
     optimal_batch_tokens,
     optimal_timescale,
 )
-from weightdecay.optim.timescale import origins
 from weightdecay.recipes.published.nearest import SYSTEMS, Planned, neighbours
 from weightdecay.recipes.published.runs import PublishedRun, published_runs
 from weightdecay.schedules import Constant, Cosine, Linear, Schedule
+from weightdecay.timescale import origins
 
 PAGE = "advice.md"
 _COPIED = 0.1  # what is taken where nobody asks

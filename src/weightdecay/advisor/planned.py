@@ -14,9 +14,9 @@ from weightdecay import schedules
 from weightdecay.declared.fields import CLOSED, Consistent, Contradiction, Count, Number
 from weightdecay.declared.reading import attempt
 from weightdecay.errors import ConfigError
-from weightdecay.optim.timescale import Origins, origins
 from weightdecay.recipes.published.nearest import Planned
 from weightdecay.schedules import Schedule
+from weightdecay.timescale import Origins, origins
 
 Positive = Annotated[Number, Gt(0)]
 # A learning rate's way, as `weightdecay.schedules` spells it: its shape, and where it ends.

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from weightdecay.diagnosing.diagnosis import Diagnosis
 from weightdecay.errors import printable
 from weightdecay.laws import NEGLIGIBLE_TOTAL
-from weightdecay.optim.timescale import memory_coefficients
 from weightdecay.reporting.page import Figure, Finding, Page, Section
 from weightdecay.reporting.run_pictures import WIDE, decay_of_steps, run_pictures
 from weightdecay.reporting.run_record import RunRecord, number
 from weightdecay.reporting.sections import environment_section, plan_section, recipe_section, repeat_section
 from weightdecay.reporting.theory import diagnosis_of, findings_of, theory_section
+from weightdecay.timescale import memory_coefficients
 
 # A held-out loss that has risen by less than this since its best is the noise of an evaluation.
 _RISEN = 0.005

@@ -15,13 +15,13 @@ from weightdecay.data.loader import Loader
 from weightdecay.data.prepare import Prepared, prepared_for
 from weightdecay.errors import ConfigError
 from weightdecay.models.decoder import GPT
-from weightdecay.optim.timescale import DecayOverRun, decay_over_run
 from weightdecay.planning.decay_plan import DecayPlan
 from weightdecay.recipes.published.automatic import Automatic, automatic_weight_decay
 from weightdecay.recipes.published.nearest import Planned
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.rules import as_rule
 from weightdecay.schedules import Schedule
+from weightdecay.timescale import DecayOverRun, decay_over_run
 from weightdecay.training.optimizers import decay_plan, rule_faults
 from weightdecay.training.preflight import missing_names
 from weightdecay.training.pretrained import holds_a_model, with_pretrained_shape

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightdecay.errors import ConfigError
-from weightdecay.optim.timescale import decay_over_run, memory_coefficients, origins
 from weightdecay.schedules import Constant, Cosine, Linear
+from weightdecay.timescale import decay_over_run, memory_coefficients, origins
 
 
 @given(st.lists(st.floats(0.0, 1.0), max_size=200))
