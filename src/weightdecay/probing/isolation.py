@@ -12,6 +12,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from torch.optim import optimizer as torchs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from weightdecay.errors import OptimizerError
+
+_kept: ContextVar[bool] = ContextVar("generators are kept", default=False)
 
 _GLOBAL_HOOKS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
 
@@ -33,26 +36,43 @@ class WritesOutsideError(OptimizerError):
 def isolated(seed: int) -> Iterator[None]:
     """Step here: with numbers drawn from `seed`, without global hooks, and uncompiled."""
     hooks = {name: getattr(torchs, name) for name in _GLOBAL_HOOKS}
-    generators = _generators()
-    states = [generator.get_state() for generator in generators]
+    with generators_kept():
+        try:
+            for name in hooks:
+                setattr(torchs, name, OrderedDict())
+            # Not torch.manual_seed, which seeds the devices as well, and even those that nobody has used yet.
+            for generator in _generators():
+                generator.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
+            with _uncompiled():
+                yield
+        finally:
+            for name, value in hooks.items():
+                setattr(torchs, name, value)
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """All generators are afterwards what they were before.
+
+    What is entered within another keeps nothing: reading and writing numpy's state takes as long as a small step does.
+    """
+    if _kept.get():
+        yield
+        return
+
+    inside = _kept.set(True)
+    states = [(generator, generator.get_state()) for generator in _generators()]
     numpys, pythons = np.random.get_state(), random.getstate()
     try:
-        for name in hooks:
-            setattr(torchs, name, OrderedDict())
-        # Not torch.manual_seed, which seeds the devices as well, and even those that nobody has used yet.
-        for generator in generators:
-            generator.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-        with _uncompiled():
-            yield
+        yield
     finally:
-        for name, value in hooks.items():
-            setattr(torchs, name, value)
-        for generator, state in zip(generators, states, strict=True):
+        for generator, state in states:
             generator.set_state(state)
         np.random.set_state(numpys)
         random.setstate(pythons)
+        _kept.reset(inside)
 
 
 def _generators() -> list[torch.Generator]:
@@ -116,7 +136,7 @@ def writes(func: Any) -> tuple[list[tuple[int, str]], bool]:
 
 @contextmanager
 def untouched(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Put back what a step of a copy has set in the real optimizer by names that it kept of it.
+    """Put back what a step of a copy has set in the real optimizer by names that it kept of it, and the generators.
 
     Raises:
         WritesOutsideError: there was such a thing.
@@ -130,7 +150,8 @@ def untouched(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     ]
     state = {key: dict(value) if isinstance(value, dict) else value for key, value in optimizer.state.items()}
 
-    yield
+    with generators_kept():
+        yield
 
     touched = []
     for index, (group, as_was, params) in enumerate(held):
