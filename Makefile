@@ -4,6 +4,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 PACKAGES_PIP := $(subst .venv,.venv-packages,$(PIP))
 ZOO_PIP := $(subst .venv,.venv-zoo,$(PIP))
 FRAMEWORKS_PIP := $(subst .venv,.venv-frameworks,$(PIP))
+# Tests start hundreds of processes: where no bytecode may be kept, each would compile all our code anew.
+unexport PYTHONDONTWRITEBYTECODE
 # A worker a core; a file's tests stay together, since they share what is slow to make.
 PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 

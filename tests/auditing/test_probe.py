@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import weightdecay
+from tests.covering import covering
 from tests.probing import optimizers as own
 from weightdecay.auditing.probed import Probe, ProbedTensor
 from weightdecay.errors import OptimizerError
@@ -75,8 +76,7 @@ def is_right(tensor: ProbedTensor) -> bool:
     return abs(tensor.realised - tensor.requested) <= max(0.01 * tensor.requested, 4 * tensor.uncertainty)
 
 
-@pytest.mark.parametrize("cls", OURS, ids=lambda cls: cls.__name__)
-@pytest.mark.parametrize("rule", FORMS)
+@pytest.mark.parametrize(("cls", "rule"), covering(OURS, list(FORMS)), ids=lambda of: getattr(of, "__name__", of))
 def test_each_rule_is_seen_by_its_form_and_removes_what_it_asks_for(cls: Any, rule: str) -> None:
     weight_decay = {"fixed": 1e-4, "lr_squared": 100.0}.get(rule, DECAY)
     net = model()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import weightdecay
+from tests.covering import covering
 from tests.references.rules import decay_per_step
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
@@ -69,8 +70,10 @@ def run(optimizer: torch.optim.Optimizer, *, zero: bool = False, first: int = 0,
     return [p.detach() for group in optimizer.param_groups for p in group["params"]]
 
 
-@pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.parametrize("rule", ["decoupled", "independent", "fixed", "lr_squared", "corrected", "towards_one"])
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    covering(list(OTHERS), ["decoupled", "independent", "fixed", "lr_squared", "corrected", "towards_one"]),
+)
 def test_any_optimizer_follows_a_rule_and_a_schedule(name: str, rule: str) -> None:
     """With zero gradients the weights shrink by Π(1 − a_t) of the rule under λ(t), through lr = 0 at the end."""
     params = parameters()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import weightdecay
+from tests.covering import covering
 from weightdecay.errors import OptimizerError
 from weightdecay.rules import RULES, Rule, group_decay_per_step
 
@@ -78,9 +79,11 @@ def test_every_optimizer_follows_a_rule_of_ones_own(name: str, rule: Rule) -> No
             assert torch.allclose(p.detach().double(), expected(rule, w, q.detach().double()), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("rule", OWN, ids=lambda rule: rule.name)
-@pytest.mark.parametrize("rounding", ["stochastic", "kahan", "master"])
-@pytest.mark.parametrize("name", ["AdamW fused", "AdamW compiled", "Lion", "SGDW", "Muon"])
+@pytest.mark.parametrize(
+    ("name", "rounding", "rule"),
+    covering(["AdamW fused", "AdamW compiled", "Lion", "SGDW", "Muon"], ["stochastic", "kahan", "master"], OWN),
+    ids=lambda of: getattr(of, "name", of),
+)
 def test_every_rounding_keeps_a_rule_of_ones_own(name: str, rounding: str, rule: Rule) -> None:
     low = params(torch.bfloat16)
     high = [nn.Parameter(p.detach().float()) for p in low]
