@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from weightdecay.kernels import activations, attention, norms
+from weightdecay.kernels.activations import GATED
 from weightdecay.kernels.attention import Heads, Scores
 from weightdecay.kernels.library import call
 from weightdecay.kernels.norms import Norm
@@ -85,9 +86,9 @@ class _AttentionBranch(torch.autograd.Function):
         dqkv_BTX, dqkv_bias = attention.together(*dheads, heads, bias=of_qkv_bias)
         del dinner, dheads
         dqkv = _of_weight(dqkv_BTX, normed) if of_qkv else None
-        dnormed = torch.mm(_rows(dqkv_BTX), qkv_OI)
+        dnormed = torch.mm(_rows(dqkv_BTX), qkv_OI).view_as(x)
         norm = Norm(gain, shift, *of_norm)
-        dx, dgain, dshift, dout_bias = norms.backward(dnormed, dy_BTD, x, norm, statistics, sums=of_out_bias)
+        dx, dgain, dshift, dout_bias = norms.backward(dnormed, dy_BTD, x, norm, statistics, dnormed, sums=of_out_bias)
         return dx, dgain, dshift, dqkv, dqkv_bias, None, dout, dout_bias, None, None
 
 
@@ -100,8 +101,8 @@ class _FeedForwardBranch(torch.autograd.Function):
 
         normed, statistics = norms.forward(x_BTD, Norm(gain, shift, *of_norm))
         h_NO = torch.mm(_rows(normed), up_OI.t())
-        inner, slopes = activations.forward(h_NO, up_bias, kind, slopes=keeps)
-        del h_NO
+        slopes = h_NO if keeps else None
+        inner = activations.forward(h_NO, up_bias, kind, slopes)
 
         ctx.save_for_backward(x_BTD, gain, shift, statistics, normed, up_OI, down_OI, inner, slopes)
         ctx.settings = settings
@@ -111,18 +112,19 @@ class _FeedForwardBranch(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy_BTD: Tensor) -> tuple[Tensor | None, ...]:
         x, gain, shift, statistics, normed, up_OI, down_OI, inner, slopes = ctx.saved_tensors
-        of_norm, _, _ = ctx.settings
+        of_norm, kind, _ = ctx.settings
         _, _, _, of_up, of_up_bias, _, of_down, of_down_bias, _, _ = ctx.needs_input_grad
         dy_BTD = dy_BTD.contiguous()
 
         ddown = _of_weight(dy_BTD, inner) if of_down else None
         dinner = torch.mm(_rows(dy_BTD), down_OI)
-        dh_NO, dup_bias = activations.backward(dinner, slopes, bias=of_up_bias)
+        dh_NO = dinner if kind not in GATED else torch.empty_like(slopes)
+        dh_NO, dup_bias = activations.backward(dinner, slopes, dh_NO, bias=of_up_bias)
         del dinner
         dup = _of_weight(dh_NO, normed) if of_up else None
-        dnormed = torch.mm(dh_NO, up_OI)
+        dnormed = torch.mm(dh_NO, up_OI).view_as(x)
         norm = Norm(gain, shift, *of_norm)
-        dx, dgain, dshift, ddown_bias = norms.backward(dnormed, dy_BTD, x, norm, statistics, sums=of_down_bias)
+        dx, dgain, dshift, ddown_bias = norms.backward(dnormed, dy_BTD, x, norm, statistics, dnormed, sums=of_down_bias)
         return dx, dgain, dshift, dup, dup_bias, None, ddown, ddown_bias, None, None
 
 

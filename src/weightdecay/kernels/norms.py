@@ -55,7 +55,8 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, gain, bias, statistics = ctx.saved_tensors
         dstream, dy = (of.contiguous() for of in gradients) if ctx.beside else (None, gradients[0].contiguous())
-        dx, dgain, dbias, _ = backward(dy, dstream, x, Norm(gain, bias, *ctx.settings), statistics)
+        norm = Norm(gain, bias, *ctx.settings)
+        dx, dgain, dbias, _ = backward(dy, dstream, x, norm, statistics, torch.empty_like(x))
         return dx, dgain, dbias, None, None, None, None
 
 
@@ -73,14 +74,15 @@ def forward(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
 
 
 def backward(
-    dy: Tensor, dstream: Tensor | None, x: Tensor, norm: Norm, statistics: Tensor, *, sums: bool = False
+    dy: Tensor, dstream: Tensor | None, x: Tensor, norm: Norm, statistics: Tensor, dx: Tensor, *, sums: bool = False
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x, gain and bias, and, where they are wanted, Σ over rows of `dstream`.
 
     Args:
         dstream: what reaches x beside the norm, or nothing.
+        dx: takes the gradient of x; it may be dy itself.
     """
-    dx, width = torch.empty_like(x), x.shape[-1]
+    width = x.shape[-1]
     own = (norm.gain, norm.bias)
     dgain, dbias = (sums_over_rows(width) if of is not None else None for of in own)
     dsums = sums_over_rows(width) if sums else None

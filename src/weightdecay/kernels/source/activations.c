@@ -37,7 +37,7 @@ static inline Curve gelu_at(float x) {
 
 #define EACH_ROW _Pragma("omp parallel for num_threads(threads) schedule(static)") for (int64_t row = 0; row < rows; row++)
 
-// y = curve(h + bias), and its slopes unless nobody wants them; bias may be missing.
+// y = curve(h + bias), and its slopes, which may take the place of h, unless nobody wants them; bias may be missing.
 #define PLAIN(name, curve)                                                                                         \
     void name(const bfloat16 *h, const float *bias, bfloat16 *y, bfloat16 *slopes, int64_t rows, int64_t width,    \
               int threads) {                                                                                       \
@@ -45,7 +45,7 @@ static inline Curve gelu_at(float x) {
             const bfloat16 *from = h + row * width;                                                                \
             bfloat16 *to = y + row * width, *kept = slopes + row * width;                                          \
             if (slopes)                                                                                            \
-                for (int64_t i = 0; i < width; i++) {                                                              \
+                _Pragma("omp simd") for (int64_t i = 0; i < width; i++) {                                                              \
                     Curve c = curve(wide(from[i]) + (bias ? bias[i] : 0.0f));                                      \
                     to[i] = low(c.value);                                                                          \
                     kept[i] = low(c.slope);                                                                        \
@@ -56,7 +56,8 @@ static inline Curve gelu_at(float x) {
         }                                                                                                          \
     }
 
-// y = curve(gate)·up, where rows of h + bias are the gate, then up; and its slopes by both, laid out like h.
+// y = curve(gate)·up, where rows of h + bias are the gate, then up; and its slopes by both, laid out like h, whose
+// place they may take.
 #define GATED(name, curve)                                                                                         \
     void name(const bfloat16 *h, const float *bias, bfloat16 *y, bfloat16 *slopes, int64_t rows, int64_t width,    \
               int threads) {                                                                                       \
@@ -65,7 +66,7 @@ static inline Curve gelu_at(float x) {
             const bfloat16 *gate = h + 2 * row * width, *up = gate + width;                                        \
             bfloat16 *to = y + row * width, *by_gate = slopes + 2 * row * width, *by_up = by_gate + width;         \
             if (slopes)                                                                                            \
-                for (int64_t i = 0; i < width; i++) {                                                              \
+                _Pragma("omp simd") for (int64_t i = 0; i < width; i++) {                                                              \
                     Curve c = curve(wide(gate[i]) + (bias ? bias[i] : 0.0f));                                      \
                     float u = wide(up[i]) + (bias ? more[i] : 0.0f);                                               \
                     to[i] = low(c.value * u);                                                                      \

@@ -134,16 +134,19 @@ void softmax_forward(bfloat16 *scores, float *logsums, const float *slopes, floa
         seen(&block, row, &from, &to);
         const int64_t end = padded(&block, to);
         logits_of(&block, s, head % heads, row, from, end, logits);
-        for (int64_t i = to; i < end; i++) logits[i] = -INFINITY;
+        const float limit = to;  // compared as floats, or the compiler would make two loops of one
         float most = logits[from], sum = 0;
 #pragma omp simd reduction(max : most)
-        for (int64_t i = from; i < end; i++) most = logits[i] > most ? logits[i] : most;
+        for (int64_t i = from; i < end; i++) {
+            logits[i] = (float)i < limit ? logits[i] : -INFINITY;
+            most = logits[i] > most ? logits[i] : most;
+        }
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = from; i < end; i++) {
-            logits[i] = exponential(logits[i] - most);
+            float weight = exponential(logits[i] - most);
+            logits[i] = (float)i < limit ? weight : 0;  // not e^-87: products of such numbers are slow
             sum += logits[i];
         }
-        for (int64_t i = to; i < end; i++) logits[i] = 0;  // not e^-87: products of such numbers are slow
         const float share = 1.0f / sum;
         memset(s, 0, from * sizeof(bfloat16));
         for (int64_t i = from; i < end; i++) s[i] = low(logits[i] * share);
