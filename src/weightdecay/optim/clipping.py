@@ -28,7 +28,7 @@ from weightdecay.optim.grouping import groups_in, with_gradient
 OnNonfinite = Literal["stop", "skip"]
 _WITH_FUSED_KERNEL = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
 _ROW = 1024  # elements that are summed in float32; their norms are then summed in float64
-_SMALL = 4 * _ROW  # a tensor of no more is one row
+_SMALL = 16 * _ROW  # tensors of no more are joined
 _PIECE = 1 << 20  # elements that are widened to float64 at once
 
 
@@ -84,17 +84,23 @@ def _real(tensor: Tensor) -> Tensor:
 
 
 def _norms(tensors: list[Tensor]) -> list[Tensor]:
-    """Norms, [n] each, of parts small enough for sums in float32: whole tensors, or rows and what is left of them."""
-    small = [tensor for tensor in tensors if tensor.numel() <= _SMALL and tensor.dtype != torch.float64]
-    norms = [torch.stack(torch._foreach_norm(small, dtype=torch.float32))] if small else []
+    """Norms, [n] each, of rows short enough for sums in float32, and of what is left of them.
+
+    Small tensors are joined first: a call for each would cost more than to copy them.
+    """
+    flats: list[Tensor] = []
+    small: dict[torch.dtype, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
-        if tensor.numel() <= _SMALL and tensor.dtype != torch.float64:
-            continue
-        flat, wide = tensor.reshape(-1), torch.promote_types(tensor.dtype, torch.float32)
-        whole = flat.numel() // _ROW * _ROW
-        norms.append(torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1, dtype=wide))
-        if whole < flat.numel():
-            norms.append(torch.linalg.vector_norm(flat[whole:], dim=0, keepdim=True, dtype=wide))
+        (flats if tensor.numel() > _SMALL else small[tensor.dtype]).append(tensor.reshape(-1))
+    flats += [torch.cat(together) for together in small.values()]
+
+    norms = []
+    for flat in flats:
+        wide, left = torch.promote_types(flat.dtype, torch.float32), flat.numel() % _ROW
+        rows = flat[: flat.numel() - left] if left else flat
+        norms.append(torch.linalg.vector_norm(rows.view(-1, _ROW), dim=1, dtype=wide))
+        if left:
+            norms.append(torch.linalg.vector_norm(flat[-left:], dim=0, keepdim=True, dtype=wide))
     return norms
 
 
