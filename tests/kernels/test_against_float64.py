@@ -19,7 +19,7 @@ from weightdecay.kernels.branches import Layer, attention_branch, feedforward_br
 from weightdecay.kernels.lookup import tied
 from weightdecay.kernels.loss import head_loss
 from weightdecay.kernels.norms import Norm, column_sums, normed, normed_beside
-from weightdecay.kernels.products import product
+from weightdecay.kernels.products import product, weight_gradient
 from weightdecay.models.attention import score_mask
 from weightdecay.models.feedforward import activated
 from weightdecay.models.layers import Rotary
@@ -280,6 +280,24 @@ def test_an_attention_branch_in_one_function(
         patch.setattr(torch, "get_num_threads", lambda: threads)
         patch.setattr(library, "_WORTH_THREADS", 0)
         check(ours, theirs, [x, *weights, *(vectors if biases else vectors[:1])], within=0.05)
+
+
+@given(
+    rows=st.one_of(st.integers(1, 70), st.sampled_from([32, 64])), outputs=st.integers(1, 70),
+    inputs=st.integers(1, 40), at_once=st.sampled_from([1, 200, 10**6]), adds=st.booleans(), threads=st.integers(1, 3),
+)  # fmt: skip
+@settings(max_examples=60)
+def test_gradients_of_weights(rows: int, outputs: int, inputs: int, at_once: int, adds: bool, threads: int) -> None:
+    """By columns as they lie, by some laid out anew, and by all at once."""
+    dy, x, before = draw(rows, outputs, seed=1), draw(rows, inputs, seed=2), draw(outputs, inputs, seed=3).float()
+    expected = dy.double().T @ x.double() + (before.double() if adds else 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        patch.setattr(library, "_WORTH_THREADS", 0)
+        patch.setattr("weightdecay.kernels.products._LAID_OUT", at_once)
+        patch.setattr("weightdecay.kernels.products._WAITING", at_once)
+        found = weight_gradient(dy, x, before if adds else None)
+    assert (found.double() - expected).norm() <= ROUNDED * (expected.norm() + 1)
 
 
 def test_sums_over_rows_are_the_same_with_any_number_of_rows_to_a_thread() -> None:

@@ -21,6 +21,7 @@ from weightdecay.kernels.activations import GATED
 from weightdecay.kernels.attention import Heads, Scores
 from weightdecay.kernels.library import call
 from weightdecay.kernels.norms import Norm
+from weightdecay.kernels.products import weight_gradient
 
 
 class Layer(NamedTuple):
@@ -80,12 +81,12 @@ class _AttentionBranch(torch.autograd.Function):
         _, _, _, of_qkv, of_qkv_bias, _, of_out, of_out_bias, _, _ = ctx.needs_input_grad
         dy_BTD = dy_BTD.contiguous()
 
-        dout = _of_weight(dy_BTD, inner) if of_out else None
+        dout = weight_gradient(_rows(dy_BTD), _rows(inner)) if of_out else None
         dinner = torch.mm(_rows(dy_BTD), out_OI).view_as(inner)
         dheads = attention.backward(dinner, q, k, v, kept, scores)
         dqkv_BTX, dqkv_bias = attention.together(*dheads, heads, bias=of_qkv_bias)
         del dinner, dheads
-        dqkv = _of_weight(dqkv_BTX, normed) if of_qkv else None
+        dqkv = weight_gradient(_rows(dqkv_BTX), _rows(normed)) if of_qkv else None
         dnormed = torch.mm(_rows(dqkv_BTX), qkv_OI).view_as(x)
         norm = Norm(gain, shift, *of_norm)
         dx, dgain, dshift, dout_bias = norms.backward(dnormed, dy_BTD, x, norm, statistics, dnormed, sums=of_out_bias)
@@ -116,12 +117,12 @@ class _FeedForwardBranch(torch.autograd.Function):
         _, _, _, of_up, of_up_bias, _, of_down, of_down_bias, _, _ = ctx.needs_input_grad
         dy_BTD = dy_BTD.contiguous()
 
-        ddown = _of_weight(dy_BTD, inner) if of_down else None
+        ddown = weight_gradient(_rows(dy_BTD), _rows(inner)) if of_down else None
         dinner = torch.mm(_rows(dy_BTD), down_OI)
         dh_NO = dinner if kind not in GATED else torch.empty_like(slopes)
         dh_NO, dup_bias = activations.backward(dinner, slopes, dh_NO, bias=of_up_bias)
         del dinner
-        dup = _of_weight(dh_NO, normed) if of_up else None
+        dup = weight_gradient(dh_NO, _rows(normed)) if of_up else None
         dnormed = torch.mm(dh_NO, up_OI).view_as(x)
         norm = Norm(gain, shift, *of_norm)
         dx, dgain, dshift, ddown_bias = norms.backward(dnormed, dy_BTD, x, norm, statistics, dnormed, sums=of_down_bias)
@@ -137,8 +138,3 @@ def _added(x_BTD: Tensor, inner: Tensor, weight_OI: Tensor, bias_O: Tensor | Non
     y_ND = torch.mm(_rows(inner), weight_OI.t())
     call("add_branch", x_BTD, y_ND, bias_O, *y_ND.shape)
     return y_ND.view_as(x_BTD)
-
-
-def _of_weight(dy: Tensor, x: Tensor) -> Tensor:
-    """The gradient of W in y = W·x."""
-    return torch.mm(_rows(dy).t(), _rows(x)).float()

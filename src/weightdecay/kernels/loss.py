@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from weightdecay.kernels.library import call
+from weightdecay.kernels.products import weight_gradient
 
 # Logits that are held at once: 128 MiB of bfloat16. Each time, the gradient of W is gone through once more.
 _LOGITS = 1 << 26
@@ -71,11 +72,7 @@ class _HeadLoss(torch.autograd.Function):
             if not needs_gradient:
                 continue
             torch.mm(logits_CV, rounded_VD, out=dx_ND[part])
-            product_VD = logits_CV.t() @ x_CD
-            if dweight_VD is None:
-                dweight_VD = product_VD.float()
-            else:
-                call("accumulate", dweight_VD, product_VD, product_VD.numel())
+            dweight_VD = weight_gradient(logits_CV, x_CD, dweight_VD)
 
         ctx.save_for_backward(dx_ND, dweight_VD)
         ctx.weight_dtype = weight_VD.dtype

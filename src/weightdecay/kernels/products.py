@@ -1,4 +1,4 @@
-"""x·Wᵀ + b in bfloat16 of float32 parameters, which have been rounded already."""
+"""x·Wᵀ + b in bfloat16 of float32 parameters, which have been rounded already, and their gradients."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from weightdecay.kernels.library import usable
+from weightdecay.kernels.library import call, usable
 from weightdecay.kernels.norms import column_sums
+
+# Numbers of a factor that are laid out anew at once: they stay in the cache until the product has read them.
+_LAID_OUT = 1 << 21
+
+# Numbers of a product that wait to be widened: less than the allocator would give back, see `memory`.
+_WAITING = 1 << 23
 
 
 def product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, rounded_OI: Tensor) -> Tensor:
@@ -41,7 +47,44 @@ class _Product(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = (dy_NO @ rounded_OI).view(x.shape)
         if ctx.needs_input_grad[1]:
-            dweight = (dy_NO.t() @ x_NI).to(ctx.weight_dtype)
+            low = usable(dy_NO) and ctx.weight_dtype == torch.float32
+            dweight = weight_gradient(dy_NO, x_NI) if low else (dy_NO.t() @ x_NI).to(ctx.weight_dtype)
         if ctx.needs_input_grad[2]:
             dbias = column_sums(dy_NO) if usable(dy_NO) else dy_NO.sum(dim=0, dtype=ctx.bias_dtype)
         return dx, dweight, dbias, None
+
+
+def weight_gradient(dy_NO: Tensor, x_NI: Tensor, sums_OI: Tensor | None = None) -> Tensor:
+    """dyᵀ·x in float32, of bfloat16 rows; added to `sums_OI` where that is given.
+
+    The products read the columns of their first factor, at half the rate of rows. It is laid out anew where that costs
+    less than it brings: some of the columns at once, unless the second factor would have to be gone through too often.
+    """
+    dy_NO, x_NI = dy_NO.contiguous(), x_NI.contiguous()
+    (rows, outputs), inputs = dy_NO.shape, x_NI.shape[1]
+    columns = min(outputs, max(1, _LAID_OUT // rows))
+    lays_out = columns == outputs or columns >= 2 * inputs
+    if not lays_out:
+        columns = max(1, _WAITING // inputs)
+
+    adds = sums_OI is not None
+    sums_OI = torch.empty(outputs, inputs) if sums_OI is None else sums_OI
+    for first in range(0, outputs, columns):
+        sums_CI = sums_OI[first : first + columns]
+        dy_NC = dy_NO[:, first : first + columns]
+        dy_CN = _transposed(dy_NO, first, len(sums_CI)) if lays_out else dy_NC.t()
+        call("widen", sums_CI, torch.mm(dy_CN, x_NI), adds, sums_CI.numel())
+    return sums_OI
+
+
+def _transposed(x_NO: Tensor, first: int, columns: int) -> Tensor:
+    """Some columns as rows.
+
+    Rows as long as whole cache lines lie a line further apart than that, or all would share a few places of the cache.
+    Others do not: products read on behind their last number, which must not be NaN.
+    """
+    rows, width = x_NO.shape
+    apart = rows + 32 if rows % 32 == 0 else rows
+    y_CN = x_NO.new_empty(columns, apart)
+    call("transpose", x_NO, y_CN, rows, width, first, columns, apart)
+    return y_CN[:, :rows]

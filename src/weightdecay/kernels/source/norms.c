@@ -99,9 +99,3 @@ void column_sums(const bfloat16 *x, float *sums, int64_t rows, int64_t width, in
     }
     join(sums, width, threads);
 }
-
-// Float32 sums of low-precision gradients: sum ← sum + x.
-void accumulate(float *sum, const bfloat16 *x, int64_t size, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < size; i++) sum[i] += wide(x[i]);
-}
