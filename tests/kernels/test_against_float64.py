@@ -285,15 +285,19 @@ def test_an_attention_branch_in_one_function(
 @given(
     rows=st.one_of(st.integers(1, 70), st.sampled_from([32, 64])), outputs=st.integers(1, 70),
     inputs=st.integers(1, 40), at_once=st.sampled_from([1, 200, 10**6]), adds=st.booleans(), threads=st.integers(1, 3),
+    cached=st.sampled_from([0, 10**6]),
 )  # fmt: skip
 @settings(max_examples=60)
-def test_gradients_of_weights(rows: int, outputs: int, inputs: int, at_once: int, adds: bool, threads: int) -> None:
+def test_gradients_of_weights(
+    rows: int, outputs: int, inputs: int, at_once: int, adds: bool, threads: int, cached: int
+) -> None:
     """By columns as they lie, by some laid out anew, and by all at once."""
     dy, x, before = draw(rows, outputs, seed=1), draw(rows, inputs, seed=2), draw(outputs, inputs, seed=3).float()
     expected = dy.double().T @ x.double() + (before.double() if adds else 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: threads)
         patch.setattr(library, "_WORTH_THREADS", 0)
+        patch.setattr("weightdecay.kernels.products._CACHED", cached)
         patch.setattr("weightdecay.kernels.products._LAID_OUT", at_once)
         patch.setattr("weightdecay.kernels.products._WAITING", at_once)
         found = weight_gradient(dy, x, before if adds else None)

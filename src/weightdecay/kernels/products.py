@@ -12,6 +12,9 @@ from torch.nn import functional as F
 from weightdecay.kernels.library import call, usable
 from weightdecay.kernels.norms import column_sums
 
+# Up to so many numbers, a factor's columns are in the cache, and read as fast as its rows.
+_CACHED = 1 << 19
+
 # Numbers of a factor that are laid out anew at once: they stay in the cache until the product has read them.
 _LAID_OUT = 1 << 21
 
@@ -57,15 +60,17 @@ class _Product(torch.autograd.Function):
 def weight_gradient(dy_NO: Tensor, x_NI: Tensor, sums_OI: Tensor | None = None) -> Tensor:
     """dyᵀ·x in float32, of bfloat16 rows; added to `sums_OI` where that is given.
 
-    The products read the columns of their first factor, at half the rate of rows. It is laid out anew where that costs
-    less than it brings: some of the columns at once, unless the second factor would have to be gone through too often.
+    The products read the columns of their first factor, at half the rate of rows. A large one is laid out anew, some of
+    the columns at once, unless the second factor would have to be gone through too often.
     """
     dy_NO, x_NI = dy_NO.contiguous(), x_NI.contiguous()
     (rows, outputs), inputs = dy_NO.shape, x_NI.shape[1]
     columns = min(outputs, max(1, _LAID_OUT // rows))
-    lays_out = columns == outputs or columns >= 2 * inputs
+    lays_out = rows * outputs > _CACHED and (columns == outputs or columns >= 2 * inputs)
     if not lays_out:
         columns = max(1, _WAITING // inputs)
+        if columns >= outputs and sums_OI is None:
+            return torch.mm(dy_NO.t(), x_NI).float()
 
     adds = sums_OI is not None
     sums_OI = torch.empty(outputs, inputs) if sums_OI is None else sums_OI
