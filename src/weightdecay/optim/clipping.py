@@ -28,7 +28,7 @@ from weightdecay.optim.grouping import groups_in, with_gradient
 OnNonfinite = Literal["stop", "skip"]
 _WITH_FUSED_KERNEL = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
 _ROW = 1024  # elements that are summed in float32; their norms are then summed in float64
-_SMALL = 16 * _ROW  # tensors of no more are joined
+_SMALL = 4 * _ROW  # tensors of no more are joined
 _PIECE = 1 << 20  # elements that are widened to float64 at once
 
 
