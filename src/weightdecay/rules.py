@@ -86,6 +86,8 @@ class Rule:
             power = values[key]
             if isinstance(power, bool) or not isinstance(power, Real) or not 0 <= float(power) < math.inf:
                 faults.append(f"{key}: give a finite number of at least 0, got {power!r}")
+            elif values[key].__class__ not in (int, float):
+                object.__setattr__(self, key, float(power))  # which any file takes
         for key, known in (("target", get_args(Target)), ("mask", get_args(Mask))):
             value = values[key]
             if not (isinstance(value, str) and value in known):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections
+import json
 import math
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,8 @@ from weightdecay.optim.control import control
 from weightdecay.optim.convert import convert
 from weightdecay.optim.muon import Muon
 from weightdecay.optim.scheduling import apply_schedules
+from weightdecay.optim.state import settings_by_name
+from weightdecay.rules import Rule
 
 TENTH: dict[str, Any] = {
     "float": 0.1,
@@ -102,3 +106,18 @@ def test_what_is_no_number_is_said_to_be_none(none: Any) -> None:
     for taker in set(TAKERS) - {"the peak of control"}:
         with pytest.raises(ValueError, match=r"finite number|in \[0, 1\)"):
             TAKERS[taker](none)
+
+
+def test_states_stay_plain_whoever_counted_their_numbers(tmp_path: Path) -> None:
+    p = nn.Parameter(torch.ones(3))
+    rule = Rule("mine", lr_power=np.float32(0.5), peak_power=Fraction(1, 2))  # type: ignore[arg-type]
+    settings: Any = {"lr": np.float64(0.1), "weight_decay": np.float32(0.2), "betas": (np.float64(0.9), Fraction(1, 2))}
+    ours, theirs = AdamW([("p", p)], **settings, rule=rule), torch.optim.SGD([("p", p)], lr=0.1, weight_decay=0.2)
+    control(theirs, rule=rule, peak_lr=np.float32(0.1), schedule=lambda _step: np.float32(0.1))  # type: ignore[arg-type]
+    apply_schedules(ours, np.int64(3), weight_decay=np.float64(0.1))  # type: ignore[arg-type]
+    for optimizer in (ours, theirs):
+        p.grad = torch.ones(3)
+        optimizer.step()
+        torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+        torch.load(tmp_path / "state.pt", weights_only=True)  # takes Python's own numbers and tensors alone
+        json.dumps(settings_by_name(optimizer), allow_nan=False)

@@ -79,7 +79,7 @@ def apply_schedules(
             if id(group) in chosen:
                 _set(group, key, value * share)
                 if key == "weight_decay":
-                    group["decay_step"] = step  # from now on a schedule says what λ is, and no plan
+                    group["decay_step"] = int(step)  # from now on a schedule says what λ is, and no plan
 
 
 _MULTIPLIERS = {"lr": "lr_multiplier", "weight_decay": "decay_multiplier"}
