@@ -54,10 +54,13 @@ def _find_tokenizer(spec: str) -> None:
 
 
 def _find_sources(sources: tuple[str, ...]) -> None:
-    from weightdecay.data.finding import find_sources
+    from pathlib import Path
+
+    from weightdecay.data.finding import find_sources, is_prepared
     from weightdecay.data.reading import HowToRead
 
-    find_sources(sources, HowToRead())
+    if not (len(sources) == 1 and is_prepared(Path(sources[0]))):  # by itself it is no text, but trained on as it is
+        find_sources(sources, HowToRead())
 
 
 _FINDERS: dict[str, Callable[[Any], None]] = {
