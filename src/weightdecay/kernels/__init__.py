@@ -6,6 +6,7 @@ arithmetic between is float32. The sources lie in `source/`, are compiled once f
 asks for them (`library`), and are kept in the user's cache. Where there is no compiler, nothing here is used, and the
 models compute by torch's own operations.
 
-Begin with `library`; `norms`, `activations`, `attention` and `loss` each stand beside the C file of their name, and
-`products` beside none, for torch's matrix products are the best there are.
+Begin with `library`; `norms`, `activations`, `attention`, `loss` and `products` each stand beside the C file of their
+name; matrix products themselves are torch's, for those are the best there are. `branches` puts them together: each
+half of a usual block is one function.
 """
