@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +38,14 @@ class Watching:
 
     def steps_of(self, optimizer: Any) -> int:
         return self.steps.of(optimizer).steps
+
+
+@pytest.fixture(autouse=True)
+def without_what_other_tests_left() -> Iterator[None]:
+    """Owners are looked for among all objects, which are millions after some thousand tests."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
@@ -435,8 +444,6 @@ def test_a_second_signal_does_not_wait_for_the_audit(watching: Watching) -> None
 
 
 def test_what_is_frozen_before_it_is_audited_is_found(watching: Watching) -> None:
-    import gc
-
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     train(model, optimizer, steps=1)
@@ -472,7 +479,6 @@ def test_the_step_to_stop_after_is_that_of_all_optimizers() -> None:
 
 
 def test_an_optimizer_that_is_gone_is_held_by_nobody(watching: Watching) -> None:
-    import gc
     import weakref
 
     def made() -> Any:

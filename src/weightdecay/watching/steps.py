@@ -40,6 +40,7 @@ class Watched:
         reference: to it, which does not keep it alive.
         kind: its class's name.
         steps: outermost ones that it has finished.
+        has_begun: whether a hook has seen a step begin.
         is_silent: whether these are told by its weights, and no hook has seen one.
         is_within: whether its steps are made by another optimizer's.
         is_done: whether it has been audited, or need not be.
@@ -49,6 +50,7 @@ class Watched:
     kind: str
     outermost: OutermostStep
     steps: int = 0
+    has_begun: bool = False
     is_silent: bool = False
     is_within: bool = False
     is_done: bool = False
@@ -170,7 +172,7 @@ class Steps:
         if here.running:
             self._look_at_nesting(watched, frame)
         here.running.append((frame, watched))
-        watched.is_silent = False
+        watched.is_silent, watched.has_begun = False, True
         if self.stop_after and watched.steps >= self.stop_after:
             self._stop()
         if watched.is_done or watched.is_within:
@@ -243,6 +245,9 @@ class Steps:
             watched.sample, watched.steps = None, 0
             return
         if watched.sample is None or not watched.sample.has_moved():
+            return
+        if watched.has_begun:  # another thread is in the midst of its first step, which will count itself
+            watched.sample = None
             return
         watched.is_silent = True
         watched.steps += 1
