@@ -15,6 +15,7 @@ from torch import nn
 
 import weightdecay
 from tests.auditing.loops.parts import adamw, seeded, train
+from tests.covering import covering
 from weightdecay import Audit, CheckFailedError, ConfigError
 from weightdecay.auditing.rendering import patterns, table_text
 from weightdecay.schedules import Constant, Cosine, Piecewise, Warmup, WarmupStableDecay
@@ -498,8 +499,12 @@ def decay(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             p.mul_(1 - group["lr"] * group["weight_decay"])
 
 
-@pytest.mark.parametrize("place", ["before", "after", "wrapper"])
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.NAdam])
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    covering(
+        [torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.NAdam], ["before", "after", "wrapper"]
+    ),
+)
 def test_a_decay_beside_one_through_the_gradient_is_one_too_many(kind: Any, place: str) -> None:
     model = seeded()
     kind = DecaysOnceMore if place == "wrapper" else kind

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import weightdecay
+from tests.covering import covering
 from weightdecay.schedules import Linear
 
 LR, STEPS = 0.05, 12
@@ -52,8 +53,10 @@ def weights_after(make: Any, rule: Any) -> Tensor:
     return w.detach()
 
 
-@pytest.mark.parametrize("rule", ["decoupled", "independent", "fixed", "lr_squared", "corrected", "cautious"])
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(
+    ("base", "rule"),
+    covering(list(BASES), ["decoupled", "independent", "fixed", "lr_squared", "corrected", "cautious"]),
+)
 def test_a_step_that_calls_its_bases_step_decays_once(base: str, rule: str) -> None:
     assert torch.equal(weights_after(nested(BASES[base]), rule), weights_after(BASES[base], rule))
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import weightdecay
+from tests.covering import covering
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.adamw import AdamW
@@ -67,8 +68,7 @@ def test_the_norm_ratio_of_lambda_one_to_zero_over_2000_noise_steps(
     assert norm_ratio(rounding, dtype, 2_000, **extra) == pytest.approx(expected, abs=0.005)
 
 
-@pytest.mark.parametrize("rounding", KEEPING)
-@pytest.mark.parametrize("name", ["AdamW", "Lion", "SGDW", "Muon", "Adafactor"])
+@pytest.mark.parametrize(("name", "rounding"), covering(["AdamW", "Lion", "SGDW", "Muon", "Adafactor"], list(KEEPING)))
 def test_every_optimizer_keeps_in_bfloat16_the_decay_of_float32(name: str, rounding: str) -> None:
     """300 steps at a = 3e-4, which rounding to nearest would undo; e^−0.09 = 0.914 is left without gradients."""
     cls: Any = getattr(weightdecay, name)
