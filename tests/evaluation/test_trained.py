@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from weightdecay import checkpoint
 from weightdecay.data.prepare import prepare_text
+from weightdecay.data.tokenizer import ByteTokenizer
 from weightdecay.errors import ConfigError, DamagedError
 from weightdecay.evaluation.exporting import export
 from weightdecay.evaluation.loss import loss_on, own_text, text_of
@@ -107,6 +108,13 @@ def test_what_holds_no_model_is_refused_with_what_can_be_given(run: Run, tmp_pat
             find(path, print)
     with pytest.raises(ConfigError, match="no run with checkpoints"):
         find(checkpoint.of_step(run.checkpoints, 2).path, print, "best")
+
+
+def test_a_run_does_not_speak_through_another_tokenizer(copy: Run) -> None:
+    copy.tokenizer_path.write_text(ByteTokenizer().to_json())
+    for path in (copy.path, copy.checkpoints / "step-00000004"):
+        with pytest.raises(DamagedError, match=r"tokenizer\.json: its SHA-256 is .* the run was trained with"):
+            load(find(path, print), print)
 
 
 def test_a_damaged_checkpoint_is_passed_over_only_where_the_newest_good_one_was_asked_for(copy: Run) -> None:

@@ -18,7 +18,7 @@ from weightdecay.models import huggingface
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.decoder import GPT
 from weightdecay.models.loading import load_weights
-from weightdecay.runs import Run
+from weightdecay.runs import Run, read_json
 from weightdecay.storage import why_no_directory
 
 Report = Callable[[str], None]
@@ -56,9 +56,18 @@ class Stored:
 
         Raises:
             ConfigError: there is none beside the weights.
+            DamagedError: the run's is another than the one it was trained with.
         """
         if self.run is not None:
-            return load_tokenizer(self.run.tokenizer_path)
+            tokenizer = load_tokenizer(self.run.tokenizer_path)
+            environment = self.run.path / "environment.json"
+            recorded = read_json(environment).get("tokenizer_sha256") if environment.is_file() else None
+            if recorded and recorded != tokenizer.sha256:  # the same numbers, spelt as other text
+                raise DamagedError(
+                    f"{self.run.tokenizer_path}: its SHA-256 is {tokenizer.sha256[:12]}, and the run was trained with "
+                    f"{str(recorded)[:12]}: put its own back"
+                )
+            return tokenizer
         spoken = tokenizers_of(self.path)
         if not spoken:
             raise ConfigError(f"{self.path}: has no tokenizer.json, so its tokens cannot be told: put its own there")
