@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.optim.base import DecayingOptimizer, Work
+from weightdecay.optim.base import DecayingOptimizer
 from weightdecay.optim.clipping import total_norm
 from weightdecay.optim.grouping import Group, Params, Rules
 from weightdecay.optim.roundings import NEAREST, RoundingLike, fresh
+from weightdecay.optim.work import Work
 from weightdecay.rules import DECOUPLED
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from torch._compile import _disable_dynamo
 
 from weightdecay.errors import OptimizerError, group_title
 from weightdecay.optim.capturing import decay_now
-from weightdecay.optim.checks import group_faults, number, with_plain_numbers
+from weightdecay.optim.checks import explained, group_faults, number, with_plain_numbers
 from weightdecay.optim.decay import kernel_weight_decay, local, placed_like
 from weightdecay.optim.grouping import (
     Group,
@@ -48,6 +47,7 @@ from weightdecay.optim.roundings import (
     group_rounding,
     spelt_rounding,
 )
+from weightdecay.optim.work import Work
 from weightdecay.planning.groups import misspelt_keys
 from weightdecay.rules import Rule, as_rule, group_rule, spelt
 
@@ -61,45 +61,6 @@ def _no_closure() -> None:
 
 class UnsupportedTensorError(OptimizerError, RuntimeError):
     """A tensor or gradient that a direction has no meaning for; a RuntimeError too, as torch's own is."""
-
-
-class ParamsError(OptimizerError, TypeError):
-    """Parameters that are none; a TypeError too, as torch's own is."""
-
-
-@contextmanager
-def _explained(what: str, given: Any, wanted: str) -> Iterator[None]:
-    """torch's words on parameters that are none, and what to give."""
-    try:
-        yield
-    except (TypeError, KeyError) as error:
-        raise ParamsError(f"{what} is {given!r:.60}: give {wanted} ({type(error).__name__}: {error})") from error
-
-
-class Work(NamedTuple):
-    """A group in one step.
-
-    Attributes:
-        decay: a_t; None under a coupled rule.
-        kernels: the λ with which the direction's own step makes this decay; None where it cannot.
-        place: of the group in the optimizer.
-    """
-
-    group: Group
-    rule: Rule
-    rounding: Rounding
-    decay: float | None
-    kernels: float | Tensor | None
-    place: int
-
-    @property
-    def weights(self) -> list[Any]:
-        """The parameters that the step changes."""
-        return with_gradient(self.group)
-
-    def number(self, position: int) -> int:
-        """The number of one of the group's tensors in the whole optimizer, by which it has its own noise."""
-        return (self.place << 32) + position
 
 
 class DecayingOptimizer(StateKeeping):
@@ -149,7 +110,7 @@ class DecayingOptimizer(StateKeeping):
         self._rules: Rules = decay["rule"]
         rest = rule_for_the_rest(self._rules)
         groups = self._groups(params, **settings, **own, **{**decay, "rule": rest}, compiled=compiled)
-        with _explained("params", params, "a decay plan, parameters, (name, parameter) pairs, or groups"):
+        with explained("params", params, "a decay plan, parameters, (name, parameter) pairs, or groups"):
             super().__init__(groups, **settings)
 
         spellings = {"rule": spelt(as_rule(rest)), "rounding": spelt_rounding(as_rounding(decay["rounding"]))}
@@ -208,7 +169,7 @@ class DecayingOptimizer(StateKeeping):
             super().add_param_group(param_group)
             drop_repeats(self.param_groups[-1])
             return
-        with _explained("param_group", param_group, "a dictionary with params, in a list or a tuple"):
+        with explained("param_group", param_group, "a dictionary with params, in a list or a tuple"):
             self._complete(param_group)
             if isinstance(param_group, dict):
                 named = with_names_like(param_group, self.param_groups)

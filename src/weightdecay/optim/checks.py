@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any, TypeAlias
@@ -41,6 +42,19 @@ _SWITCHES = (
     "factored", "relative_step", "scale_parameter", "equal_rows",
 )  # fmt: skip
 _SWITCHES_OR_NONE = ("foreach", "fused", "compiled")
+
+
+class ParamsError(OptimizerError, TypeError):
+    """Parameters that are none; a TypeError too, as torch's own is."""
+
+
+@contextmanager
+def explained(what: str, given: Any, wanted: str) -> Iterator[None]:
+    """torch's words on parameters that are none, and what to give."""
+    try:
+        yield
+    except (TypeError, KeyError) as error:
+        raise ParamsError(f"{what} is {given!r:.60}: give {wanted} ({type(error).__name__}: {error})") from error
 
 
 def number(value: Any) -> float | None:

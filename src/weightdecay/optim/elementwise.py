@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weightdecay.optim.base import DecayingOptimizer, Work
+from weightdecay.optim.base import DecayingOptimizer
 from weightdecay.optim.compiled import ENOUGH, Direction, Loop, LoopKind, loop_numbers, parts_of, usable_loop
 from weightdecay.optim.decay import decay_all_, laid_out_like, local
 from weightdecay.optim.grouping import Group, with_gradient
 from weightdecay.optim.pieces import SMALL, Elements, StepKind, Update, flattened
 from weightdecay.optim.roundings import LOW_PRECISION
+from weightdecay.optim.work import Work
 
 
 class ElementwiseOptimizer(DecayingOptimizer, ABC):

@@ -30,10 +30,11 @@ from torch import Tensor
 
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
-from weightdecay.optim.base import DecayingOptimizer, Work
+from weightdecay.optim.base import DecayingOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules, is_matrix, muon_tensors, named_tensors, split_group
 from weightdecay.optim.orthogonal import NEWTON_SCHULZ, Coefficients, on_whole_matrices, orthogonalised, update_scale
 from weightdecay.optim.roundings import NEAREST, RoundingLike
+from weightdecay.optim.work import Work
 from weightdecay.planning.decay_plan import DecayPlan
 from weightdecay.rules import DECOUPLED
 
