@@ -152,3 +152,14 @@ def test_a_directory_stands_for_the_tokenizer_in_it(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"a directory without tokenizer\.json"):
         make_tokenizer(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("model", [models.Unigram([("a", -1.0)]), models.WordLevel({"a": 0}, unk_token="[UNK]")])
+def test_a_tokenizer_that_knows_neither_a_text_nor_the_unknown_is_told(model: Any, tmp_path: Path) -> None:
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = load_tokenizer(tmp_path / "tokenizer.json")
+    assert loaded.encode("a") == [0]
+    with pytest.raises(DataError, match="no tokens for some of the text"):
+        loaded.encode("ü")

@@ -153,7 +153,14 @@ class HuggingFaceTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         for text in texts:
             _utf8(text)
-        return [encoded.ids for encoded in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        try:
+            encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library has no class of its own for it
+            raise DataError(
+                f"the tokenizer has no tokens for some of the text ({error}): give it an unknown token or the bytes to "
+                "fall back on, or take another, like bpe:4096"
+            ) from None
+        return [one.ids for one in encoded]
 
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
