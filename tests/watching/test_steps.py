@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -345,8 +346,6 @@ def test_a_trainer_that_looks_like_an_optimizer_is_none(watching: Watching) -> N
 
 
 def test_two_threads_that_train_at_once_are_counted_each_by_itself(watching: Watching) -> None:
-    import threading
-
     models = [Net(), Net()]
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
     pairs = zip(models, optimizers, strict=True)
@@ -357,6 +356,24 @@ def test_two_threads_that_train_at_once_are_counted_each_by_itself(watching: Wat
         thread.join()
     assert [watching.steps_of(optimizer) for optimizer in optimizers] == [20, 20]
     assert [(kind, step) for kind, step, _, _ in watching.seen] == [("SGD", 2), ("SGD", 2)]
+
+
+def test_a_first_step_during_which_another_thread_goes_backward_counts_once(watching: Watching) -> None:
+    model, other = Net(), Net()
+
+    def go_backward() -> None:
+        other(torch.ones(2, 4)).square().mean().backward()
+
+    class Slow(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            super().step(closure)
+            thread = threading.Thread(target=go_backward)
+            thread.start()
+            thread.join()
+
+    optimizer = Slow(model.parameters(), lr=0.1)
+    train(model, optimizer)
+    assert watching.steps_of(optimizer) == 3
 
 
 # --- errors and signals
