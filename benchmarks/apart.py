@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.contestants import Batch, Contestant, Runner, Setting, Shape, Taken, Weights
 from benchmarks.peers import peers
-from weightdecay.kernels.memory import keep_freed_memory  # which needs nothing but ctypes
+from weightdecay.kernels.memory import keep_freed_memory, peak_bytes  # which needs nothing but ctypes
 
 _ROOT = Path(__file__).parents[1]
 _SERVE = "from benchmarks.apart import serve; serve()"
@@ -208,6 +208,4 @@ class _Server:
 def _peak_bytes(setting: Setting) -> int:
     if setting.device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    # Not getrusage, whose peak a process inherits from the one that began it.
-    told = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(1024 * int(line.split()[1]) for line in told if line.startswith("VmHWM:"))
+    return peak_bytes()  # not getrusage's, which a process inherits from the one that began it

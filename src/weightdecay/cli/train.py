@@ -80,7 +80,7 @@ class Train:
             setup = set_up(config, told_now_and_then(note))
             origins = _with_what_was_worked_out(origins, config, setup.config)
             needs = needs_of(setup)
-            fits = needs.available is None or needs.memory.total <= needs.available
+            fits = needs.available is None or needs.memory.more <= needs.available
             step_s = seconds_a_step(setup) if fits else None
             if self.json:
                 print_json(document(setup, needs, step_s) | {"origins": origins})

@@ -32,8 +32,8 @@ from weightdecay.runs import Run, read_json
 
 # Tokens in one forward pass of an evaluation.
 EVALUATION_TOKENS = 8_192
-# Logits that are held at once, in blocks that the allocator keeps for the next ones.
-_LOGITS = 1 << 22
+# Logits that are held at once: several times over, in two precisions and between operations.
+_LOGITS = 1 << 20
 
 
 @dataclass(frozen=True)

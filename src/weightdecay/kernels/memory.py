@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 from typing import Any
 
 # Of glibc's malloc.h: how much free memory at the heap's end goes back to the system, from which size on a block comes
@@ -40,6 +41,24 @@ def give_back_freed_memory() -> None:
     """Return to the system what this process has freed and kept; only glibc can be asked."""
     if (trim := _allocator("malloc_trim")) is not None:
         trim(0)
+
+
+def resident_bytes() -> int:
+    """What this process has of the machine's memory now; 0 where the system does not say."""
+    return _status_bytes("VmRSS")
+
+
+def peak_bytes() -> int:
+    """The most that it ever had; 0 where the system does not say."""
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(key: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), 0)
 
 
 def _allocator(function: str) -> Any:

@@ -182,9 +182,10 @@ def _step_with_scale(optimizer: Any, scale: float, device: torch.device) -> None
 
 
 def _finite_everywhere(norm: float, process_group: torch.distributed.ProcessGroup | None) -> bool:
+    if process_group is None:
+        return math.isfinite(norm)
     bad = torch.tensor(0.0 if math.isfinite(norm) else 1.0)
-    if process_group is not None:
-        torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX, group=process_group)
+    torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX, group=process_group)
     return float(bad) == 0.0
 
 

@@ -60,7 +60,7 @@ def document(setup: Setup, needs: Needs, step_s: float | None = None) -> dict[st
             "weight_decay_that_matters": _weight_decay_that_matters(setup),
         },
         "needs": {
-            "memory_bytes": vars(needs.memory),
+            "memory_bytes": {**vars(needs.memory), "total": needs.memory.total},
             "available_bytes": needs.available,
             "disk_bytes": needs.disk,
             "free_bytes": needs.free,

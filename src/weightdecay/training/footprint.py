@@ -1,9 +1,10 @@
 """The memory that a run will need, found out without having it: one step of the real model on tensors without values.
 
-    peak = weights + optimizer state + the most that a step, an evaluation or a save holds beside them
+    peak = program + gaps · (the most tensors that a step or an evaluation has at once) + kept by kernels
 
 torch's fake tensors go through the same operations with the same shapes and dtypes as real ones, and each of their
-storages is counted from where it is made to where it is let go.
+storages is counted from where it is made to where it is let go. Of a process on a processor all is told, for that is
+what a machine must have; of a GPU, what its memory must hold.
 """
 
 from __future__ import annotations
@@ -22,36 +23,66 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from weightdecay.evaluation.loss import EVALUATION_TOKENS, nats
-from weightdecay.models.arithmetic import products_in, weights_in
+from weightdecay.kernels.memory import resident_bytes
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.decoder import GPT
 from weightdecay.models.objective import Objective
+from weightdecay.training.distributed import Ranks
 from weightdecay.training.optimizers import make_optimizer
 from weightdecay.training.setup import Setup
+from weightdecay.training.step import take_step
 
-# Beside its tensors, over that after imports and set-up: kernels that are compiled for its shapes, threads, metrics.
-_PROGRAM_BYTES = 60e6
-# glibc gives a block of this size or more back when it is freed; of smaller ones the process keeps what it once had.
-_GIVEN_BACK_FROM_BYTES = 32 << 20
+_aten = torch.ops.aten
+_PRODUCTS = {
+    _aten.mm.default,
+    _aten.mm.out,
+    _aten.addmm.default,
+    _aten.bmm.default,
+    _aten.bmm.out,
+    _aten.baddbmm.default,
+}
+
+# Measured by benchmarks/memory.py on torch 2.13 and glibc 2.36.
+# A heap of freed blocks that go to others only if they are longer, over what lives in it at once.
+_GAPS = 1.25
+# The same where large blocks go back to the system, as with activation checkpointing.
+_GAPS_SPARING = 1.05
+# Code of torch's that the first step reads, threads and metrics.
+_STEPPING_BYTES = 25_000_000
+# oneDNN keeps the code and the buffers of each kind of bfloat16 product, of so many kinds.
+_PRODUCT_BYTES, _MOST_PRODUCTS = 750_000, 1_024
+# Kernels and workspaces on a GPU; a guess.
+_ON_GPU_BYTES = 60_000_000
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of one process, each where it is largest.
+    """Bytes of one process when it holds the most.
 
     Attributes:
+        program: what it had resident before the run; 0 where the system does not say, and of a GPU.
         weights: parameters and buffers.
         gradients: of all parameters.
         optimizer: what it remembers between steps.
         activations: what a pass keeps for its way back, and works with.
-        total: the most that the process holds at once, its kernels and what its allocator keeps included.
+        kept: what kernels keep for the next time, and the gaps of the allocator.
     """
 
+    program: int
     weights: int
     gradients: int
     optimizer: int
     activations: int
-    total: int
+    kept: int
+
+    @property
+    def total(self) -> int:
+        return sum(vars(self).values())
+
+    @property
+    def more(self) -> int:
+        """Beside what the process has already."""
+        return self.total - self.program
 
 
 def footprint(setup: Setup, device: torch.device, rows: int) -> Footprint:
@@ -61,40 +92,47 @@ def footprint(setup: Setup, device: torch.device, rows: int) -> Footprint:
         device: where it will run; nothing is allocated there.
         rows: sequences of a pass, at least 1.
     """
-    config = setup.config.model
+    config, run = setup.config.model, setup.config.run
     tracker = _Tracker(_even_load(config, rows * config.context))
     with _without_values(tracker), torch.device(device):
         model = GPT(config)
-        model.arithmetic, model.recomputes = setup.config.run.arithmetic, setup.config.run.activation_checkpointing
+        model.arithmetic, model.recomputes = run.arithmetic, run.activation_checkpointing
         weights = tracker.live
         optimizer = make_optimizer(setup.config.optimizer, setup.plan.on(model))
-        objective = Objective(model)
+        objective = Objective(model).train()
 
-        _begin_state(optimizer)  # which is there while gradients come
-        passes = -(-setup.sizes.full // (setup.config.run.nproc * rows))
-        _step(objective, optimizer, config, rows, min(passes, 2), setup.dtype)
+        passes = -(-setup.sizes.full // (run.nproc * rows))
+        _begin_state(optimizer)
+        _step(setup, objective, optimizer, [rows] * min(passes, 2))
         state = tracker.live - weights
 
         evaluation_rows = max(1, EVALUATION_TOKENS // config.context)
         tracker.even_load = _even_load(config, evaluation_rows * config.context)
         _evaluation(model, config, evaluation_rows, setup.dtype)
 
-        for tensors in (list(model.parameters()), tree_leaves(list(optimizer.state.values()))):
-            _saving(tensors)
-
     gradients = sum(p.numel() * p.element_size() for p in model.parameters())
     # Ranks exchange gradients in buckets, a second copy of them.
-    peak = tracker.peak(device) + (gradients if setup.config.run.nproc > 1 else 0)
+    tensors = tracker.most + (gradients if run.nproc > 1 else 0)
     return Footprint(
+        program=resident_bytes() if device.type == "cpu" else 0,
         weights=weights,
         gradients=gradients,
         optimizer=state,
-        activations=max(0, peak - weights - state - gradients),
-        total=round(peak + _PROGRAM_BYTES),
+        activations=max(0, tensors - weights - state - gradients),
+        kept=_kept(tensors, tracker.products, setup) if device.type == "cpu" else _ON_GPU_BYTES,
     )
 
 
+def _kept(tensors: int, products: int, setup: Setup) -> int:
+    """What the allocator and kernels keep on a processor."""
+    if setup.config.model.experts is not None and products:
+        products = _MOST_PRODUCTS  # experts see other numbers of rows each time
+    gaps = _GAPS_SPARING if setup.config.run.activation_checkpointing else _GAPS
+    return round((gaps - 1) * tensors) + min(products, _MOST_PRODUCTS) * _PRODUCT_BYTES + _STEPPING_BYTES
+
+
 def _begin_state(optimizer: torch.optim.Optimizer) -> None:
+    """The optimizer's state, which is there while gradients come."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             p.grad = torch.zeros_like(p)
@@ -102,23 +140,19 @@ def _begin_state(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-def _step(
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: ModelConfig,
-    rows: int,
-    passes: int,
-    dtype: torch.dtype,
-) -> None:
-    objective.train()
-    with weights_in(objective, dtype):
-        for _ in range(passes):
-            tokens_BT = torch.zeros(rows, config.context, dtype=torch.long)
-            with products_in(objective, dtype, tokens_BT.device):
-                loss = objective(tokens_BT, tokens_BT.clone()).total
-            loss.backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+def _step(setup: Setup, objective: nn.Module, optimizer: torch.optim.Optimizer, rows: list[int]) -> None:
+    """A training's own step."""
+    context = setup.config.model.context
+    take_step(
+        objective,
+        optimizer,
+        [(torch.zeros(n, context, dtype=torch.long), torch.zeros(n, context, dtype=torch.long)) for n in rows],
+        sequences=sum(rows),
+        ranks=Ranks(0, 1, torch.empty(()).device),
+        dtype=setup.dtype,
+        grad_clip=setup.grad_clip(0),
+        seed=(setup.config.run.seed, 0),
+    )
 
 
 @torch.no_grad()
@@ -128,14 +162,8 @@ def _evaluation(model: GPT, config: ModelConfig, rows: int, dtype: torch.dtype) 
     inspect.unwrap(nats)(model, [(tokens_BT, tokens_BT.clone())], device=tokens_BT.device, dtype=dtype)
 
 
-def _saving(tensors: list[Any]) -> None:
-    """safetensors copies all tensors of a file before it writes them."""
-    copies = [tensor.clone() for tensor in tensors if isinstance(tensor, Tensor)]
-    del copies
-
-
 class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of storages that are alive; answers what needs a value, where there is none.
+    """Counts the bytes of living storages and the kinds of products; answers what needs a value, where there is none.
 
     Args:
         even_load: what `tolist` of the experts' loads says: tokens spread evenly, one expert after the other.
@@ -145,15 +173,19 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.even_load = even_load
-        self._small = self._most_small = self._most = self._most_live = 0
+        self.most = 0
+        self._products: set[Any] = set()
         self._alive: dict[int, int] = {}
         self._loads: Iterator[int] = iter(())
 
-    def peak(self, device: torch.device) -> int:
-        """The most that the process held at once: on a processor with what its allocator keeps of small blocks."""
-        return self._most if device.type == "cpu" else self._most_live
+    @property
+    def products(self) -> int:
+        """Kinds of bfloat16 products that were made, by shapes and layouts."""
+        return len(self._products)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _PRODUCTS and args[-1].dtype == torch.bfloat16:
+            self._products.add((func, *((x.shape, x.stride()) for x in args if isinstance(x, Tensor))))
         if func is torch.ops.aten._local_scalar_dense.default:
             return self._value(args[0])
         if func is torch.ops.aten.bincount.default:  # as long as its numbers say, and we know what they say
@@ -190,11 +222,7 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _add(self, n_bytes: int) -> None:
         self.live += n_bytes
-        if abs(n_bytes) < _GIVEN_BACK_FROM_BYTES:
-            self._small += n_bytes
-        self._most_small = max(self._most_small, self._small)
-        self._most = max(self._most, self._most_small + self.live - self._small)
-        self._most_live = max(self._most_live, self.live)
+        self.most = max(self.most, self.live)
 
 
 @contextmanager

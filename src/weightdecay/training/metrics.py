@@ -11,6 +11,7 @@ import torch
 from weightdecay import checkpoint
 from weightdecay.data.loader import evaluation_batches
 from weightdecay.evaluation.loss import EVALUATION_TOKENS
+from weightdecay.kernels.memory import peak_bytes
 from weightdecay.models.decoder import GPT
 from weightdecay.optim.clipping import total_norm
 from weightdecay.rules import group_decay_per_step
@@ -83,6 +84,7 @@ def summary(setup: Setup, run: Run, position: Position) -> dict[str, Any]:
         "steps": position.done,
         "tokens": last["tokens"],
         "elapsed_s": position.elapsed_s,
+        "peak_memory_bytes": peak_bytes() or None,
         "loss": last["loss"],
         "skipped_steps": position.skipped_steps,
         **{key: evaluation[key] for key in ("val_loss", "val_perplexity", "val_bits_per_byte", "val_tokens")},

@@ -20,6 +20,7 @@ from weightdecay.errors import OutOfMemoryError, StorageError
 from weightdecay.models.arithmetic import products_in, weights_in
 from weightdecay.models.decoder import GPT
 from weightdecay.models.objective import Objective
+from weightdecay.training.distributed import inside_a_group
 from weightdecay.training.footprint import Footprint, footprint
 from weightdecay.training.optimizers import make_optimizer
 from weightdecay.training.setup import Setup
@@ -34,7 +35,8 @@ class Needs:
 
     Attributes:
         memory: of one process.
-        available: bytes of memory that can be had now; None where the system does not say.
+        available: bytes of memory that can be had now, beside what this process has; None where the system does not
+            say.
         checkpoints: how many lie on the disk at once.
         disk: bytes that they take.
         free: bytes that are free where the run will be written.
@@ -49,8 +51,7 @@ class Needs:
     def lines(self) -> list[str]:
         """For people."""
         memory, of = self.memory, "" if self.available is None else f" of {size(self.available)} that can be had"
-        parts = {name: value for name, value in vars(memory).items() if name != "total" and value}
-        each = ", ".join(f"{name} {size(value)}" for name, value in parts.items())
+        each = ", ".join(f"{name} {size(value)}" for name, value in vars(memory).items() if value)
         bound = "at the most" if memory.activations else "at least"
         return [
             f"memory: {size(memory.total)} {bound}{of}: {each}",
@@ -63,7 +64,7 @@ def needs_of(setup: Setup) -> Needs:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     available = available_memory(device)
     memory = _least(setup)
-    if available is None or memory.total <= available:  # else nobody needs to know by how much it is too large
+    if available is None or memory.more <= available:  # else nobody needs to know by how much it is too large
         memory = footprint(setup, device, setup.micro_batch_rows)
     kept = setup.config.run.keep + 1  # the next is written before the oldest goes
     return Needs(
@@ -78,7 +79,7 @@ def needs_of(setup: Setup) -> Needs:
 def _least(setup: Setup) -> Footprint:
     """Weights and gradients alone, which are known without a look at a step."""
     weights = sum(p.numel() * p.element_size() for p in setup.blueprint.parameters())
-    return Footprint(weights, weights, optimizer=0, activations=0, total=2 * weights)
+    return Footprint(program=0, weights=weights, gradients=weights, optimizer=0, activations=0, kept=0)
 
 
 def refuse_what_does_not_fit(setup: Setup, needs: Needs) -> None:
@@ -87,10 +88,11 @@ def refuse_what_does_not_fit(setup: Setup, needs: Needs) -> None:
     Raises:
         OutOfMemoryError, StorageError: there is not enough.
     """
-    share = setup.config.run.nproc * needs.memory.total
-    if needs.available is not None and share > needs.available:
+    wanted = _wanted(setup, needs.memory)
+    if needs.available is not None and wanted > needs.available:
         raise OutOfMemoryError(
-            f"this run needs {size(share)} of memory and {size(needs.available)} can be had: {_what_fits(setup, needs)}"
+            f"this run needs {size(wanted)} more memory and {size(needs.available)} can be had: "
+            f"{_what_fits(setup, needs)}"
         )
     if needs.disk > needs.free:
         raise StorageError(
@@ -99,14 +101,20 @@ def refuse_what_does_not_fit(setup: Setup, needs: Needs) -> None:
         )
 
 
+def _wanted(setup: Setup, memory: Footprint) -> int:
+    """Of all processes together, beside what those that run already have."""
+    nproc = setup.config.run.nproc
+    return nproc * memory.total - (nproc if inside_a_group() else 1) * memory.program
+
+
 def _what_fits(setup: Setup, needs: Needs) -> str:
     context, rows = setup.config.model.context, setup.micro_batch_rows
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     while rows > 1 and needs.memory.activations:
         rows = rows // 2
-        total = footprint(setup, device, rows).total * setup.config.run.nproc
-        if needs.available is not None and total <= needs.available:
-            return f"--set run.micro_batch_tokens={rows * context} takes {size(total)}, for the same steps"
+        wanted = _wanted(setup, footprint(setup, device, rows))
+        if needs.available is not None and wanted <= needs.available:
+            return f"--set run.micro_batch_tokens={rows * context} takes {size(wanted)}, for the same steps"
     if setup.config.run.nproc > 1:
         return "fewer processes (--nproc) or a smaller size of the recipe would fit"
     return "take a smaller size of the recipe or a shorter --context"

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from weightdecay.errors import TrainingError
 from weightdecay.evaluation.loss import nats
+from weightdecay.kernels.memory import give_back_freed_memory
 from weightdecay.models.arithmetic import products_in, weights_in
 from weightdecay.models.decoder import GPT
 from weightdecay.models.objective import Losses
@@ -99,6 +100,7 @@ def evaluate(
     model: GPT, batches: Iterable[tuple[Tensor, Tensor]], *, ranks: Ranks, dtype: torch.dtype
 ) -> tuple[float, int]:
     """Σ of the negative log-likelihood in nats, and the number of tokens it is over; ranks share the batches."""
+    give_back_freed_memory()  # which steps keep for each other: an evaluation's tensors are of other sizes
     own = (batch for index, batch in enumerate(batches) if index % ranks.world_size == ranks.rank)
     total, count = ranks.total(*nats(model, own, device=ranks.device, dtype=dtype))
     return total, int(count)
