@@ -31,7 +31,6 @@ if "and-back" in sys.argv:
     keep_freed_memory()
 before = held()
 blocks = [written(size) for size in (1, 40, 1, 8)]
-last = written(0.1)  # beyond which the heap's end is free
 full = held() - before
 for block in blocks:
     libc.free(block)

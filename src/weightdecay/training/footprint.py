@@ -1,6 +1,6 @@
 """The memory that a run will need, found out without having it: one step of the real model on tensors without values.
 
-    peak = program + gaps · (the most tensors that a step or an evaluation has at once) + kept by kernels
+    peak = program + the most tensors that a step or an evaluation has at once + gaps between them + kept by kernels
 
 torch's fake tensors go through the same operations with the same shapes and dtypes as real ones, and each of their
 storages is counted from where it is made to where it is let go. Of a process on a processor all is told, for that is
@@ -43,10 +43,8 @@ _PRODUCTS = {
 }
 
 # Measured by benchmarks/memory.py on torch 2.13 and glibc 2.36.
-# A heap of freed blocks that go to others only if they are longer, over what lives in it at once.
-_GAPS = 1.25
-# The same where large blocks go back to the system, as with activation checkpointing.
-_GAPS_SPARING = 1.05
+# Gaps in the heap beside each byte that comes and goes: what a tensor leaves is taken only by a smaller one.
+_GAPS = 0.33
 # Code of torch's that the first step reads, threads and metrics.
 _STEPPING_BYTES = 25_000_000
 # oneDNN keeps the code and the buffers of each kind of bfloat16 product, of so many kinds.
@@ -113,22 +111,24 @@ def footprint(setup: Setup, device: torch.device, rows: int) -> Footprint:
     gradients = sum(p.numel() * p.element_size() for p in model.parameters())
     # Ranks exchange gradients in buckets, a second copy of them.
     tensors = tracker.most + (gradients if run.nproc > 1 else 0)
+    activations = max(0, tensors - weights - state - gradients)
     return Footprint(
         program=resident_bytes() if device.type == "cpu" else 0,
         weights=weights,
         gradients=gradients,
         optimizer=state,
-        activations=max(0, tensors - weights - state - gradients),
-        kept=_kept(tensors, tracker.products, setup) if device.type == "cpu" else _ON_GPU_BYTES,
+        activations=activations,
+        kept=_kept(activations, tracker.products, setup) if device.type == "cpu" else _ON_GPU_BYTES,
     )
 
 
-def _kept(tensors: int, products: int, setup: Setup) -> int:
+def _kept(activations: int, products: int, setup: Setup) -> int:
     """What the allocator and kernels keep on a processor."""
     if setup.config.model.experts is not None and products:
         products = _MOST_PRODUCTS  # experts see other numbers of rows each time
-    gaps = _GAPS_SPARING if setup.config.run.activation_checkpointing else _GAPS
-    return round((gaps - 1) * tensors) + min(products, _MOST_PRODUCTS) * _PRODUCT_BYTES + _STEPPING_BYTES
+    # Large blocks go back to the system where activations are computed anew (`kernels.memory`).
+    gaps = 0.0 if setup.config.run.activation_checkpointing else _GAPS
+    return round(gaps * activations) + min(products, _MOST_PRODUCTS) * _PRODUCT_BYTES + _STEPPING_BYTES
 
 
 def _begin_state(optimizer: torch.optim.Optimizer) -> None:
