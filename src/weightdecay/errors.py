@@ -118,7 +118,9 @@ def fault_of_the_world(error: BaseException) -> WeightDecayError | None:
         reason = (error.strerror or str(error) or type(error).__name__).rstrip(".")
         place = f"{error.filename}: " if error.filename is not None else ""
         advice = _ADVICE.get(error.errno or 0, "")
-        return StorageError(f"{place}{reason}{': ' if advice else ''}{advice}")
+        # A path that no disk can hold is wrong usage.
+        kind = UsageError if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else StorageError
+        return kind(f"{place}{reason}{': ' if advice else ''}{advice}")
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
         return OutOfMemoryError(
             "there is not enough memory: free some, or ask for less; `weightdecay train … --dry-run` says how much a "
@@ -146,6 +148,8 @@ _ADVICE = {
     errno.EEXIST: "something else lies there: give another path",
     errno.EISDIR: "give the path of a file",
     errno.ENOTDIR: "a file lies where a directory should: correct the path",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "its links lead in a circle: correct the path",
 }
 
 

@@ -75,3 +75,10 @@ def test_a_checkpoint_of_torch_is_no_model_to_plan_and_no_recipe(command: Callab
     assert (code, told.count("\n")) == (2, 1)
     assert "ckpt.pt: a file, and none that is known here: give a run directory" in told
     assert "no recipe 'gtp2'" in command("plan", "gtp2")[2]
+
+
+@pytest.mark.parametrize("line", [*WANT_A_DIRECTORY, *WANT_A_FILE, "train --out PATH --steps 1", "train --data PATH"])
+def test_a_path_that_no_disk_can_hold_is_wrong_usage(line: str, command: Callable[..., Answer]) -> None:
+    code, _, told = command(*line.replace("PATH", "n" * 300).split())
+    assert code == 2, told
+    assert "Traceback" not in told
