@@ -154,6 +154,7 @@ def test_the_command_takes_sizes_and_dtypes_and_refuses_others_together(
     assert len(document["files"]) > 1
 
 
+@pytest.mark.long
 def test_a_large_model_is_exported_in_little_memory(run: Run, tmp_path: Path) -> None:
     """Peaks of private memory, looked at every millisecond: 320 MB of weights in files of 20 MB, and a tiny model."""
     config = run.config().replace(model__n_layers=40, model__d_model=512, model__n_heads=8, model__n_kv_heads=8,

@@ -100,6 +100,17 @@ def test_a_loop_computes_what_the_pieces_do_up_to_rounding(
 
 
 @needs_compiler
+@pytest.mark.parametrize("rounding", ["stochastic", "kahan", "master"])
+def test_a_weight_that_is_nan_stays_nan_in_a_compiled_loop(rounding: str) -> None:
+    p = nn.Parameter(torch.ones(3_000).bfloat16())
+    optimizer = AdamW([p], rounding=rounding, compiled=True)  # type: ignore[arg-type]
+    p.grad = torch.ones_like(p)
+    p.grad[5] = torch.nan
+    optimizer.step()
+    assert p.isnan().nonzero().tolist() == [[5]]
+
+
+@needs_compiler
 @pytest.mark.parametrize(("dtype", "rounding", "loops"), [(F32, "nearest", 1), (BF16, "kahan", 2)])
 def test_one_loop_serves_all_shapes_steps_and_numbers(dtype: torch.dtype, rounding: str, loops: int) -> None:
     """Two do where large tensors go in parts."""

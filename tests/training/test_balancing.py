@@ -54,6 +54,7 @@ def test_a_resumed_run_ends_with_the_same_biases_and_weights_bit_for_bit(
     assert not torch.equal(biases(run, 10), biases(run))
 
 
+@pytest.mark.long
 def test_two_processes_move_them_as_one_does(small_text: Path, tmp_path: Path, weightdecay: Command) -> None:
     plain = ["--set", "model.dropout=0", "--set", "model.stochastic_depth=0", "--dtype", "float32"]
     for name, more in (("one", []), ("two", ["--nproc", "2"])):

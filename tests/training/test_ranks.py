@@ -110,7 +110,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("tell", [os.kill, os.killpg])
+@pytest.mark.parametrize("tell", [os.kill, pytest.param(os.killpg, marks=pytest.mark.long)])
 def test_a_signal_is_passed_on_and_is_one_to_a_rank_that_hears_of_it_twice(
     tell: Callable[[int, int], None], tmp_path: Path
 ) -> None:
@@ -180,6 +180,7 @@ def test_all_ranks_leave_a_step_out_whose_gradient_is_not_finite_on_one(tmp_path
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_a_second_signal_ends_ranks_that_hang(forks: ForkServer, small_text: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = forks.start(*arguments(small_text, run, "--nproc", "2", "--checkpoint-every", "1000", "--steps", "3000"))
