@@ -35,7 +35,10 @@ SETTINGS = {
     "ours, autocast": Arithmetic(arithmetic="autocast"),
     "ours, float32": Arithmetic(torch.float32),
 }
-COMPILED = {"ours, autocast, compiled by block": Arithmetic(arithmetic="autocast", compiled=True)}
+COMPILED = {
+    "ours, compiled by block": Arithmetic(compiled=True),
+    "ours, autocast, compiled by block": Arithmetic(arithmetic="autocast", compiled=True),
+}
 
 
 def configuration(shape: Shape) -> ModelConfig:

@@ -27,6 +27,7 @@ from tests.optim.test_twins import (
 from tests.references import directions, rules
 from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.adamw import AdamL2, AdamW
+from weightdecay.optim.clipping import total_norm
 from weightdecay.optim.lion import Lion
 from weightdecay.optim.muon import Muon
 from weightdecay.optim.sgdw import SGDW
@@ -274,3 +275,15 @@ def test_a_step_in_one_compiled_loop_is_that_of_the_pieces(
     rtol, atol = (2**-7, 2e-3) if dtype is torch.bfloat16 else (1e-5, 1e-6)
     for a, b in zip(weights(True), weights(False), strict=True):
         torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+
+
+def test_the_norm_of_gradients_keeps_its_digits(device: torch.device) -> None:
+    """Also of a large table, of low precision beside float32, and of numbers whose squares have no float32."""
+    torch.manual_seed(0)
+    shapes = ((50_304, 768), (7,), (768, 3072), (0,), (1_025,))
+    for dtypes in ((torch.float32,), (torch.bfloat16, torch.float32), (torch.float64, torch.float32)):
+        tensors = [torch.randn(shape).to(device, dtypes[at % len(dtypes)]) for at, shape in enumerate(shapes)]
+        exact = torch.stack([tensor.double().norm() for tensor in tensors]).norm()
+        assert float(total_norm(tensors)) == pytest.approx(float(exact), rel=1e-6)
+    large = torch.full((100, 100), 1e25, device=device)
+    assert float(total_norm([large])) == pytest.approx(1e27, rel=1e-6)

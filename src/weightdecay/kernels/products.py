@@ -1,4 +1,4 @@
-"""x·Wᵀ + b in bfloat16 of float32 parameters, which have been rounded already, and their gradients."""
+"""x·Wᵀ + b in bfloat16 of float32 parameters, which have been rounded already, and their gradients, on a processor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from weightdecay.kernels.library import call, usable
+from weightdecay.kernels.library import call
 from weightdecay.kernels.norms import column_sums
 
 # Up to so many numbers, a factor's columns are in the cache, and read as fast as its rows.
@@ -50,10 +50,10 @@ class _Product(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = (dy_NO @ rounded_OI).view(x.shape)
         if ctx.needs_input_grad[1]:
-            low = usable(dy_NO) and ctx.weight_dtype == torch.float32
-            dweight = weight_gradient(dy_NO, x_NI) if low else (dy_NO.t() @ x_NI).to(ctx.weight_dtype)
+            single = ctx.weight_dtype == torch.float32
+            dweight = weight_gradient(dy_NO, x_NI) if single else (dy_NO.t() @ x_NI).to(ctx.weight_dtype)
         if ctx.needs_input_grad[2]:
-            dbias = column_sums(dy_NO) if usable(dy_NO) else dy_NO.sum(dim=0, dtype=ctx.bias_dtype)
+            dbias = column_sums(dy_NO).to(ctx.bias_dtype)
         return dx, dweight, dbias, None
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from weightdecay.kernels.memory import give_back_freed_memory
 from weightdecay.models.decoder import GPT
-from weightdecay.models.layers import Linear
+from weightdecay.models.layers import Linear, rounded
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -39,12 +39,12 @@ def weights_in(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     if any(model.recomputes for model in models):
         give_back_freed_memory()
     layers = [layer for model in models if not model.recomputes for layer in _layers(model)]
-    rounded: dict[Tensor, Tensor] = {layer.weight: layer.weight.detach().to(dtype) for layer in layers}
+    weights: dict[Tensor, Tensor] = {layer.weight: rounded(layer.weight, dtype) for layer in layers}
     try:
         for model in models:
             model.stream_dtype = dtype
         for layer in layers:
-            layer.rounded = rounded[layer.weight]
+            layer.rounded = weights[layer.weight]
         yield
     finally:
         for model in models:

@@ -33,20 +33,25 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not is_lower(x, self.weight):
             return linear(x, self.weight, self.bias)
-        if torch.compiler.is_compiling():  # which makes the casts a part of what it fuses
-            bias: Tensor | None = self.bias
-            return F.linear(x, self.weight.to(x.dtype), bias.to(x.dtype) if bias is not None else None)
-        return product(x, self.weight, self.bias, self.rounded_to(x.dtype))
+        if usable(x):
+            return product(x, *self.layer(x.dtype))
+        bias: Tensor | None = self.bias
+        return F.linear(x, self.rounded_to(x.dtype), bias.to(x.dtype) if bias is not None else None)
 
     def rounded_to(self, dtype: torch.dtype) -> Tensor:
-        """The weight in a lower precision, without its gradient."""
-        if self.rounded is not None and self.rounded.dtype == dtype:
-            return self.rounded
-        return self.weight.detach().to(dtype)
+        """The weight in a lower precision."""
+        if self.rounded is None or self.rounded.dtype != dtype or torch.compiler.is_compiling():
+            return rounded(self.weight, dtype)
+        return self.rounded
 
     def layer(self, dtype: torch.dtype) -> Layer:
         """What a kernel has to know of it."""
         return Layer(self.weight, self.bias, self.rounded_to(dtype))
+
+
+def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A parameter in a lower precision; gradients come back through this, unless kernels give them themselves."""
+    return (weight.detach() if usable(weight, dtype) else weight).to(dtype)
 
 
 def is_lower(x: Tensor, weight: Tensor) -> bool:
@@ -83,7 +88,7 @@ def make_norm(config: ModelConfig, width: int = 0, eps: float = 0.0) -> nn.Modul
 
 
 class LayerNorm(nn.LayerNorm):
-    """torch's LayerNorm, computed in the gain's precision where the input's is lower.
+    """torch's LayerNorm; of an input in a lower precision in float32 by the kernel, by torch with a gain rounded to it.
 
         y = w · (x − mean(x))/√(mean((x − mean(x))²) + ε) + b
 
@@ -95,7 +100,9 @@ class LayerNorm(nn.LayerNorm):
             return normed(x, self.kernel())
         if not is_lower(x, self.weight):
             return super().forward(x)
-        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+        bias: Tensor | None = self.bias
+        bias = bias.to(x.dtype) if bias is not None else None
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps)
 
     def kernel(self) -> Norm:
         """What a kernel has to know of it."""
@@ -103,7 +110,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch's RMSNorm, computed in the gain's precision where the input's is lower, as under autocast.
+    """torch's RMSNorm; under autocast in the gain's precision, else as LayerNorm's where the input's is lower.
 
         y = w · x/√(mean(x²) + ε)
 
@@ -115,6 +122,8 @@ class RMSNorm(nn.RMSNorm):
             return normed(x, self.kernel())
         if not self.elementwise_affine or self.weight.dtype == x.dtype:
             return super().forward(x)
+        if is_lower(x, self.weight):
+            return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
     def kernel(self) -> Norm:

@@ -64,7 +64,7 @@ def total_norm(tensors: Iterable[Tensor]) -> Tensor:
         parts[sharding, tensor.device].append(_real(local(tensor).detach()))
     squares = []
     for (sharding, _), together in parts.items():
-        square = _square(_norms(together))
+        square = _square(_norms_on_cuda(together) if together[0].is_cuda else _norms(together))
         if not square.isfinite():  # a square of float32 may be over its range where the norm is not
             pieces = (piece for x in together for piece in torch.split(x.reshape(-1), _PIECE))
             square = _square([torch.linalg.vector_norm(piece, dtype=torch.float64).view(1) for piece in pieces])
@@ -102,6 +102,17 @@ def _norms(tensors: list[Tensor]) -> list[Tensor]:
         if left:
             norms.append(torch.linalg.vector_norm(flat[-left:], dim=0, keepdim=True, dtype=wide))
     return norms
+
+
+def _norms_on_cuda(tensors: list[Tensor]) -> list[Tensor]:
+    """Norms, [n] each, by torch's kernels for many tensors at once, whose sums in float32 are short enough."""
+    alike: dict[torch.dtype, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        alike[tensor.dtype].append(tensor)
+    return [
+        torch.stack(torch._foreach_norm(together, dtype=torch.promote_types(dtype, torch.float32)))
+        for dtype, together in alike.items()
+    ]
 
 
 def _sum_over_shards(square: Tensor, mesh: Any, placements: tuple[Any, ...]) -> None:

@@ -117,11 +117,10 @@ def _gradients_stay_local(objective: nn.Module, *, unless: bool) -> Iterator[Non
 
 
 def _seed_draws(device: torch.device, seed: int) -> None:
-    """Seed what dropout draws from; on a processor its generator alone, for to look for others costs a millisecond."""
-    if device.type == "cpu":
-        torch.default_generator.manual_seed(seed)
-    else:
-        torch.manual_seed(seed)
+    """Seed what dropout draws from: these generators alone, for to look for others costs a millisecond."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _mix(*numbers: int) -> int:
