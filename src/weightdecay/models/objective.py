@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from weightdecay.kernels.library import usable
 from weightdecay.kernels.loss import head_loss
 from weightdecay.models.decoder import GPT
-from weightdecay.models.layers import is_lower
 
 
 class Losses(NamedTuple):
@@ -63,9 +62,10 @@ class Objective(nn.Module):
             )  # fmt: skip
 
         logits_BTV = self.model.logits(x_BTD)
-        if is_lower(logits_BTV, head.weight):
-            logits_BTV = logits_BTV.to(head.weight.dtype)
-        cross_entropy = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
+        # On a GPU logits of a low precision are widened as they are read: they need not lie there in float32.
+        wide = torch.promote_types(logits_BTV.dtype, head.weight.dtype)
+        log_probabilities = F.log_softmax(logits_BTV.flatten(0, 1), dim=-1, dtype=wide)
+        cross_entropy = F.nll_loss(log_probabilities, targets_BT.flatten())
         auxiliary = torch.zeros((), device=cross_entropy.device)
         if z_loss:
             auxiliary = auxiliary + z_loss * logits_BTV.float().logsumexp(dim=-1).square().mean()
