@@ -81,19 +81,24 @@ def take_step(
             if losses.load is not None:
                 load = losses.load if load is None else load + losses.load
 
-    mean_loss = ranks.total(float(total))[0] / ranks.world_size
     try:
         # Ranks have the same gradient here, so the same norm, and all decide alike.
         clipped = clipped_step(optimizer, grad_clip if grad_clip > 0 else None, on_nonfinite=on_nonfinite)
     except NonfiniteGradientError as error:
         raise TrainingError(
-            f"step {seed[1] + 1}: the gradient is not finite (loss {mean_loss:g}); the update was not made. Lower "
-            "--lr, lengthen the warm-up, or leave such steps out (--set run.on_nonfinite=skip); --resume auto goes on"
-            " from the last checkpoint"
+            f"step {seed[1] + 1}: the gradient is not finite (loss {_mean(total, ranks):g}); the update was not made. "
+            "Lower --lr, lengthen the warm-up, or leave such steps out (--set run.on_nonfinite=skip); --resume auto "
+            "goes on from the last checkpoint"
         ) from error
     optimizer.zero_grad(set_to_none=True)
     total_load = ranks.sum_of(load) if load is not None else None
-    return StepResult(mean_loss, clipped.grad_norm, clipped.skipped, total_load)
+    # To read the loss waits for the device, which then has the update to go on with.
+    return StepResult(_mean(total, ranks), clipped.grad_norm, clipped.skipped, total_load)
+
+
+def _mean(total: Tensor, ranks: Ranks) -> float:
+    """A sum's mean over the ranks."""
+    return ranks.total(float(total))[0] / ranks.world_size
 
 
 def evaluate(
