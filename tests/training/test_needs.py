@@ -41,7 +41,7 @@ def test_a_dry_run_says_memory_disk_and_time(weightdecay: Command, small_text: P
     done = weightdecay("train", "gpt3:nano", "--data", small_text, "--steps", "5", "--dry-run", "--json", *SMALL)
     needed = json.loads(done.stdout)["needs"]
     assert needed["memory_bytes"]["total"] > needed["memory_bytes"]["weights"]
-    assert needed["run_s"] == pytest.approx(5 * needed["step_s"])
+    assert 5 * needed["step_s"] < needed["run_s"] < 100 * needed["step_s"]  # its evaluation is of more tokens
     out = ("--out", tmp_path / "run")
     told = weightdecay("train", "gpt3:nano", "--data", small_text, "--steps", "3000", "--dry-run", *SMALL, *out).stdout
     assert "memory: " in told

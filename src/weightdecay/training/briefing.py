@@ -21,6 +21,7 @@ from weightdecay.laws import (
 )
 from weightdecay.planning.render import PlanTable
 from weightdecay.training.needs import Needs
+from weightdecay.training.pace import run_seconds
 from weightdecay.training.progress import duration
 from weightdecay.training.setup import Setup
 
@@ -32,13 +33,16 @@ def briefing(setup: Setup, needs: Needs, step_s: float | None = None) -> Group:
     """The plan, the corpus, the model, the decay in words, and what the run needs.
 
     Args:
-        step_s: seconds of a step, where one was timed.
+        step_s: seconds of a step of the full batch, where one was timed; a real run times its own first ones, see
+            `pace`.
     """
     lines = [line for of in (_plan_and_corpus, _model, _decay) for line in of(setup)]
     lines += needs.lines()
     if step_s is not None:
-        steps = setup.config.run.steps
-        lines.append(f"time: {duration(step_s * steps)} here, {step_s:.3g} s for each of {steps:,} steps, as timed now")
+        steps, whole = setup.config.run.steps, duration(_run_seconds(setup, step_s))
+        lines.append(
+            f"time: about {whole} here, {step_s:.2g} s for each of {steps:,} steps (as timed now), evaluations included"
+        )
     lines += _directory(setup)
     return Group(PlanTable(setup.plan), *(Text(printable(line)) for line in lines))
 
@@ -65,9 +69,13 @@ def document(setup: Setup, needs: Needs, step_s: float | None = None) -> dict[st
             "disk_bytes": needs.disk,
             "free_bytes": needs.free,
             "step_s": step_s,
-            "run_s": None if step_s is None else step_s * config.run.steps,
+            "run_s": None if step_s is None else _run_seconds(setup, step_s),
         },
     }
+
+
+def _run_seconds(setup: Setup, step_s: float) -> float:
+    return run_seconds(setup, step_s / setup.config.run.batch_tokens)
 
 
 def _plan_and_corpus(setup: Setup) -> Iterator[str]:

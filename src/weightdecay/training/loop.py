@@ -20,6 +20,7 @@ from weightdecay.training.checkpointing import Position
 from weightdecay.training.distributed import Ranks
 from weightdecay.training.metrics import evaluation_row, step_row, summary
 from weightdecay.training.monitored import Watched
+from weightdecay.training.pace import Pace
 from weightdecay.training.progress import Reporter, duration
 from weightdecay.training.setup import Setup
 from weightdecay.training.signals import StopRequest
@@ -38,6 +39,10 @@ class TrainingLoop:
     position: Position = field(default_factory=Position)
     tracker: Tracker | None = None
     watched: Watched | None = None
+    pace: Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pace = Pace(self.setup, self.position.done)
 
     def run_to_end(self, stop: StopRequest) -> None:
         """Steps until the last one; rank 0 writes the metrics and the summary."""
@@ -72,6 +77,8 @@ class TrainingLoop:
         position.done += 1
         position.elapsed_s += step_s
         last = position.done == settings.steps
+        if line := self.pace.after_step(step_s):
+            self.reporter.note(line)
 
         if metrics and (last or position.done % settings.log_every == 0):
             row = step_row(self.setup, self.built.optimizer, position, result, step_s)

@@ -1,7 +1,7 @@
 """What a run needs before it may begin: memory, room on the disk, and time.
 
 disk = (weights + optimizer state) · (checkpoints that are kept + the one that is written)
-time = steps · (passes of a step · time of a pass + time of an update)
+time of a step = passes of a step · time of a pass + time of an update; of a run, see `pace`
 """
 
 from __future__ import annotations
