@@ -122,7 +122,7 @@ def test_json_faults_are_a_document_too(weightdecay: Command) -> None:
     assert done.returncode == 2
     assert json.loads(done.stdout)["faults"] == [
         "optimizer.lr = '-1': must be a number of at least 0",
-        "run.seed = 'x': must be a whole number of at least 0",
+        "run.seed = 'x': must be a whole number from 0 to below 2^64",
     ]
 
 

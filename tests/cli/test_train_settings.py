@@ -117,7 +117,7 @@ def test_every_fault_of_a_file_and_of_the_command_line_is_told_at_once(tmp_path:
         f"{path}: unknown key 'optimizer.beta3': did you mean",
         f"{path}: unknown key 'modle.x'",
         f"{path}: optimizer.lr_multipliers[0].factor = -1: must be a number of at least 0",
-        "run.seed = '-1': must be a whole number of at least 0",
+        "run.seed = '-1': must be a whole number from 0 to below 2^64",
         "run.keep = 'none': must be a whole number of at least 1",
         "--set nonsense: must be KEY=VALUE",
         "--resume maybe",

@@ -14,7 +14,7 @@ from tests.cli.conftest import Answer
 from tests.commands import COMMANDS
 from weightdecay.cli.data import Prepare
 from weightdecay.cli.flags import Argument, setting_flags
-from weightdecay.declared.fields import Declared, alternatives, choices, hints
+from weightdecay.declared.fields import Declared, alternatives, choices, hints, metadata
 from weightdecay.recipes.schema import recipe
 from weightdecay.recipes.settings import TrainConfig
 from weightdecay.runs import Run
@@ -45,7 +45,7 @@ def cases() -> Iterator[tuple[str, str, str]]:
     """Each command's flags, with each value that is wrong for it."""
     for command, kind in KINDS.items():
         for item in dataclasses.fields(kind):
-            said = _metadata(hints(kind)[item.name])
+            said = metadata(hints(kind)[item.name])
             metavar = next((each.metavar for each in said if getattr(each, "metavar", None)), "")
             if metavar.startswith("{"):
                 metavar = "WHICH"
@@ -57,10 +57,6 @@ def cases() -> Iterator[tuple[str, str, str]]:
 def _takes_a_fraction(command: str, flag: str) -> bool:
     """A run's tokens are written like 2.5e9 and read as a number."""
     return command == "train" and flag in SETTINGS and float in alternatives(SETTINGS[flag].hint)
-
-
-def _metadata(hint: Any) -> tuple[Any, ...]:
-    return (*_metadata(typing.get_args(hint)[0]), *typing.get_args(hint)[1:]) if hasattr(hint, "__metadata__") else ()
 
 
 CASES = list(cases())

@@ -219,6 +219,19 @@ def test_a_signal_during_an_evaluation_or_a_save_is_heeded_after_it(
         assert (again.checkpoints / last).read_bytes() == (whole.checkpoints / last).read_bytes()
 
 
+@pytest.mark.parametrize("seed", [2**63, 2**64 - 1])
+def test_a_seed_is_whatever_torch_takes(seed: int, small_text: Path, tmp_path: Path) -> None:
+    """Written, read back, and gone on with; one more is a fault in words, however it is given."""
+    torch.Generator().manual_seed(seed)
+    run = run_of(config(small_text, tmp_path / "run", run__seed=str(seed), run__steps=4))
+    assert run.config().run.seed == seed
+    longer = config(small_text, tmp_path / "run", run__seed=seed, run__steps=5)
+    assert train(longer, on_change="override", reporter=SilentReporter()).summary()["steps"] == 5  # type: ignore[index]
+    for more in (2**64, str(2**64), -1):
+        with pytest.raises(ConfigError, match=r"must be a whole number from 0 to below 2\^64"):
+            config(small_text, tmp_path, run__seed=more)
+
+
 def test_choices_that_are_none_are_refused_before_anything_is_made(small_text: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         train(config(small_text, tmp_path / "run"), resume="maybe", on_change="kepp", reporter=SilentReporter())

@@ -21,6 +21,7 @@ from weightdecay.cli.data import Data
 from weightdecay.cli.diagnose import Diagnose
 from weightdecay.cli.eval import Eval
 from weightdecay.cli.export import Export
+from weightdecay.cli.flags import with_homes
 from weightdecay.cli.forensics import Forensics
 from weightdecay.cli.other_names import names_here
 from weightdecay.cli.output import note, print_error_document, print_json, report_error
@@ -158,6 +159,7 @@ def _run(arguments: list[str]) -> int | Watched:
             print_json({"help": shown.getvalue()})
         return leaving.code if isinstance(leaving.code, int) else 0
 
+    command = with_homes(command)
     answer: int | Watched = (replace(command, program=program) if program else command).run()
     return answer
 

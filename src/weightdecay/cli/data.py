@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from weightdecay.cli.flags import Argument, Choice, Folder, Name, Sources, Switch, Text, raise_together
+from weightdecay.cli.flags import Argument, Choice, Folder, Name, NameOrFile, Sources, Switch, Text, raise_together
 from weightdecay.cli.output import console, note, print_json
 from weightdecay.cli.status_line import status_line
 from weightdecay.errors import did_you_mean, printable
@@ -25,7 +25,7 @@ class Prepare:
     hf:NAME. Of .json, .csv and .tsv that are named themselves each row is a document."""
     out: Folder = ""
     """A new directory. (required)"""
-    tokenizer: Name = "bpe:4096"
+    tokenizer: NameOrFile = "bpe:4096"
     """byte, bpe:N, tiktoken:NAME, or a tokenizer.json."""
     text_key: Name = "text"
     """The field that holds the text, in JSON lines and tables; a.b looks into objects."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass, fields, is_dataclass, make_dataclass, replace
 from typing import Annotated, Any, TypeVar
 
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from weightdecay.declared import values
-from weightdecay.declared.fields import Declared, alternatives, choices, hints, leaves, words
+from weightdecay.declared.fields import Declared, alternatives, choices, hints, leaves, metadata, words
 from weightdecay.errors import ConfigError
 
 T = TypeVar("T")
@@ -24,19 +24,25 @@ def _text(metavar: str, help: str | None = None) -> Any:
     )
 
 
+# Of a flag that is a path, or a name that a file may stand for.
+A_PATH = "a path"
+
 Argument = Positional[T]
 Text = Annotated[str, _text("TEXT")]
 Name = Annotated[str, _text("NAME")]
 Choice = Annotated[str, _text("WHICH")]
 Number = Annotated[str, _text("X")]
 Count = Annotated[str, _text("N")]
-Folder = Annotated[str, _text("DIR")]
-File = Annotated[str, _text("FILE")]
-Run = Annotated[str, _text("RUN")]
-Recipe = Annotated[str, _text("[RECIPE[:SIZE]]")]
-Sources = Annotated[tuple[str, ...], _text("[SRC …]")]
+Folder = Annotated[str, _text("DIR"), A_PATH]
+File = Annotated[str, _text("FILE"), A_PATH]
+NameOrFile = Annotated[str, _text("NAME"), A_PATH]
+Model = Annotated[str, _text("TEXT"), A_PATH]
+Run = Annotated[str, _text("RUN"), A_PATH]
+Recipe = Annotated[str, _text("[RECIPE[:SIZE]]"), A_PATH]
+WordsOrFiles = Annotated[tuple[str, ...], _text("WORD"), A_PATH]
+Sources = Annotated[tuple[str, ...], _text("[SRC …]"), A_PATH]
 Words = Annotated[tuple[str, ...], _text("WORD")]
-Paths = Annotated[tuple[str, ...], _text("PATH")]
+Paths = Annotated[tuple[str, ...], _text("PATH"), A_PATH]
 Switch = FlagCreatePairsOff[Annotated[bool, arg(help_behavior_hint="")]]
 Settings = UseAppendAction[Annotated[tuple[str, ...], arg(name="set", metavar="KEY=VALUE")]]
 
@@ -99,6 +105,19 @@ _Empty: type = dataclass(frozen=True)(type("Empty", (), {"x": 0, "__annotations_
 _DATACLASS_MAKES = frozenset(vars(_Empty)) - {"__doc__"}
 
 
+def with_homes(command: Any) -> Any:
+    """A command with `~` in its paths as a shell reads it where nobody quotes it; settings do that for themselves."""
+    kind: Any = type(command)
+    changed: dict[str, Any] = {}
+    for name, hint in hints(kind).items():
+        value = getattr(command, name)
+        if is_dataclass(value):  # of a command in two words
+            changed[name] = with_homes(value)
+        elif A_PATH in metadata(hint):
+            changed[name] = values.with_home(value) if isinstance(value, str) else tuple(map(values.with_home, value))
+    return replace(command, **changed)
+
+
 def key_value_pairs(settings: tuple[str, ...], faults: list[str]) -> dict[str, str]:
     """`--set section.key=value`, each, of one key the last; a fault for each that has no `=`."""
     pairs: dict[str, str] = {}
@@ -111,14 +130,16 @@ def key_value_pairs(settings: tuple[str, ...], faults: list[str]) -> dict[str, s
     return pairs
 
 
-def whole_number(flag: str, text: str, faults: list[str], *, least: int = 0) -> int:
+def whole_number(
+    flag: str, text: str, faults: list[str], *, least: int = 0, read: Callable[[str], int] = values.whole_number
+) -> int:
     """A flag's text, `1k` too, as a whole number of at least `least`; or a fault."""
     try:
-        number = values.whole_number(text)
+        number = read(text)
     except ValueError:
         number = least - 1
     if number < least:
-        faults.append(f"{flag} {text}: must be a whole number of at least {least}")
+        faults.append(f"{flag} {text}: must be a whole number of at least {least}, of 64 bits")
         return least
     return number
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from weightdecay.cli.flags import Argument, File, Name, Number, Paths, Switch, Text, raise_together
+from weightdecay.cli.flags import Argument, File, Model, Name, Number, Paths, Switch, raise_together
 from weightdecay.cli.output import console, print_json
 
 if TYPE_CHECKING:
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 class Forensics:
     """What a finished checkpoint says about the decay it had, with its uncertainty, or why it cannot be told."""
 
-    checkpoint: Argument[Text]
+    checkpoint: Argument[Model]
     """A Hugging Face directory, a run directory or one of its checkpoints, a .safetensors file, or a file that
     torch.save wrote."""
-    against: Text = ""
+    against: Model = ""
     """The same model before the training, in any of these forms: then Σηλ is told to within rounding."""
     init_std: Name = ""
     """Standard deviation of the embedding's numbers at the start, X or LOW..HIGH; by default the configuration's."""

@@ -7,7 +7,7 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from weightdecay.cli.flags import Argument, Choice, Name, Number, Switch, Text, Words, raise_together
+from weightdecay.cli.flags import Argument, Choice, Model, Name, NameOrFile, Number, Switch, Words, raise_together
 from weightdecay.cli.output import console, note, print_document, print_json
 from weightdecay.errors import CheckFailedError, ConfigError, RecipeError, WeightDecayError, did_you_mean
 
@@ -26,23 +26,23 @@ _DEFAULT_WEIGHT_DECAY = 0.1
 class Plan:
     """Which tensors decay and why: every one of them, with the evidence."""
 
-    model: Argument[Text]
+    model: Argument[Model]
     """A recipe (gpt2:124m), a run directory, an exported or Hugging Face directory, its config.json, hf:ORG/NAME, a
     .safetensors file, or python:package.module:factory."""
-    policy: Name = ""
+    policy: NameOrFile = ""
     """Which tensors decay: a policy's name or a TOML file; by default the recipe's, else `default`."""
     weight_decay: Number = ""
     """λ; by default the recipe's, else 0.1."""
     override: Words = ()
     """PATTERN=MULTIPLIER, one or more, for the tensors in whose name the regular expression is found; the first
     decides."""
-    against: Name = ""
+    against: NameOrFile = ""
     """Another policy's name, or a lock: who differs on what, and why it matters."""
     why: Name = ""
     """One tensor's story."""
-    lock: Name = ""
+    lock: NameOrFile = ""
     """Write the plan to this file, for a repository to commit; an incomplete one is refused, exit 3."""
-    check: Name = ""
+    check: NameOrFile = ""
     """Compare with that file; exit 3 if a tensor, role or multiplier changed."""
     unknown: Choice = "error"
     """error or exempt: what to do with a tensor whose job nothing tells."""

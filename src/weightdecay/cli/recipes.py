@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from weightdecay.cli.flags import Argument, Switch, Words, raise_together
+from weightdecay.cli.flags import Argument, Switch, WordsOrFiles, raise_together
 from weightdecay.cli.output import console, print_json
 from weightdecay.errors import ConfigError
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 class Recipes:
     """The published systems with sources and status: `recipes`, `recipes show NAME` or `recipes diff A B`."""
 
-    words: Argument[Words] = ()
+    words: Argument[WordsOrFiles] = ()
     """Nothing for the table of all; show SYSTEM[:SIZE]; or diff A B. A name may be a file, FILE.toml[:SIZE]."""
     json: Switch = False
     """One JSON document on stdout."""

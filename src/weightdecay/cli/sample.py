@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightdecay.cli.flags import Argument, Choice, Count, File, Number, Run, Switch, Text, raise_together, whole_number
 from weightdecay.cli.output import note, print_json
+from weightdecay.declared import values
 from weightdecay.errors import ConfigError, printable
 
 if TYPE_CHECKING:
@@ -48,10 +49,9 @@ class Sample:
 
     def run(self) -> int:
         faults: list[str] = []
-        max_tokens, top_k, seed = (
-            whole_number(flag, text, faults)
-            for flag, text in (("--max-tokens", self.max_tokens), ("--top-k", self.top_k), ("--seed", self.seed))
-        )
+        max_tokens = whole_number("--max-tokens", self.max_tokens, faults)
+        top_k = whole_number("--top-k", self.top_k, faults)
+        seed = whole_number("--seed", self.seed, faults, read=values.seed)
         temperature = _number("--temperature", self.temperature, faults, "a number of at least 0", lambda x: x >= 0)
         top_p = _number("--top-p", self.top_p, faults, "a number over 0 and at most 1", lambda x: 0 < x <= 1)
         if self.prompt and self.prompt_file:
@@ -122,7 +122,7 @@ def _talk(trained: Trained, text: str, drawn: dict[str, Any]) -> int:
         text += line
         said = _write(continuation(trained, text, **drawn))
         text += said if said.endswith("\n") else said + "\n"
-        drawn["seed"] += 1  # or the same line would always be answered alike
+        drawn["seed"] = (drawn["seed"] + 1) % 2**64  # or the same line would always be answered alike
 
 
 def _write(pieces: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from weightdecay.cli.flags import (
     Argument,
     Count,
     Name,
+    NameOrFile,
     Number,
     Run,
     Settings,
@@ -43,7 +44,7 @@ class Verify:
     """Peak learning rate that a resume would be given."""
     weight_decay: Number = ""
     """λ that a resume would be given."""
-    policy: Name = ""
+    policy: NameOrFile = ""
     """Policy that a resume would be given."""
     rule: Name = ""
     """Rule that a resume would be given."""

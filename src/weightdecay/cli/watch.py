@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from tyro.conf import Fixed, Suppress, UseAppendAction, arg
 
-from weightdecay.cli.flags import Choice, Count, Name, Number, Switch, raise_together, whole_number
+from weightdecay.cli.flags import A_PATH, Choice, Count, NameOrFile, Number, Switch, raise_together, whole_number
 from weightdecay.errors import ConfigError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _AT_STEP = 2
 _FAIL_ON = ("error", "warning")
 _WRITES = (".json", ".md", ".html")
 
-Several = UseAppendAction[Annotated[tuple[str, ...], arg(metavar="WORD")]]
+Several = UseAppendAction[Annotated[tuple[str, ...], arg(metavar="WORD"), A_PATH]]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Watch:
     """Audit each model just before this step of its optimizer; 2 by default."""
     stop_after: Count = ""
     """End the program after this step, with exit 0."""
-    policy: Name = ""
+    policy: NameOrFile = ""
     """Which tensors were meant to decay: a policy's name or a TOML file; by default `default`, as an opinion."""
     weight_decay: Number = ""
     """λ that was meant; by default what stands in the groups."""
@@ -47,9 +47,9 @@ class Watch:
     """CODE=PATTERN of names, or a file that --out wrote: findings to live with. May be given several times."""
     fail_on: Choice = ""
     """error or warning: exit 3 where there is one, or nothing was audited, if the program itself ended with 0."""
-    lock: Name = ""
+    lock: NameOrFile = ""
     """Write the model's plan to this file, as `weightdecay plan` does."""
-    check: Name = ""
+    check: NameOrFile = ""
     """Compare the plan with that file; exit 3 if a tensor, role or multiplier changed."""
     out: Several = ()
     """Write the findings to this file: .json, .md or .html. May be given several times."""

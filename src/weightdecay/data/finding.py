@@ -13,6 +13,7 @@ from weightdecay.data.opening import COMPRESSED_SUFFIXES
 from weightdecay.data.reading import HowToRead, Separated, Source, TextFile
 from weightdecay.data.rows import Delimited, HubDataset, Json, JsonLines, Parquet
 from weightdecay.data.stdin import STDIN, stdin_file
+from weightdecay.declared.values import with_home
 from weightdecay.errors import DataError
 from weightdecay.storage import is_directory, is_file
 
@@ -119,23 +120,12 @@ def find_sources(asked: Sequence[str], how: HowToRead) -> Found:
             _add(found, "stdin", _source_of(path, "stdin", how, kind), STDIN, how)
         elif not each:  # an unset variable of a shell; as a path it would be the current folder
             found.faults.append("'': an empty path")
-        elif is_directory(_expanded(each)):
-            _add_folder(found, _expanded(each), how)
+        elif is_directory(path := Path(with_home(each))):
+            _add_folder(found, path, how)
         else:
             _add_files(found, each, how)
     found.raise_if_unreadable()
     return found
-
-
-def _expanded(asked: str) -> Path:
-    """`~` as a shell would have read it, which it does not within quotes."""
-    path = Path(asked)
-    if not asked.startswith("~") or is_file(path) or is_directory(path):
-        return path
-    try:
-        return path.expanduser()
-    except RuntimeError:  # nobody's home is known
-        return path
 
 
 def _add(found: Found, name: str, source: Source, identity: str, how: HowToRead) -> None:
@@ -156,7 +146,7 @@ def _add_folder(found: Found, root: Path, how: HowToRead) -> None:
 
 def _add_files(found: Found, asked: str, how: HowToRead) -> None:
     """A file, or a glob's; the name within the corpus does not tell where the corpus lies."""
-    path = _expanded(asked)
+    path = Path(with_home(asked))
     if is_file(path):
         _add(found, path.name, _source_of(path, path.name, how), os.path.realpath(path), how)
     elif not glob.has_magic(asked):

@@ -78,9 +78,12 @@ class Flag:
 
 Number = Annotated[float, Read(values.number)]
 Count = Annotated[int, Read(values.whole_number)]
+Seed = Annotated[int, Read(values.seed), Interval(ge=0, lt=2**64)]
 Switch = Annotated[bool, Read(values.switch)]
 Text = Annotated[str, Read(values.text)]
+Path = Annotated[str, Read(values.path)]
 Texts = Annotated[tuple[Text, ...], Read(values.texts)]
+Paths = Annotated[tuple[Path, ...], Read(values.texts)]
 Rows = Annotated[tuple[T, ...], Read(values.rows)]
 # Of a dataclass: a key that is no field is a fault, or, of what newer versions add to, passed over.
 CLOSED: Any = {"extra": "forbid"}
@@ -140,7 +143,7 @@ class Declared:
 
     @property
     def flag(self) -> Flag | None:
-        return next((extra for extra in _metadata(self.hint) if isinstance(extra, Flag)), None)
+        return next((extra for extra in metadata(self.hint) if isinstance(extra, Flag)), None)
 
 
 @cache
@@ -259,7 +262,7 @@ def _expected(hint: Any) -> str:
         return " or ".join(names)
     one = alternatives(hint)[0]
     if one in _TYPES:
-        said = _metadata(hint)
+        said = metadata(hint)
         return " ".join(filter(None, (_TYPES[one], _range(said), "that says something" * (MinLen(1) in said))))
     item = item_of(one)
     if part := dataclass_of(one if item is None else item):
@@ -272,21 +275,27 @@ def _expected(hint: Any) -> str:
 _TYPES = {float: "a number", int: "a whole number", bool: "true or false", str: "UTF-8 text"}
 
 
-def _metadata(hint: Any) -> tuple[Any, ...]:
+def metadata(hint: Any) -> tuple[Any, ...]:
     """What is said about a type beside it, also about one that stands in a union."""
     if typing.get_origin(hint) is Annotated:
-        return (*_metadata(typing.get_args(hint)[0]), *typing.get_args(hint)[1:])
+        return (*metadata(typing.get_args(hint)[0]), *typing.get_args(hint)[1:])
     return ()
 
 
-def _range(metadata: tuple[Any, ...]) -> str:
+def _bound(number: float) -> str:
+    """A number as short as it can be told: 2^64, which six digits would only be near to."""
+    power = number.bit_length() - 1 if isinstance(number, int) else 0
+    return f"2^{power}" if power > 53 and number == 2**power else f"{number:g}"
+
+
+def _range(said: tuple[Any, ...]) -> str:
     """Where a number must lie: `from 0 to below 1`."""
     bounds = {}
-    for said in (bound for extra in metadata for bound in (extra if isinstance(extra, Interval) else [extra])):
-        if isinstance(said, Ge | Gt | Le | Lt):
-            (bounds[type(said)],) = dataclasses.astuple(said)
+    for one in (bound for extra in said for bound in (extra if isinstance(extra, Interval) else [extra])):
+        if isinstance(one, Ge | Gt | Le | Lt):
+            (bounds[type(one)],) = dataclasses.astuple(one)
     low, above, high, below = (bounds.get(kind) for kind in (Ge, Gt, Le, Lt))
-    upper = f"{high:g}" if high is not None else f"below {below:g}" if below is not None else ""
+    upper = f"{high:g}" if high is not None else f"below {_bound(below)}" if below is not None else ""
     if low is not None:
         return f"from {low:g} to {upper}" if upper else f"of at least {low:g}"
     if above is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -29,11 +30,20 @@ def number(value: Any) -> float:
 
 def whole_number(value: Any) -> int:
     """A number without a fraction, however it is written; of 64 bits, which is what TOML and tensors hold."""
+    return _whole(value, below=2**63)
+
+
+def seed(value: Any) -> int:
+    """A whole number that torch's generators take: of 64 bits without a sign, one more than other numbers have."""
+    return _whole(value, below=2**64)
+
+
+def _whole(value: Any, below: int) -> int:
     if isinstance(value, str):
         value = _number_in(value)
     # A whole number stands as it is: a float would round a large one.
     found = value if isinstance(value, int) and not isinstance(value, bool) else number(value)
-    if found != int(found) or abs(found) >= 2**63:
+    if found != int(found) or abs(found) >= below:
         raise ValueError(value)
     return int(found)
 
@@ -56,7 +66,7 @@ def _number_in(text: str) -> int | float:
         exact = Decimal(match[1].replace("_", "")) * _SIZES[match[2].lower()]
     except ArithmeticError:
         raise ValueError(text) from None
-    return int(exact) if abs(exact) < 2**63 and exact % 1 == 0 else float(exact)
+    return int(exact) if abs(exact) < 2**64 and exact % 1 == 0 else float(exact)
 
 
 def switch(value: Any) -> bool:
@@ -75,6 +85,21 @@ def text(value: Any) -> str:
         raise ValueError(value)
     str(value).encode()
     return str(value)
+
+
+def path(value: Any) -> str:
+    """A path, or a name that stands for one; `~` within quotes as a shell reads it without them."""
+    return with_home(text(value))
+
+
+def with_home(path: str) -> str:
+    """`~/x` with the home that it names; as it is where a file is called so, or nobody's home is known."""
+    if not path.startswith("~") or os.path.lexists(path):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        return path
 
 
 def said(value: Any) -> str:

@@ -21,10 +21,12 @@ from weightdecay.declared.fields import (
     Declared,
     Flag,
     Number,
+    Path,
+    Paths,
     Rows,
+    Seed,
     Switch,
     Text,
-    Texts,
     leaves,
 )
 from weightdecay.declared.reading import Fault, ReadError, attempt
@@ -52,9 +54,9 @@ class DataSettings:
 
     __pydantic_config__ = CLOSED
 
-    sources: Annotated[Texts, Flag("PATH", name="data")] = ()
+    sources: Annotated[Paths, Flag("PATH", name="data")] = ()
     """Files, folders, globs, hf:NAME, or one directory of `data prepare`; none is the standard library's sources."""
-    tokenizer: Annotated[Text, Flag("NAME")] = "bpe:4096"
+    tokenizer: Annotated[Path, Flag("NAME")] = "bpe:4096"
     """byte, bpe:N, tiktoken:NAME, or a tokenizer.json."""
     text_key: Annotated[Text, Flag("NAME")] = "text"
     """The field that holds the text, in JSON lines and tables; a.b looks into objects."""
@@ -90,7 +92,7 @@ class OptimizerSettings:
     """ε, added to the root of the mean square."""
     rule: Annotated[Text, Flag("NAME")] = "decoupled"
     """What λ means in one step: decoupled, independent, fixed, l2, lr_squared, corrected, cautious …"""
-    policy: Annotated[Text, Flag("NAME")] = "default"
+    policy: Annotated[Path, Flag("NAME")] = "default"
     """Which tensors decay: default, all, none, matrices, no-embeddings, olmo2, qwen3-next, another framework's
     (nanogpt, timm …), or a TOML file; see `weightdecay plan`."""
     grad_clip: AtLeast0 = 0.0
@@ -225,9 +227,9 @@ class RunSettings(Consistent):
     """At a gradient that is not finite: stop before the update, or skip the step and count."""
     compile: Annotated[Switch, Flag()] = False
     """torch.compile each block."""
-    seed: Annotated[Count, Ge(0), Flag("N")] = 0
+    seed: Annotated[Seed, Flag("N")] = 0
     """Decides weights, data order and dropout."""
-    out: Annotated[Text, Flag("DIR")] = ""
+    out: Annotated[Path, Flag("DIR")] = ""
     """Run directory; by default a new one under runs/."""
     log_every: Annotated[Count, Ge(0)] = 0
     """In steps; 0 lets the trainer choose."""
@@ -245,7 +247,7 @@ class RunSettings(Consistent):
     """In steps, of which each looks at as many tensors as monitor_bytes holds."""
     monitor_bytes: Annotated[Count, Ge(0)] = 0
     """Bytes of weights that the monitor holds from before a step to after it; 0 is an eighth of them, 4 to 64 MiB."""
-    init_from: Annotated[Text, Flag("DIR")] = ""
+    init_from: Annotated[Path, Flag("DIR")] = ""
     """A run, a checkpoint or a Hugging Face directory whose weights to start from."""
     nproc: Annotated[Count, Ge(1), Flag("N")] = 1
     """Processes on this machine."""
