@@ -15,13 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from weightdecay.kernels.library import call, sums_over_rows
+from weightdecay.kernels import causal
+from weightdecay.kernels.library import call, has_tiles, sums_over_rows
+from weightdecay.kernels.norms import column_sums
+from weightdecay.kernels.scores import Heads, Scores
 
 # Queries in a block: more of them compute more that is masked, fewer make products too small.
 BLOCK = 256
@@ -32,34 +35,6 @@ _SCORES = 1 << 21
 # Up to so many times a head's width, a sequence's attention weights are kept for the backward pass rather than formed
 # anew: they are then no more than what a block keeps besides.
 _KEPT = 16
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How products of queries and keys become logits, see `models.attention.causal_attention`."""
-
-    scale: float
-    softcap: float = 0.0
-    window: int = 0
-    slopes: tuple[float, ...] = ()
-
-
-class Heads(NamedTuple):
-    """How a row of projections is made of heads.
-
-    Attributes:
-        queries, keys: how many of each; there are as many of values as of keys.
-        cosines, sines: of the angles by which the first R features of queries and keys turn, [T, R]; or none.
-    """
-
-    queries: int
-    keys: int
-    cosines: Tensor | None
-    sines: Tensor | None
-
-    def turns(self) -> tuple[Tensor | None, Tensor | None, int]:
-        """The angles, and how many features turn."""
-        return self.cosines, self.sines, self.cosines.shape[1] if self.cosines is not None else 0
 
 
 @dataclass(frozen=True)
@@ -113,7 +88,7 @@ class _SplitHeads(torch.autograd.Function):
         ctx: Any, qkv_BTX: Tensor, heads: int, kv_heads: int, cos_TR: Tensor | None, sin_TR: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.heads = Heads(heads, kv_heads, cos_TR, sin_TR)
-        return apart(qkv_BTX.contiguous(), None, ctx.heads)
+        return apart(qkv_BTX.contiguous(), ctx.heads)
 
     @staticmethod
     @once_differentiable
@@ -122,12 +97,12 @@ class _SplitHeads(torch.autograd.Function):
         return dqkv_BTX, None, None, None, None
 
 
-def apart(qkv_BTX: Tensor, bias_X: Tensor | None, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
-    """`split_heads` of projections + bias."""
+def apart(qkv_BTX: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
+    """`split_heads` of projections."""
     batch, time, features = qkv_BTX.shape
     width = features // (heads.queries + 2 * heads.keys)
     q, k, v = (qkv_BTX.new_empty(batch, heads.queries, time, width) for _ in range(3))
-    call("split_heads", qkv_BTX, bias_X, *heads.turns(), q, k, v, batch, time, heads.queries, heads.keys, width)
+    call("split_heads", qkv_BTX, *heads.turns(), q, k, v, batch, time, heads.queries, heads.keys, width)
     return q, k, v
 
 
@@ -165,8 +140,50 @@ class _Attention(torch.autograd.Function):
         return *backward(dy_BTX.contiguous(), q, k, v, kept, ctx.scores), None
 
 
+def attended(qkv_BTX: Tensor, heads: Heads, scores: Scores, *, keeps: bool) -> tuple[Tensor, list[Tensor | None]]:
+    """The heads' outputs side by side, [B, T, H·E], of projections, and what `attended_backward` wants.
+
+    The projections' memory may be taken.
+    """
+    if not has_tiles():
+        q, k, v = apart(qkv_BTX, heads)
+        y_BTX, kept = forward(q, k, v, scores, keeps=keeps)
+        return y_BTX, [q, k, v, *kept]
+    _turn(qkv_BTX, heads, back=False)
+    y_BTX, logsums_BHT = causal.forward(*heads.of(qkv_BTX), scores)
+    return y_BTX, [qkv_BTX, logsums_BHT]
+
+
+def attended_backward(
+    dy_BTX: Tensor, kept: Sequence[Any], heads: Heads, scores: Scores, *, bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of the projections and, where it is wanted, of the bias."""
+    if not has_tiles():
+        return together(*backward(dy_BTX, kept[0], kept[1], kept[2], kept[3:], scores), heads, bias=bias)
+    qkv_BTX, logsums_BHT = kept
+    dqkv_BTX = torch.empty_like(qkv_BTX)
+    causal.backward(dy_BTX, heads.of(qkv_BTX), logsums_BHT, scores, heads.of(dqkv_BTX))
+    _turn(dqkv_BTX, heads, back=True)
+    return dqkv_BTX, column_sums(dqkv_BTX) if bias else None
+
+
+def _turn(qkv_BTX: Tensor, heads: Heads, *, back: bool) -> None:
+    """Queries and keys turned by their positions' angles, in place."""
+    cosines, sines, turning = heads.turns()
+    if not turning:
+        return
+    (batch, time, features), each = qkv_BTX.shape, heads.queries + 2 * heads.keys
+    turned = heads.queries + heads.keys
+    call(
+        "turn_heads", qkv_BTX, cosines, sines, turning, back, batch * time, time, turned, each, features // each,
+    )  # fmt: skip
+
+
 def forward(q: Tensor, k: Tensor, v: Tensor, scores: Scores, *, keeps: bool) -> tuple[Tensor, list[Tensor | None]]:
     """The heads' outputs side by side, [B, T, H·E], and what `backward` wants of the way there."""
+    if has_tiles():
+        y_BTX, logsums_BHT = causal.forward(q, k, v, scores)
+        return y_BTX, [logsums_BHT]
     batch, heads, time, width = v.shape
     y_BTX = q.new_empty(batch, time, heads * width)
     logsums_BHT = torch.empty(batch, heads, time)
@@ -185,9 +202,13 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scores: Scores, *, keeps: bool) -> 
 
 
 def backward(
-    dy_BTX: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Sequence[Tensor | None], scores: Scores
+    dy_BTX: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Sequence[Any], scores: Scores
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of queries, keys and values."""
+    if has_tiles():
+        gradients = (torch.empty_like(q), torch.empty_like(k), torch.empty_like(v))
+        causal.backward(dy_BTX, (q, k, v), kept[0], scores, gradients)
+        return gradients
     logsums_BHT, slopes_H, *weights_of = kept
     batch, heads, time, width = v.shape
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))

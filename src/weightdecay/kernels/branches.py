@@ -18,10 +18,9 @@ from torch.autograd.function import once_differentiable
 
 from weightdecay.kernels import activations, attention, norms
 from weightdecay.kernels.activations import GATED
-from weightdecay.kernels.attention import Heads, Scores
-from weightdecay.kernels.library import call
 from weightdecay.kernels.norms import Norm
-from weightdecay.kernels.products import weight_gradient
+from weightdecay.kernels.products import input_gradient, multiplied, weight_gradient
+from weightdecay.kernels.scores import Heads, Scores
 
 
 class Layer(NamedTuple):
@@ -64,30 +63,28 @@ class _AttentionBranch(torch.autograd.Function):
         x_BTD = x_BTD.contiguous()
 
         normed, statistics = norms.forward(x_BTD, Norm(gain, shift, *of_norm))
-        qkv_BTX = torch.mm(_rows(normed), qkv_OI.t()).view(*x_BTD.shape[:2], -1)
-        q, k, v = attention.apart(qkv_BTX, qkv_bias, heads)
+        qkv_BTX = multiplied(_rows(normed), qkv_OI, qkv_bias).view(*x_BTD.shape[:2], -1)
+        inner, kept = attention.attended(qkv_BTX, heads, scores, keeps=keeps)
         del qkv_BTX
-        inner, kept = attention.forward(q, k, v, scores, keeps=keeps)
 
-        ctx.save_for_backward(x_BTD, gain, shift, statistics, normed, qkv_OI, out_OI, q, k, v, inner, *kept)
+        ctx.save_for_backward(x_BTD, gain, shift, statistics, normed, qkv_OI, out_OI, inner, *kept)
         ctx.settings = settings
-        return _added(x_BTD, inner, out_OI, out_bias)
+        return multiplied(_rows(inner), out_OI, out_bias, _rows(x_BTD)).view_as(x_BTD)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_BTD: Tensor) -> tuple[Tensor | None, ...]:
-        x, gain, shift, statistics, normed, qkv_OI, out_OI, q, k, v, inner, *kept = ctx.saved_tensors
+        x, gain, shift, statistics, normed, qkv_OI, out_OI, inner, *kept = ctx.saved_tensors
         of_norm, heads, scores, _ = ctx.settings
         _, _, _, of_qkv, of_qkv_bias, _, of_out, of_out_bias, _, _ = ctx.needs_input_grad
         dy_BTD = dy_BTD.contiguous()
 
         dout = weight_gradient(_rows(dy_BTD), _rows(inner)) if of_out else None
-        dinner = torch.mm(_rows(dy_BTD), out_OI).view_as(inner)
-        dheads = attention.backward(dinner, q, k, v, kept, scores)
-        dqkv_BTX, dqkv_bias = attention.together(*dheads, heads, bias=of_qkv_bias)
-        del dinner, dheads
+        dinner = input_gradient(_rows(dy_BTD), out_OI).view_as(inner)
+        dqkv_BTX, dqkv_bias = attention.attended_backward(dinner, kept, heads, scores, bias=of_qkv_bias)
+        del dinner
         dqkv = weight_gradient(_rows(dqkv_BTX), _rows(normed)) if of_qkv else None
-        dnormed = torch.mm(_rows(dqkv_BTX), qkv_OI).view_as(x)
+        dnormed = input_gradient(_rows(dqkv_BTX), qkv_OI).view_as(x)
         norm = Norm(gain, shift, *of_norm)
         dx, dgain, dshift, dout_bias = norms.backward(dnormed, dy_BTD, x, norm, statistics, dnormed, sums=of_out_bias)
         return dx, dgain, dshift, dqkv, dqkv_bias, None, dout, dout_bias, None, None
@@ -101,13 +98,13 @@ class _FeedForwardBranch(torch.autograd.Function):
         x_BTD = x_BTD.contiguous()
 
         normed, statistics = norms.forward(x_BTD, Norm(gain, shift, *of_norm))
-        h_NO = torch.mm(_rows(normed), up_OI.t())
+        h_NO = multiplied(_rows(normed), up_OI)
         slopes = h_NO if keeps else None
         inner = activations.forward(h_NO, up_bias, kind, slopes)
 
         ctx.save_for_backward(x_BTD, gain, shift, statistics, normed, up_OI, down_OI, inner, slopes)
         ctx.settings = settings
-        return _added(x_BTD, inner, down_OI, down_bias)
+        return multiplied(_rows(inner), down_OI, down_bias, _rows(x_BTD)).view_as(x_BTD)
 
     @staticmethod
     @once_differentiable
@@ -118,12 +115,12 @@ class _FeedForwardBranch(torch.autograd.Function):
         dy_BTD = dy_BTD.contiguous()
 
         ddown = weight_gradient(_rows(dy_BTD), _rows(inner)) if of_down else None
-        dinner = torch.mm(_rows(dy_BTD), down_OI)
+        dinner = input_gradient(_rows(dy_BTD), down_OI)
         dh_NO = dinner if kind not in GATED else torch.empty_like(slopes)
         dh_NO, dup_bias = activations.backward(dinner, slopes, dh_NO, bias=of_up_bias)
         del dinner
         dup = weight_gradient(dh_NO, _rows(normed)) if of_up else None
-        dnormed = torch.mm(dh_NO, up_OI).view_as(x)
+        dnormed = input_gradient(dh_NO, up_OI).view_as(x)
         norm = Norm(gain, shift, *of_norm)
         dx, dgain, dshift, ddown_bias = norms.backward(dnormed, dy_BTD, x, norm, statistics, dnormed, sums=of_down_bias)
         return dx, dgain, dshift, dup, dup_bias, None, ddown, ddown_bias, None, None
@@ -131,10 +128,3 @@ class _FeedForwardBranch(torch.autograd.Function):
 
 def _rows(x: Tensor) -> Tensor:
     return x.view(-1, x.shape[-1])
-
-
-def _added(x_BTD: Tensor, inner: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """x + W·inner + b."""
-    y_ND = torch.mm(_rows(inner), weight_OI.t())
-    call("add_branch", x_BTD, y_ND, bias_O, *y_ND.shape)
-    return y_ND.view_as(x_BTD)

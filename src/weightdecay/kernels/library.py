@@ -34,7 +34,8 @@ _COMPILE_S = 120
 _WORTH_THREADS = 1 << 15
 
 # What a kernel takes, letter by letter: tensors of bfloat16 (b), float32 (w) and int64 (t), or none in their place, and
-# numbers: int64 (l), int (i) and float (f). The number of threads, which all take, comes last.
+# numbers: int64 (l), int (i) and float (f); views of bfloat16 (v) lie as strides (s) say, which are arrays of int64.
+# The number of threads, which all take, comes last.
 _SIGNATURES = {
     **dict.fromkeys(("relu", "relu_squared", "gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh"), "bwbbll"),
     "times_slopes": "bbbwlll",
@@ -45,16 +46,25 @@ _SIGNATURES = {
     "transpose": "bblllll",
     "widen": "wbil",
     "add_rows": "wtwll",
-    "split_heads": "bwwwlbbblllll",
+    "split_heads": "bwwlbbblllll",
     "split_heads_backward": "bbbwwlbwlllll",
     "move_rows": "bbillllll",
     "softmax_forward": "bwwffllllllll",
     "softmax_backward": "bbwwffllllllll",
     "cross_entropy": "btwwffffill",
+    "turn_heads": "bwwlilllll",
+    "small_product": "bbwbblll",
+    "small_input_gradient": "bbblll",
+    "small_weight_gradient": "bbwlll",
+    "causal_forward": "vvvsbwwfflllllll",
+    "causal_backward": "bvvvsvvvswwfflllllll",
 }
 _NUMBERS = {"l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
-_TENSORS = {"b": torch.bfloat16, "w": torch.float32, "t": torch.int64}
-_KINDS = {name: tuple(map(_TENSORS.get, signature)) for name, signature in _SIGNATURES.items()}
+_TENSORS = {"b": torch.bfloat16, "v": torch.bfloat16, "w": torch.float32, "t": torch.int64}
+_KINDS = {
+    name: tuple((_TENSORS.get(letter), letter != "v") for letter in signature)
+    for name, signature in _SIGNATURES.items()
+}
 
 
 class KernelWarning(UserWarning):
@@ -80,13 +90,13 @@ def call(name: str, *arguments: Any) -> None:
     passed: list[Any] = []
     most = 0
     # A small model's step makes a hundred calls, and each argument is looked at once.
-    for argument, dtype in zip(arguments, _KINDS[name], strict=True):
+    for argument, (dtype, whole) in zip(arguments, _KINDS[name], strict=True):
         if dtype is None or argument is None:
             passed.append(argument)
             continue
         if isinstance(argument, FakeTensor):
             return  # where only the memory is asked for, see `training.footprint`
-        if argument.dtype != dtype or not argument.is_contiguous() or not argument.is_cpu:
+        if argument.dtype != dtype or (whole and not argument.is_contiguous()) or not argument.is_cpu:
             raise TypeError(f"{name}: takes contiguous {dtype} on the processor, got {argument.dtype}")
         most = max(most, argument.numel())
         passed.append(argument.data_ptr())
@@ -114,11 +124,19 @@ def library() -> ctypes.CDLL | None:
             stacklevel=2,
         )
         return None
+    kernels.tiles_usable()  # asks the system for the right to them
     for name, signature in _SIGNATURES.items():
         function = getattr(kernels, name)
         function.argtypes = [*(_NUMBERS.get(letter, ctypes.c_void_p) for letter in signature), ctypes.c_int]
         function.restype = None
     return kernels
+
+
+@functools.cache
+def has_tiles() -> bool:
+    """Whether the kernels multiply matrices themselves, as they do where the processor has AMX or AVX-512 for it."""
+    kernels = library()
+    return kernels is not None and bool(kernels.tiles_usable())
 
 
 def _compiled() -> Path:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from weightdecay.kernels.library import call
+from weightdecay.kernels.library import call, has_tiles
 from weightdecay.kernels.norms import column_sums
 
 # Up to so many numbers, a factor's columns are in the cache, and read as fast as its rows.
@@ -17,6 +17,10 @@ _CACHED = 1 << 19
 
 # Numbers of a factor that are laid out anew at once: they stay in the cache until the product has read them.
 _LAID_OUT = 1 << 21
+
+# Weights of no more are multiplied by our own kernels, and their gradients made of factors of no more: both are packed
+# anew in each call and are to stay in the cache. Of larger ones torch's products are faster.
+_SMALL, _PACKED = 1 << 17, 1 << 20
 
 # Numbers of a product that wait to be widened: less than the allocator would give back, see `memory`.
 _WAITING = 1 << 23
@@ -57,6 +61,33 @@ class _Product(torch.autograd.Function):
         return dx, dweight, dbias, None
 
 
+def multiplied(
+    x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, stream_NO: Tensor | None = None
+) -> Tensor:
+    """x·Wᵀ + b + stream, all but the float32 bias bfloat16."""
+    if _is_small(weight_OI):
+        y_NO = x_NI.new_empty(len(x_NI), len(weight_OI))
+        call("small_product", x_NI, weight_OI, bias_O, stream_NO, y_NO, *y_NO.shape, x_NI.shape[1])
+        return y_NO
+    y_NO = torch.mm(x_NI, weight_OI.t())
+    if bias_O is not None or stream_NO is not None:
+        call("add_branch", stream_NO, y_NO, bias_O, *y_NO.shape)
+    return y_NO
+
+
+def input_gradient(dy_NO: Tensor, weight_OI: Tensor) -> Tensor:
+    """dy·W of bfloat16 rows."""
+    if not _is_small(weight_OI):
+        return torch.mm(dy_NO, weight_OI)
+    dx_NI = dy_NO.new_empty(len(dy_NO), weight_OI.shape[1])
+    call("small_input_gradient", dy_NO, weight_OI, dx_NI, *dy_NO.shape, dx_NI.shape[1])
+    return dx_NI
+
+
+def _is_small(weight_OI: Tensor) -> bool:
+    return weight_OI.numel() <= _SMALL and has_tiles()
+
+
 def weight_gradient(dy_NO: Tensor, x_NI: Tensor, sums_OI: Tensor | None = None) -> Tensor:
     """dyᵀ·x in float32, of bfloat16 rows; added to `sums_OI` where that is given.
 
@@ -65,6 +96,10 @@ def weight_gradient(dy_NO: Tensor, x_NI: Tensor, sums_OI: Tensor | None = None) 
     """
     dy_NO, x_NI = dy_NO.contiguous(), x_NI.contiguous()
     (rows, outputs), inputs = dy_NO.shape, x_NI.shape[1]
+    if outputs * inputs <= _SMALL and rows * max(outputs, inputs) <= _PACKED and sums_OI is None and has_tiles():
+        sums_OI = torch.empty(outputs, inputs)
+        call("small_weight_gradient", dy_NO, x_NI, sums_OI, rows, outputs, inputs)
+        return sums_OI
     columns = min(outputs, max(1, _LAID_OUT // rows))
     lays_out = rows * outputs > _CACHED and (columns == outputs or columns >= 2 * inputs)
     if not lays_out:

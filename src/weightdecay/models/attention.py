@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from weightdecay.kernels.attention import Heads, Scores, attention, split_heads
+from weightdecay.kernels.attention import attention, split_heads
 from weightdecay.kernels.branches import attention_branch
 from weightdecay.kernels.library import usable
 from weightdecay.kernels.norms import Norm
+from weightdecay.kernels.scores import Heads, Scores
 from weightdecay.models.cache import LayerCache
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.layers import Linear, Rotary, alibi_slopes, make_norm, soft_capped

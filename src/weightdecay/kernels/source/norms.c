@@ -73,13 +73,15 @@ void norm_backward(const bfloat16 *dy, const bfloat16 *dstream, const bfloat16 *
     join(sums, width, threads);
 }
 
-// y ← x + y + bias, where bias may be missing.
+// y ← x + y + bias, where either may be missing.
 void add_branch(const bfloat16 *x, bfloat16 *y, const float *bias, int64_t rows, int64_t width, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         const bfloat16 *xr = x + row * width;
         bfloat16 *yr = y + row * width;
-        if (bias)
+        if (!x)
+            for (int64_t i = 0; i < width; i++) yr[i] = low(wide(yr[i]) + bias[i]);
+        else if (bias)
             for (int64_t i = 0; i < width; i++) yr[i] = low(wide(xr[i]) + wide(yr[i]) + bias[i]);
         else
             for (int64_t i = 0; i < width; i++) yr[i] = low(wide(xr[i]) + wide(yr[i]));
