@@ -22,12 +22,12 @@ WRITTEN_OUT = {"gpt2": (3, 3), "gpt3": (3, 3), "opt": (3, 3), "bloom": (3, 3), "
                "nanochat": (0, 3)}  # fmt: skip
 
 
-def loss_and_gradients(kind: str, **changes: float) -> tuple[Tensor, Tensor]:
-    """Of a batch in bfloat16."""
+def loss_and_gradients(kind: str, dtype: torch.dtype = torch.bfloat16, **changes: float) -> tuple[Tensor, Tensor]:
+    """Of a batch."""
     torch.manual_seed(0)
     objective = Objective(GPT(KINDS[kind].replace(**changes)).train())
     tokens = torch.randint(50, (4, 25), generator=torch.Generator().manual_seed(0))
-    with weights_in(objective, torch.bfloat16):
+    with weights_in(objective, dtype):
         losses = objective(tokens[:, :-1], tokens[:, 1:])
         losses.total.backward()
     gradients = [p.grad.flatten() for p in objective.parameters() if p.grad is not None]
@@ -60,7 +60,10 @@ def test_models_whose_branches_are_written_out_learn_as_by_their_parts(
     monkeypatch.setattr(Block, "_as_one_function", lambda *_: None)
     by_parts, gradient_by_parts = loss_and_gradients(kind)
     assert loss == pytest.approx(float(by_parts), rel=2e-3)
-    assert (gradient - gradient_by_parts).norm() <= 0.02 * gradient_by_parts.norm()
+
+    # The parts round more often, which sends some tokens to other experts: neither is the other's measure.
+    _, exact = loss_and_gradients(kind, torch.float32)
+    assert (gradient - exact).norm() <= 1.25 * (gradient_by_parts - exact).norm()
 
 
 @pytest.mark.parametrize("change", ["dropout", "stochastic_depth"])
