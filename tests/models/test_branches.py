@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ WRITTEN_OUT = {"gpt2": (3, 3), "gpt3": (3, 3), "opt": (3, 3), "bloom": (3, 3), "
                "nanochat": (0, 3)}  # fmt: skip
 
 
-def loss_and_gradients(kind: str, dtype: torch.dtype = torch.bfloat16, **changes: float) -> tuple[Tensor, Tensor]:
+def loss_and_gradients(kind: str, dtype: torch.dtype = torch.bfloat16, **changes: Any) -> tuple[Tensor, Tensor]:
     """Of a batch."""
     torch.manual_seed(0)
     objective = Objective(GPT(KINDS[kind].replace(**changes)).train())
@@ -69,7 +71,7 @@ def test_models_whose_branches_are_written_out_learn_as_by_their_parts(
 @pytest.mark.parametrize("change", ["dropout", "stochastic_depth"])
 def test_where_something_is_dropped_branches_go_by_their_parts(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     called = counted(monkeypatch)
-    loss_and_gradients("gpt2", **{change: 0.1})
+    loss_and_gradients("gpt2", torch.bfloat16, **{change: 0.1})
     assert not called
 
 

@@ -101,7 +101,12 @@ def call(name: str, *arguments: Any) -> None:
         most = max(most, argument.numel())
         passed.append(argument.data_ptr())
 
-    getattr(kernels, name)(*passed, torch.get_num_threads() if most >= _WORTH_THREADS else 1)
+    threads = torch.get_num_threads() if most >= _WORTH_THREADS else 1
+    if not torch.autograd.profiler._is_profiler_enabled:
+        getattr(kernels, name)(*passed, threads)
+        return
+    with torch.profiler.record_function(f"kernel:{name}"):
+        getattr(kernels, name)(*passed, threads)
 
 
 def sums_over_rows(width: int) -> Tensor:

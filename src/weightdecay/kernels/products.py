@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ _LAID_OUT = 1 << 21
 # Weights of no more are multiplied by our own kernels, and their gradients made of factors of no more: both are packed
 # anew in each call and are to stay in the cache. Of larger ones torch's products are faster.
 _SMALL, _PACKED = 1 << 17, 1 << 20
+_small_here = _SMALL
 
 # Numbers of a product that wait to be widened: less than the allocator would give back, see `memory`.
 _WAITING = 1 << 23
@@ -84,8 +87,19 @@ def input_gradient(dy_NO: Tensor, weight_OI: Tensor) -> Tensor:
     return dx_NI
 
 
+@contextmanager
+def products_by_torch() -> Iterator[None]:
+    """Within, small products are torch's, too, so that its dispatcher shows them all."""
+    global _small_here
+    before, _small_here = _small_here, 0
+    try:
+        yield
+    finally:
+        _small_here = before
+
+
 def _is_small(weight_OI: Tensor) -> bool:
-    return weight_OI.numel() <= _SMALL and has_tiles()
+    return weight_OI.numel() <= _small_here and has_tiles()
 
 
 def weight_gradient(dy_NO: Tensor, x_NI: Tensor, sums_OI: Tensor | None = None) -> Tensor:
@@ -96,7 +110,7 @@ def weight_gradient(dy_NO: Tensor, x_NI: Tensor, sums_OI: Tensor | None = None) 
     """
     dy_NO, x_NI = dy_NO.contiguous(), x_NI.contiguous()
     (rows, outputs), inputs = dy_NO.shape, x_NI.shape[1]
-    if outputs * inputs <= _SMALL and rows * max(outputs, inputs) <= _PACKED and sums_OI is None and has_tiles():
+    if outputs * inputs <= _small_here and rows * max(outputs, inputs) <= _PACKED and sums_OI is None and has_tiles():
         sums_OI = torch.empty(outputs, inputs)
         call("small_weight_gradient", dy_NO, x_NI, sums_OI, rows, outputs, inputs)
         return sums_OI

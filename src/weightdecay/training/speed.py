@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from weightdecay.kernels.products import products_by_torch
 from weightdecay.models.decoder import GPT
 from weightdecay.models.experts import Experts
 from weightdecay.models.objective import Objective
@@ -34,16 +35,16 @@ Clock = Callable[[], float]
 
 # Which part of a step an operation belongs to, by what its name holds; the first that fits.
 _PARTS: dict[str, tuple[str, ...]] = {
-    "matrix products": ("aten::mm", "aten::addmm"),
+    "matrix products": ("aten::mm", "aten::addmm", "kernel:small_", "kernel:transpose", "kernel:widen"),
     "attention": (
-        "_Attention", "_SplitHeads", "scaled_dot_product", "flash", "bmm", "aten::_softmax",
+        "kernel:causal", "kernel:softmax", "kernel:split_heads", "kernel:move_rows", "kernel:turn_heads",
+        "scaled_dot_product", "flash", "bmm", "aten::_softmax",
     ),
     "loss": ("_HeadLoss", "log_softmax", "nll_loss", "cross_entropy"),
     "optimizer": ("_fused_adam", "_foreach", "linalg_vector_norm", "Optimizer."),
     "norms and elementwise": (
-        "_Norm", "layer_norm", "rms_norm", "_Activation", "_FeedForwardBranch", "gelu", "silu", "relu",
+        "kernel:", "layer_norm", "rms_norm", "gelu", "silu", "relu",
         "aten::add", "aten::mul", "aten::sub", "aten::sum", "aten::tanh", "aten::neg", "aten::div", "aten::pow",
-        "_Product",
     ),
     "casts and copies": ("aten::copy_", "aten::cat", "aten::clone", "aten::fill_", "aten::zero_", "aten::index",
                          "embedding"),
@@ -112,7 +113,7 @@ def _seen(context: int, window: int) -> float:
 def matrix_products(step: Callable[[Batch], float], batch: Batch) -> Counter[tuple[Any, ...]]:
     """The products of two matrices that a step makes: how often each shape, layout and dtype."""
     recorder = _Products()
-    with recorder:
+    with recorder, products_by_torch():
         step(batch)
     return recorder.found
 
