@@ -58,6 +58,17 @@ def test_rows_are_read_up_to_one_that_a_kill_tore_and_forgotten_after_a_step(tmp
     assert list(run.rows())[1]["loss"] is None  # strict JSON has no NaN
 
 
+def test_a_damaged_row_is_no_end_of_the_rows(tmp_path: Path) -> None:
+    """What comes after it would be left out without a word, and dropped by the next resume."""
+    run = Run(tmp_path)
+    row = '{"kind": "train", "step": 1}\n'
+    for damage in ('{"kind": "tr\n', "[]\n", '{"step": 2}\n', "\0\0\n"):
+        run.metrics_path.write_text(row + damage + row)
+        with pytest.raises(DamagedError, match=r"metrics\.jsonl: line 2 is damaged"):
+            run.forget_rows_after(9)
+        assert run.metrics_path.read_text() == row + damage + row
+
+
 def test_a_place_where_nothing_can_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (

@@ -35,14 +35,17 @@ Row = dict[str, Any]
 def runs_in(folder: Path) -> list[Run]:
     """The run directories in a folder and below it, by their paths; what lies within a run is not looked into.
 
+    One that has lost its run.toml is among them, and so is a folder that may not be looked into, as it may be one: to
+    read them tells what is wrong.
+
     Raises:
         ConfigError: there is no such folder.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: {why_no_directory(folder)}: name the one that holds the runs")
-    found = []
-    for path, subfolders, files in os.walk(folder):
-        if "run.toml" in files:
+    found: list[Run] = []
+    for path, subfolders, files in os.walk(folder, onerror=lambda error: found.append(Run(Path(error.filename)))):
+        if "run.toml" in files or ("metrics.jsonl" in files and "checkpoints" in subfolders):
             found.append(Run(Path(path)))
             subfolders.clear()
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
@@ -141,16 +144,25 @@ class Run:
         return str(summary["status"]) if summary and "status" in summary else "stopped"
 
     def rows(self, kind: str | None = None) -> Iterator[Row]:
-        """The metric rows in order; a last line torn by a kill is left out."""
+        """The metric rows in order; a last line torn by a kill is left out.
+
+        Raises:
+            DamagedError: another line is no row.
+        """
         if not self.metrics_path.is_file():
             return
-        with self.metrics_path.open(encoding="utf-8") as lines:
-            for line in lines:
+        with self.metrics_path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
                 try:
                     row = json.loads(line)
-                except json.JSONDecodeError:
-                    return
-                if kind is None or row["kind"] == kind:
+                    of_kind = row["kind"]
+                except (ValueError, TypeError, KeyError) as error:
+                    if not line.endswith(b"\n"):
+                        return
+                    raise DamagedError(
+                        f"{self.metrics_path}: line {number} is damaged: take it out to go on without it"
+                    ) from error
+                if kind in (None, of_kind):
                     yield row
 
     def forget_rows_after(self, step: int) -> None:

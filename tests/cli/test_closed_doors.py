@@ -93,10 +93,17 @@ def test_a_run_whose_owner_keeps_it_closed_is_not_called_damaged(
 
     closing(finished / "run.toml")
     told = deprived(["plan", finished], ["train", "--config", finished / "run.toml", "--dry-run"], ["runs", tmp_path])
-    assert [code for code, _, _ in told] == [1, 1, 0]
+    assert [code for code, _, _ in told] == [1, 1, 1]
     assert all("Permission denied" in said for _, _, said in told)
     assert "closed" in told[2][1]
     assert "damaged" not in "".join(out + said for _, out, said in told)
+
+    closing(finished)
+    ((code, said, told_too),) = deprived(["runs", tmp_path])
+    assert code == 1
+    assert "closed" in said
+    assert str(finished) in told_too
+    assert "Permission denied" in told_too
 
 
 def test_a_place_that_may_not_be_written_to_is_named(finished: Path, small_text: Path, tmp_path: Path) -> None:

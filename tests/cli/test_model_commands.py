@@ -196,9 +196,33 @@ def test_runs_are_listed_with_where_they_stand(command: Callable[..., Answer], r
     with run.lock():
         assert json.loads(command("runs", run.path.parent, "--json")[1])["runs"][0]["status"] == "running"
     code, said, told = command("runs", tmp_path)
-    assert code == 0
+    assert code == 4
     assert "llama2:nano" in said
     assert "run.toml: cannot be read" in told
+
+
+def test_a_run_that_cannot_be_read_has_its_row_and_its_fault(
+    command: Callable[..., Answer], run: Run, tmp_path: Path
+) -> None:
+    """Whatever of it is damaged or lost, and none of it keeps the sound ones from being listed."""
+    damages: dict[str, Callable[[Path], object]] = {
+        "no-settings": lambda path: (path / "run.toml").unlink(),
+        "settings": lambda path: (path / "run.toml").write_bytes(b"\xff"),
+        "a-row": lambda path: (path / "metrics.jsonl").write_bytes(b'{"ki\n' + (path / "metrics.jsonl").read_bytes()),
+        "no-row": lambda path: (path / "metrics.jsonl").write_text("[]\n"),
+        "summary": lambda path: (path / "summary.json").write_text("{"),
+    }
+    for name, damage in damages.items():
+        damage(Path(shutil.copytree(run.path, tmp_path / name)))
+    shutil.copytree(run.path, tmp_path / "sound")
+    code, said, _ = command("runs", tmp_path, "--json")
+    found = {Path(each["run"]).name: each for each in json.loads(said)["runs"]}
+    assert code == 4
+    assert {name for name, each in found.items() if each["status"] == "damaged" and each["faults"]} == damages.keys()
+    assert found["sound"]["status"] == "finished"
+    code, said, told = command("runs", tmp_path)
+    assert said.count("damaged") == told.count("\n") == len(damages)
+    assert "metrics.jsonl: line 1 is damaged" in told
 
 
 @pytest.mark.parametrize("empty", [True, False])

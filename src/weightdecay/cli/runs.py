@@ -12,10 +12,16 @@ from weightdecay.errors import DamagedError, printable
 if TYPE_CHECKING:
     from weightdecay.runs import Run
 
+# Of runs that are listed with what keeps them from being read.
+_EXIT_CODES = {"closed": 1, "damaged": DamagedError.exit_code}
+
 
 @dataclass(frozen=True)
 class Runs:
-    """The training runs in a folder: recipe, λ, steps, status and losses."""
+    """The training runs in a folder: recipe, λ, steps, status and losses.
+
+    One that cannot be read has a row, too, and its faults below it; the exit code is then 4 for damage, else 1.
+    """
 
     directory: Argument[Folder] = "runs"
     """The folder that holds them, at any depth."""
@@ -34,7 +40,7 @@ class Runs:
             _print_table(found)
         else:
             note(f"{self.directory}: no run in it; `weightdecay train` makes one")
-        return 0
+        return max((_EXIT_CODES.get(each["status"], 0) for each in found), default=0)
 
 
 def _described(run: Run) -> dict[str, Any]:
