@@ -31,7 +31,19 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).parents[1]
 
 # What Python and torch read as they begin: a process that is to see another value of these must begin itself.
-READ_AT_THE_BEGINNING = ("PYTHON", "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "TORCH", "LD_", "LC_", "LANG")
+READ_AT_THE_BEGINNING = (
+    "PYTHON",
+    "OMP_",
+    "MKL_",
+    "KMP_",
+    "GOMP_",
+    "OPENBLAS_",
+    "TORCH",
+    "ONEDNN_",
+    "LD_",
+    "LC_",
+    "LANG",
+)
 
 
 def can_fork(environment: Iterable[str]) -> bool:

@@ -25,7 +25,7 @@ class Bench:
     steps: Count = "10"
     """Timed steps, after three that are not."""
     dtype: Name = ""
-    """bfloat16 or float32."""
+    """bfloat16 or float32; default: the recipe's, and float32 where bfloat16 is slower here."""
     set: Settings = ()
     """Any other setting, like run.batch_tokens=4096."""
     json: Switch = False

@@ -186,8 +186,7 @@ def _refuse_another_tokenizer(config: TrainConfig, origins: dict[str, str]) -> N
 def _layer(chosen: PublishedRecipe) -> Layer:
     from weightdecay.recipes.layers import Layer
 
-    values = {key: sourced.value for key, sourced in chosen.values.items()}
-    return Layer(values, lambda key: f"recipe {chosen.name}, {chosen.values[key].status}")
+    return Layer(chosen.beginning, lambda key: f"recipe {chosen.name}, {chosen.values[key].status}")
 
 
 def _name(chosen: PublishedRecipe | None, file: SettingsFile | None) -> str:

@@ -95,6 +95,12 @@ class Recipe:
             **{key.removeprefix("model."): sourced.value for key, sourced in self.values.items() if key[:6] == "model."}
         )
 
+    @property
+    def beginning(self) -> dict[str, Any]:
+        """The values that a run begins with: the recipe's, and bfloat16 only where the machine is faster at it."""
+        values = {key: sourced.value for key, sourced in self.values.items()}
+        return values | ({"run.dtype": "auto"} if values.get("run.dtype") == "bfloat16" else {})
+
     def as_published(self) -> Recipe:
         """The published form; the recipe itself where nothing differs from it."""
         return replace(self, values={**self.values, **self.published})
@@ -107,7 +113,7 @@ class Recipe:
         """
         if settings:
             raise RecipeError(as_keywords("config()", settings))
-        values = laid_over({key: sourced.value for key, sourced in self.values.items()}, overrides or {})
+        values = laid_over(self.beginning, overrides or {})
         return TrainConfig.from_values(values, recipe=self.name, scaling=self.scaling_with(overrides or {}))
 
     def scaling_with(self, given: Iterable[str]) -> str:

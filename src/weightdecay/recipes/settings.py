@@ -217,8 +217,8 @@ class RunSettings(Consistent):
     """A linear ramp goes up by so many tokens at a time; 0 is sequence by sequence."""
     micro_batch_tokens: Annotated[Count, Ge(0)] = 0
     """Tokens in one forward pass; 0 lets the trainer choose."""
-    dtype: Annotated[Literal["bfloat16", "float32"], Flag()] = "bfloat16"
-    """Of the matrix products; parameters, optimizer and checkpoints are float32."""
+    dtype: Annotated[Literal["auto", "bfloat16", "float32"], Flag()] = "auto"
+    """Of the matrix products; parameters, optimizer and checkpoints are float32. auto: bfloat16 where it is faster."""
     arithmetic: Literal["working", "autocast"] = "working"
     """In bfloat16: parameters rounded once a step and a stream of bfloat16, or torch's autocast and one of float32."""
     activation_checkpointing: Switch = False

@@ -18,6 +18,7 @@ from weightdecay.kernels.memory import keep_freed_memory
 from weightdecay.models.decoder import GPT
 from weightdecay.recipes.schema import recipe
 from weightdecay.recipes.settings import TrainConfig
+from weightdecay.training import precision
 from weightdecay.training.optimizers import decay_plan, make_optimizer
 from weightdecay.training.speed import (
     OwnStep,
@@ -97,7 +98,8 @@ def bench(name: str, asked: Mapping[str, Any], steps: int, told: Callable[[str],
     """
     if steps < 1:
         raise ConfigError(f"--steps {steps}: give at least 1")
-    config = recipe(name).config({"run.steps": 1_000, **asked})
+    wanted = recipe(name).config({"run.steps": 1_000, **asked})
+    config = precision.with_precision(wanted)
     step, batches = _step(config)
     for _ in range(_UNTIMED):
         told("a step that is not timed")
@@ -125,7 +127,7 @@ def bench(name: str, asked: Mapping[str, Any], steps: int, told: Callable[[str],
         flop_per_token=model_flop_per_token(step.model),
         limit=limit,
         parts=seconds_by_part(lambda: step(batch)),
-        remarks=tuple(_remarks(config)),
+        remarks=tuple(_remarks(config, wanted.run.dtype)),
     )
 
 
@@ -147,23 +149,12 @@ def _step(config: TrainConfig) -> tuple[OwnStep, Any]:
     return step, random_batches(config.model.vocab_size, context, sequences)
 
 
-def _remarks(config: TrainConfig) -> list[str]:
+def _remarks(config: TrainConfig, asked_dtype: str) -> list[str]:
+    found = list(precision.remarks(asked_dtype, config.run.dtype))
     if torch.cuda.is_available():
-        return []
-    found = []
+        return found
     if (cores := os.cpu_count() or 1) == 1 or torch.get_num_threads() < cores:
         found.append(f"{torch.get_num_threads()} of {cores} cores are used")
-    if config.run.dtype == "bfloat16":
-        if library() is None:
-            found.append("no C compiler: the passes between products go by torch's own operations")
-        if not has_bfloat16_products():
-            found.append("this processor has no bfloat16 products of its own: --dtype float32 may be faster")
+    if config.run.dtype == "bfloat16" and library() is None:
+        found.append("no C compiler: the passes between products go by torch's own operations")
     return found
-
-
-def has_bfloat16_products() -> bool:
-    """Whether this processor multiplies bfloat16 by instructions of its own; True where that cannot be told."""
-    told = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    return torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2", "AVX512") or any(
-        has() for has in told if has is not None
-    )

@@ -20,6 +20,7 @@ from weightdecay.laws import (
     optimal_weight_decay,
 )
 from weightdecay.planning.render import PlanTable
+from weightdecay.training import precision
 from weightdecay.training.needs import Needs
 from weightdecay.training.pace import run_seconds
 from weightdecay.training.progress import duration
@@ -98,6 +99,7 @@ def _model(setup: Setup) -> Iterator[str]:
         f"{run.batch_tokens:,} tokens{grown}, {sizes.tokens_before(run.steps):,} in all, "
         f"{setup.loader.epoch_of(run.steps):.2f} epochs"
     )
+    yield from precision.remarks(setup.asked_dtype, run.dtype)
     epochs = setup.loader.epoch_of(run.steps)
     if epochs > _BY_HEART:
         yield (

@@ -99,8 +99,10 @@ def can_change(key: str) -> bool:
 
 
 def with_recorded_choice(old: TrainConfig, new: TrainConfig) -> TrainConfig:
-    """What is asked for, with what a run does not change on its way: how it computes, and the λ that `auto` took."""
+    """What is asked for, with what a run does not change on its way: how it computes, and what `auto` took."""
     new = new.resolved(run__arithmetic=old.run.arithmetic)
+    if new.run.dtype == "auto":
+        new = new.resolved(run__dtype=old.run.dtype)
     recorded, asked = old.optimizer, new.optimizer.weight_decay
     if not recorded.weight_decay_source or asked not in ("auto", recorded.weight_decay):
         return new

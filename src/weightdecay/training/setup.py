@@ -23,6 +23,7 @@ from weightdecay.rules import as_rule
 from weightdecay.schedules import Schedule
 from weightdecay.timescale import DecayOverRun, decay_over_run
 from weightdecay.training.optimizers import decay_plan, rule_faults
+from weightdecay.training.precision import with_precision
 from weightdecay.training.preflight import missing_names
 from weightdecay.training.pretrained import holds_a_model, with_pretrained_shape
 from weightdecay.training.timing import (
@@ -45,6 +46,7 @@ class Setup:
 
     Attributes:
         config: resolved: steps, λ, intervals and vocabulary are concrete numbers.
+        asked_dtype: of the matrix products; `auto` where nobody asked.
         blueprint: the model without weights.
         lr, weight_decay, momentum, grad_clip: η, λ, Muon's momentum and the largest norm of the gradient at every step,
             counted from 0.
@@ -54,6 +56,7 @@ class Setup:
     """
 
     config: TrainConfig
+    asked_dtype: str
     data: Prepared
     loader: Loader
     blueprint: GPT
@@ -92,17 +95,20 @@ class Setup:
         return decay_plan(self.blueprint, self.config.optimizer)
 
 
-def set_up(config: TrainConfig, progress: Progress | None = None) -> Setup:
+def set_up(config: TrainConfig, progress: Progress | None = None, bfloat16_costs: float | None = None) -> Setup:
     """Open the data and decide everything else.
 
     Args:
         progress: of preparing the data, see `data.prepare.prepare`.
+        bfloat16_costs: where ranks have agreed on it, see `training.precision`.
 
     Raises:
         ConfigError: the data, the shapes and the lengths do not fit together.
     """
     if faults := missing_names(config.values()) or rule_faults(config.optimizer):
         raise ConfigError(faults)
+    asked_dtype = config.run.dtype
+    config = with_precision(config, bfloat16_costs)
     data = prepared_for(
         config.data.sources,
         config.data.tokenizer,
@@ -130,6 +136,7 @@ def set_up(config: TrainConfig, progress: Progress | None = None) -> Setup:
     lr, weight_decay = lr_schedule(config, sizes), weight_decay_schedule(config)
     return Setup(
         config=config,
+        asked_dtype=asked_dtype,
         data=data,
         loader=Loader(data.training.tokens, config.model.context, sizes.full, config.run.seed, sizes.ramp),
         blueprint=model,

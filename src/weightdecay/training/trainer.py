@@ -22,6 +22,7 @@ from weightdecay.training.checkpointing import Position
 from weightdecay.training.distributed import Ranks
 from weightdecay.training.loop import TrainingLoop
 from weightdecay.training.needs import needs_of, refuse_what_does_not_fit
+from weightdecay.training.precision import bfloat16_costs
 from weightdecay.training.preflight import unknown_choices
 from weightdecay.training.progress import ConsoleReporter, Reporter, SilentReporter, lasting_console, told_now_and_then
 from weightdecay.training.resuming import (
@@ -115,7 +116,8 @@ def _train(
     if going_on:
         config = with_recorded_choice(run.config(), config)
     reporter.note(f"reading {' '.join(config.data.sources) or 'the standard library'}")
-    setup = set_up(config, told_now_and_then(reporter.note))
+    costs = ranks.total(bfloat16_costs())[0] / ranks.world_size if config.run.dtype == "auto" else None
+    setup = set_up(config, told_now_and_then(reporter.note), costs)
     identity = {"corpus_sha256": setup.data.corpus_sha256, "tokenizer_sha256": setup.data.tokenizer.sha256}
     if going_on:
         check_data(run, identity)
