@@ -80,6 +80,16 @@ def test_what_was_exported_is_the_model_that_was_chosen(which: str, run: Run, tm
     assert drawn[0] == drawn[1]
 
 
+@pytest.mark.parametrize("prompt", ["", "7 sq"])
+def test_a_prompt_is_read_behind_an_end_of_text_token_as_in_training(prompt: str, run: Run) -> None:
+    """Which a tokenizer of transformers does not put there: its greedy text is another unless somebody does."""
+    trained = load(find(run.path, print), print)
+    seen: list[list[int]] = []
+    trained.model.register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten().tolist()))
+    "".join(continuation(trained, prompt, max_tokens=1, temperature=0.0, top_k=0, seed=0))
+    assert seen[0] == [trained.tokenizer.end_of_text_id, *trained.tokenizer.encode(prompt)]
+
+
 def test_a_model_without_a_counterpart_in_transformers_is_taken_all_the_same(small_text: Path, tmp_path: Path) -> None:
     config = recipe("gpt3:nano").config({
         "data.sources": (str(small_text),), "data.tokenizer": "byte", "model.n_layers": 2, "model.d_model": 32,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.commands import Command
+from weightdecay.data.prepare import prepare_text
 from weightdecay.errors import ConfigError, DamagedError
 from weightdecay.evaluation.exporting import export
 from weightdecay.evaluation.trained import load
@@ -100,6 +102,21 @@ def test_another_tokenizer_than_the_datas_is_refused(exported: Path, small_text:
     config = small(small_text, tmp_path / "on", run__init_from=str(exported), data__tokenizer="byte")
     with pytest.raises(ConfigError, match=r"speak another tokenizer than the data: give --tokenizer .*tokenizer\.json"):
         train(config, reporter=SilentReporter())
+
+
+@pytest.mark.parametrize("source", ["exported", "run"])
+def test_beside_prepared_data_the_advice_is_one_that_can_be_followed(
+    source: str, run: Run, exported: Path, small_text: Path, tmp_path: Path
+) -> None:
+    """--tokenizer is refused there, so that the text has to be prepared once more."""
+    prepared = prepare_text([str(small_text)], tmp_path / "prepared", "bpe:280").path
+    start = exported if source == "exported" else run.path
+    config = small(prepared, tmp_path / "on", run__init_from=str(start))
+    with pytest.raises(ConfigError) as refused:
+        train(config, reporter=SilentReporter())
+    [advice] = re.findall(r"weightdecay data prepare SRC… --tokenizer (\S+) --out DIR", str(refused.value))
+    again = prepare_text([str(small_text)], tmp_path / "again", advice).path
+    train(small(again, tmp_path / "on", run__init_from=str(start)), reporter=SilentReporter())
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from weightdecay.models.loading import load_weights
 from weightdecay.models.objective import Objective
 from weightdecay.training.distributed import Ranks
 from weightdecay.training.optimizers import make_optimizer
+from weightdecay.training.pretrained import tokenizer_advice
 from weightdecay.training.resuming import initial_weights
 from weightdecay.training.setup import Setup
 
@@ -48,7 +50,8 @@ def build(setup: Setup, ranks: Ranks, report: Callable[[str], None], *, fresh: b
     torch.manual_seed(config.run.seed)
     model = GPT(config.model)
     if config.run.init_from and fresh:
-        tensors, where = initial_weights(config.run.init_from, setup.data.tokenizer.sha256, report)
+        advice = partial(tokenizer_advice, config, setup.data)
+        tensors, where = initial_weights(config.run.init_from, setup.data.tokenizer.sha256, report, advice)
         load_weights(model, tensors, where)
     model.to(ranks.device)
     model.arithmetic = config.run.arithmetic

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from weightdecay.data.prepare import Prepared
 from weightdecay.errors import ConfigError
 from weightdecay.evaluation.tokenizerfiles import tokenizers_of
 from weightdecay.models import huggingface
@@ -41,12 +42,22 @@ def with_pretrained_shape(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, model=model, scaling="")  # the recipe's scaled-down shape this is not
 
 
-def pretrained_weights(path: Path, tokenizer_sha256: str, report: Callable[[str], None]) -> dict[str, Tensor]:
+def tokenizer_advice(config: TrainConfig, data: Prepared, tokenizer: Path) -> str:
+    """How the data comes to have the tokenizer that weights were trained with; prepared data keeps its own."""
+    if [Path(source) for source in config.data.sources] == [data.path]:
+        return f"prepare the text again: weightdecay data prepare SRC… --tokenizer {tokenizer} --out DIR"
+    return f"give --tokenizer {tokenizer}"
+
+
+def pretrained_weights(
+    path: Path, tokenizer_sha256: str, report: Callable[[str], None], advice: Callable[[Path], str]
+) -> dict[str, Tensor]:
     """The weights in a directory that `holds_a_model`, under our names and in float32.
 
     Args:
         tokenizer_sha256: of the data's tokenizer, which must be the directory's too.
         report: told what cannot be checked, and what weights in another precision become.
+        advice: what to do about another tokenizer, of a `tokenizer.json`; see `tokenizer_advice`.
 
     Raises:
         ConfigError: there are no weights, or its tokenizer is another than the data's.
@@ -57,5 +68,5 @@ def pretrained_weights(path: Path, tokenizer_sha256: str, report: Callable[[str]
         report(f"{path}: has no tokenizer.json, so nothing says whether its weights speak the data's tokenizer")
     elif tokenizer_sha256 not in {tokenizer.sha256 for tokenizer in spoken.values()}:
         named = path / next(iter(spoken))
-        raise ConfigError(f"{path}: its weights speak another tokenizer than the data: give --tokenizer {named}")
+        raise ConfigError(f"{path}: its weights speak another tokenizer than the data: {advice(named)}")
     return huggingface.read_weights(path, huggingface.read_config(path), report)

@@ -182,13 +182,14 @@ def check_start(source: str) -> None:
 
 
 def initial_weights(
-    source: str, tokenizer_sha256: str, report: Callable[[str], None]
+    source: str, tokenizer_sha256: str, report: Callable[[str], None], advice: Callable[[Path], str]
 ) -> tuple[dict[str, Tensor], Path]:
     """The weights that `--init-from` names, and where they lie.
 
     Args:
         source: a run directory (its newest good checkpoint), a checkpoint directory, or a model of transformers.
         tokenizer_sha256: of the data's tokenizer, which must be the source's too.
+        advice: what to do about another one, see `tokenizer_advice`.
 
     Raises:
         ConfigError: there is nothing of that kind, or its tokenizer is another.
@@ -196,7 +197,7 @@ def initial_weights(
     """
     path = Path(source)
     if huggingface.holds_a_model(path):
-        return pretrained_weights(path, tokenizer_sha256, report), path
+        return pretrained_weights(path, tokenizer_sha256, report, advice), path
     if (path / checkpoint.MANIFEST).is_file():
         chosen, run = Checkpoint(path), Run(path.resolve().parent.parent)
         if faults := chosen.faults():
@@ -209,8 +210,7 @@ def initial_weights(
         chosen = found
     recorded = recorded_environment(run).get("tokenizer_sha256")
     if recorded is not None and recorded != tokenizer_sha256:
-        raise ConfigError(f"{path}: its weights speak another tokenizer than the data: give --tokenizer "
-                          f"{run.tokenizer_path}")  # fmt: skip
+        raise ConfigError(f"{path}: its weights speak another tokenizer than the data: {advice(run.tokenizer_path)}")
     return chosen.model(), chosen.path / checkpoint.MODEL
 
 

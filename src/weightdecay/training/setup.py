@@ -25,7 +25,7 @@ from weightdecay.timescale import DecayOverRun, decay_over_run
 from weightdecay.training.optimizers import decay_plan, rule_faults
 from weightdecay.training.precision import with_precision
 from weightdecay.training.preflight import missing_names
-from weightdecay.training.pretrained import holds_a_model, with_pretrained_shape
+from weightdecay.training.pretrained import holds_a_model, tokenizer_advice, with_pretrained_shape
 from weightdecay.training.timing import (
     batch_sizes,
     grad_clip_schedule,
@@ -158,8 +158,8 @@ def _resolve_shapes(config: TrainConfig, data: Prepared) -> TrainConfig:
     if holds_a_model(config):
         if vocab_size > config.model.vocab_size:
             raise ConfigError(
-                f"{run.init_from}: has {config.model.vocab_size} tokens, the data's tokenizer {vocab_size}: give "
-                f"--tokenizer {run.init_from}/tokenizer.json"
+                f"{run.init_from}: has {config.model.vocab_size} tokens, the data's tokenizer {vocab_size}: "
+                f"{tokenizer_advice(config, data, Path(run.init_from) / 'tokenizer.json')}"
             )
         vocab_size = config.model.vocab_size  # often padded beyond the tokenizer's
     sizes = batch_sizes(run, context)
