@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from weightdecay.kernels.branches import Layer, attention_branch, feedforward_br
 from weightdecay.kernels.lookup import tied
 from weightdecay.kernels.loss import head_loss
 from weightdecay.kernels.norms import Norm, column_sums, normed, normed_beside
-from weightdecay.kernels.products import product, weight_gradient
+from weightdecay.kernels.products import input_gradient, multiplied, product, products_by_torch, weight_gradient
 from weightdecay.kernels.scores import Heads, Scores
 from weightdecay.models.attention import score_mask
 from weightdecay.models.feedforward import activated
@@ -328,3 +329,42 @@ def test_a_tensor_that_a_kernel_would_misread_is_refused() -> None:
         library.call("column_sums", x, x, 4, 4)
     with pytest.raises(TypeError, match="column_sums"):
         library.call("column_sums", x.to(torch.bfloat16).T[::2], x, 4, 2)
+
+
+@given(rows=st.integers(1, 70), outputs=st.integers(1, 70), inputs=st.integers(1, 70), whole=st.booleans())
+@settings(max_examples=40)
+def test_products_with_what_is_added(rows: int, outputs: int, inputs: int, whole: bool) -> None:
+    """By our own kernels where the processor has the instructions, and by torch's; of rows that nothing pads."""
+    x, weight = draw(rows, inputs, seed=1), draw(outputs, inputs, seed=2)
+    stream, bias = draw(rows, outputs, seed=3), draw(outputs, seed=4).float()
+    with products_by_torch() if whole else nullcontext():
+        found = [
+            (multiplied(x, weight), x.double() @ weight.double().t()),
+            (multiplied(x, weight, bias, stream), x.double() @ weight.double().t() + bias + stream.double()),
+            (multiplied(x, weight, bias), x.double() @ weight.double().t() + bias),
+            (input_gradient(stream, weight), stream.double() @ weight.double()),
+            (weight_gradient(stream, x), stream.double().t() @ x.double()),
+        ]
+    for place, (ours, exact) in enumerate(found):
+        assert (ours.double() - exact).norm() <= ROUNDED * exact.norm() + 1e-5, place
+
+
+def test_every_number_of_threads_gives_the_same() -> None:
+    x, weight, stream = draw(130, 96, seed=1), draw(288, 96, seed=2), draw(130, 288, seed=3)
+    q, k, v = (draw(3, 4, 150, 40, seed=seed) for seed in (4, 5, 6))
+
+    def all_of_it() -> list[Tensor]:
+        heads = [of.clone().requires_grad_() for of in (q, k, v)]
+        y = attention(*heads, Scores(0.2))
+        y.backward(torch.ones_like(y))
+        products = [multiplied(x, weight), input_gradient(stream, weight), weight_gradient(stream, x)]
+        return [*products, y.detach(), *(of.grad for of in heads if of.grad is not None)]
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = all_of_it()
+        torch.set_num_threads(3)
+        assert all(torch.equal(a, b) for a, b in zip(one, all_of_it(), strict=True))
+    finally:
+        torch.set_num_threads(before)
