@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -73,3 +76,18 @@ def test_a_bench_says_it_too(weightdecay: Command) -> None:
     document = json.loads(done.stdout)
     assert document["dtype"] == "float32"
     assert "precision: float32" in document["remarks"][0]
+
+
+@needs_x86
+@pytest.mark.long
+def test_one_core_and_no_compiler_are_said_and_gone_on_without(tmp_path: Path) -> None:
+    """A processor with one core to give, and a PATH on which there is nothing."""
+    empty = {**os.environ, "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "weightdecay", "bench", "--dtype", "bfloat16", "--steps", "1", "--json"]
+    core = min(os.sched_getaffinity(0))
+    taskset = shutil.which("taskset") or pytest.skip("no taskset here")
+    done = subprocess.run([taskset, "-c", str(core), *command], capture_output=True, text=True, check=False, env=empty)
+    assert done.returncode == 0, done.stderr
+    remarks = json.loads(done.stdout)["remarks"]
+    assert any(words.startswith("1 of ") and "cores are used" in words for words in remarks)
+    assert any("no C compiler" in words for words in remarks)
