@@ -7,6 +7,7 @@ asks for them (`library`), and are kept in the user's cache. Where there is no c
 models compute by torch's own operations.
 
 Begin with `library`; `norms`, `activations`, `attention`, `loss` and `products` each stand beside the C file of their
-name; matrix products themselves are torch's, for those are the best there are. `branches` puts them together: each
-half of a usual block is one function.
+name. `causal` is attention where the processor's own instructions multiply matrices (`source/tiles.h`), as small
+products then are ours, too; larger ones are torch's. `branches` puts them together: each half of a usual block is one
+function.
 """
