@@ -355,8 +355,8 @@ def test_every_number_of_threads_gives_the_same() -> None:
 
     def all_of_it() -> list[Tensor]:
         heads = [of.clone().requires_grad_() for of in (q, k, v)]
-        y = attention(*heads, Scores(0.2))
-        y.backward(torch.ones_like(y))
+        y = attention(heads[0], heads[1], heads[2], Scores(0.2))
+        torch.autograd.backward(y, torch.ones_like(y))
         products = [multiplied(x, weight), input_gradient(stream, weight), weight_gradient(stream, x)]
         return [*products, y.detach(), *(of.grad for of in heads if of.grad is not None)]
 
