@@ -132,10 +132,6 @@ class ModelConfig(Consistent):
         pattern = self.attention.window_pattern
         return self.attention.window if pattern[layer % len(pattern)] == "S" else 0
 
-    def has_experts(self, layer: int) -> bool:
-        """Whether a layer's feed-forward part is a mixture of experts."""
-        return self.experts is not None and layer >= self.experts.n_dense_layers
-
     def replace(self, **changes: Any) -> ModelConfig:
         """The same configuration with some values changed."""
         gone = {name for name, value in changes.items() if value is None}
