@@ -349,6 +349,13 @@ def test_products_with_what_is_added(rows: int, outputs: int, inputs: int, whole
         assert (ours.double() - exact).norm() <= ROUNDED * exact.norm() + 1e-5, place
 
 
+def test_rows_that_are_long_beyond_measure() -> None:
+    x, weight = draw(2, 1 << 17, seed=1), draw(1, 1 << 17, seed=2)
+    exact = x.double() @ weight.double().t()
+    assert (multiplied(x, weight).double() - exact).norm() <= ROUNDED * exact.norm()
+    assert (input_gradient(x, weight.t().contiguous()).double() - exact).norm() <= ROUNDED * exact.norm()
+
+
 def test_every_number_of_threads_gives_the_same() -> None:
     x, weight, stream = draw(130, 96, seed=1), draw(288, 96, seed=2), draw(130, 288, seed=3)
     q, k, v = (draw(3, 4, 150, 40, seed=seed) for seed in (4, 5, 6))

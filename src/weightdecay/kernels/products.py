@@ -23,6 +23,10 @@ _LAID_OUT = 1 << 21
 # Weights of no more are multiplied by our own kernels, and their gradients made of factors of no more: both are packed
 # anew in each call and are to stay in the cache. Of larger ones torch's products are faster.
 _SMALL, _PACKED = 1 << 17, 1 << 20
+
+# No factor's rows are longer: some of them are copied to a thread's stack.
+_LONGEST = 1 << 12
+
 _small_here = _SMALL
 
 # Numbers of a product that wait to be widened: less than the allocator would give back, see `memory`.
@@ -99,7 +103,7 @@ def products_by_torch() -> Iterator[None]:
 
 
 def _is_small(weight_OI: Tensor) -> bool:
-    return weight_OI.numel() <= _small_here and has_tiles()
+    return weight_OI.numel() <= _small_here and max(weight_OI.shape) <= _LONGEST and has_tiles()
 
 
 def weight_gradient(dy_NO: Tensor, x_NI: Tensor, sums_OI: Tensor | None = None) -> Tensor:
