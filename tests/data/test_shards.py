@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -190,3 +192,44 @@ def test_the_stream_of_bytes_is_the_documents_each_with_its_end(contents: list[s
         batches = list(encode_documents(stream(contents), tokenizer))
     tokens = [token for batch in batches for token in np.asarray(batch.tokens).tolist()]
     assert tokens == [token for text in contents if text for token in [*text.encode(), 256]]
+
+
+class ListeningTokenizer(ByteTokenizer):
+    """Tells what it has begun with."""
+
+    def __init__(self) -> None:
+        self.begun: SimpleQueue[list[str]] = SimpleQueue()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        self.begun.put(list(texts))
+        return super().encode_batch(texts)
+
+
+def test_two_batches_are_encoded_while_one_is_used_and_no_more_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards_module, "BATCH_CHARACTERS", 1)
+    read = 0
+
+    def documents() -> Iterator[Document]:
+        nonlocal read
+        for document in stream([str(index) for index in range(50)]):
+            read += 1
+            yield document
+
+    before = threading.active_count()
+    tokenizer = ListeningTokenizer()
+    batches = encode_documents(documents(), tokenizer)
+    next(batches)
+    begun = [tokenizer.begun.get(timeout=5) for _ in range(3)]
+    assert sorted(begun) == [["0"], ["1"], ["2"]]
+    assert read == 4  # the fourth was looked at to know that the third batch is full
+    batches.close()  # type: ignore[attr-defined]
+    assert tokenizer.begun.empty()
+    assert threading.active_count() == before
+
+
+def test_what_a_tokenizer_refuses_arrives_after_the_batches_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards_module, "BATCH_CHARACTERS", 1)
+    batches = encode_documents(stream(["good", "\ud800", "good"]), ByteTokenizer())
+    assert next(batches).n_documents == 1
+    with pytest.raises(DataError, match="lone surrogate"):
+        next(batches)
