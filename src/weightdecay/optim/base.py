@@ -19,6 +19,7 @@ from weightdecay.errors import OptimizerError, group_title
 from weightdecay.optim.capturing import decay_now
 from weightdecay.optim.checks import explained, group_faults, number, with_plain_numbers
 from weightdecay.optim.decay import kernel_weight_decay, local, placed_like
+from weightdecay.optim.fitting import kinds_of, misfits
 from weightdecay.optim.grouping import (
     Group,
     Params,
@@ -313,19 +314,26 @@ class DecayingOptimizer(StateKeeping):
     def _refuse_unusable(self, work: list[Work]) -> None:
         """Raise for what a step cannot do, before anything has changed."""
         checked = self._workspace.checked
-        for group, *_, place in work:
-            settings = tuple(value for key, value in group.items() if key not in _CHECKED_ANYWAY)
-            before = checked.get(place, ())
-            if len(settings) == len(before) and all(map(operator.is_, settings, before)):
-                continue  # nothing was written into it since the last step
-            # Whose key is whose cannot be told any more: others' schedulers have some of their own.
-            if faults := group_faults({**self.defaults, **group}, group_title(group, place), self.refusal):
-                raise OptimizerError(faults)
-            checked[place] = settings
+        unfit: list[str] = []
+        seen: dict[int, Any] = {}
+        for one in work:
+            group, place = one.group, one.place
+            settings = [value for key, value in group.items() if key not in _CHECKED_ANYWAY]
+            kinds = kinds_of(one.weights)
+            before, kinds_before = checked.get(place, ((), ()))
+            seen[place] = settings, kinds
+            if len(settings) != len(before) or not all(map(operator.is_, settings, before)):
+                # Whose key is whose cannot be told any more: others' schedulers have some of their own.
+                if faults := group_faults({**self.defaults, **group}, group_title(group, place), self.refusal):
+                    raise OptimizerError(faults)
+            elif kinds == kinds_before:
+                continue  # nothing was written into it, and nothing moved, since the last step
+            unfit += [f"{group_title(group, place)}: {fault}" for fault in misfits(one, self.state)]
 
         faults = [f"{group_title(one.group, one.place)}: {fault}" for one in work for fault in self._step_faults(one)]
-        if faults:
+        if faults := unfit + faults:
             raise UnsupportedTensorError(faults)
+        checked.update(seen)
 
     def _step_faults(self, one: Work) -> Iterator[str]:
         """Gradients and weights of a group that the direction, the rule or the rounding cannot take."""

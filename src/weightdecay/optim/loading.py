@@ -35,6 +35,7 @@ class StateKeeping(torch.optim.Optimizer):
                 if loaded["rounding"] == getattr(own["rounding"], "name", None):
                     loaded["rounding"] = own["rounding"]  # of the user's own, saved by its name
         super().__setstate__(state)
+        self._workspace.checked.clear()
         for group in self.param_groups:
             group.update(with_rule(group, self.defaults))
 

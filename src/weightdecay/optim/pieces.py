@@ -139,7 +139,7 @@ class Workspace:
 
     def __init__(self, seed: int = 0, compiled: bool | None = None) -> None:
         self.seed, self.compiled = seed, compiled
-        self.checked: dict[int, tuple[Any, ...]] = {}  # place of a group -> its settings, found right
+        self.checked: dict[int, tuple[Any, ...]] = {}  # place of a group -> its settings and weights, found right
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
         self._warned = False
 
