@@ -6,7 +6,6 @@ none and the products are emulated. Which it is, is seen from a product of each 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import time
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 
 import torch
 
+from weightdecay.probing.isolation import on_one_thread
 from weightdecay.recipes.settings import TrainConfig
 
 _WIDTH = 256
@@ -29,7 +29,8 @@ def bfloat16_costs() -> float:
     if torch.cuda.is_available():
         return 0.0 if torch.cuda.is_bf16_supported(including_emulation=False) else math.inf
     seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
-    with _one_thread():
+    # Several threads would wait for each other where other programs run, and it is not their number that is asked for.
+    with on_one_thread():
         for _ in range(_ROUNDS + 1):
             for dtype, taken in seconds.items():
                 factor = torch.ones(_WIDTH, _WIDTH, dtype=dtype)
@@ -38,17 +39,6 @@ def bfloat16_costs() -> float:
                 taken.append(_CLOCK() - begin)
     single, half = (min(taken[1:]) for taken in seconds.values())
     return half / single
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Several would wait for each other where other programs run, and it is not their number that is asked for."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def with_precision(config: TrainConfig, costs: float | None = None) -> TrainConfig:
