@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.multiprocessing.spawn import spawn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import weightdecay
 from weightdecay.errors import OptimizerError
@@ -276,6 +278,65 @@ def test_what_a_clipped_step_reports_is_what_the_weights_did(make: Any) -> None:
     done = clipped_step(make([p]), 1.0)
     assert done.scale == pytest.approx(0.005, rel=1e-3)
     assert torch.allclose(p.detach(), torch.full((4,), -0.5), rtol=1e-3)
+
+
+def add_the_weights(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad += p.detach()
+
+
+def hook_before(optimizer: torch.optim.Optimizer) -> Any:
+    return optimizer.register_step_pre_hook(lambda optimizer, *_: add_the_weights(optimizer))
+
+
+def hook_before_all(optimizer: torch.optim.Optimizer) -> Any:  # noqa: ARG001
+    return register_optimizer_step_pre_hook(lambda optimizer, *_: add_the_weights(optimizer))
+
+
+def another_step(optimizer: Any) -> None:
+    own = optimizer.step
+
+    def step(optimizer: Any, closure: Any = None) -> Any:
+        add_the_weights(optimizer)
+        return own(closure)
+
+    optimizer.step = types.MethodType(step, optimizer)
+
+
+def another_step_under_a_scheduler(optimizer: Any) -> None:
+    another_step(optimizer)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+
+
+@pytest.mark.parametrize("before", [hook_before, hook_before_all, another_step, another_step_under_a_scheduler])
+@pytest.mark.parametrize("cls", [torch.optim.AdamW, torch.optim.SGD, AdamW, SGDW])
+def test_others_code_before_the_step_finds_the_gradients_clipped(cls: Any, before: Any) -> None:
+    found = []
+    for ours in (True, False):
+        p = nn.Parameter(torch.full((4,), 2.0))
+        optimizer = cls([p], lr=0.1, fused=True)
+        handle = before(optimizer)
+        p.grad = torch.tensor([100.0, -20.0, 3.0, 40.0])
+        if ours:
+            clipped_step(optimizer, 1.0)
+        else:
+            nn.utils.clip_grad_norm_([p], 1.0)
+            optimizer.step()
+        found.append(p.detach())
+        if handle is not None:
+            handle.remove()
+    assert torch.equal(*found)
+
+
+def test_a_scheduler_and_a_control_leave_the_scale_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = nn.Parameter(torch.full((4,), 2.0))
+    optimizer = torch.optim.AdamW([p], lr=0.1, fused=True)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    weightdecay.control(optimizer)
+    monkeypatch.setattr(torch, "_foreach_mul_", None)  # which would scale the gradients
+    p.grad = torch.full((4,), 100.0)
+    assert clipped_step(optimizer, 1.0).scale < 1
 
 
 def test_a_sharded_optimizer_of_torchs_is_clipped(tmp_path: Path) -> None:

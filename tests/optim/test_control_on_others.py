@@ -304,6 +304,11 @@ def test_a_refused_control_leaves_every_setting_the_object_that_it_was() -> None
     assert after.keys() == before.keys()
     assert all(after[key] is value for key, value in before.items())
 
+    with pytest.raises(ZeroDivisionError):  # of the user's own schedule
+        control(optimizer, rule="fixed", schedule=lambda step: 1 / step)
+    assert optimizer.param_groups[0] == before
+    assert controlled(optimizer) is None
+
 
 class Wrapper(torch.optim.Optimizer):
     """As AcceleratedOptimizer: nothing but the optimizer within."""
@@ -385,6 +390,25 @@ def test_a_group_that_comes_later_is_told_which_key_it_lacks() -> None:
     optimizer.param_groups[1]["peak_lr"] = 0.1
     optimizer.step()
     assert optimizer.param_groups[1]["rule"] == "independent"
+
+
+def test_a_step_that_was_replaced_by_a_function_without_hooks_is_refused_with_what_serves() -> None:
+    class Mine(torch.optim.AdamW):
+        pass
+
+    def step(self: Any, closure: Any = None) -> Any:
+        return torch.optim.AdamW.step(self, closure)
+
+    optimizer = Mine([torch.nn.Parameter(torch.ones(4))], lr=0.1, weight_decay=0.1)
+    Mine.step = step  # type: ignore[assignment]
+    with pytest.raises(OptimizerError, match=r"Mine\.step was replaced .*profile_hook_step\(Mine\.step\)"):
+        control(optimizer)
+    Mine.step = torch.optim.Optimizer.profile_hook_step(Mine.step)  # type: ignore[method-assign, assignment]
+    Mine.step.hooked = True  # type: ignore[attr-defined]
+    control(optimizer, rule="fixed")
+    optimizer.param_groups[0]["params"][0].grad = torch.zeros(4)
+    optimizer.step()
+    assert torch.allclose(optimizer.param_groups[0]["params"][0], torch.full((4,), 0.9))
 
 
 class TwiceAsFastAtSmallLambda(torch.optim.Optimizer):

@@ -22,7 +22,7 @@ from weightdecay.optim.muon import Muon
 from weightdecay.optim.noise import noise_, noise_keys
 from weightdecay.optim.pieces import PIECE, MasterWarning
 from weightdecay.optim.precision import PrecisionWarning, realised_decay
-from weightdecay.optim.roundings import STOCHASTIC, fresh
+from weightdecay.optim.roundings import KAHAN, ROUNDINGS, STOCHASTIC, fresh
 from weightdecay.optim.sgdw import SGDW
 
 ELEMENTS = 20_000
@@ -372,38 +372,65 @@ def test_the_warning_shows_the_users_line() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [5, 700, 300_000])
+@pytest.mark.parametrize("rounding", ["master", "kahan"])
 @pytest.mark.parametrize(
     "make",
     [
-        lambda p: AdamW(p, lr=1e-3, rounding="master"),
-        lambda p: AdamW(p, lr=1e-3, rounding="master", compiled=True),
-        lambda p: SGDW(p, lr=1e-3, momentum=0.9, rounding="master"),
-        lambda p: Lion(p, lr=1e-4, rounding="master"),
-        lambda p: Muon(p, lr=1e-3, rounding="master"),
-        lambda p: Adafactor(p, lr=1e-3, rounding="master", relative_step=False, scale_parameter=False),
+        lambda p, rounding: AdamW(p, lr=1e-3, rounding=rounding),
+        lambda p, rounding: AdamW(p, lr=1e-3, rounding=rounding, compiled=True),
+        lambda p, rounding: SGDW(p, lr=1e-3, momentum=0.9, rounding=rounding),
+        lambda p, rounding: Lion(p, lr=1e-4, rounding=rounding),
+        lambda p, rounding: Muon(p, lr=1e-3, rounding=rounding),
+        lambda p, rounding: Adafactor(p, lr=1e-3, rounding=rounding, relative_step=False, scale_parameter=False),
     ],
     ids=["AdamW", "AdamW compiled", "SGDW", "Lion", "Muon", "Adafactor"],
 )
-def test_weights_that_were_loaded_behind_their_masters_hold_and_that_is_said(
-    make: Any, size: int, dtype: torch.dtype
+def test_weights_that_were_loaded_behind_a_roundings_back_hold_and_that_is_said(
+    make: Any, rounding: Any, size: int, dtype: torch.dtype
 ) -> None:
-    first, other = (nn.Parameter(torch.zeros(size // 5, 5).to(dtype)) for _ in range(2))
-    optimizer = make([first, other])
+    # All first steps leave something of weights as large as these: they are not at numbers that bfloat16 has.
+    first, other = (nn.Parameter(torch.full((size // 5, 5), 3.0).to(dtype)) for _ in range(2))
+    optimizer = make([first, other], rounding)
 
-    def step() -> None:
+    def step(gradient: float) -> None:
         for p in (first, other):
-            p.grad = torch.full_like(p, 1e-3)
+            p.grad = torch.full_like(p, gradient)
         optimizer.step()
 
-    step()
+    step(1e-3)
     untouched = other.detach().clone()
-    first.data.copy_(torch.full_like(first, 5.0))
-    with pytest.warns(MasterWarning, match="masters are taken anew"):
-        step()
-    assert float((first.detach().float() - 5).abs().max()) < 0.05
-    assert float((optimizer.state[first]["master"] - 5).abs().max()) < 0.05
+    (kept,) = ROUNDINGS[rounding].memory(dtype)
+    lost = optimizer.state[first][kept].float() - (first.detach().float() if rounding == "master" else 0)
+    assert bool(lost.all())
+
+    first.data.zero_()
+    for state in optimizer.state.values():
+        state |= {key: torch.zeros_like(value) for key, value in state.items() if key in ("exp_avg", "momentum_buffer")}
+    with pytest.warns(MasterWarning, match=f"their {kept} is taken anew"):
+        step(0.0)
+    assert not bool(first.any())
+    assert not bool(optimizer.state[first][kept].any())
     assert float((other.detach().float() - untouched.float()).abs().max()) < 0.05
-    step()  # and said once
+    step(0.0)  # and said once
+    assert not bool(first.any())
+
+
+@given(
+    weights=st.lists(st.floats(-3e4, 3e4, width=32), min_size=1, max_size=20),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16]),
+    scale=st.sampled_from([1.0, 1e-2, 1e-6]),
+)
+def test_what_kahans_sum_has_lost_is_never_taken_for_somebody_elses_change(
+    weights: list[float], dtype: torch.dtype, scale: float
+) -> None:
+    wide = torch.tensor(weights) * scale
+    low = torch.empty(len(weights), dtype=dtype)
+    state = KAHAN.begin(low)
+    KAHAN.write(wide.clone(), low, state, fresh, None)
+    assert not KAHAN.is_disturbed(low, state, fresh)
+    kept = state["compensation"].clone()
+    KAHAN.renew_(low, state)
+    assert torch.equal(state["compensation"], kept)
 
 
 def test_one_weight_that_was_pruned_holds_and_its_neighbours_keep_their_masters() -> None:

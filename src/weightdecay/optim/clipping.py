@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_pre_hooks  # there is no public name
 
 from weightdecay.errors import OptimizerError, TrainingError, did_you_mean
 from weightdecay.optim.base import DecayingOptimizer
@@ -133,7 +134,8 @@ def clipped_step(
     """Clip the gradients' norm and step, for any torch optimizer.
 
     torch's and our fused optimizers take the scale into their kernel (`grad_scale`, removed again afterwards), which
-    differs from clip-then-step by rounding only; any other, and any that is wrapped, has its gradients scaled first. A
+    differs from clip-then-step by rounding only; any other, and any that is wrapped or has hooks of others before its
+    step, has its gradients scaled first. A
     gradient that is not finite changes nothing, neither weights nor state.
 
     Args:
@@ -175,12 +177,24 @@ def _takes_scale(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the optimizer's own step is known to divide the gradients by `grad_scale`.
 
     A `fused` in its groups tells nothing: a wrapper shows the groups of what it wraps, which never sees the attribute,
-    and others' kernels may not read it.
+    and others' kernels may not read it. Nor does the class, where others' code stands before its step.
     """
     step: Any = type(optimizer).step
     ours = isinstance(optimizer, DecayingOptimizer) and inspect.unwrap(step) is inspect.unwrap(DecayingOptimizer.step)
-    known = ours or type(optimizer) in _WITH_FUSED_KERNEL
+    known = (ours or type(optimizer) in _WITH_FUSED_KERNEL) and not _is_preceded(optimizer)
     return known and all(group.get("fused") is True for group in optimizer.param_groups)
+
+
+def _is_preceded(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether others' code runs before the optimizer's own step, and is to find the gradients clipped."""
+    step: Any = vars(optimizer).get("step")  # a function that was put in the place of the method
+    while getattr(getattr(step, "__code__", None), "co_filename", "") == torch.optim.lr_scheduler.__file__:
+        step = step.__wrapped__  # which only counts
+    if step is not None and getattr(step, "__func__", step) is not type(optimizer).step:
+        return True
+
+    hooks = [*_global_optimizer_pre_hooks.values(), *optimizer._optimizer_step_pre_hooks.values()]
+    return not all(str(getattr(hook, "__module__", "")).startswith("weightdecay.") for hook in hooks)
 
 
 def _step_with_scale(optimizer: Any, scale: float, device: torch.device) -> None:

@@ -329,7 +329,7 @@ def control(
     try:
         made._follow(peak_lr)
         made.decay_per_step()  # a decay over 1 is to be known now
-    except OptimizerError:
+    except Exception:  # a schedule is the user's own function, and may raise anything
         for group, as_given in zip(groups, before, strict=True):
             group.clear()
             group.update(as_given)

@@ -48,7 +48,7 @@ Update: TypeAlias = Callable[[Elements], None]
 
 
 class MasterWarning(UserWarning):
-    """Weights that somebody changed behind their float32 masters."""
+    """Weights that somebody changed behind what a rounding remembers of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,10 +263,11 @@ class Workspace:
         if rounding.is_disturbed(local(low), {name: local(kept) for name, kept in memory.items()}, fresh):
             rounding.renew_(low, memory)
             if not self._warned:
+                kept = ", ".join(rounding.memory(low.dtype))
                 warnings.warn(
-                    "low-precision weights are not the rounding of their float32 masters: somebody changed them since "
-                    "the last step (a loaded checkpoint, averaged weights, pruning). The weights hold, and their "
-                    "masters are taken anew from them",
+                    f"low-precision weights are not those whose {kept} rounding='{rounding.name}' keeps: somebody "
+                    "changed them since the last step (a loaded checkpoint, averaged weights, pruning). The weights "
+                    f"hold, and their {kept} is taken anew from them",
                     MasterWarning,
                     stacklevel=frames_to_the_user(),
                 )

@@ -136,7 +136,11 @@ def _with_one_nan(wide: Tensor) -> Tensor:
 
 
 class Kahan(Rounding):
-    """To the nearest, with what that lost added before the next step."""
+    """To the nearest, with what that lost added before the next step.
+
+    It is at most half of what lies between a weight and the next one. Where it is more, somebody else has changed the
+    weight since: the weight holds, and nothing is added. A change that leaves it less than that is within the rounding.
+    """
 
     name = "kahan"
     keeps = ("compensation",)
@@ -154,6 +158,21 @@ class Kahan(Rounding):
     def write(self, wide: Tensor, low: Tensor, state: Kept, scratch: Scratch, noise: Tensor | None) -> None:
         low.copy_(wide)
         state["compensation"].copy_(wide.sub_(scratch("spare", low, torch.float32).copy_(low)))
+
+    def is_disturbed(self, low: Tensor, state: Kept, scratch: Scratch) -> bool:
+        rounded = self._rounded(low, state, scratch)
+        # Infinities leave NaN beside them, and NaN is never itself.
+        return not torch.equal(rounded, low) and bool(((rounded != low) & low.isfinite()).any())
+
+    def renew_(self, low: Tensor, state: Kept) -> None:
+        lost = state["compensation"]
+        lost.copy_(torch.where((self._rounded(low, state, fresh) == low) | ~low.isfinite(), lost, 0.0))
+
+    def _rounded(self, low: Tensor, state: Kept, scratch: Scratch) -> Tensor:
+        """The weights that low ones and what they lost round to: the low ones, unless somebody has changed them."""
+        # A hair less than was lost, or half of the way to the next weight might round to that one.
+        wide = scratch("spare", low, torch.float32).copy_(state["compensation"]).mul_(1 - 2**-8).add_(low)
+        return scratch("rounded", low, low.dtype).copy_(wide)
 
 
 class Master(Rounding):

@@ -49,10 +49,7 @@ def optimizer_faults(optimizer: Any, rule: Any, schedule: Any) -> list[str]:
         return [f"schedule must give λ for a step, such as Linear(0.1, 0.0, steps=10_000), got {schedule!r}"]
     kind, groups = type(optimizer).__name__, getattr(optimizer, "param_groups", None)
     if groups is None or not runs_hooks(optimizer):
-        held = next(
-            (name for name, one in vars(optimizer).items() if isinstance(one, torch.optim.Optimizer)), "optimizer"
-        )
-        return [f"{kind} wraps an optimizer and runs no step hooks of its own: give the wrapped one (`.{held}`)"]
+        return [_no_hooks(optimizer)]
     try:
         asked = None if rule is None else as_rule(rule)
         rules_followed(optimizer, asked)
@@ -64,6 +61,23 @@ def optimizer_faults(optimizer: Any, rule: Any, schedule: Any) -> list[str]:
         return [f"{kind} has no weight_decay or no lr in {', '.join(without)}: there is no decay to control"]
     reason = optimizer.refusal(asked) if isinstance(optimizer, DecayingOptimizer) and asked else ""
     return [f"rule '{asked.name}': {reason}"] if asked and reason else []
+
+
+def _no_hooks(optimizer: torch.optim.Optimizer) -> str:
+    """Why a step runs no hooks, and what to do."""
+    kind = type(optimizer).__name__
+    held = next((name for name, one in vars(optimizer).items() if isinstance(one, torch.optim.Optimizer)), None)
+    if held is None and hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        # torch wraps the step of a class when the first of its instances is made.
+        return (
+            f"{kind}.step was replaced after the optimizer was made, by a function that runs no step hooks itself, so "
+            f"that a control might never be called: let it run them, {kind}.step = "
+            f"torch.optim.Optimizer.profile_hook_step({kind}.step) and {kind}.step.hooked = True; or replace the step "
+            "before the first optimizer is made; or put the new step into a subclass"
+        )
+    return (
+        f"{kind} wraps an optimizer and runs no step hooks of its own: give the wrapped one (`.{held or 'optimizer'}`)"
+    )
 
 
 def peaks(groups: Sequence[Group], rules: Sequence[Rule], peak_lr: PeakLr | None) -> list[Any]:
