@@ -400,10 +400,10 @@ def test_a_step_that_was_replaced_by_a_function_without_hooks_is_refused_with_wh
         return torch.optim.AdamW.step(self, closure)
 
     optimizer = Mine([torch.nn.Parameter(torch.ones(4))], lr=0.1, weight_decay=0.1)
-    Mine.step = step  # type: ignore[assignment]
+    Mine.step = step  # type: ignore[method-assign]
     with pytest.raises(OptimizerError, match=r"Mine\.step was replaced .*profile_hook_step\(Mine\.step\)"):
         control(optimizer)
-    Mine.step = torch.optim.Optimizer.profile_hook_step(Mine.step)  # type: ignore[method-assign, assignment]
+    Mine.step = torch.optim.Optimizer.profile_hook_step(Mine.step)  # type: ignore[method-assign]
     Mine.step.hooked = True  # type: ignore[attr-defined]
     control(optimizer, rule="fixed")
     optimizer.param_groups[0]["params"][0].grad = torch.zeros(4)

@@ -172,3 +172,29 @@ def test_a_gradient_of_other_weights_is_refused_by_name() -> None:
     model.weight.data = torch.ones(60, 80)
     with pytest.raises(OptimizerError, match=r"'weight' is float32 \(60, 80\) on cpu and its gradient .*\(6, 8\)"):
         optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore::weightdecay.PrecisionWarning")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("weights", "gradients"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_a_gradient_in_another_dtype_is_refused_by_name_and_taken_under_a_rounding(
+    kind: str, weights: str, gradients: str
+) -> None:
+    dtype, other = getattr(torch, weights), getattr(torch, gradients)
+    model, optimizer = made(kind, dtype)
+    model.weight.grad = None
+    model.weight.grad_dtype = other
+    model.weight.grad = torch.full_like(model.weight, 0.5, dtype=other)
+    before = all_of(model, optimizer)
+    with pytest.raises(OptimizerError, match=f"'weight' is {weights} and its gradient {gradients}, .* `grad_dtype`"):
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, all_of(model, optimizer), strict=True) if a is not None)
+
+    if weights == "bfloat16":
+        (model, optimizer), (same, reference) = (made(kind, dtype, rounding="kahan") for _ in range(2))
+        model.weight.grad = None
+        model.weight.grad_dtype = other
+        model.weight.grad = torch.full_like(model.weight, 0.5, dtype=other)
+        optimizer.step()
+        reference.step()
+        assert torch.equal(model.weight, same.weight)

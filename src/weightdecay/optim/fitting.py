@@ -24,11 +24,12 @@ _FACTORS = {"row_var": -1, "col_var": -2}
 _NAMES = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "variance", "initial", _NEURONS, *_FACTORS}
 
 _kind = operator.attrgetter("dtype", "device", "shape")
+_gradients_dtype = operator.attrgetter("grad.dtype")
 
 
 def kinds_of(weights: Sequence[Tensor]) -> list[Any]:
-    """What weights are, and which they are; equal before two steps if nothing was moved between them."""
-    return [*map(id, weights), *map(_kind, weights)]
+    """What weights and gradients are, and which they are; equal before two steps if nothing was moved between them."""
+    return [*map(id, weights), *map(_kind, weights), *map(_gradients_dtype, weights)]
 
 
 def misfits(one: Work, state_of: Mapping[Any, Mapping[str, Any]]) -> Iterator[str]:
@@ -37,11 +38,22 @@ def misfits(one: Work, state_of: Mapping[Any, Mapping[str, Any]]) -> Iterator[st
     for position, p in enumerate(one.group["params"]):
         if p.grad is None:
             continue
+        name = f"'{names[position]}'" if names else f"tensor {position}"
+        if p.grad.dtype not in _gradients_dtypes(p, one.rounding):
+            yield (
+                f"{name} is {_dtype(p)} and its gradient {_dtype(p.grad)}, in which the direction would lose digits or "
+                "stop half way: leave `grad_dtype` of the tensor alone, or cast the gradient before the step"
+                + (
+                    " (with a `rounding`, low-precision weights take float32 gradients)"
+                    if p.dtype in LOW_PRECISION
+                    else ""
+                )
+            )
+            continue
         state = state_of.get(p, {})
         beside = [("gradient", p.grad)] if p.grad.shape != p.shape or p.grad.device != p.device else []
         beside += [(key, kept) for key, kept in state.items() if not _fits(key, kept, p, one.rounding)]
         if beside:
-            name = f"'{names[position]}'" if names else f"tensor {position}"
             key, kept = beside[0]
             yield (
                 f"{name} is {_shown(p)} and its {key} {_shown(kept)}: the weights were moved or replaced after it was "
@@ -82,5 +94,14 @@ def _dtypes(key: str, p: Tensor, rounding: Rounding, memory: Mapping[str, torch.
     return (p.dtype, torch.promote_types(p.dtype, torch.float32)) if key == _NEURONS else (p.dtype,)
 
 
+def _gradients_dtypes(p: Tensor, rounding: Rounding) -> tuple[torch.dtype, ...]:
+    """The dtypes in which a step can take the gradient."""
+    return (p.dtype, torch.float32, *LOW_PRECISION) if rounding.acts_on(p.dtype) else (p.dtype,)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def _shown(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} on {tensor.device}"
+    return f"{_dtype(tensor)} {tuple(tensor.shape)} on {tensor.device}"
