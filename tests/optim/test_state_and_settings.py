@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,7 +11,11 @@ from torch import nn
 
 from tests.optim.test_state import model, train
 from weightdecay.errors import OptimizerError
+from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.adamw import AdamW
+from weightdecay.optim.lion import Lion
+from weightdecay.optim.muon import Muon
+from weightdecay.optim.sgdw import SGDW
 from weightdecay.optim.state import changes, from_positional, load_state_by_name, settings_by_name, state_by_name
 
 
@@ -159,3 +164,67 @@ def test_one_name_to_ignore_is_no_list_of_letters() -> None:
     net, tensors, settings, _ = saved_and_fresh()
     with pytest.raises(OptimizerError, match="ignore is 'lr'"):
         load_state_by_name(AdamW(net.named_parameters(), lr=1.0), tensors, settings, names=net, ignore="lr")
+
+
+# (optimizer, saved with, asked with, state that goes, state that a step must find)
+WITH_STATE: list[tuple[Any, dict[str, Any], dict[str, Any], set[str], set[str]]] = [
+    (AdamW, {"amsgrad": True}, {"amsgrad": False}, {"max_exp_avg_sq"}, set()),
+    (AdamW, {"amsgrad": False}, {"amsgrad": True}, set(), {"max_exp_avg_sq"}),
+    (AdamW, {"rule": "towards_initial"}, {"rule": "decoupled"}, {"initial"}, set()),
+    (AdamW, {"rule": "decoupled"}, {"rule": "towards_initial"}, set(), set()),
+    (AdamW, {"rounding": "master"}, {"rounding": "kahan"}, {"master"}, set()),
+    (AdamW, {"rounding": "kahan"}, {"rounding": "stochastic"}, {"compensation"}, set()),
+    (Lion, {"rounding": "stochastic"}, {"rounding": "master"}, {"rounded_steps"}, set()),
+    (SGDW, {"momentum": 0.9}, {"momentum": 0.0}, {"momentum_buffer"}, set()),
+    (SGDW, {"momentum": 0.0}, {"momentum": 0.9}, set(), set()),
+    (Adafactor, {"beta1": 0.9}, {"beta1": None}, {"exp_avg"}, set()),
+    (Adafactor, {"beta1": None}, {"beta1": 0.9}, set(), {"exp_avg"}),
+    (Muon, {"neuron_beta2": 0.9}, {"neuron_beta2": 0.0}, {"second_momentum_buffer"}, set()),
+    (Muon, {"neuron_beta2": 0.0}, {"neuron_beta2": 0.9}, set(), {"second_momentum_buffer"}),
+    (torch.optim.AdamW, {"amsgrad": True}, {"amsgrad": False}, {"max_exp_avg_sq"}, set()),
+    (torch.optim.SGD, {"momentum": 0.9}, {"momentum": 0.0}, {"momentum_buffer"}, set()),
+    (torch.optim.RMSprop, {"centered": False}, {"centered": True}, set(), {"grad_avg"}),
+]
+
+
+@pytest.mark.filterwarnings("ignore::weightdecay.PrecisionWarning")
+@pytest.mark.parametrize("on_change", ["keep", "override", None])
+@pytest.mark.parametrize(("cls", "saved", "asked", "goes", "lacks"), WITH_STATE)
+def test_a_setting_that_comes_with_state_is_a_choice_as_any_other(
+    cls: Any, saved: dict[str, Any], asked: dict[str, Any], goes: set[str], lacks: set[str], on_change: Any
+) -> None:
+    def step(p: nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
+        p.grad = torch.linspace(-1, 2, 12).view(3, 4).to(p.dtype)
+        optimizer.step()
+
+    first = nn.Parameter(torch.linspace(-3, 1, 12).view(3, 4).to(torch.bfloat16 if "rounding" in saved else None))
+    old = cls([("w", first)], lr=0.01, weight_decay=0.1, **saved)
+    step(first, old)
+    step(first, old)
+
+    second = nn.Parameter(first.detach().clone())
+    new = cls([("w", second)], lr=0.01, weight_decay=0.1, **asked)
+    before = copy.deepcopy(dict(old.state[first]))
+
+    def load() -> None:
+        load_state_by_name(new, state_by_name(old), settings_by_name(old), on_change=on_change)
+
+    if on_change is None or (on_change == "override" and lacks):
+        (setting,) = saved
+        reason = f"{setting}: saved .* choose" if on_change is None else f"w/{min(lacks)}: .* choose on_change='keep'"
+        with pytest.raises(OptimizerError, match=reason) as refused:
+            load()
+        assert "another optimizer" not in str(refused.value)
+        assert not new.state
+        return
+    load()
+    if on_change == "override":  # as if it had been changed in the run
+        old.param_groups[0].update(asked)
+        for key in goes:
+            del old.state[first][key]
+    assert new.state[second].keys() == old.state[first].keys()
+    step(first, old)
+    step(second, new)
+    assert torch.equal(first, second)
+    assert all(torch.equal(new.state[second][key], value) for key, value in old.state[first].items())
+    assert on_change == "override" or before.keys() == new.state[second].keys()

@@ -25,10 +25,12 @@ from torch import Tensor
 from weightdecay.errors import OptimizerError, did_you_mean
 from weightdecay.optim.base import DecayingOptimizer
 from weightdecay.optim.decay import laid_out_like
+from weightdecay.optim.roundings import group_rounding
 from weightdecay.optim.state.expected import State, dtype_changes, expected_states, fitting_faults, impossible
 from weightdecay.optim.state.names import Names, new_names, parameter_names, unwrapped
 from weightdecay.optim.state.settings import (
     Change,
+    GroupSettings,
     Settings,
     comparable,
     describe,
@@ -105,19 +107,20 @@ def load_state_by_name(
     if choice is not None and not (isinstance(choice, str) and choice in ("keep", "override")):
         raise OptimizerError(f"unknown on_change '{on_change}': {did_you_mean(str(on_change), ('keep', 'override'))}")
     optimizer = unwrapped(optimizer)
-    named, expected = parameter_names(optimizer, names), expected_states(optimizer)
+    named = parameter_names(optimizer, names)
     states, settings, faults = _read(tensors, settings, rename)
-    loading = _Loading(optimizer, named, expected, states, settings, faults)
+    before, asked = comparable(settings, optimizer, names) if settings is not None else ({}, {})
+    found = differences(before, asked, ignore=ignore)
+    coming, unkept = values_coming_back(optimizer, before, named, settings=on_change == "keep", ignore=ignore)
 
-    if settings is not None:
-        before, asked = comparable(settings, optimizer, names)
-        loading.found = differences(before, asked, ignore=ignore)
-    else:
-        before = {}
+    expected = expected_states(optimizer, coming)
+    loading = _Loading(optimizer, named, expected, states, settings, faults, found)
+    if settings is None:
         loading.found = loading.tensors_that_came_or_went()
+    elif on_change != "keep":
+        loading.leave_out_what_settings_kept(before)
     loading.judge_state()
     loading.judge_choice(on_change)
-    coming, unkept = values_coming_back(optimizer, before, named, settings=on_change == "keep", ignore=ignore)
     if on_change == "keep" and isinstance(optimizer, DecayingOptimizer) and not unkept:
         for index, (group, values) in enumerate(zip(optimizer.param_groups, coming, strict=True)):
             unkept += optimizer.faults_in({**group, **values}, index, optimizer.defaults)
@@ -188,6 +191,37 @@ class _Loading:
         gone = sorted(states.keys() - set(named.values()))
         return (new if states else []) + [Change(name, "tensor", "present", "missing") for name in gone]
 
+    def leave_out_what_settings_kept(self, before: Mapping[str, GroupSettings]) -> None:
+        """Drop the state that goes with a setting of before, and look for none that goes with one of now.
+
+        What a rounding or a rule remembers of the weights begins with them as they are; of other state, such as the
+        maximum that `amsgrad` keeps, it is not known what it would be.
+        """
+        unlike = [
+            (group, p, expected)
+            for group in self.optimizer.param_groups
+            for p in group["params"]
+            if (expected := self.expected[p]) is not None
+            and (state := self.states.get(self.named[p]))
+            and state.keys() != expected.keys()
+        ]
+        if not unlike or self.settings is None or self.settings.get("optimizer") != self.kind:
+            return
+        as_saved, unkept = values_coming_back(self.optimizer, before, self.named, settings=True, ignore=())
+        kept_before = {} if unkept else expected_states(self.optimizer, as_saved)
+        for group, p, now in unlike:
+            name, was = self.named[p], kept_before.get(p)
+            if was is None:
+                continue
+            state = {key: value for key, value in self.states[name].items() if key in now or key not in was}
+            self.states[name] = state
+            self.expected[p] = {key: value for key, value in now.items() if key in was or key in state}
+            self.faults += [
+                f"{name}/{key}: {self.kind} keeps it with the settings that are asked for and did not with those that "
+                "were saved: choose on_change='keep', or make the optimizer with the settings that it had"
+                for key in sorted(now.keys() - was.keys() - state.keys() - _beginning_by_itself(self.optimizer, group))
+            ]
+
     def judge_state(self) -> None:
         """Entries of nobody, and state that is not this optimizer's, or no optimizer's."""
         self.faults += self._lost_and_unknown()
@@ -249,6 +283,11 @@ class _Loading:
                 self.optimizer.state[p] = {key: _placed(value, p, kept_as.get(key)) for key, value in state.items()}
             elif not isinstance(self.optimizer, torch.optim.Adagrad):  # which alone has state before its first step
                 self.optimizer.state.pop(p, None)
+
+
+def _beginning_by_itself(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> set[str]:
+    """The state that a step makes where a tensor with other state does not have it."""
+    return {*group_rounding(group).keeps, "initial"} if isinstance(optimizer, DecayingOptimizer) else set()
 
 
 def _placed(value: Any, p: Tensor, expected: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,15 +50,22 @@ def is_known(optimizer: torch.optim.Optimizer) -> bool:
     return step.__module__.partition(".")[0] in ("torch", "weightdecay")
 
 
-def expected_states(optimizer: torch.optim.Optimizer) -> dict[Tensor, State | None]:
+def expected_states(
+    optimizer: torch.optim.Optimizer, settings: Sequence[Mapping[str, Any]] = ()
+) -> dict[Tensor, State | None]:
     """For each parameter the state that one step of the optimizer leaves for a small tensor of its kind.
+
+    Args:
+        settings: for each group what it has instead of its own.
 
     None where it cannot be known: of optimizers that are neither torch's nor ours, and of those that make no step.
     """
     known = is_known(optimizer)
     expected: dict[Tensor, State | None] = {}
     of_kind: dict[Any, State | None] = {}
-    for group in optimizer.param_groups:
+    others = settings or [{}] * len(optimizer.param_groups)
+    for own, other in zip(optimizer.param_groups, others, strict=True):
+        group = {**own, **other}
         options = _options(group)
         for p in group["params"]:
             shape = _small_shape(group, p)
