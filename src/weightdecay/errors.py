@@ -179,10 +179,23 @@ def misspelt(given: Iterable[object], known: Iterable[str]) -> list[str]:
     """
     settings = set(known)
     unknown = sorted(str(name) for name in set(given) - settings)
-    near = [(name, difflib.get_close_matches(name, settings, n=1, cutoff=_LOOKS_LIKE)) for name in unknown]
-    return [f"'{name}', which nothing reads: did you mean '{found[0]}'?" for name, found in near if found]
+    near = [(name, _looks_like(name, settings)) for name in unknown]
+    return [f"'{name}', which nothing reads: did you mean '{found}'?" for name, found in near if found]
 
 
+def _looks_like(name: str, known: Iterable[str]) -> str:
+    """The known name that another program, or another hand, spells so; empty if there is none."""
+    letters = {_letters(one): one for one in known}
+    spelt = letters.get(_letters(_OF_OTHERS.get(name.lower(), name)))
+    return spelt or next(iter(difflib.get_close_matches(name, letters.values(), n=1, cutoff=_LOOKS_LIKE)), "")
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+# What other programs call them.
+_OF_OTHERS = {"wd": "weight_decay", "weight_decay_rate": "weight_decay", "learning_rate": "lr"}
 _LOOKS_LIKE = 0.85  # of difflib's ratio: `weigth_decay` is 0.92, `rul` 0.86; `lr_scale` is no misspelt setting
 _NEAR = 3  # names that are told as near
 _LISTED = 40  # names; a page of them helps nobody

@@ -122,7 +122,16 @@ def test_numbers_of_every_kind_are_numbers(name: str, value: Any) -> None:
 @every
 @pytest.mark.parametrize(
     ("key", "meant"),
-    [("weigth_decay", "weight_decay"), ("rul", "rule"), ("roundng", "rounding"), ("peak_lrr", "peak_lr")],
+    [
+        ("weigth_decay", "weight_decay"),
+        ("rul", "rule"),
+        ("roundng", "rounding"),
+        ("peak_lrr", "peak_lr"),
+        ("Lr", "lr"),
+        ("weightDecay", "weight_decay"),
+        ("wd", "weight_decay"),
+        ("learning_rate", "lr"),
+    ],
 )
 def test_a_misspelt_key_of_a_group_brings_the_nearest(name: str, key: str, meant: str) -> None:
     with pytest.raises(OptimizerError, match=f"'{key}', which nothing reads: did you mean '{meant}'"):

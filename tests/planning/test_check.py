@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+import types
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import weightdecay
 from tests.covering import covering
@@ -143,6 +145,43 @@ def test_a_hook_that_reaches_for_the_model_itself_is_kept_from_it_and_said_to_be
     found = plan.check(optimizer)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert any("hooks of AdamW" in reason for reason in found.opaque)
+
+
+def halve(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.data.mul_(0.5)
+
+
+@pytest.mark.parametrize("register", [register_optimizer_step_pre_hook, register_optimizer_step_post_hook])
+def test_hooks_of_all_optimizers_are_said_to_be_unseen(register: Any) -> None:
+    plan = planned()
+    optimizer = torch.optim.AdamW(plan.param_groups(lr=LR))
+    handle = register(halve)
+    try:
+        assert any("hooks of the steps of all optimizers (halve)" in reason for reason in plan.check(optimizer).opaque)
+    finally:
+        handle.remove()
+    assert not plan.check(optimizer).opaque
+
+
+def test_a_function_in_the_place_of_step_is_said_to_be_unseen_and_a_schedulers_is_none() -> None:
+    plan = planned()
+    optimizer: Any = torch.optim.AdamW(plan.param_groups(lr=LR))
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    assert not plan.check(optimizer).opaque
+    own = optimizer.step
+
+    def step(self: Any, closure: Any = None) -> Any:
+        halve(self)
+        return own(closure)
+
+    optimizer.step = types.MethodType(step, optimizer)
+    del own._wrapped_by_lr_sched  # or a second scheduler is content with the first
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    assert any(
+        "step` does, which stands in the place of `step` of this AdamW" in r for r in plan.check(optimizer).opaque
+    )
 
 
 def test_a_hook_that_only_looks_on_is_none() -> None:

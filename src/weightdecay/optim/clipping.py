@@ -18,13 +18,14 @@ from typing import Any, Literal
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.optim.optimizer import _global_optimizer_pre_hooks  # there is no public name
+from torch.optim import optimizer as torchs  # its tables of global hooks have no public name
 
 from weightdecay.errors import OptimizerError, TrainingError, did_you_mean
 from weightdecay.optim.base import DecayingOptimizer
 from weightdecay.optim.checks import amount, number
 from weightdecay.optim.decay import local
 from weightdecay.optim.grouping import groups_in, with_gradient
+from weightdecay.probing.outermost import is_of_this_package, step_is_replaced
 
 OnNonfinite = Literal["stop", "skip"]
 _WITH_FUSED_KERNEL = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
@@ -187,14 +188,8 @@ def _takes_scale(optimizer: torch.optim.Optimizer) -> bool:
 
 def _is_preceded(optimizer: torch.optim.Optimizer) -> bool:
     """Whether others' code runs before the optimizer's own step, and is to find the gradients clipped."""
-    step: Any = vars(optimizer).get("step")  # a function that was put in the place of the method
-    while getattr(getattr(step, "__code__", None), "co_filename", "") == torch.optim.lr_scheduler.__file__:
-        step = step.__wrapped__  # which only counts
-    if step is not None and getattr(step, "__func__", step) is not type(optimizer).step:
-        return True
-
-    hooks = [*_global_optimizer_pre_hooks.values(), *optimizer._optimizer_step_pre_hooks.values()]
-    return not all(str(getattr(hook, "__module__", "")).startswith("weightdecay.") for hook in hooks)
+    hooks = [*torchs._global_optimizer_pre_hooks.values(), *optimizer._optimizer_step_pre_hooks.values()]
+    return step_is_replaced(optimizer) or not all(map(is_of_this_package, hooks))
 
 
 def _step_with_scale(optimizer: Any, scale: float, device: torch.device) -> None:

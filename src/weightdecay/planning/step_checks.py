@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from weightdecay.planning.planned import Plan
+from weightdecay.probing.outermost import hooks_of_all, step_is_replaced
 from weightdecay.probing.probe import GroupReport, probe_step
 from weightdecay.rules import DECOUPLED, Rule
 
@@ -48,6 +49,7 @@ def seen_in_steps(
             faults.append(left)
             continue
 
+        opaque += _beside_its_step(optimizer)
         alone = probe_step(optimizer)
         hooked = probe_step(optimizer, hooks=True) if _hooks(optimizer) else alone
         if alone.opaque:
@@ -80,6 +82,18 @@ def _hooks(optimizer: torch.optim.Optimizer) -> list[Any]:
     """What is called beside each of its steps."""
     tables = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
     return [hook for table in tables for hook in getattr(optimizer, table, {}).values()]
+
+
+def _beside_its_step(optimizer: torch.optim.Optimizer) -> list[str]:
+    """What acts beside the optimizer's step and is in no copy of it."""
+    kind, unseen = type(optimizer).__name__, []
+    if step_is_replaced(optimizer):
+        title = getattr(optimizer.step, "__qualname__", type(optimizer.step).__name__)
+        unseen.append(f"what `{title}` does, which stands in the place of `step` of this {kind}: copies do not call it")
+    if hooks := hooks_of_all():
+        titles = ", ".join(getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks)
+        unseen.append(f"the hooks of the steps of all optimizers ({titles}), which no copy calls")
+    return unseen
 
 
 def _left_by_control(optimizer: torch.optim.Optimizer, groups: Sequence[CheckedGroup]) -> str:

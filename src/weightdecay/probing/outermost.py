@@ -11,6 +11,9 @@ import sys
 from types import FrameType
 from typing import Any
 
+from torch.optim import lr_scheduler
+from torch.optim import optimizer as torchs  # its tables of global hooks have no public name
+
 
 def runs_hooks(optimizer: Any) -> bool:
     """Whether the optimizer's step runs the hooks that are put on it.
@@ -20,6 +23,24 @@ def runs_hooks(optimizer: Any) -> bool:
     """
     step = getattr(type(optimizer), "step", None)
     return hasattr(optimizer, "_optimizer_step_pre_hooks") and bool(getattr(step, "hooked", False))
+
+
+def step_is_replaced(optimizer: Any) -> bool:
+    """Whether others put a function in the place of this optimizer's step; that of torch's schedulers only counts."""
+    step: Any = vars(optimizer).get("step")
+    while getattr(getattr(step, "__code__", None), "co_filename", "") == lr_scheduler.__file__:
+        step = step.__wrapped__
+    return step is not None and getattr(step, "__func__", step) is not type(optimizer).step
+
+
+def hooks_of_all() -> list[Any]:
+    """The hooks that run beside the steps of all optimizers, but for this package's own, which change nothing."""
+    tables = (torchs._global_optimizer_pre_hooks, torchs._global_optimizer_post_hooks)
+    return [hook for table in tables for hook in table.values() if not is_of_this_package(hook)]
+
+
+def is_of_this_package(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("weightdecay.")
 
 
 class OutermostStep:
