@@ -59,7 +59,7 @@ def test_models_whose_branches_are_written_out_learn_as_by_their_parts(
     found = (called.count("_AttentionBranch"), called.count("_FeedForwardBranch"))
     assert found == WRITTEN_OUT.get(kind, (0, 0))
 
-    monkeypatch.setattr(Block, "_as_one_function", lambda *_: None)
+    monkeypatch.setattr(Block, "_norm_of_one_kernel", lambda *_: None)
     by_parts, gradient_by_parts = loss_and_gradients(kind)
     assert loss == pytest.approx(float(by_parts), rel=2e-3)
 

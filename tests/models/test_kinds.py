@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.models.kinds import KINDS
 from weightdecay.errors import ConfigError
 from weightdecay.models.attention import Attention, causal_attention, score_mask
-from weightdecay.models.block import Block
+from weightdecay.models.block import Block, make_block
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.decoder import GPT
 from weightdecay.models.generate import generate
@@ -121,7 +121,7 @@ def test_the_places_of_the_norms_are_those_of_their_papers() -> None:
 
 
 def first_block(config: ModelConfig) -> Block:
-    return Block(config, 0, Attention(config, 0)).eval()
+    return make_block(config, 0, Attention(config, 0)).eval()
 
 
 def second_norm(block: Block) -> torch.nn.Module:

@@ -25,9 +25,6 @@ class Block(nn.Module):
         pre       x + f(norm(x))              post      norm(x + f(x))
         sandwich  x + norm(f(norm(x)))        output    x + norm(f(x))
 
-    Parallel branches both have the block's input: x + attention(norm₁(x)) + feedforward(norm₂(x)), norm₂ being norm₁
-    where they have one norm.
-
     Args:
         layer: which block this is, counted from 0.
         attention: (stream, cache, what else it takes) to the branch's output.
@@ -36,7 +33,6 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, attention: nn.Module) -> None:
         super().__init__()
         norms = config.norms
-        self.parallel = config.branches != "sequential"
         self.attention_norm = make_norm(config)
         self.attention = attention
         self.feedforward_norm = make_norm(config) if config.branches != "parallel_one_norm" else None
@@ -52,37 +48,33 @@ class Block(nn.Module):
         self.before = "norm" if norms.before else ""
         self.after_branch = last if norms.after == "branch" else ""
         self.after_sum = last if norms.after == "sum" else ""
-        self.adds_branch_of_norm = norms.before and norms.after == "none" and not self.parallel
 
     def forward(self, x_BTD: Tensor, cache: LayerCache | None = None, *more: Tensor) -> tuple[Tensor, Routing | None]:
         """The stream after this block, and which of its experts the tokens went to if it has any."""
-        attended_BTD = self._as_one_function(self.attention, self.attention_norm, x_BTD, cache)
-        if attended_BTD is None:
-            x_BTD, normed_BTD = self._branched("attention", x_BTD)
-            attended_BTD = self._added("attention", x_BTD, self.attention(normed_BTD, cache, *more))
+        attended_BTD, _ = self._through("attention", x_BTD, cache, *more)
+        return self._through("feedforward", attended_BTD)
 
-        output_BTD = self._as_one_function(self.feedforward, self.feedforward_norm, attended_BTD)
-        if output_BTD is not None:
-            return output_BTD, None
-        if self.feedforward_norm is not None:
-            stream_BTD, normed_BTD = self._branched("feedforward", x_BTD if self.parallel else attended_BTD)
-            attended_BTD = attended_BTD if self.parallel else stream_BTD
-        output = self.feedforward(normed_BTD)
+    def _through(self, branch: str, x_BTD: Tensor, *more: object) -> tuple[Tensor, Routing | None]:
+        """The stream after one branch: in a call of one kernel, where there is one for it, or part by part."""
+        part = getattr(self, branch)
+        if (norm := self._norm_of_one_kernel(branch, part, x_BTD, *more)) is not None:
+            return part.added(x_BTD, norm.kernel()), None
+        x_BTD, normed_BTD = self._branched(branch, x_BTD)
+        output = part(normed_BTD, *more)
         y_BTD, routing = output if isinstance(output, tuple) else (output, None)
-        return self._added("feedforward", attended_BTD, y_BTD), routing
+        return self._added(branch, x_BTD, y_BTD), routing
 
-    def _as_one_function(
-        self, part: nn.Module, norm: nn.Module | None, x_BTD: Tensor, cache: LayerCache | None = None
-    ) -> Tensor | None:
-        """x + part(norm(x)) by the one function that `kernels.branches` has for it; None where it has none."""
-        drops = self.training and (self.dropout.p or self.stochastic_depth.probability)
-        if not self.adds_branch_of_norm or drops or cache is not None or not usable(x_BTD):
-            return None
+    def _norm_of_one_kernel(self, branch: str, part: nn.Module, x_BTD: Tensor, *more: object) -> KernelNorm | None:
+        """The norm of a branch whose x + part(norm(x)) `kernels.branches` computes as one; else None."""
+        norm = getattr(self, f"{branch}_norm")
         if not (isinstance(part, Attention | FeedForward) and isinstance(norm, KernelNorm) and part.is_one_function):
             return None
-        if has_hooks(norm, part, *part.children()):  # which are to see what goes in and out of their module
+        drops = self.training and (self.dropout.p or self.stochastic_depth.probability)
+        adds_branch_of_norm = self.before and not self.after_branch and not self.after_sum
+        if drops or not adds_branch_of_norm or not usable(x_BTD) or any(one is not None for one in more):
             return None
-        return part.added(x_BTD, norm.kernel())
+        # Hooks are to see what goes in and out of their module.
+        return None if has_hooks(norm, part, *part.children()) else norm
 
     def _branched(self, branch: str, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """The stream beside a branch, and what the branch begins with."""
@@ -96,6 +88,29 @@ class Block(nn.Module):
     def _normed(self, branch: str, norm: str, x_BTD: Tensor) -> Tensor:
         normed_BTD: Tensor = getattr(self, f"{branch}_{norm}")(x_BTD) if norm else x_BTD
         return normed_BTD
+
+
+class ParallelBlock(Block):
+    """Both branches of the block's input: x + attention(norm₁(x)) + feedforward(norm₂(x)).
+
+    norm₂ is norm₁ where the two have one norm.
+    """
+
+    def forward(self, x_BTD: Tensor, cache: LayerCache | None = None, *more: Tensor) -> tuple[Tensor, Routing | None]:
+        """The stream after this block, and which of its experts the tokens went to if it has any."""
+        x_BTD, normed_BTD = self._branched("attention", x_BTD)
+        attended_BTD = self._added("attention", x_BTD, self.attention(normed_BTD, cache, *more))
+        if self.feedforward_norm is not None:
+            _, normed_BTD = self._branched("feedforward", x_BTD)
+        output = self.feedforward(normed_BTD)
+        y_BTD, routing = output if isinstance(output, tuple) else (output, None)
+        return self._added("feedforward", attended_BTD, y_BTD), routing
+
+
+def make_block(config: ModelConfig, layer: int, attention: nn.Module) -> Block:
+    """The block that a configuration's `branches` name; arguments as of `Block`."""
+    kind = Block if config.branches == "sequential" else ParallelBlock
+    return kind(config, layer, attention)
 
 
 def _feedforward(config: ModelConfig, layer: int) -> Experts | FeedForward:

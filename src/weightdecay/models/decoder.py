@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from weightdecay.errors import ConfigError
 from weightdecay.kernels.library import usable
 from weightdecay.kernels.lookup import tied
-from weightdecay.models.block import Block
+from weightdecay.models.block import make_block
 from weightdecay.models.cache import Cache
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.experts import Experts
@@ -62,7 +62,7 @@ class GPT(nn.Module):
         self.stream = MixedStream(config.mixing) if config.mixing else Stream()
         self.stream.add_to(self)
         attentions = [self.stream.attention(config, layer) for layer in range(config.n_layers)]
-        self.blocks = nn.ModuleList(Block(config, layer, attention) for layer, attention in enumerate(attentions))
+        self.blocks = nn.ModuleList(make_block(config, layer, attention) for layer, attention in enumerate(attentions))
         self.norm = make_norm(config) if config.norms.after != "sum" else None
         self.project_out = Linear(config.d_model, width, bias=False) if narrow else None
         self.head = Linear(width, config.vocab_size, bias=False)
