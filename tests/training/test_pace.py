@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 import weightdecay as library
 from tests.commands import SMALL, Command
-from weightdecay.training.pace import Pace, run_seconds
+from weightdecay.training.pace import Pace, pass_seconds, run_seconds
 from weightdecay.training.progress import SilentReporter
 from weightdecay.training.setup import Setup, set_up
 
@@ -70,26 +71,95 @@ def test_a_resumed_run_tells_what_is_left(small_text: Path) -> None:
     assert "about 5:00 for the 300 steps that are left, 1 s each (timed over steps 102 to 104)" in line
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 16, 37])
+def test_a_pass_that_is_timed_in_full_takes_what_it_takes(rows: int) -> None:
+    """However much of it is the same for any number of sequences."""
+    assert pass_seconds(lambda n: 0.5 + 0.01 * n, rows) == pytest.approx(0.5 + 0.01 * rows)
+    assert pass_seconds(lambda n: 0.02 * n, rows) == pytest.approx(0.02 * rows)
+    assert pass_seconds(lambda _: 0.2, rows) == pytest.approx(0.2)
+
+
+def test_a_pass_too_long_to_be_timed_goes_by_a_line_and_not_through_the_start() -> None:
+    asked: list[int] = []
+
+    def timed(rows: int) -> float:
+        asked.append(rows)
+        return 1.0 + 0.5 * rows
+
+    assert pass_seconds(timed, 1000) == pytest.approx(501.0)
+    assert sum(1.0 + 0.5 * rows for rows in asked) < 12
+
+
+def test_passes_that_take_all_the_time_are_timed_once_more_and_no_further() -> None:
+    asked: list[int] = []
+
+    def timed(rows: int) -> float:
+        asked.append(rows)
+        return 20.0 * rows
+
+    assert pass_seconds(timed, 8) == pytest.approx(160.0)
+    assert set(asked) == {1}
+
+
+def test_a_busy_machine_that_stretches_short_passes_does_not_stretch_the_whole_run() -> None:
+    """Measured with eight programs on two cores: 1.2 s for one sequence, 1.3 s for sixteen; 19 s were told."""
+    assert pass_seconds(lambda rows: 1.2 + 0.006 * rows, 16) == pytest.approx(1.3, rel=0.01)
+    # Noise that would make more sequences cheaper than few makes them as expensive.
+    assert pass_seconds(lambda rows: 3.5 if rows == 1 else 2.0, 16) == pytest.approx(2.0)
+
+
+def test_what_was_told_before_the_first_step_is_told_anew_only_where_the_steps_say_otherwise(small_text: Path) -> None:
+    pace = Pace(setup_of(small_text), _told=0.4 / 512)
+    assert told(pace, [9.0, *[0.44] * 10]) == []
+    pace = Pace(setup_of(small_text), _told=0.4 / 512)
+    [(_, line)] = told(pace, [9.0, *[0.8] * 10])
+    assert line == "time: rather about 5:20 for 400 steps, 0.8 s each (timed over steps 2 to 4), evaluations included"
+
+
 class Listening(SilentReporter):
     def __init__(self) -> None:
-        self.notes: list[str] = []
+        self.said: list[str] = []
 
     def note(self, message: str) -> None:
-        self.notes.append(message)
+        self.said.append(message)
+
+    def step(self, row: Mapping[str, Any], steps: int) -> None:  # noqa: ARG002
+        self.said.append(f"step {row['step']}")
 
 
 def time_lines(lines: list[str]) -> list[str]:
     return [line for line in lines if re.fullmatch(r"time: about \d+:\d\d for .* evaluations included", line)]
 
 
-def test_a_real_run_tells_its_time_once_and_a_resumed_one_what_is_left(small_text: Path, tmp_path: Path) -> None:
+def test_a_real_run_tells_its_time_before_its_first_step_and_a_resumed_one_what_is_left(
+    small_text: Path, tmp_path: Path
+) -> None:
     config = setup_of(small_text, model__n_layers=1, run__batch_tokens=32, run__out=str(tmp_path / "run")).config
     for steps, which in ((4, "4 steps"), (8, "the 4 steps that are left")):
         listening = Listening()
-        config = config.resolved(run__steps=steps, schedule__warmup_steps=1)
+        config = config.resolved(run__steps=steps, run__log_every=1, schedule__warmup_steps=1)
         library.train(config, on_change="override", reporter=listening)
-        [line] = time_lines(listening.notes)
+        [line] = time_lines(listening.said)
         assert f"for {which}, " in line
+        assert "timed now on 2 sequences" in line
+        assert listening.said.index(line) < listening.said.index(f"step {steps - 3}")
+
+
+@pytest.mark.parametrize("recipe", ["gpt2:nano", "mixtral:nano"])
+def test_passes_that_are_timed_leave_no_trace_in_the_weights(
+    recipe: str, small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {
+        "run.steps": 3, "data.sources": [str(small_text)], "data.tokenizer": "byte", "run.batch_tokens": 64,
+        "model.context": 16, "model.dropout": 0.1,
+    }  # fmt: skip
+    weights = []
+    for name in ("timed", "not timed"):
+        if name == "not timed":
+            monkeypatch.setattr(Pace, "before_first_step", lambda *_: None)
+        run = library.train(library.recipe(recipe).config(values | {"run.out": str(tmp_path / name)}))
+        weights.append((run.checkpoints / "step-00000003" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.long

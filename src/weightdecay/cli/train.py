@@ -67,7 +67,8 @@ class Train:
 
         from weightdecay.recipes.files import settings_toml
         from weightdecay.training.briefing import briefing, document
-        from weightdecay.training.needs import needs_of, seconds_a_step
+        from weightdecay.training.needs import needs_of
+        from weightdecay.training.pace import seconds_a_step
         from weightdecay.training.progress import ConsoleReporter, told_now_and_then
         from weightdecay.training.resuming import check_start
         from weightdecay.training.setup import set_up

@@ -34,8 +34,8 @@ def briefing(setup: Setup, needs: Needs, step_s: float | None = None) -> Group:
     """The plan, the corpus, the model, the decay in words, and what the run needs.
 
     Args:
-        step_s: seconds of a step of the full batch, where one was timed; a real run times its own first ones, see
-            `pace`.
+        step_s: seconds of a step of the full batch, where one was timed; a real run says its time when its model is
+            built, see `pace`.
     """
     lines = [line for of in (_plan_and_corpus, _model, _decay) for line in of(setup)]
     lines += needs.lines()

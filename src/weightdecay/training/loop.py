@@ -48,6 +48,8 @@ class TrainingLoop:
         """Steps until the last one; rank 0 writes the metrics and the summary."""
         settings = self.setup.config.run
         self.built.objective.train()
+        if line := self.pace.before_first_step(self.built, self.ranks):
+            self.reporter.note(line)
         with self._metrics() if self.ranks.is_first else nullcontext() as metrics, self._watching(metrics):
             while self.position.done < settings.steps:
                 self._step(stop, metrics)

@@ -1,32 +1,21 @@
-"""What a run needs before it may begin: memory, room on the disk, and time.
+"""What a run needs before it may begin: memory and room on the disk; of its time, see `pace`.
 
 disk = (weights + optimizer state) · (checkpoints that are kept + the one that is written)
-time of a step = passes of a step · time of a pass + time of an update; of a run, see `pace`
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from weightdecay.errors import OutOfMemoryError, StorageError
-from weightdecay.models.arithmetic import products_in, weights_in
-from weightdecay.models.decoder import GPT
-from weightdecay.models.objective import Objective
 from weightdecay.training.distributed import inside_a_group
 from weightdecay.training.footprint import Footprint, footprint
-from weightdecay.training.optimizers import make_optimizer
 from weightdecay.training.setup import Setup
-
-# Passes are timed for so long at the most; what does not fit into it is timed on fewer sequences.
-_LONGEST_TIMED_S = 6.0
 
 
 @dataclass(frozen=True)
@@ -151,63 +140,6 @@ def _left_by_ulimit() -> list[int]:
     except OSError:
         return [limit]
     return [max(0, limit - pages * resource.getpagesize())]
-
-
-def seconds_a_step(setup: Setup) -> float:
-    """How long a step of this run takes here and now: one pass and one update of the real model, timed."""
-    config = setup.config
-    model = GPT(config.model)
-    model.arithmetic, model.recomputes = config.run.arithmetic, config.run.activation_checkpointing
-    objective, optimizer = Objective(model), make_optimizer(config.optimizer, setup.plan.on(model))
-    rows = setup.micro_batch_rows
-    pass_s = pass_seconds(lambda n_rows: _pass_s(objective, setup, n_rows), rows)
-    optimizer.step()
-    started = time.perf_counter()
-    optimizer.step()
-    update_s = time.perf_counter() - started
-    return setup.sizes.full / config.run.nproc * pass_s / rows + update_s
-
-
-def pass_seconds(timed: Callable[[int], float], rows: int, longest: float = _LONGEST_TIMED_S) -> float:
-    """Seconds that a pass of `rows` sequences takes.
-
-    Of one sequence, four, sixteen … as long as there is time, for a busy machine makes short passes longer than long
-    ones; at least of two, unless one takes all of it. Where that is not all of them, a straight line goes on from the
-    last two: a part of a pass takes the same for one sequence as for many.
-
-    Args:
-        timed: a pass of so many sequences, in seconds.
-        rows: for which it is asked.
-        longest: after so many seconds no more passes begin.
-    """
-    spent = timed(1)  # finds memory and kernels
-    found = [(0, 0.0), (1, min(timed(1), timed(1)))]
-    while (last := found[-1][0]) < rows:
-        more = min(rows, 4 * last)
-        if spent + _on_the_line(found, more) > longest:
-            if len(found) > 2 or found[-1][1] > longest:
-                break
-            more = 2
-        found.append((more, timed(more)))
-        spent += found[-1][1]
-    return _on_the_line(found, rows)
-
-
-def _on_the_line(found: Sequence[tuple[int, float]], rows: int) -> float:
-    """Through the last two points, but neither falling nor steeper than one through the start."""
-    (before, before_s), (last, last_s) = found[-2:]
-    slope = min(last_s / last, max(0.0, (last_s - before_s) / (last - before)))
-    return last_s + slope * (rows - last)
-
-
-def _pass_s(objective: nn.Module, setup: Setup, rows: int) -> float:
-    tokens_BT = torch.zeros(rows, setup.config.model.context, dtype=torch.long)
-    started = time.perf_counter()
-    with weights_in(objective, setup.dtype):
-        with products_in(objective, setup.dtype, tokens_BT.device):
-            loss = objective(tokens_BT, tokens_BT.clone()).total
-        loss.backward()
-    return time.perf_counter() - started
 
 
 def _existing(path: Path) -> Path:
