@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 import weightdecay
+from weightdecay.errors import OptimizerError
 from weightdecay.optim.base import DecayingOptimizer
 from weightdecay.rules import FIXED, Rule
 
@@ -277,3 +278,39 @@ def test_every_optimizer_of_ours_is_here() -> None:
 
     public = {name for name in leaves(DecayingOptimizer) if hasattr(weightdecay, name)}
     assert public == set(MAKERS)
+
+
+OTHERS: list[tuple[Any, Any, dict[str, Any], str]] = [
+    (weightdecay.AdamW, torch.optim.SGD, {"momentum": 0.9}, "momentum_buffer and lacks exp_avg, exp_avg_sq, step"),
+    (weightdecay.AdamW, torch.optim.Adafactor, {}, "and lacks exp_avg, exp_avg_sq"),
+    (weightdecay.AdamL2, torch.optim.RMSprop, {}, "lacks exp_avg, exp_avg_sq"),
+    (weightdecay.AdamW, weightdecay.Lion, {}, "lacks exp_avg_sq, step"),
+    (weightdecay.Adafactor, torch.optim.AdamW, {}, "lacks col_var, row_var"),
+    (weightdecay.Adafactor, weightdecay.Adafactor, {"factored": False, "beta1": None}, ""),
+    (weightdecay.Muon, torch.optim.SGD, {"momentum": 0.9}, "lacks exp_avg, exp_avg_sq"),
+    (weightdecay.AdamW, torch.optim.Adam, {"amsgrad": True}, ""),
+]
+
+
+@pytest.mark.parametrize(("cls", "other", "settings", "reason"), OTHERS)
+def test_a_state_with_which_no_step_can_go_on_is_refused_by_name_and_nothing_is_loaded(
+    cls: Any, other: Any, settings: dict[str, Any], reason: str
+) -> None:
+    def made(cls: Any, **settings: Any) -> Any:
+        params = [("w", nn.Parameter(torch.ones(3, 3))), ("b", nn.Parameter(torch.ones(3)))]
+        optimizer = cls([{"params": [named]} for named in params], lr=0.01, **settings)  # Muon's would be two anyway
+        for _, p in params:
+            p.grad = torch.ones_like(p)
+        return optimizer
+
+    theirs, ours = made(other, **settings), made(cls)
+    theirs.step()
+    before = copy.deepcopy(ours.state_dict())
+    if not reason:
+        ours.load_state_dict(theirs.state_dict())
+        ours.step()
+        return
+    with pytest.raises(OptimizerError, match=rf"the state of '[wb]' has .*{reason}"):
+        ours.load_state_dict(theirs.state_dict())
+    assert ours.state_dict() == before
+    ours.step()

@@ -83,6 +83,8 @@ def test_names_can_be_read() -> None:
         ({"b": {(1, 2): 3}}, r"w/a\.b has the key \(1, 2\), a tuple"),
         (2**70, r"w/a is an int of more than 64 bits"),
         (3j, r"w/a is a complex"),
+        (torch.eye(2).to_sparse(), "w/a is a tensor of layout sparse_coo"),
+        ([torch.ones(2, device="meta")], r"w/a\[0\] is a tensor on meta"),
     ],
 )
 def test_what_cannot_be_saved_is_named_with_path_and_type(value: Any, words: str) -> None:

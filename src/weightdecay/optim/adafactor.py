@@ -121,6 +121,10 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
         self._workspace.renew(rounding, p, self.state[p])
         return rounding.widen(p, self.state[p], fresh)
 
+    def needed_state(self, group: Group, p: Tensor) -> set[str]:
+        squares = {"row_var", "col_var"} if group["factored"] and p.ndim > 1 else {"variance"}
+        return {"step", *squares, *(["exp_avg"] if group["beta1"] is not None else [])}
+
     def _state_of(self, p: Tensor, group: Group, dtype: torch.dtype) -> dict[str, Any]:
         """The tensor's state, begun at zero where it is not there; named as torch names it."""
         state: dict[str, Any] = self.state[p]

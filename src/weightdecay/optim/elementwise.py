@@ -59,6 +59,9 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
 
     # --- what base asks
 
+    def needed_state(self, group: Group, p: Tensor) -> set[str]:  # noqa: ARG002
+        return {"step", *self._state_names(group)} if self.counts_steps else set()
+
     def _refuse_unusable(self, work: list[Work]) -> None:
         super()._refuse_unusable(work)
         asked = self._workspace.compiled

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from weightdecay.errors import OptimizerError, group_title
 from weightdecay.optim.checks import number
 from weightdecay.optim.decay import local
 from weightdecay.optim.grouping import Group, Rules, with_gradient, with_rule
@@ -53,15 +54,44 @@ class StateKeeping(torch.optim.Optimizer):
 
         torch makes all of it the weights' dtype but `step`: moments and masters of low-precision weights would lose
         what they are there for, and a counter in bfloat16 stops at 256. `weightdecay.load_state_by_name` loads by name.
+
+        Raises:
+            OptimizerError: the state is of another optimizer, with which this one cannot go on; nothing is loaded then.
         """
         loaded: dict[str, Any] = {}  # what the last of the user's hooks made of it
-        before = self.register_load_state_dict_pre_hook(lambda _, given: loaded.update(given))
+
+        def take(_: Any, given: dict[str, Any]) -> None:
+            loaded.update(given)
+            if faults := list(self._unfit(given)):
+                raise OptimizerError(faults)
+
+        before = self.register_load_state_dict_pre_hook(take)
         after = self.register_load_state_dict_post_hook(lambda _: self._restore_dtypes(loaded), prepend=True)
         try:
             super().load_state_dict(state_dict)
         finally:
             before.remove()
             after.remove()
+
+    def needed_state(self, group: Group, p: Tensor) -> set[str]:  # noqa: ARG002
+        """The state without which a tensor that has any cannot be stepped."""
+        return set()
+
+    def _unfit(self, given: Mapping[str, Any]) -> Iterator[str]:
+        """Tensors whose state is another optimizer's, each named."""
+        kind = type(self).__name__
+        for index, (own, saved) in enumerate(zip(self.param_groups, given["param_groups"], strict=False)):
+            group = {**own, **saved}
+            for position, (saved_id, p) in enumerate(zip(saved["params"], own["params"], strict=False)):
+                state = given["state"].get(saved_id)
+                if state and (missing := sorted(self.needed_state(group, p) - state.keys())):
+                    names = own.get("param_names")
+                    name = f"'{names[position]}'" if names else f"tensor {position}"
+                    yield (
+                        f"{group_title(own, index)}: the state of {name} has {', '.join(map(str, state))} and lacks "
+                        f"{', '.join(missing)}: it is another optimizer's, and {kind} cannot go on with it; give "
+                        f"a state of {kind}, or begin without one"
+                    )
 
     def _restore_dtypes(self, loaded: Mapping[str, Any]) -> None:
         saved_ids = [saved_id for group in loaded["param_groups"] for saved_id in group["params"]]

@@ -152,6 +152,9 @@ class Muon(AdamW):
                 group["ns_eps"] = group.pop("eps")
         super().__setstate__(state)
 
+    def needed_state(self, group: Group, p: Tensor) -> set[str]:
+        return set() if group["algorithm"] == "muon" else super().needed_state(group, p)
+
     def _takes_complex(self, group: Group) -> bool:
         return bool(group["algorithm"] != "muon")
 

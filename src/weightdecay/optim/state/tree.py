@@ -78,6 +78,11 @@ def _leaf(value: Any) -> tuple[str, Tensor] | None:
     kind = type(value).__name__
     if isinstance(value, Tensor):
         whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+        if whole.layout is not torch.strided:
+            layout = str(whole.layout).removeprefix("torch.")
+            raise OptimizerError(f"a tensor of layout {layout}: only dense ones can be saved")
+        if whole.is_meta:
+            raise OptimizerError("a tensor on meta, which holds no numbers to be saved")
         if whole.is_contiguous():
             return "", whole.detach()
         by_columns = whole.ndim == 2 and whole.t().is_contiguous()
