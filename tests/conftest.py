@@ -6,15 +6,18 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from tests.commands import Command
 from tests.forking import ForkServer, can_fork
+from weightdecay.kernels import library
 
 # How long an example takes says how busy the machine is, not whether the code is right. The default suite draws the
 # same examples each time, so that a change is judged by its own; `make test-all` looks at new ones.
@@ -28,8 +31,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One for all workers of a run, in which the kernels are compiled once."""
+    one_of_several = "PYTEST_XDIST_WORKER" in os.environ
+    run = tmp_path_factory.getbasetemp()
+    folder = (run.parent if one_of_several else run) / "cache"
+    folder.mkdir(exist_ok=True)
     before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    if one_of_several:
+        with FileLock(folder / "kernels.lock"), warnings.catch_warnings(action="ignore"):
+            library.library()
     yield
     if before is None:
         del os.environ["XDG_CACHE_HOME"]

@@ -1,8 +1,9 @@
 """Real processes that need no seconds to begin: each is forked from one that has imported everything already.
 
-A command's own work in a test takes tenths of a second; importing torch before it takes seconds. `python -m
-tests.forking SOCKET` imports once, and forks at each request: the child has the arguments, the environment, the
-directory and the output that the request names, and is killed, signalled and waited for like any process.
+A command's own work in a test takes tenths of a second; importing torch before it takes seconds, and so does what torch
+and pydantic make when they are first used. `python -m tests.forking SOCKET` imports and trains once, and forks at each
+request: the child has the arguments, the environment, the directory and the output that the request names, and is
+killed, signalled and waited for like any process.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import atexit
 import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import pkgutil
@@ -23,14 +25,14 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).parents[1]
 
-# What Python and torch read as they begin: a process that is to see another value of these must begin itself.
+# What Python, torch and the kernels read as they begin: a process that is to see another value must begin itself.
 READ_AT_THE_BEGINNING = (
     "PYTHON",
     "OMP_",
@@ -43,12 +45,14 @@ READ_AT_THE_BEGINNING = (
     "LD_",
     "LC_",
     "LANG",
+    "XDG_CACHE_HOME",
 )
 
 
-def can_fork(environment: Iterable[str]) -> bool:
+def can_fork(environment: Mapping[str, str]) -> bool:
     """Whether a fork is what a process with these variables would be."""
-    return sys.platform == "linux" and not any(name.startswith(READ_AT_THE_BEGINNING) for name in environment)
+    others = (name for name, value in environment.items() if os.environ.get(name) != value)
+    return sys.platform == "linux" and not any(name.startswith(READ_AT_THE_BEGINNING) for name in others)
 
 
 class Forked:
@@ -165,7 +169,7 @@ class ForkServer:
 
 
 def serve(address: str) -> None:
-    """Import everything; then fork at each request, until stdin ends."""
+    """Import everything and train a little; then fork at each request, until stdin ends."""
     import weightdecay
 
     for name in ("torch._dynamo", "tokenizers", "rich.progress"):
@@ -173,6 +177,8 @@ def serve(address: str) -> None:
     for module in pkgutil.walk_packages(weightdecay.__path__, "weightdecay."):
         if not module.name.startswith("weightdecay.integrations") and not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    with tempfile.TemporaryDirectory() as folder:
+        _train(Path(folder))
 
     gc.collect()
     gc.freeze()  # a collection in a child would touch, and so copy, all of this
@@ -187,6 +193,23 @@ def serve(address: str) -> None:
                 listener.close()
                 _keep(reports)
             reports.close()
+
+
+def _train(folder: Path) -> None:
+    """Two steps, through the command, which says nothing unless it fails."""
+    from tests.commands import SMALL
+    from weightdecay import cli
+
+    (folder / "text.txt").write_text("The weights that decay are not those that were given.\n" * 50)
+    command = ["train", "gpt3:nano", "--data", str(folder), "--steps", "2", "--out", str(folder / "run"), *SMALL]
+    said = io.StringIO()
+    code: Any = 0
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            cli.main(command)
+        except SystemExit as left:
+            code = left.code
+    assert not code, said.getvalue()
 
 
 def _keep(reports: socket.socket) -> None:

@@ -82,6 +82,7 @@ def scripts(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long  # a quarter of a minute, as it reads all of torch; `make check` has it read our own scripts
 def test_mypy_accepts_a_correct_script_and_rejects_each_wrong_line(scripts: Path) -> None:
     command = [
         sys.executable,

@@ -10,7 +10,7 @@ import make_atlas
 import pytest
 
 import weightdecay
-from tests.planning.skeletons import read
+from tests.planning.skeletons import names, read
 from weightdecay.planning.patterns import INDEX
 
 SPOTS = ("LlamaForCausalLM", "MambaForCausalLM", "GptOssForCausalLM", "RobertaPreLayerNormForCausalLM", "CLIPModel")
@@ -33,7 +33,7 @@ def _first(pattern: str) -> str:
 
 
 def test_every_recorded_architecture_is_there_with_the_versions_it_was_made_with() -> None:
-    assert set(ARCHITECTURES) == {model.name for kind in ("causal", "other") for model in read(kind)}
+    assert set(ARCHITECTURES) == {name for kind in ("causal", "other") for name in names(kind)}
     assert len(ARCHITECTURES) > 580
     assert DATA["made_with"] == {"weightdecay": weightdecay.__version__, "transformers": "5.23.0"}
     assert [policy["name"] for policy in DATA["policies"]] == list(atlas_rows.POLICIES)
@@ -55,7 +55,7 @@ def test_nothing_of_the_data_is_read_as_markup() -> None:
 
 @pytest.mark.parametrize("name", SPOTS)
 def test_tensors_are_those_of_the_record_with_its_verdicts(name: str) -> None:
-    (model,) = (model for kind in ("causal", "other") for model in read(kind) if model.name == name)
+    (model,) = (model for kind in ("causal", "other") for model in read(kind, only=[name]))
     rows = ARCHITECTURES[name][5]
     for row, kind in zip(rows, atlas_rows.kinds(model), strict=True):
         assert DATA["words"][row[1]] == str(kind.planned.role)
@@ -93,10 +93,10 @@ def test_the_column_of_transformers_is_what_its_real_trainer_groups(name: str) -
 
     model = tiny(name)
     assert model is not None
-    names = set(Trainer.get_decay_parameter_names(None, model))
+    decayed = set(Trainer.get_decay_parameter_names(None, model))
     fates: dict[str, set[bool]] = {}
     for one, _ in model.named_parameters():
-        fates.setdefault(INDEX.sub("#", one), set()).add(one in names)
+        fates.setdefault(INDEX.sub("#", one), set()).add(one in decayed)
     said = decaying(name, "transformers")
     assert set(said) == {template for template, found in fates.items() if len(found) == 1}
     assert {template: {decays} for template, decays in said.items()} == {one: fates[one] for one in said}

@@ -6,9 +6,10 @@ A few of them want timm and torchvision, which the zoo's environment has (`.venv
 
 from __future__ import annotations
 
+import functools
 import json
 import lzma
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,24 @@ class Skeleton:
     trainer_decays: tuple[bool, ...]
 
 
-def read(kind: str) -> Iterator[Skeleton]:
-    """The skeletons of one kind: "causal" or "other"."""
-    content = json.loads(lzma.decompress((FOLDER / f"{kind}.json.xz").read_bytes()))
+def names(kind: str) -> list[str]:
+    """The models that are recorded of one kind."""
+    return list(_content(kind)["models"])
+
+
+def read(kind: str, only: Collection[str] | None = None) -> Iterator[Skeleton]:
+    """The skeletons of one kind, "causal" or "other"; those of some models `only`."""
+    content = _content(kind)
     vocabulary = content["vocabulary"]
-    for name, lines in content["models"].items():
+    for name in content["models"] if only is None else [name for name in content["models"] if name in only]:
+        lines = content["models"][name]
         tensors = tuple(_decode(vocabulary, line) for line in lines)
         yield Skeleton(name, tensors, tuple(line["label"] for line in lines), tuple(line["trainer"] for line in lines))
+
+
+@functools.cache
+def _content(kind: str) -> Any:
+    return json.loads(lzma.decompress((FOLDER / f"{kind}.json.xz").read_bytes()))
 
 
 def _decode(vocabulary: list[Any], line: dict[str, Any]) -> TensorFacts:
