@@ -10,9 +10,10 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from weightdecay.data.fidelity import Fidelity, FidelityProbe
+from weightdecay.data.fidelity import Fidelity, is_tried, trials
 from weightdecay.data.prepare import open_prepared, prepare_text, prepared_for
 from weightdecay.data.reading import Document
+from weightdecay.data.shards import encode_documents
 from weightdecay.data.tokenizer import ByteTokenizer, load_tokenizer
 from weightdecay.data.tokenizer_specs import make_tokenizer, refuse_another_tokenizer
 from weightdecay.errors import DataError
@@ -86,11 +87,30 @@ def test_tokenizers_of_bytes_lose_nothing(spec: str, tmp_path: Path) -> None:
     assert found.tried >= 1
 
 
-def test_late_documents_are_tried_too_and_all_go_by_unchanged() -> None:
+def test_late_documents_are_tried_too_at_a_bounded_cost() -> None:
     documents = [Document.from_text(str(n), f"text {n}") for n in range(1500)]
-    probe = FidelityProbe(ByteTokenizer())
-    assert [document.text for document in probe.sampled(documents)] == [f"text {n}" for n in range(1500)]
-    assert 256 + 128 + 64 <= probe.result().tried < 600
+    assert 256 + 128 + 64 <= sum(batch.trials.tried for batch in encode_documents(documents, ByteTokenizer())) < 600
+    assert sum(is_tried(document, 0) for document in range(10**5)) < 600
+    assert sum(is_tried(0, piece) for piece in range(10**4)) == 64
+
+
+@pytest.mark.parametrize("before", [0, 1, 2, 3, 508, 509, 510, 511])
+def test_tokens_that_are_cut_within_a_character_change_nothing(before: int) -> None:
+    """512 tokens are turned back: of bytes, they end within one of these characters of four."""
+    tokenizer, text = ByteTokenizer(), "a" * before + "😀" * 500
+    assert trials(tokenizer, [(text, tokenizer.encode(text))]) == (1, 0, ())
+
+
+@pytest.mark.parametrize("length", [0, 1, 511, 512, 513, 2000])
+def test_what_tokens_lack_is_found_wherever_they_begin_to(length: int) -> None:
+    tokenizer, text = ByteTokenizer(), "".join(chr(97 + n % 26) for n in range(length)) + "!" + "z" * 1000
+    kept = text.replace("!", "")
+    found = trials(tokenizer, [(text, tokenizer.encode(kept))])
+    assert found.changed == (length < 512)
+    if found.changed:
+        start = max(0, length - 8)
+        assert found.first_change == (text[start:512][:24], kept[start:512][:24])
+    assert trials(tokenizer, [(text, [])]).changed == 1
 
 
 def test_prepared_data_of_an_older_version_is_judged_by_its_tokens(tmp_path: Path) -> None:

@@ -6,19 +6,18 @@ its tokens is then no measure of the text, and bits per byte, which compares tok
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from weightdecay.data.reading import Block, Document
 from weightdecay.data.tokenizer import Tokenizer
 
-# Of each document so much is tried, and so much in all: a second of work at the most.
-_SAMPLE_CHARACTERS = 2_048
-_SAMPLES = 256
+# Of a piece so many tokens are turned back, of a document so many pieces are tried, and so many documents in a row.
+_SAMPLE_TOKENS = 512
+_PIECES, _DOCUMENTS = 64, 256
 
 
 @dataclass(frozen=True)
@@ -65,52 +64,63 @@ class Fidelity:
         return f"the tokenizer loses text: {', '.join(said)}; losses are of what it keeps, without bits per byte"
 
 
+class Trials(NamedTuple):
+    """Pieces of text whose tokens were turned back, how many came back as another text, and the first of these."""
+
+    tried: int = 0
+    changed: int = 0
+    first_change: tuple[str, ...] = ()
+
+
+def is_tried(document: int, piece: int) -> bool:
+    """Whether a piece of a document, both counted from 0, is one whose tokens are turned back.
+
+    Of 256 documents in a row, then of every second of 256 more, every fourth …: late documents are seen, at a bounded
+    cost.
+    """
+    among = document < 20 * _DOCUMENTS and document % (1 << (document // _DOCUMENTS)) == 0
+    return among and piece < _PIECES
+
+
+def trials(tokenizer: Tokenizer, encoded: Iterable[tuple[str, Sequence[int]]]) -> Trials:
+    """What comes back of pieces of text from the beginnings of their tokens."""
+    changes = [_change(tokenizer, text, ids) for text, ids in encoded]
+    found = [change for change in changes if change]
+    return Trials(len(changes), len(found), found[0] if found else ())
+
+
+def _change(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> tuple[str, ...]:
+    """What a text has and what became of it, some characters of each, where they part; empty if they do not."""
+    back = tokenizer.decode(ids[:_SAMPLE_TOKENS])
+    if len(ids) > _SAMPLE_TOKENS:
+        back = back.rstrip("\ufffd")  # the tokens may end within a character
+        text = text[: len(back)]
+    if back == text:
+        return ()
+    parting = (i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b)
+    start = max(0, next(parting, min(len(text), len(back))) - 8)
+    return text[start : start + 24], back[start : start + 24]
+
+
 class FidelityProbe:
     """Measures while a corpus is written as tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._n_tokens = self._unknown = self._tried = self._changed = 0
-        self._first_change: tuple[str, ...] = ()
+        self._unknown_id = tokenizer.unknown_id
+        self._n_tokens = self._unknown = 0
+        self._trials = Trials()
 
-    def count(self, tokens: npt.ArrayLike) -> None:
-        """Tokens as they are written."""
+    def count(self, tokens: npt.ArrayLike, found: Trials) -> None:
+        """Tokens as they are written, and what was tried of their text."""
         ids = np.asarray(tokens)
         self._n_tokens += ids.size
-        if (unknown := self._tokenizer.unknown_id) is not None:
-            self._unknown += int((ids == unknown).sum())
-
-    def sampled(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """The same documents; the beginnings of the first ones, and then of ever fewer, are tried as they go by."""
-        for index, document in enumerate(documents):
-            # 256 in a row, then every second of 256 more, every fourth …: late documents are seen, at a bounded cost.
-            tried = index % (1 << (index // _SAMPLES)) == 0 if index < 20 * _SAMPLES else False
-            yield self._trying(document) if tried else document
-
-    def _trying(self, document: Document) -> Document:
-        def read() -> Iterator[Block]:
-            for number, block in enumerate(document.read()):
-                if number < _SAMPLES // 4:
-                    self._try(block.text[:_SAMPLE_CHARACTERS])
-                yield block
-
-        return Document(document.path, read)
-
-    def _try(self, text: str) -> None:
-        if not text:
-            return
-        self._tried += 1
-        back = self._tokenizer.decode(self._tokenizer.encode(text))
-        if back == text:
-            return
-        self._changed += 1
-        if not self._first_change:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back))
-            )
-            start = max(0, at - 8)
-            self._first_change = (text[start : start + 24], back[start : start + 24])
+        if self._unknown_id is not None:
+            self._unknown += int((ids == self._unknown_id).sum())
+        before = self._trials
+        self._trials = Trials(
+            before.tried + found.tried, before.changed + found.changed, before.first_change or found.first_change
+        )
 
     def result(self) -> Fidelity:
         """What was found so far."""
-        return Fidelity(self._n_tokens, self._unknown, self._tried, self._changed, self._first_change)
+        return Fidelity(self._n_tokens, self._unknown, *self._trials)

@@ -302,12 +302,12 @@ def _write(corpus: Corpus, tokenizer: Tokenizer, directory: Path, progress: Prog
         for batch in batches:
             yield batch
             n_bytes += batch.n_bytes
-            probe.count(batch.tokens)
+            probe.count(batch.tokens, batch.trials)
             if progress is not None:
                 progress("writing tokens", n_bytes, corpus.summary.n_bytes)
 
     for name, documents in ((TRAINING_SHARD, corpus.training()), (HELD_OUT_SHARD, corpus.held_out())):
-        batches = counted(encode_documents(probe.sampled(documents), tokenizer))
+        batches = counted(encode_documents(documents, tokenizer))
         write_shard(directory / name, batches, vocab_size=tokenizer.vocab_size, **hashes)
     if n_bytes != corpus.summary.n_bytes:
         raise DataError(f"{corpus.name}: changed while it was read; prepare it again when nothing writes to it")

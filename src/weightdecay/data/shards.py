@@ -31,6 +31,7 @@ from typing import IO, Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
+from weightdecay.data.fidelity import Trials, is_tried, trials
 from weightdecay.data.pieces import pieces
 from weightdecay.data.reading import Document
 from weightdecay.data.tokenizer import Tokenizer
@@ -56,11 +57,16 @@ Tokens = npt.NDArray[np.unsignedinteger[Any]]
 
 
 class EncodedBatch(NamedTuple):
-    """Tokens in order, with the bytes of text they stand for and the documents that end among them."""
+    """Tokens in order, with the bytes of text they stand for and the documents that end among them.
+
+    Attributes:
+        trials: what came back of some of the text from its tokens.
+    """
 
     tokens: npt.ArrayLike
     n_bytes: int
     n_documents: int
+    trials: Trials = Trials()
 
 
 @dataclass(frozen=True)
@@ -98,10 +104,11 @@ class Shard:
 
 
 class _Batch(NamedTuple):
-    """Pieces of text, and which of them end a document."""
+    """Pieces of text, which of them end a document, and of which it is tried what comes back."""
 
     pieces: list[str]
     ends: list[int]
+    tried: list[int]
 
 
 def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[EncodedBatch]:
@@ -121,13 +128,15 @@ def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer) -> Ite
 
 
 def _batches(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[_Batch]:
-    batch = _Batch([], [])
+    batch = _Batch([], [], [])
     characters = 0
-    for document in documents:
-        for piece in pieces(document.blocks(), tokenizer.cuts):
+    for index, document in enumerate(documents):
+        for number, piece in enumerate(pieces(document.blocks(), tokenizer.cuts)):
             if characters >= BATCH_CHARACTERS:
                 yield batch
-                batch, characters = _Batch([], []), 0
+                batch, characters = _Batch([], [], []), 0
+            if is_tried(index, number):
+                batch.tried.append(len(batch.pieces))
             batch.pieces.append(piece)
             characters += len(piece)
 
@@ -141,12 +150,13 @@ def _batches(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[_B
 
 def _encoded(batch: _Batch, tokenizer: Tokenizer) -> EncodedBatch:
     ids = tokenizer.encode_batch(batch.pieces)
+    tried = trials(tokenizer, ((batch.pieces[index], ids[index]) for index in batch.tried))
     for index in batch.ends:
         ids[index].append(tokenizer.end_of_text_id)
     n_bytes = sum(len(piece.encode()) for piece in batch.pieces)
     # By way of `array`, which reads lists of numbers in little more than half of numpy's time.
     tokens = np.concatenate([np.frombuffer(array("q", part), np.int64) for part in ids])
-    return EncodedBatch(tokens, n_bytes, len(batch.ends))
+    return EncodedBatch(tokens, n_bytes, len(batch.ends), tried)
 
 
 def write_shard(

@@ -173,9 +173,9 @@ def text_of(settings: DataSettings, tokenizer: Tokenizer, max_tokens: int | None
     probe = FidelityProbe(tokenizer)
     parts: list[npt.NDArray[Any]] = []
     n_tokens, n_bytes = 0, 0
-    for batch in encode_documents(probe.sampled(corpus.documents()), tokenizer):
+    for batch in encode_documents(corpus.documents(), tokenizer):
         tokens = np.asarray(batch.tokens)
-        probe.count(tokens)
+        probe.count(tokens, batch.trials)
         parts.append(tokens.astype(np.uint32))
         n_tokens += tokens.size
         n_bytes += batch.n_bytes
