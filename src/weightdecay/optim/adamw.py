@@ -19,13 +19,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weightdecay.optim.capturing import uncapturable
 from weightdecay.optim.compiled import Direction
 from weightdecay.optim.elementwise import ElementwiseOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules
 from weightdecay.optim.pieces import Elements
 from weightdecay.optim.roundings import NEAREST, RoundingLike
-from weightdecay.optim.work import Work
+from weightdecay.optim.work import Work, uncapturable
 from weightdecay.rules import DECOUPLED, L2, RuleLike, group_rule
 
 Betas = tuple[float | Tensor, float | Tensor]

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from weightdecay.errors import OptimizerError, group_title
-from weightdecay.optim.capturing import decay_now
 from weightdecay.optim.checks import explained, group_faults, number, with_plain_numbers
 from weightdecay.optim.decay import kernel_weight_decay, local, placed_like
 from weightdecay.optim.fitting import kinds_of, misfits
@@ -48,7 +47,7 @@ from weightdecay.optim.roundings import (
     group_rounding,
     spelt_rounding,
 )
-from weightdecay.optim.work import Work
+from weightdecay.optim.work import Work, decay_now
 from weightdecay.planning.groups import misspelt_keys
 from weightdecay.rules import Rule, as_rule, group_rule, spelt
 

@@ -1,14 +1,17 @@
-"""What a step has to do: a group, and what its rule and rounding come to there."""
+"""What a step has to do: a group, and what its rule and rounding come to there; also where a CUDA graph records it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from weightdecay.errors import OptimizerError
 from weightdecay.optim.grouping import Group, with_gradient
-from weightdecay.optim.roundings import Rounding
-from weightdecay.rules import Rule
+from weightdecay.optim.roundings import Rounding, group_rounding
+from weightdecay.rules import Rule, group_decay_per_step, group_rule
 
 
 class Work(NamedTuple):
@@ -35,3 +38,42 @@ class Work(NamedTuple):
     def number(self, position: int) -> int:
         """The number of one of the group's tensors in the whole optimizer, by which it has its own noise."""
         return (self.place << 32) + position
+
+
+# --- steps that a CUDA graph records: what is read then is read once, and replayed
+
+
+def decay_now(group: Group, kernels_own: bool) -> float | None:
+    """a_t of a group, None under a coupled rule; 0 where a recorded kernel will read lr and λ at each replay.
+
+    Args:
+        kernels_own: the kernel means by λ what the group's rule means.
+
+    Raises:
+        OptimizerError: the decay per step cannot be known; or lr or λ is on the device that records, and a rule or
+            rounding beside the kernel has to read it.
+    """
+    on_device = any(isinstance(group[key], Tensor) and group[key].is_cuda for key in ("lr", "weight_decay"))
+    if not (on_device and torch.cuda.is_current_stream_capturing()):
+        return group_decay_per_step(group)
+    rule, rounding = group_rule(group), group_rounding(group)
+    if not kernels_own or rounding.acts_on(torch.bfloat16):
+        raise OptimizerError(
+            f"a CUDA graph can record an lr on the device only for what a kernel does alone, not for rule '{rule.name}'"
+            f" with rounding '{rounding.name}': give lr as a number, and record anew where it changes"
+        )
+    return None if rule.coupled else 0.0
+
+
+def uncapturable(group: Group) -> Iterator[str]:
+    """Fault: `capturable` with weights on a processor, which torch's kernel refuses when some of them have changed.
+
+    Known at the step and no earlier: a model may be moved to the GPU after its optimizer is made. Compiled, torch takes
+    it everywhere; and its fused kernel keeps its count on the processor, whatever is asked.
+    """
+    asked = group.get("capturable") and not group.get("fused") and not torch.compiler.is_compiling()
+    if asked and any(p.is_cpu for p in with_gradient(group)):
+        yield (
+            "capturable=True records steps of a GPU, and some weights are on cpu: move them there, or give "
+            "capturable=False"
+        )

@@ -15,8 +15,7 @@ loaded, and a changed setting is obeyed by an explicit choice, from the first st
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -107,6 +106,7 @@ def load_state_by_name(
     if choice is not None and not (isinstance(choice, str) and choice in ("keep", "override")):
         raise OptimizerError(f"unknown on_change '{on_change}': {did_you_mean(str(on_change), ('keep', 'override'))}")
     optimizer = unwrapped(optimizer)
+    kind, groups = type(optimizer).__name__, optimizer.param_groups
     named = parameter_names(optimizer, names)
     states, settings, faults = _read(tensors, settings, rename)
     before, asked = comparable(settings, optimizer, names) if settings is not None else ({}, {})
@@ -114,25 +114,35 @@ def load_state_by_name(
     coming, unkept = values_coming_back(optimizer, before, named, settings=on_change == "keep", ignore=ignore)
 
     expected = expected_states(optimizer, coming)
-    loading = _Loading(optimizer, named, expected, states, settings, faults, found)
     if settings is None:
-        loading.found = loading.tensors_that_came_or_went()
-    elif on_change != "keep":
-        loading.leave_out_what_settings_kept(before)
-    loading.judge_state()
-    loading.judge_choice(on_change)
+        found = _came_or_went(states, named, expected)
+    else:
+        if on_change != "keep" and settings.get("optimizer") == kind:
+            faults += _leave_out_what_settings_kept(optimizer, before, named, states, expected)
+        faults += _lost_and_unknown(states, named, settings)
+    dtypes, unfit, damage = _judged(optimizer, states, named, expected)
+    found += dtypes
+    saved_by = (settings or {}).get("optimizer", "")
+    if (unfit or faults) and saved_by not in ("", kind):  # whose settings need not be compared, then
+        raise OptimizerError([f"the state is of {saved_by}, and this optimizer is {kind}", *faults, *unfit])
+
     if on_change == "keep" and isinstance(optimizer, DecayingOptimizer) and not unkept:
-        for index, (group, values) in enumerate(zip(optimizer.param_groups, coming, strict=True)):
+        for index, (group, values) in enumerate(zip(groups, coming, strict=True)):
             unkept += optimizer.faults_in({**group, **values}, index, optimizer.defaults)
-    if faults := loading.faults + unkept:
+    if faults := [*faults, *unfit, *damage, *_unchosen(found, on_change, kind), *unkept]:
         raise OptimizerError(faults)
 
     if settings is not None:
         restore(optimizer, settings.get("beyond", {}))
-    loading.put_state()
-    for group, values in zip(optimizer.param_groups, coming, strict=True):
+    for p, name in named.items():
+        if name in states:
+            kept = expected[p] or {}
+            optimizer.state[p] = {key: _placed(value, p, kept.get(key)) for key, value in states[name].items()}
+        elif not isinstance(optimizer, torch.optim.Adagrad):  # which alone has state before its first step
+            optimizer.state.pop(p, None)
+    for group, values in zip(groups, coming, strict=True):
         put_values(group, values)
-    return loading.found
+    return found
 
 
 def _read(
@@ -167,122 +177,99 @@ def _read(
     return states, settings, faults
 
 
-@dataclass
-class _Loading:
-    """One load: what is found on the way, and what stands against it."""
+def _came_or_went(
+    states: Mapping[str, State], named: Mapping[Tensor, str], expected: Mapping[Tensor, State | None]
+) -> list[Change]:
+    """Without settings only the state tells which parameters were there."""
+    keeps_state = [name for p, name in named.items() if expected[p]]
+    new = [Change(name, "tensor", "missing", "present") for name in keeps_state if name not in states]
+    gone = sorted(states.keys() - set(named.values()))
+    return (new if states else []) + [Change(name, "tensor", "present", "missing") for name in gone]
 
-    optimizer: torch.optim.Optimizer
-    named: dict[Tensor, str]
-    expected: dict[Tensor, State | None]
-    states: dict[str, State]  # as saved, by name
-    settings: Settings | None
-    faults: list[str]
-    found: list[Change] = field(default_factory=list)
 
-    @property
-    def kind(self) -> str:
-        return type(self.optimizer).__name__
+def _lost_and_unknown(states: Mapping[str, State], named: Mapping[Tensor, str], settings: Settings) -> list[str]:
+    """Faults: state that was lost, and state of nobody, as the settings tell."""
+    in_settings, here = set(saved_names(settings)), set(named.values())
+    lost = in_settings & here - states.keys() - set(settings["stateless"]) if "stateless" in settings else set()
+    return [f"{name}: it had state when the settings were saved, and none is here" for name in sorted(lost)] + [
+        f"{name}: state of a tensor that neither the model nor the settings have"
+        for name in sorted(states.keys() - in_settings - here)
+    ]
 
-    def tensors_that_came_or_went(self) -> list[Change]:
-        """Without settings only the state tells which parameters were there."""
-        states, named = self.states, self.named
-        keeps_state = [name for p, name in named.items() if self.expected[p]]
-        new = [Change(name, "tensor", "missing", "present") for name in keeps_state if name not in states]
-        gone = sorted(states.keys() - set(named.values()))
-        return (new if states else []) + [Change(name, "tensor", "present", "missing") for name in gone]
 
-    def leave_out_what_settings_kept(self, before: Mapping[str, GroupSettings]) -> None:
-        """Drop the state that goes with a setting of before, and look for none that goes with one of now.
+def _leave_out_what_settings_kept(
+    optimizer: torch.optim.Optimizer,
+    before: Mapping[str, GroupSettings],
+    named: Mapping[Tensor, str],
+    states: dict[str, State],
+    expected: dict[Tensor, State | None],
+) -> list[str]:
+    """Drop the state that goes with a setting of before, and look for none that goes with one of now, but for faults.
 
-        What a rounding or a rule remembers of the weights begins with them as they are; of other state, such as the
-        maximum that `amsgrad` keeps, it is not known what it would be.
-        """
-        unlike = [
-            (group, p, expected)
-            for group in self.optimizer.param_groups
-            for p in group["params"]
-            if (expected := self.expected[p]) is not None
-            and (state := self.states.get(self.named[p]))
-            and state.keys() != expected.keys()
+    What a rounding or a rule remembers of the weights begins with them as they are; of other state, such as the
+    maximum that `amsgrad` keeps, it is not known what it would be.
+    """
+    unlike = [
+        (group, p, now)
+        for group in optimizer.param_groups
+        for p in group["params"]
+        if (now := expected[p]) is not None and (state := states.get(named[p])) and state.keys() != now.keys()
+    ]
+    as_saved, unkept = values_coming_back(optimizer, before, named, settings=True, ignore=()) if unlike else ([], [])
+    kept_before = expected_states(optimizer, as_saved) if unlike and not unkept else {}
+    faults = []
+    for group, p, now in unlike:
+        name, was = named[p], kept_before.get(p)
+        if was is None:
+            continue
+        state = states[name] = {key: value for key, value in states[name].items() if key in now or key not in was}
+        expected[p] = {key: value for key, value in now.items() if key in was or key in state}
+        faults += [
+            f"{name}/{key}: {type(optimizer).__name__} keeps it with the settings that are asked for and did not with "
+            "those that were saved: choose on_change='keep', or make the optimizer with the settings that it had"
+            for key in sorted(now.keys() - was.keys() - state.keys() - _beginning_by_itself(optimizer, group))
         ]
-        if not unlike or self.settings is None or self.settings.get("optimizer") != self.kind:
-            return
-        as_saved, unkept = values_coming_back(self.optimizer, before, self.named, settings=True, ignore=())
-        kept_before = {} if unkept else expected_states(self.optimizer, as_saved)
-        for group, p, now in unlike:
-            name, was = self.named[p], kept_before.get(p)
-            if was is None:
+    return faults
+
+
+def _judged(
+    optimizer: torch.optim.Optimizer,
+    states: Mapping[str, State],
+    named: Mapping[Tensor, str],
+    expected: Mapping[Tensor, State | None],
+) -> tuple[list[Change], list[str], list[str]]:
+    """Dtypes that change; state that is not this optimizer's; and what is no optimizer's."""
+    found: list[Change] = []
+    unfit: list[str] = []
+    damage: list[str] = []
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            name, kept = named[p], expected[p]
+            if kept is None:
                 continue
-            state = {key: value for key, value in self.states[name].items() if key in now or key not in was}
-            self.states[name] = state
-            self.expected[p] = {key: value for key, value in now.items() if key in was or key in state}
-            self.faults += [
-                f"{name}/{key}: {self.kind} keeps it with the settings that are asked for and did not with those that "
-                "were saved: choose on_change='keep', or make the optimizer with the settings that it had"
-                for key in sorted(now.keys() - was.keys() - state.keys() - _beginning_by_itself(self.optimizer, group))
-            ]
+            state = states.get(name, {})
+            unfit += fitting_faults(type(optimizer).__name__, group, p, name, state, kept)
+            dtypes, lossy = dtype_changes(name, state, kept)
+            found += dtypes
+            damage += [*impossible(name, state, group, kept), *lossy]
+    return found, unfit, damage
 
-    def judge_state(self) -> None:
-        """Entries of nobody, and state that is not this optimizer's, or no optimizer's."""
-        self.faults += self._lost_and_unknown()
-        fitting: list[str] = []
-        damage: list[str] = []
-        for group in self.optimizer.param_groups:
-            for p in group["params"]:
-                name, expected = self.named[p], self.expected[p]
-                state = self.states.get(name, {})
-                fitting += fitting_faults(self.kind, group, p, name, state, expected)
-                if expected is not None:
-                    damage += impossible(name, state, group, expected)
-                    dtypes, unfit = dtype_changes(name, state, expected)
-                    self.found += dtypes
-                    damage += unfit
 
-        saved_by = (self.settings or {}).get("optimizer", "")
-        if (fitting or self.faults) and saved_by not in ("", self.kind):  # whose settings need not be compared, then
-            raise OptimizerError(
-                [f"the state is of {saved_by}, and this optimizer is {self.kind}", *self.faults, *fitting]
-            )
-        self.faults += fitting + damage
-
-    def _lost_and_unknown(self) -> list[str]:
-        """Where the settings tell: state that was lost or is of nobody."""
-        settings, present = self.settings, self.states.keys()
-        if settings is None:
-            return []
-        in_settings, named = set(saved_names(settings)), set(self.named.values())
-        lost: set[str] = set()
-        if "stateless" in settings:
-            lost = in_settings & named - present - set(settings["stateless"])
-        unknown = present - in_settings - named
-        return [f"{name}: it had state when the settings were saved, and none is here" for name in sorted(lost)] + [
-            f"{name}: state of a tensor that neither the model nor the settings have" for name in sorted(unknown)
-        ]
-
-    def judge_choice(self, on_change: OnChange | None) -> None:
-        pressing = [change for change in self.found if not change.harmless]
-        if on_change is None:
-            self.faults += [
-                f"{line}: choose on_change='override' for what is asked or 'keep' for what was saved"
-                for line in describe(pressing)
-            ]
-        elif on_change == "keep":
-            gone = [change for change in pressing if change.setting == "tensor" and change.asked == "missing"]
-            other = [change for change in pressing if change.setting.startswith("dtype of ")]
-            self.faults += [f"{line}; on_change='keep' cannot bring it back" for line in describe(gone)]
-            self.faults += [
-                f"{line}; on_change='keep' cannot, {self.kind} steps with the dtype it makes: choose 'override', or "
-                "make the optimizer, or its weights, as they were"
-                for line in describe(other)
-            ]
-
-    def put_state(self) -> None:
-        for p, name in self.named.items():
-            if name in self.states:
-                kept_as, state = self.expected[p] or {}, self.states[name]
-                self.optimizer.state[p] = {key: _placed(value, p, kept_as.get(key)) for key, value in state.items()}
-            elif not isinstance(self.optimizer, torch.optim.Adagrad):  # which alone has state before its first step
-                self.optimizer.state.pop(p, None)
+def _unchosen(found: Sequence[Change], on_change: OnChange | None, kind: str) -> list[str]:
+    """Faults: changes that nobody has chosen, or that the choice cannot bring about."""
+    pressing = [change for change in found if not change.harmless]
+    if on_change is None:
+        wanted = "choose on_change='override' for what is asked or 'keep' for what was saved"
+        return [f"{line}: {wanted}" for line in describe(pressing)]
+    if on_change == "override":
+        return []
+    gone = [change for change in pressing if change.setting == "tensor" and change.asked == "missing"]
+    other = [change for change in pressing if change.setting.startswith("dtype of ")]
+    return [f"{line}; on_change='keep' cannot bring it back" for line in describe(gone)] + [
+        f"{line}; on_change='keep' cannot, {kind} steps with the dtype it makes: choose 'override', or "
+        "make the optimizer, or its weights, as they were"
+        for line in describe(other)
+    ]
 
 
 def _beginning_by_itself(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> set[str]:

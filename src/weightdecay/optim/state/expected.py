@@ -85,11 +85,11 @@ def _options(group: Mapping[str, Any]) -> str:
 
 
 def fitting_faults(
-    optimizer: str, group: Mapping[str, Any], p: Tensor, name: str, state: State, expected: State | None
+    optimizer: str, group: Mapping[str, Any], p: Tensor, name: str, state: State, expected: State
 ) -> list[str]:
     """Keys and shapes that are not the optimizer's."""
     present = {key for key, value in state.items() if value is not None}
-    if not present or expected is None:
+    if not present:
         return []
     faults = [
         f"{name}/{key}: {optimizer} has no such state; it is another optimizer's" for key in present - {*expected}
@@ -102,25 +102,21 @@ def fitting_faults(
     return sorted(faults)
 
 
-def dtype_changes(name: str, state: State, expected: State | None) -> tuple[list[Change], list[str]]:
+def dtype_changes(name: str, state: State, expected: State) -> tuple[list[Change], list[str]]:
     """State that was saved in another dtype than the optimizer keeps, and what cannot be had in its dtype at all.
 
     Counts are no matter of choice: they are converted where no digit is lost.
     """
     found, faults = [], []
-    for key, kept in (expected or {}).items():
+    for key, kept in expected.items():
         value = state.get(key)
         if not isinstance(value, Tensor) or not isinstance(kept, Tensor) or value.dtype == kept.dtype:
             continue
-        if key not in COUNTS and _is_number_of_reals(value) and _is_number_of_reals(kept):
+        if key not in COUNTS and all(one.is_floating_point() or one.is_complex() for one in (value, kept)):
             found.append(Change(name, f"dtype of {key}", _spelt(value), _spelt(kept)))
         elif value.ndim > 0 or not bool(((back := value.to(kept.dtype).to(value.dtype)) == value) | (back != back)):
             faults.append(f"{name}/{key}: saved as {_spelt(value)}, which {_spelt(kept)} cannot hold")
     return found, faults
-
-
-def _is_number_of_reals(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _spelt(tensor: Tensor) -> str:
@@ -151,7 +147,7 @@ def _scaled_shape(expected: Any, group: Mapping[str, Any], p: Tensor) -> tuple[i
 # --- damage
 
 
-def impossible(name: str, state: Mapping[str, Any], group: Mapping[str, Any], kept: Mapping[str, Any]) -> Iterator[str]:
+def impossible(name: str, state: State, group: Mapping[str, Any], kept: State) -> Iterator[str]:
     """What is wrong with one tensor's state, each with tensor and key.
 
     Args:
@@ -184,7 +180,7 @@ def impossible(name: str, state: Mapping[str, Any], group: Mapping[str, Any], ke
             )
 
     if "step" in state and not _count_fault(state["step"]) and float(state["step"]) == 0:
-        moments = [key for key in _LEFT_BY_STEPS if _is_nonzero(state.get(key))]
+        moments = [key for key in _LEFT_BY_STEPS if isinstance(state.get(key), Tensor) and bool(state[key].any())]
         if moments:
             yield f"{name}/step: 0 steps beside moments that are not 0 ({', '.join(moments)}): it is damaged"
 
@@ -213,7 +209,3 @@ def _has_lost_squares(squares: Tensor, mean: Any, group: Mapping[str, Any], dtyp
     smallest = max(1e-15, math.sqrt(torch.finfo(dtype).tiny / max(1 - float(beta2), 1e-9)))
     magnitudes = mean.abs()
     return bool(((squares == 0) & (magnitudes > smallest * max(1.0, float(magnitudes.max())))).any())
-
-
-def _is_nonzero(value: Any) -> bool:
-    return isinstance(value, Tensor) and bool(value.any())

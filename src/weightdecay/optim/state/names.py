@@ -108,39 +108,29 @@ def new_names(names: Iterable[str], rename: Mapping[str, str]) -> dict[str, str]
     if not isinstance(given, Mapping) or not all(isinstance(text, str) for pair in given.items() for text in pair):
         raise OptimizerError(f"rename is {given!r:.60}: give patterns of saved names and what they are called now")
     names = list(dict.fromkeys(names))
-    patterns = {pattern: _matcher(pattern) for pattern in rename}
-    faults = [
-        f"rename: '{pattern}' has {pattern.count('*')} `*` and '{new}' has {new.count('*')}: give as many"
-        for pattern, new in rename.items()
-        if pattern.count("*") != new.count("*")
-    ]
-    faults += [
-        f"rename: '{pattern}' fits no tensor that was saved; there are {_some(names)}"
-        for pattern, matcher in patterns.items()
-        if not any(matcher.fullmatch(name) for name in names)
-    ]
+    matchers: dict[str, re.Pattern[str]] = {}
+    faults = []
+    for pattern, new in rename.items():
+        stars = pattern.count("*"), new.count("*")
+        if stars[0] != stars[1]:
+            faults.append(f"rename: '{pattern}' has {stars[0]} `*` and '{new}' has {stars[1]}: give as many")
+        matchers[pattern] = re.compile("(.*?)".join(map(re.escape, pattern.split("*"))), re.DOTALL)
+        if not any(map(matchers[pattern].fullmatch, names)):
+            there = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+            faults.append(f"rename: '{pattern}' fits no tensor that was saved; there are {there or 'none'}")
     if faults:
         raise OptimizerError(faults)
 
-    templates = [(patterns[pattern], _template(new)) for pattern, new in rename.items()]
     became: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        found = ((matcher.fullmatch(name), template) for matcher, template in templates)
-        became[next((match.expand(template) for match, template in found if match), name)].append(name)
+        found = ((matcher.fullmatch(name), rename[pattern]) for pattern, matcher in matchers.items())
+        became[next((_filled(new, match.groups()) for match, new in found if match), name)].append(name)
     if faults := [f"rename: {' and '.join(old)} would both be '{new}'" for new, old in became.items() if len(old) > 1]:
         raise OptimizerError(faults)
     return {old: new for new, (old,) in became.items()}
 
 
-def _matcher(pattern: str) -> re.Pattern[str]:
-    return re.compile("(.*?)".join(re.escape(part) for part in pattern.split("*")), re.DOTALL)
-
-
-def _template(new: str) -> str:
-    """The new name as `re.Match.expand` takes it: what the n-th `*` stood for in the place of the n-th."""
-    first, *others = new.replace("\\", r"\\").split("*")
-    return first + "".join(rf"\g<{place}>{part}" for place, part in enumerate(others, start=1))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "") if names else "none"
+def _filled(new: str, stood_for: Sequence[str]) -> str:
+    """The new name with what the n-th `*` stood for in the place of the n-th."""
+    first, *others = new.split("*")
+    return first + "".join(text + part for text, part in zip(stood_for, others, strict=True))

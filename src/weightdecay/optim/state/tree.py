@@ -105,25 +105,22 @@ def unflattened(entries: Mapping[str, Tensor]) -> dict[Any, Any]:
     Raises:
         OptimizerError: a list or tuple has gaps, or one path leads to a value and through it.
     """
-    root: dict[Step, Any] = {}
+    root = _Node()
     for path, tensor in entries.items():
         steps, value = _parsed(path, tensor)
         node = root
         for step in steps[:-1]:
-            node = node.setdefault(step, {})
-            if not isinstance(node, dict):
+            node = node.setdefault(step, _Node())
+            if not isinstance(node, _Node):
                 raise OptimizerError(f"{path}: something in it is a value and a container at once")
         if steps[-1] in node:
             raise OptimizerError(f"{path}: it is there twice, or as a value and a container at once")
-        node[steps[-1]] = _Leaf(value)
+        node[steps[-1]] = value
     return {key: _built(value, _written((kind, key))) for (kind, key), value in root.items()}
 
 
-class _Leaf:
-    """A value that is no node of the tree, though it may be a dict."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
+class _Node(dict[Any, Any]):
+    """What has others inside; a plain dict is a value."""
 
 
 def _parsed(path: str, tensor: Tensor) -> tuple[list[Step], Any]:
@@ -154,8 +151,8 @@ def _split_kind(path: str) -> tuple[str, str]:
 
 
 def _built(node: Any, path: str) -> Any:
-    if isinstance(node, _Leaf):
-        return node.value
+    if not isinstance(node, _Node):
+        return node
     kinds = {kind for kind, _ in node}
     if len(kinds) > 1:
         raise OptimizerError(f"{path}: it is a {' and a '.join(sorted(kinds))} at once")
