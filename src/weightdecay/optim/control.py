@@ -65,10 +65,10 @@ class Control:
         self._watch: Watch | None = None
         self._outermost = OutermostStep()
         # Of the step in progress: each group's λ, whether it only shows what state there is, and the weights from
-        # before it that masked rules decay.
+        # before it that masked rules decay, each with its rule and a_t.
         self._given: list[Any] | None = None
         self._saves = False
-        self._whole: list[tuple[int, float, list[tuple[Tensor, Tensor]]]] = []
+        self._whole: list[tuple[Tensor, Tensor, Rule, float]] = []
 
     def __repr__(self) -> str:
         self.settle()
@@ -198,11 +198,19 @@ class Control:
         if self._is_ours or bool(getattr(optimizer, "found_inf", None)):
             return
         amounts = [group_decay_per_step(group) for group in optimizer.param_groups]
-        self._refuse([bool(amount) or amount is None for amount in amounts])
+        self._refuse([amount != 0.0 for amount in amounts])
         handed_over = [self._handed_over(index, amount) for index, amount in enumerate(amounts)]
         # args[0] is the optimizer itself
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if faults := list(self._step_faults(amounts, handed_over, closure)):
+        if closure is not None and None in handed_over:
+            raise OptimizerError(
+                f"{type(optimizer).__name__} with a closure cannot decay exactly: the weights would shrink before the "
+                "closure takes its gradient; compute the gradient first and call step() without closure (in Lightning: "
+                "manual optimization)"
+            )
+        if faults := [
+            fault for i, amount in enumerate(amounts) for fault in self._step_faults(i, amount, handed_over[i])
+        ]:
             raise OptimizerError(faults)
         if self._watch:
             self._watch.step()
@@ -217,49 +225,38 @@ class Control:
             return None if amount else 0.0  # of more, its own step might make something at lr 0, too
         return kernel_weight_decay(self._rules[index], group, amount)
 
-    def _step_faults(self, amounts: Sequence[float | None], handed_over: Sequence[Any], closure: Any) -> Iterator[str]:
-        """What of a step would not be exact, or not be possible, with decay outside."""
-        kind, groups = type(self.optimizer).__name__, self.optimizer.param_groups
-        if closure is not None and None in handed_over:
+    def _step_faults(self, index: int, amount: float | None, handed_over: Any) -> Iterator[str]:
+        """What of a group's step would not be exact, or not be possible, with decay outside."""
+        group, rule = self.optimizer.param_groups[index], self._rules[index]
+        title, weights = f"{type(self.optimizer).__name__}, {group_title(group, index)}", with_gradient(group)
+        if amount and any(p.grad.is_sparse for p in weights):
             yield (
-                f"{kind} with a closure cannot decay exactly: the weights would shrink before the closure takes its "
-                "gradient; compute the gradient first and call step() without closure (in Lightning: manual "
-                "optimization)"
+                f"{title}: a sparse gradient steps a few rows, and decay would reach all of them: make the embedding "
+                "dense (sparse=False), or give its group weight_decay 0"
             )
-        for index, (group, amount) in enumerate(zip(groups, amounts, strict=True)):
-            title, rule, weights = f"{kind}, {group_title(group, index)}", self._rules[index], with_gradient(group)
-            if amount and any(p.grad.is_sparse for p in weights):
-                yield (
-                    f"{title}: a sparse gradient steps a few rows, and decay would reach all of them: make the "
-                    "embedding dense (sparse=False), or give its group weight_decay 0"
-                )
-            if handed_over[index] is None and rule.is_masked and any(p.is_complex() for p in weights):
-                yield f"{title}: rule '{rule.name}' compares signs, which complex weights do not have"
+        if handed_over is None and rule.is_masked and any(p.is_complex() for p in weights):
+            yield f"{title}: rule '{rule.name}' compares signs, which complex weights do not have"
 
     @torch.no_grad()
     def _decay(self, amounts: Sequence[float | None], handed_over: Sequence[Any]) -> None:
         """Decay what decays outside, and give each group the λ with which the optimizer does the rest."""
         groups = self.optimizer.param_groups
         self._given = [group["weight_decay"] for group in groups]
-        for index, (group, amount) in enumerate(zip(groups, amounts, strict=True)):
-            group["weight_decay"] = handed_over[index] if handed_over[index] is not None else 0.0
-            if handed_over[index] is not None:
-                continue
-            weights = with_gradient(group)
-            if self._rules[index].is_masked:  # when the update is known
-                self._whole.append((index, amount or 0.0, [(p, p.detach().clone()) for p in weights]))
-            else:
-                decay_all_(weights, self._rules[index], amount or 0.0)
+        for group, rule, amount, handed in zip(groups, self._rules, amounts, handed_over, strict=True):
+            group["weight_decay"] = 0.0 if handed is None else handed
+            if handed is None and rule.is_masked:  # when the update is known
+                self._whole += [(p, p.detach().clone(), rule, amount or 0.0) for p in with_gradient(group)]
+            elif handed is None:
+                decay_all_(with_gradient(group), rule, amount or 0.0)
 
     @torch.no_grad()
     def _decay_masked(self) -> None:
         """w ← w − u − a·mask·w, with u as the step has shown it."""
-        for index, amount, kept in self._whole:
-            for p, whole in kept:
-                before, after = local(whole), local(p)
-                decayed = before.clone()
-                decay_(decayed, self._rules[index], amount, 1 - amount, before - after)
-                after.add_(decayed.sub_(before))
+        for p, whole, rule, amount in self._whole:
+            before, after = local(whole), local(p)
+            decayed = before.clone()
+            decay_(decayed, rule, amount, 1 - amount, before - after)
+            after.add_(decayed.sub_(before))
         self._whole = []
 
     def _after(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002

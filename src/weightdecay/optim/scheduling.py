@@ -59,17 +59,23 @@ def apply_schedules(
     """
     if groups is not None and not isinstance(groups, Sequence):
         raise OptimizerError(f"groups is {groups!r:.60}: give some of the optimizer's param_groups, or None for all")
-    every, kind = groups_in(optimizer), type(optimizer).__name__
+    every = groups_in(optimizer)
     chosen = {id(group) for group in (every if groups is None else groups)}
-    faults = _call_faults(every, chosen, step)
-    values = {
-        key: _value(course, key, step, faults)
-        for key, course in (("lr", lr), ("weight_decay", weight_decay))
-        if course is not None and not faults
-    }
-    shares = {} if faults else {key: _shares(every, key, kind, faults) for key in values}
-    for key in () if faults else values:
-        faults += _shared_tensors(every, key, shares[key], chosen)
+    if faults := _call_faults(every, chosen, step):
+        raise OptimizerError(faults)
+
+    values, shares = {}, {}
+    for key, course in (("lr", lr), ("weight_decay", weight_decay)):
+        if course is None:
+            continue
+        given = course(step) if callable(course) else course
+        value = amount(given)
+        if value is None:
+            faults.append(f"{key} at step {step} is {given!r}: it must be a finite number of at least 0")
+            continue
+        shares[key], unknown = _shares(every, key, type(optimizer).__name__)
+        faults += unknown or _shared_tensors(every, key, shares[key], chosen)
+        values[key] = value
     if faults:
         raise OptimizerError(faults)
 
@@ -94,25 +100,14 @@ def _call_faults(every: Sequence[Group], chosen: set[int], step: Any) -> list[st
     return faults
 
 
-def _value(course: Any, key: str, step: int, faults: list[str]) -> float:
-    given = course(step) if callable(course) else course
-    value = amount(given)
-    if value is None:
-        faults.append(f"{key} at step {step} is {given!r}: it must be a finite number of at least 0")
-        return 0.0
-    return value
-
-
-def _shares(groups: Sequence[Group], key: str, kind: str, faults: list[str]) -> list[float]:
-    """Each group's share of η or λ."""
+def _shares(groups: Sequence[Group], key: str, kind: str) -> tuple[list[float], list[str]]:
+    """Each group's share of η or λ, and the faults of those whose share cannot be known."""
     if without := [group_title(group, index) for index, group in enumerate(groups) if key not in group]:
-        faults.append(f"{kind} has no {key} in {', '.join(without)}: there is nothing to schedule")
-        return []
-    return (_lr_shares if key == "lr" else _decay_shares)(groups, kind, faults)
+        return [], [f"{kind} has no {key} in {', '.join(without)}: there is nothing to schedule"]
+    return _lr_shares(groups, kind) if key == "lr" else _decay_shares(groups, kind)
 
 
-def _decay_shares(groups: Sequence[Group], kind: str, faults: list[str]) -> list[float]:
-    """Each group's share of λ."""
+def _decay_shares(groups: Sequence[Group], kind: str) -> tuple[list[float], list[str]]:
     present = [number(group["weight_decay"]) or 0.0 for group in groups]
     unshared = [λ for λ, group in zip(present, groups, strict=True) if "decay_multiplier" not in group]
     # A plan's groups tell what λ their share is of; others are measured by the largest among them.
@@ -121,27 +116,22 @@ def _decay_shares(groups: Sequence[Group], kind: str, faults: list[str]) -> list
     ]
     largest = max([*bases, *unshared], default=0.0)
     if unshared and not largest and len(unshared) == len(groups):
-        faults.append(
-            f"every group of {kind} has weight_decay 0: give the groups that a λ schedule is for a λ first, or a "
-            "decay_multiplier"
-        )
+        words = "give the groups that a λ schedule is for a λ first, or a decay_multiplier"
+        return [], [f"every group of {kind} has weight_decay 0: {words}"]
     return [
         group.get("decay_multiplier", λ / largest if largest else 0.0) for λ, group in zip(present, groups, strict=True)
-    ]
+    ], []
 
 
-def _lr_shares(groups: Sequence[Group], kind: str, faults: list[str]) -> list[float]:
-    """Each group's share of η."""
+def _lr_shares(groups: Sequence[Group], kind: str) -> tuple[list[float], list[str]]:
     shares = [group.get("lr_multiplier", 1.0) for group in groups]
     unshared = [group_title(group, i) for i, group in enumerate(groups) if "lr_multiplier" not in group]
     # The η that each group is at now: of one that another share or another scheduler moved, nobody knows the share.
     bases = [(number(group["lr"]) or 0.0) / share for group, share in zip(groups, shares, strict=True) if share]
     if unshared and not all(math.isclose(base, bases[0], rel_tol=1e-6) for base in bases):
-        faults.append(
-            f"the groups of {kind} have different lr, and their shares of one schedule are not known: give each of "
-            f"{', '.join(unshared)} an lr_multiplier"
-        )
-    return shares
+        words = f"give each of {', '.join(unshared)} an lr_multiplier"
+        return [], [f"the groups of {kind} have different lr, and their shares of one schedule are not known: {words}"]
+    return shares, []
 
 
 def _shared_tensors(groups: Sequence[Group], key: str, shares: Sequence[float], chosen: set[int]) -> list[str]:

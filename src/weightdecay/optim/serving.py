@@ -28,6 +28,8 @@ from weightdecay.rules import DECOUPLED, L2, Rule, as_rule, group_rule
 # The highest lr of the schedule: one for all groups (of one lr), one for each in order, or by group name.
 PeakLr: TypeAlias = float | Iterable[float] | Mapping[str, float]
 
+_INSTEAD = "let its own λ follow a schedule with weightdecay.apply_schedules"
+
 # Of what rounding leaves of a step that removes nothing; in float64 it is nothing.
 _NO_DECAY = 1e-9
 
@@ -161,44 +163,35 @@ def _refusal(report: GroupReport, rule: Rule, kind: str) -> str:
     """Why a group's rule cannot be followed exactly; empty where it can."""
     if reason := _unfit_rule(report, rule, kind):
         return f"rule '{rule.name}' {reason}"
-    title = f"{kind}, {report.title}"
+    title, way = f"{kind}, {report.title}", _way(report, rule)
     if report.opaque:
         return (
             f"{title}: {report.opaque}, and so it cannot be seen what a decay beside it would do: use an optimizer of "
-            "weightdecay, or let its own λ follow a schedule with weightdecay.apply_schedules"
+            f"weightdecay, or {_INSTEAD}"
         )
-    if report.reads_weights and _way(report, rule) == "outside":
-        hidden = ""
-        if report.hidden_decay > _NO_DECAY:
-            hidden = (
-                f" (at weight_decay 0 a step takes {report.hidden_decay:.3g} off them, by a decay that is in no group "
-                "or on a way back to other weights)"
-            )
+    hides = report.hidden_decay > _NO_DECAY
+    taken = f"takes {report.hidden_decay:.3g} off"
+    if report.reads_weights and way == "outside":
+        way_back = "by a decay that is in no group or on a way back to other weights"
+        hidden = f" (at weight_decay 0 a step {taken} them, {way_back})" if hides else ""
         return (
-            f"{title}: its update depends on the weights, or on chance{hidden}, and weights that shrink beside it "
-            "would change it: use an optimizer of weightdecay, or a setting under which it does not look at the "
-            "weights (such as scale_parameter=False); its own λ can follow a schedule with weightdecay.apply_schedules"
+            f"{title}: its update depends on the weights, or on chance{hidden}, and weights that shrink "
+            "beside it would change it: use an optimizer of weightdecay, or a setting under which it does not look at "
+            f"the weights (such as scale_parameter=False), or {_INSTEAD}"
         )
-    if report.hidden_decay > _NO_DECAY:
+    if hides:
         return (
-            f"{title}: it takes {report.hidden_decay:.3g} off the weights at each step at weight_decay 0, by a decay "
-            "that is not in its groups and would come on top: set that to 0 where it is made"
+            f"{title}: it {taken} the weights at each step at weight_decay 0, by a decay that is not in its groups and "
+            "would come on top: set that to 0 where it is made"
         )
-    if rule.coupled or _way(report, rule) == "handed_over":
-        return ""
-    if does := _does_beside_decay(report):
+    if way == "outside" and (report.branches_on_weight_decay or report.moves_zeros):
+        direction = "changes its direction and not the decay alone"
+        zeros = "moves weights that are 0, too, and so does more than decay"
         return (
-            f"{title}: {does}, so that without λ it would be another optimizer: use one of weightdecay, or let its own "
-            "λ follow a schedule with weightdecay.apply_schedules"
+            f"{title}: λ {direction if report.branches_on_weight_decay else zeros}, so that without λ it would be "
+            f"another optimizer: use one of weightdecay, or {_INSTEAD}"
         )
     return ""
-
-
-def _does_beside_decay(report: GroupReport) -> str:
-    """What λ does that is no decay; empty where it can be taken out."""
-    if report.branches_on_weight_decay:
-        return "λ changes its direction and not the decay alone"
-    return "λ moves weights that are 0, too, and so does more than decay" if report.moves_zeros else ""
 
 
 def _unfit_rule(report: GroupReport, rule: Rule, kind: str) -> str:
