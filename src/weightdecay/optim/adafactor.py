@@ -32,15 +32,13 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
     PaLM: `Adafactor(plan, lr=1e-2, factored=False, beta1=0.9, rule=LR_SQUARED, weight_decay=1.0)`.
 
     Args:
-        params: a decay plan, parameters, (name, parameter) pairs, or groups.
+        params, weight_decay, rule, peak_lr, rounding: as in `weightdecay.AdamW`.
         lr: η, an upper bound while `relative_step` is on.
         beta2_decay, eps, d, foreach, maximize: as in torch.
-        weight_decay: λ of groups that do not bring their own.
         factored: keep row and column means of g² instead of g² itself, for tensors of two axes and more.
         beta1: momentum of the scaled update; None keeps none.
         relative_step: cap η_t at 1/√t.
         scale_parameter: scale the update with the weights' RMS.
-        rule, peak_lr, rounding: as in `weightdecay.AdamW`.
 
     Raises:
         OptimizerError: with every fault of every group.
@@ -66,11 +64,8 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
         maximize: bool = False,
     ) -> None:
         form = {
-            "factored": factored,
-            "beta1": beta1,
-            "relative_step": relative_step,
-            "scale_parameter": scale_parameter,
-        }
+            "factored": factored, "beta1": beta1, "relative_step": relative_step, "scale_parameter": scale_parameter
+        }  # fmt: skip
         self._construct(
             params, {"rule": rule, "peak_lr": peak_lr, "rounding": rounding}, form, lr=lr, beta2_decay=beta2_decay,
             eps=eps, d=d, weight_decay=weight_decay, foreach=foreach, maximize=maximize,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +24,6 @@ from weightdecay.optim.grouping import (
     Group,
     Params,
     Rules,
-    asks_for_hypergradients,
     drop_repeats,
     listed_groups,
     rule_for_the_rest,
@@ -164,21 +164,19 @@ class DecayingOptimizer(StateKeeping):
 
         Named and nameless groups stand beside each other: a tensor without a name is called by its place.
         """
-        if "rule" not in self.defaults:  # torch's constructor is at it, with groups that are checked already
+        joins = "rule" in self.defaults  # else torch's constructor is at it, with groups that are checked already
+        wanted = "a dictionary with params, in a list or a tuple"
+        with explained("param_group", param_group, wanted) if joins else nullcontext():
             self._complete(param_group)
-            super().add_param_group(param_group)
-            drop_repeats(self.param_groups[-1])
-            return
-        with explained("param_group", param_group, "a dictionary with params, in a list or a tuple"):
-            self._complete(param_group)
-            if isinstance(param_group, dict):
+            if joins and isinstance(param_group, dict):
                 named = with_names_like(param_group, self.param_groups)
                 [ruled] = self._ruled([named], self.defaults, self.param_groups)
                 param_group.clear()
                 param_group.update(ruled)
             super().add_param_group(param_group)
         drop_repeats(self.param_groups[-1])
-        warn_of_rounding(self.param_groups[-1], len(self.param_groups) - 1)
+        if joins:
+            warn_of_rounding(self.param_groups[-1], len(self.param_groups) - 1)
 
     def _complete(self, param_group: Any) -> None:
         """Give a group what the direction's groups have beside torch's settings."""
@@ -358,7 +356,8 @@ class DecayingOptimizer(StateKeeping):
                 f"what is lost ({', '.join(r.name for r in ROUNDINGS.values() if r.memory(torch.bfloat16))})"
             )
 
-        if group.get("differentiable") and not self._is_kernels_own(one.rule) and asks_for_hypergradients(group):
+        asks_for_gradients = any(getattr(group[key], "requires_grad", False) for key in ("lr", "weight_decay"))
+        if group.get("differentiable") and not self._is_kernels_own(one.rule) and asks_for_gradients:
             yield (
                 f"rule '{one.rule.name}' of {kind} passes no gradient on to lr and weight_decay, only a rule that "
                 "torch's own step follows does: detach them"

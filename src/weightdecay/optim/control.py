@@ -136,8 +136,6 @@ class Control:
             OptimizerError: with every group whose peak is not known, or that decays and cannot be served exactly.
         """
         groups = self.optimizer.param_groups
-        if faults := optimizer_faults(self.optimizer, self._rule, self.schedule):
-            raise OptimizerError(faults)
         rules = rules_followed(self.optimizer, self._rule)
         highest = peaks(groups, rules, peak_lr)
         if not self._is_ours:

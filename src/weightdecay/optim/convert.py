@@ -114,10 +114,9 @@ def convert(
         raise ConfigError(faults)
     weight_decay, lr = number(weight_decay) or 0.0, number(lr) or 0.0
     there, here = convention(source), convention(target)
-    source, target = _called(source), _called(target)
+    source, target = (name.name if isinstance(name, Rule) else name for name in (source, target))
     into, out_of = there.scale(steps or 1), here.scale(steps or 1)
-    at_peak = _shape(there.rule, lr, lr) * into / (_shape(here.rule, lr, lr) * out_of)
-    value = weight_decay * at_peak
+    value = weight_decay * there.rule.decay_per_step(lr, into, lr) / here.rule.decay_per_step(lr, out_of, lr)
     proportional = schedule is None or there.rule.lr_power == here.rule.lr_power
     if steps is None:
         if not proportional:
@@ -129,8 +128,8 @@ def convert(
 
     rates = [lr if schedule is None else schedule(step) for step in range(steps)]
     _raise_if_unusable(rates, lr)
-    before = [_shape(there.rule, rate, lr) * into * weight_decay for rate in rates]
-    unit = [_shape(here.rule, rate, lr) * out_of for rate in rates]
+    before = [there.rule.decay_per_step(rate, into * weight_decay, lr) for rate in rates]
+    unit = [here.rule.decay_per_step(rate, out_of, lr) for rate in rates]
     _raise_if_over_one(before, source)
     if not proportional:
         value = _matching(unit, _log_shrink(before), f"'{target}'") if any(before) else 0.0
@@ -140,22 +139,13 @@ def convert(
     moved = math.fsum(abs(a - b) for a, b in zip(after, before, strict=True))
     exact = proportional or moved <= 1e-12 * total
     error = 0.0 if exact else moved / total
-    return Conversion(
-        value,
-        exact=exact,
-        error=error,
-        source_shrink=math.exp(_log_shrink(before)),
-        target_shrink=math.exp(_log_shrink(after)),
-        note=_EXACT if exact else _CLOSEST.format(part=error),
-    )
+    note = _EXACT if exact else _CLOSEST.format(part=error)
+    left = [math.exp(_log_shrink(decays)) for decays in (before, after)]
+    return Conversion(value, exact=exact, error=error, source_shrink=left[0], target_shrink=left[1], note=note)
 
 
 _EXACT = "exact: every step decays as before"
 _CLOSEST = "no single λ maps: this one removes as much over the run, with {part:.1%} of the decay at other steps"
-
-
-def _called(name: str | Rule) -> str:
-    return name.name if isinstance(name, Rule) else name
 
 
 def convention(name: str | Rule) -> Convention:
@@ -164,11 +154,6 @@ def convention(name: str | Rule) -> Convention:
         return CONVENTIONS[name]
     rule = as_rule(name)
     return Convention(rule, f"rule '{rule.name}'")
-
-
-def _shape(rule: Rule, lr: float, peak_lr: float) -> float:
-    """The decay per step of λ = 1."""
-    return rule.decay_per_step(lr, 1.0, peak_lr)
 
 
 def _log_shrink(decays: Sequence[float]) -> float:

@@ -75,8 +75,9 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
 
     def _step_faults(self, one: Work) -> Iterator[str]:
         yield from super()._step_faults(one)
-        here = one.weights if one.group.get("fused") else ()
-        if any(_has_gaps(p) for p in here if not (p.is_contiguous() or one.rounding.acts_on(p.dtype))):
+        here = [p for p in (one.weights if one.group.get("fused") else ()) if not one.rounding.acts_on(p.dtype)]
+        strided = [p for p in here if not (p.is_contiguous() or hasattr(p, "to_local"))]
+        if any(torch.empty_like(p, device="meta").stride() != p.stride() for p in strided):
             yield (
                 "fused=True would write between weights that lie apart in memory (a part of a larger tensor): give "
                 "fused=False, or make them a tensor of their own"
@@ -201,8 +202,3 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
         shrinks = float(one.group["weight_decay"]) if one.rule.coupled else one.decay or 0.0
         sign = -1.0 if one.group["maximize"] else 1.0
         return loop_numbers(sign, shrinks, rate, own, p.device)
-
-
-def _has_gaps(p: Tensor) -> bool:
-    """Whether something else lies between the weights."""
-    return not hasattr(p, "to_local") and torch.empty_like(p, device="meta").stride() != p.stride()

@@ -258,8 +258,3 @@ def with_rule(group: Group, settings: Mapping[str, Any]) -> Group:
     else:
         chosen["peak_lr"] = base_peak * (lr / base_lr)
     return chosen
-
-
-def asks_for_hypergradients(group: Group) -> bool:
-    """Whether a gradient is wanted of the group's lr or λ."""
-    return any(getattr(group[key], "requires_grad", False) for key in ("lr", "weight_decay"))

@@ -32,12 +32,8 @@ class Lion(ElementwiseOptimizer, _Settings):
     """Lion with a decay rule; a for-loop and a foreach path.
 
     Args:
-        params: a decay plan, parameters, (name, parameter) pairs, or groups.
-        lr: η.
+        params, lr, weight_decay, rule, peak_lr, rounding, maximize: as in `weightdecay.AdamW`.
         betas: β1 of the interpolation and β2 of the momentum.
-        weight_decay: λ of groups that do not bring their own.
-        rule, peak_lr, rounding: as in `weightdecay.AdamW`.
-        maximize: ascend instead of descending.
         foreach: work on all tensors at once; None chooses it on CUDA, as torch does.
 
     Raises:

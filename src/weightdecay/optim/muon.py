@@ -53,9 +53,8 @@ class Muon(AdamW):
     queries, keys and values, says how many with `stacked`: each is then made orthogonal for itself.
 
     Args:
-        params: a decay plan, parameters, (name, parameter) pairs, or groups.
+        params, weight_decay, rule, peak_lr, rounding, maximize: as in `weightdecay.AdamW`.
         lr: η of both algorithms.
-        weight_decay: λ of groups that do not bring their own.
         momentum, nesterov, ns_coefficients, eps, ns_steps: of Muon, as in torch.
         adjust_lr_fn: "match_rms_adamw" or "original", the update's scale s.
         ns_dtype: dtype of the iteration.
@@ -63,8 +62,6 @@ class Muon(AdamW):
         equal_rows: whether rows are brought to one norm before it.
         neuron_beta2: β₂ of the mean squares by which neurons are brought to one size after it; 0 leaves them.
         adamw_betas, adamw_eps, fused, foreach: of the tensors that AdamW updates.
-        rule, peak_lr, rounding: as in `weightdecay.AdamW`.
-        maximize: ascend instead of descending.
 
     Raises:
         OptimizerError: with every fault of every group; a "muon" group with tensors that are no matrices.

@@ -25,10 +25,9 @@ class SGDW(ElementwiseOptimizer, torch.optim.SGD):
     """SGD whose decay does not enter the momentum; with rule `l2`, `torch.optim.SGD` itself.
 
     Args:
-        params: a decay plan, parameters, (name, parameter) pairs, or groups.
-        weight_decay: λ of groups that do not bring their own.
-        rule, peak_lr, rounding: as in `weightdecay.AdamW`, and `l2` besides.
-        lr, momentum, dampening, nesterov, maximize, foreach, differentiable, fused: as in torch.
+        params, lr, weight_decay, peak_lr, rounding: as in `weightdecay.AdamW`.
+        rule: the same, and `l2` besides.
+        momentum, dampening, nesterov, maximize, foreach, differentiable, fused: as in torch.
 
     Raises:
         OptimizerError: with every fault of every group.

@@ -86,7 +86,11 @@ def _moving_keys(optimizer: torch.optim.Optimizer) -> set[str]:
 
 
 def _settings_of(optimizer: torch.optim.Optimizer, names: Names, moving: Collection[str]) -> Settings:
-    named = parameter_names(optimizer, names)
+    named, groups = parameter_names(optimizer, names), optimizer.param_groups
+    in_progress = [
+        {k: encoded(group[k], f"group {index}: {k}", _place(group)) for k in sorted(moving) if k in group}
+        for index, group in enumerate(groups)
+    ]
     return {
         "optimizer": type(optimizer).__name__,
         "stateless": [name for p, name in named.items() if not has_state(optimizer, p)],
@@ -94,9 +98,9 @@ def _settings_of(optimizer: torch.optim.Optimizer, names: Names, moving: Collect
             {
                 "params": [named[p] for p in group["params"]],
                 **plain_group(group, without=moving),
-                **_progress_of(group, f"group {index}", moving),
+                **({"progress": progress} if progress else {}),
             }
-            for index, group in enumerate(optimizer.param_groups)
+            for group, progress in zip(groups, in_progress, strict=True)
         ],
     }
 
@@ -105,12 +109,6 @@ def plain_group(group: Mapping[str, Any], without: Collection[str] = ()) -> dict
     """A group's settings as JSON has them, without its tensors."""
     left_out = {"params", "param_names", *without}
     return {key: plain_setting(value) for key, value in group.items() if key not in left_out}
-
-
-def _progress_of(group: Mapping[str, Any], where: str, moving: Collection[str]) -> dict[str, Any]:
-    weights = _place(group)
-    progress = {key: encoded(group[key], f"{where}: {key}", weights) for key in sorted(moving) if key in group}
-    return {"progress": progress} if progress else {}
 
 
 def changes(
