@@ -63,7 +63,8 @@ def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     for tensor in tensors:
         placements = getattr(tensor, "placements", None)
         sharding = None if placements is None else (getattr(tensor, "device_mesh", None), tuple(placements))
-        parts[sharding, tensor.device].append(_real(local(tensor).detach()))
+        here = local(tensor).detach()
+        parts[sharding, tensor.device].append(torch.view_as_real(here) if here.is_complex() else here)
     squares = []
     for (sharding, _), together in parts.items():
         square = _square(_norms_on_cuda(together) if together[0].is_cuda else _norms(together))
@@ -79,10 +80,6 @@ def total_norm(tensors: Iterable[Tensor]) -> Tensor:
 def _square(norms: list[Tensor]) -> Tensor:
     square: Tensor = torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64).square()
     return square
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _norms(tensors: list[Tensor]) -> list[Tensor]:
@@ -167,7 +164,12 @@ def clipped_step(
     if scale == 1.0:
         optimizer.step()
     elif _takes_scale(optimizer):
-        _step_with_scale(optimizer, scale, grads[0].device)
+        told: Any = optimizer  # to divide by it, as a GradScaler tells
+        told.grad_scale = torch.tensor(1.0 / scale, dtype=torch.float32, device=grads[0].device)
+        try:
+            optimizer.step()
+        finally:
+            del told.grad_scale
     else:
         torch._foreach_mul_([local(grad) for grad in grads], scale)
         optimizer.step()
@@ -190,15 +192,6 @@ def _is_preceded(optimizer: torch.optim.Optimizer) -> bool:
     """Whether others' code runs before the optimizer's own step, and is to find the gradients clipped."""
     hooks = [*torchs._global_optimizer_pre_hooks.values(), *optimizer._optimizer_step_pre_hooks.values()]
     return step_is_replaced(optimizer) or not all(map(is_of_this_package, hooks))
-
-
-def _step_with_scale(optimizer: Any, scale: float, device: torch.device) -> None:
-    """The kernels divide by `grad_scale`, as they do for a GradScaler."""
-    optimizer.grad_scale = torch.tensor(1.0 / scale, dtype=torch.float32, device=device)
-    try:
-        optimizer.step()
-    finally:
-        del optimizer.grad_scale
 
 
 def _finite_everywhere(norm: float, process_group: torch.distributed.ProcessGroup | None) -> bool:

@@ -98,11 +98,7 @@ def parts_of(size: int, rounding: Rounding, dtype: torch.dtype) -> int:
 
 @functools.cache
 def usable_loop(kind: LoopKind, asked: bool) -> Loop | None:
-    """The compiled loop; None, said once, where it cannot be had and nobody asked for it.
-
-    Raises:
-        OptimizerError: it was asked for and cannot be had.
-    """
+    """The compiled loop. Where it cannot be had that is an error if somebody asked for it, else None, said once."""
     try:
         return _compiled(kind)
     except Exception as error:  # a compiler fails in its own ways: none installed, no room on disk …

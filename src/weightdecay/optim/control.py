@@ -130,11 +130,7 @@ class Control:
             self._handles.append(self.optimizer.register_state_dict_pre_hook(lambda _: self.settle()))
 
     def _follow(self, peak_lr: PeakLr | None = None) -> None:
-        """Write into each group the rule that it follows, and find out how one that others wrote is served.
-
-        Raises:
-            OptimizerError: with every group whose peak is not known, or that decays and cannot be served exactly.
-        """
+        """Write into each group the rule that it follows, and find out how one that others wrote is served."""
         groups = self.optimizer.param_groups
         rules = rules_followed(self.optimizer, self._rule)
         highest = peaks(groups, rules, peak_lr)

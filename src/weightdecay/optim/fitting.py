@@ -55,10 +55,14 @@ def misfits(one: Work, state_of: Mapping[Any, Mapping[str, Any]]) -> Iterator[st
         beside += [(key, kept) for key, kept in state.items() if not _fits(key, kept, p, one.rounding)]
         if beside:
             key, kept = beside[0]
+            # What a rounding remembers is of no use to weights that it does not act on.
+            idle = () if one.rounding.acts_on(p.dtype) else one.rounding.memory(torch.bfloat16)
+            left = " or ".join(f"/{key}" for key in idle)
             yield (
                 f"{name} is {_shown(p)} and its {key} {_shown(kept)}: the weights were moved or replaced after it was "
                 "made. Move them back; or, if they are to stay so, make a new optimizer of them and give it this one's "
-                f"state: load_state_by_name(new, state_by_name(this), on_change='override'){_left_out(p, one.rounding)}"
+                "state: load_state_by_name(new, state_by_name(this), on_change='override')"
+                + (f"; leave out what ends in {left}, which only low precision needs" if left else "")
             )
 
 
@@ -77,12 +81,6 @@ def _fits(key: str, kept: Any, p: Tensor, rounding: Rounding) -> bool:
     if key != _NEURONS and list(kept.shape) != shape:
         return False
     return kept.device == p.device and kept.dtype in _dtypes(key, p, rounding, memory)
-
-
-def _left_out(p: Tensor, rounding: Rounding) -> str:
-    """What of a state is of no use to weights that the rounding does not act on."""
-    left = [] if rounding.acts_on(p.dtype) else [f"/{key}" for key in rounding.memory(torch.bfloat16)]
-    return f"; leave out what ends in {' or '.join(left)}, which only low precision needs" if left else ""
 
 
 def _dtypes(key: str, p: Tensor, rounding: Rounding, memory: Mapping[str, torch.dtype]) -> tuple[torch.dtype, ...]:

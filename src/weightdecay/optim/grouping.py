@@ -43,11 +43,7 @@ HIDDEN_MATRICES = frozenset({
 
 
 def groups_in(optimizer: Any) -> list[Group]:
-    """The groups of an optimizer, or of what wraps one.
-
-    Raises:
-        OptimizerError: it is no such thing.
-    """
+    """The groups of an optimizer, or of what wraps one; an error for anything else."""
     groups: Any = getattr(optimizer, "param_groups", None)
     if not isinstance(groups, list):
         raise OptimizerError(f"an optimizer of torch's kind is wanted, and this is {optimizer!r:.60}")

@@ -242,7 +242,8 @@ class Workspace:
         """A step in a compiled loop, which does all of it."""
         tensors = {"weights": flat.weights, "gradient": flat.gradient}
         tensors |= {name: flat.state[name] for name, _ in kind.state}
-        parts = [_parts(tensor, kind.parts) for tensor in tensors.values()]
+        # Equal parts, in tensors that know of no other: compiled code asks what a view is of.
+        parts = [[part.data for part in torch.split(t, t.numel() // kind.parts)] for t in tensors.values()]
         if kind.rounding.acts_on(flat.weights.dtype):  # the loop itself takes anew what it must, and cannot say so
             every = max(flat.weights.numel() // _SAMPLE, 1)
             sampled = {name: flat.state[name][::every] for name in kind.rounding.memory(flat.weights.dtype)}
@@ -305,8 +306,3 @@ def flattened(tensors: Iterable[tuple[Any, Any, Mapping[str, Any], int]], names:
 
 def _put_back(flat: Tensor, tensors: list[Tensor]) -> None:
     torch.split_with_sizes_copy(flat, [tensor.numel() for tensor in tensors], out=tensors)
-
-
-def _parts(tensor: Tensor, count: int) -> list[Tensor]:
-    """Equal parts, in tensors that know of no other: compiled code asks what a view is of."""
-    return [part.data for part in torch.split(tensor, tensor.numel() // count)]

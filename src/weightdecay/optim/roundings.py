@@ -20,7 +20,6 @@ for bfloat16 weights).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
@@ -52,8 +51,8 @@ def fresh(_name: str, /, like: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(like, dtype=dtype)
 
 
-class Rounding(ABC):
-    """How low-precision weights are stepped in float32 and rounded back; stateless itself."""
+class Rounding:
+    """How low-precision weights are stepped in float32 and rounded back, to the nearest; stateless itself."""
 
     name: ClassVar[str]
     needs_noise: ClassVar[bool] = False
@@ -79,9 +78,9 @@ class Rounding(ABC):
         """The float32 weights that the low ones stand for, to be changed in place."""
         return scratch("wide", low, torch.float32).copy_(low)
 
-    @abstractmethod
     def write(self, wide: Tensor, low: Tensor, state: Kept, scratch: Scratch, noise: Tensor | None) -> None:
         """Round into the low weights, and remember what is to be remembered; `wide` and `noise` may be overwritten."""
+        low.copy_(wide)
 
     def is_disturbed(self, low: Tensor, state: Kept, scratch: Scratch) -> bool:
         """Whether what it remembers is not of these weights, because somebody else has changed them since."""
@@ -99,9 +98,6 @@ class Nearest(Rounding):
 
     def acts_on(self, dtype: torch.dtype) -> bool:
         return False
-
-    def write(self, wide: Tensor, low: Tensor, state: Kept, scratch: Scratch, noise: Tensor | None) -> None:
-        low.copy_(wide)
 
 
 class Stochastic(Rounding):
@@ -192,10 +188,7 @@ class Master(Rounding):
         return {"master": torch.float32}
 
     def widen(self, low: Tensor, state: Kept, scratch: Scratch) -> Tensor:
-        return state["master"]
-
-    def write(self, wide: Tensor, low: Tensor, state: Kept, scratch: Scratch, noise: Tensor | None) -> None:
-        low.copy_(wide)  # which is the master itself
+        return state["master"]  # which the step changes, and `write` rounds
 
     def is_disturbed(self, low: Tensor, state: Kept, scratch: Scratch) -> bool:
         rounded = scratch("rounded", low, low.dtype).copy_(state["master"])

@@ -83,11 +83,7 @@ def _no_hooks(optimizer: torch.optim.Optimizer) -> str:
 
 
 def peaks(groups: Sequence[Group], rules: Sequence[Rule], peak_lr: PeakLr | None) -> list[Any]:
-    """Each group's peak: what is given for it, or its own.
-
-    Raises:
-        OptimizerError: with every peak that is missing, unclear, or of no group.
-    """
+    """Each group's peak: what is given for it, or its own; all that are missing, unclear or of no group are told."""
     given: Any = peak_lr  # whatever the caller gave, be its type what it may
     asking = [index for index, rule in enumerate(rules) if rule.needs_peak]
     faults = []

@@ -41,15 +41,6 @@ _PRODUCT = "mu_product"  # NAdam's, of all momenta so far; after many steps floa
 _LEFT_BY_STEPS = (*_DIVIDED, *dict.fromkeys(_DIVIDED.values()), "square_avg", "acc_delta", "grad_avg")
 
 
-def is_known(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the step is torch's or ours, whose state depends on nothing but the tensor's shape, dtype and group."""
-    if isinstance(optimizer, torch.optim.LBFGS):
-        return False  # the state of all its tensors lies with the first
-
-    step = inspect.unwrap(type(optimizer).step)  # torch wraps it, for hooks
-    return step.__module__.partition(".")[0] in ("torch", "weightdecay")
-
-
 def expected_states(
     optimizer: torch.optim.Optimizer, settings: Sequence[Mapping[str, Any]] = ()
 ) -> dict[Tensor, State | None]:
@@ -60,7 +51,10 @@ def expected_states(
 
     None where it cannot be known: of optimizers that are neither torch's nor ours, and of those that make no step.
     """
-    known = is_known(optimizer)
+    # torch's and ours depend on nothing but the tensor's shape, dtype and group; all of LBFGS's lies with the first.
+    step = inspect.unwrap(type(optimizer).step)  # torch wraps it, for hooks
+    ours = step.__module__.partition(".")[0] in ("torch", "weightdecay")
+    known = ours and not isinstance(optimizer, torch.optim.LBFGS)
     expected: dict[Tensor, State | None] = {}
     of_kind: dict[Any, State | None] = {}
     others = settings or [{}] * len(optimizer.param_groups)

@@ -13,7 +13,7 @@ from torch import Tensor
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.control import controlled
 from weightdecay.optim.state.names import Names, new_names, parameter_names, unwrapped
-from weightdecay.optim.state.values import beyond, decoded, encoded, names_a_type, plain_setting
+from weightdecay.optim.state.values import beyond, decoded, encoded, plain_setting
 from weightdecay.probing.progress import progress_keys
 from weightdecay.rules import as_rule, spelt
 
@@ -167,22 +167,18 @@ def describe(found: Iterable[Change]) -> list[str]:
     """The changes in lines for the user: one for each kind, with the first tensors it concerns."""
     alike: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for change in found:
-        if change.setting == "order":
-            alike["order", "", ""].append("")
-        else:
-            alike[change.setting, str(change.saved), str(change.asked)].append(change.parameter)
+        alike[change.setting, str(change.saved), str(change.asked)].append(change.parameter)
 
     lines = []
     for (setting, saved, asked), parameters in alike.items():
         if setting == "order":
             lines.append("the parameters come in another order: they are matched by name")
-            continue
-        if setting == "tensor":
+        elif setting == "tensor":
             kind = "tensors that were saved and are not here" if asked == "missing" else "tensors without saved state"
             lines.append(f"{kind}: {', '.join(parameters)}")
-            continue
-        shown = ", ".join(parameters[:3]) + (", …" if len(parameters) > 3 else "")
-        lines.append(f"{setting}: saved {saved}, asked {asked}, for {len(parameters)} tensors ({shown})")
+        else:
+            shown = ", ".join(parameters[:3]) + (", …" if len(parameters) > 3 else "")
+            lines.append(f"{setting}: saved {saved}, asked {asked}, for {len(parameters)} tensors ({shown})")
     return lines
 
 
@@ -194,11 +190,7 @@ def has_state(optimizer: torch.optim.Optimizer, p: Tensor) -> bool:
 
 
 def groups_of(settings: Settings) -> list[dict[str, Any]]:
-    """The saved groups.
-
-    Raises:
-        OptimizerError: these are no settings that `settings_by_name` gave.
-    """
+    """The saved groups, of settings that are some of `settings_by_name`'s, or an error."""
     given: Any = settings  # from a file of anybody's
     groups = given.get("groups") if isinstance(given, Mapping) else None
     if not isinstance(groups, list) or not all(isinstance(group, Mapping) and "params" in group for group in groups):
@@ -306,7 +298,7 @@ def _unkept(key: str, found: Sequence[Any], group: Mapping[str, Any]) -> str:
         return f"its tensors were saved with different {key}, so it cannot be kept"
     if own == value:
         return ""
-    if names_a_type(value):
+    if isinstance(value, str) and value.startswith("<") and value.endswith(">"):
         return f"{key} was saved by the name of its type, {value}, and cannot be kept"
     if key in group and not _is_alike(value, own):
         return f"{key} was saved as {value!r}, which it cannot be: it is {group[key]!r}"

@@ -70,11 +70,7 @@ def flattened(name: str, state: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def _leaf(value: Any) -> tuple[str, Tensor] | None:
-    """The suffix of a value and the tensor that stands for it; None where it holds others.
-
-    Raises:
-        OptimizerError: it cannot be saved.
-    """
+    """The suffix of a value and the tensor that stands for it; None where it holds others."""
     kind = type(value).__name__
     if isinstance(value, Tensor):
         whole = value.full_tensor() if hasattr(value, "full_tensor") else value

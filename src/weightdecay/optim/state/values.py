@@ -40,11 +40,6 @@ def plain_setting(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | float | bool) else f"<{type(value).__name__}>"
 
 
-def names_a_type(value: Any) -> bool:
-    """Whether a plain setting is only the name of what it was."""
-    return isinstance(value, str) and value.startswith("<") and value.endswith(">")
-
-
 # --- progress
 
 
@@ -90,10 +85,7 @@ def decoded(value: Any, present: Any, weights: torch.device, where: str) -> Any:
     Args:
         present: what the group holds now.
         weights: where the group's weights are.
-        where: what it is, for the error.
-
-    Raises:
-        OptimizerError: `encoded` did not make it.
+        where: what it is, for the error where `encoded` did not make it.
     """
     try:
         return _decoded(value, present, weights)
