@@ -109,9 +109,13 @@ class DecayingOptimizer(StateKeeping):
         own = with_plain_numbers(own or {})
         self._rules: Rules = decay["rule"]
         rest = rule_for_the_rest(self._rules)
-        groups = self._groups(params, **settings, **own, **{**decay, "rule": rest}, compiled=compiled)
+        lr = settings["lr"] if number(settings["lr"]) is not None else 1.0  # one that is no number is told below
+        groups = listed_groups(params, lr)
+        divided = [{}] if groups is None else self.groups_of_plan(params, groups)
+        ruled = self._ruled(divided, {**settings, **own, **decay, "rule": rest, "compiled": compiled})
+        checked: Any = params if groups is None else ruled  # torch explains what is no parameters at all
         with explained("params", params, "a decay plan, parameters, (name, parameter) pairs, or groups"):
-            super().__init__(groups, **settings)
+            super().__init__(checked, **settings)
 
         spellings = {"rule": spelt(as_rule(rest)), "rounding": spelt_rounding(as_rounding(decay["rounding"]))}
         self.defaults.update({**own, **decay, **spellings})
@@ -121,15 +125,6 @@ class DecayingOptimizer(StateKeeping):
         for index, group in enumerate(self.param_groups):
             group.update({key: value for key, value in own.items() if key not in group})
             warn_of_rounding(group, index)
-
-    def _groups(self, params: Params, **settings: Any) -> Any:
-        """Groups with their rule and rounding, or what torch is to explain the faults of."""
-        lr = settings["lr"] if number(settings["lr"]) is not None else 1.0  # one that is no number is told below
-        groups = listed_groups(params, lr)
-        if groups is None:
-            self._ruled([{}], settings)
-            return params
-        return self._ruled(self.groups_of_plan(params, groups), settings)
 
     def groups_of_plan(self, plan: Params, groups: list[Group]) -> list[Group]:
         """Groups of a plan, or of parameters, divided so that all tensors of one follow one rule."""
@@ -279,7 +274,7 @@ class DecayingOptimizer(StateKeeping):
 
             given = (p, placed_like(update, p), self.state[p], one.number(position))
             with flattened([given], self._kept_beside(one)) as flats:
-                self._workspace.step(flats, StepKind(one.rule, one.decay or 0.0, one.rounding, descend))
+                self._workspace.step(flats, StepKind(one.rule, one.decay, one.rounding, descend))
             self._count_roundings([p], one.rounding)
 
     def _widen_state(self, p: Tensor, one: Work) -> None:
@@ -335,8 +330,7 @@ class DecayingOptimizer(StateKeeping):
     def _step_faults(self, one: Work) -> Iterator[str]:
         """Gradients and weights of a group that the direction, the rule or the rounding cannot take."""
         kind, group, weights = type(self).__name__, one.group, one.weights
-        decays = bool(group["weight_decay"]) if one.decay is None else one.decay > 0
-        if any(p.grad.is_sparse for p in weights) and (decays or not self.takes_sparse):
+        if any(p.grad.is_sparse for p in weights) and (group["weight_decay"] or not self.takes_sparse):
             yield (
                 f"{kind} does not support sparse gradients, whose step would leave most rows out of the decay: make "
                 "the embedding dense (sparse=False)"

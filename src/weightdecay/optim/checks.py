@@ -114,10 +114,6 @@ def group_faults(group: Mapping[str, Any], title: str, refusal: Callable[[Rule],
     return faults
 
 
-def _shown(given: Any) -> str:
-    return str(given) if isinstance(given, Real) and not isinstance(given, bool) else repr(given)
-
-
 def _number_faults(group: Mapping[str, Any]) -> Iterator[_Fault]:
     for key, words in _AT_LEAST_ZERO.items():
         given = group.get(key, 0.0)
@@ -126,7 +122,7 @@ def _number_faults(group: Mapping[str, Any]) -> Iterator[_Fault]:
         if isinstance(given, Tensor) and given.numel() != 1:
             yield f"Tensor {key} must be 1-element", f"it has {given.numel()}"
         elif amount(given) is None:
-            yield f"Invalid {words}: {_shown(given)}", "give a finite number of at least 0"
+            yield f"Invalid {words}: {given!r}", "give a finite number of at least 0"
 
 
 def _choice_faults(group: Mapping[str, Any]) -> Iterator[_Fault]:
@@ -189,7 +185,7 @@ def _adafactor_faults(group: Mapping[str, Any]) -> Iterator[_Fault]:
         return
     for index, one in enumerate(eps):
         if amount(one) is None and not (index == 0 and one is None):
-            yield f"epsilon{index + 1} should be >= 0 but is: {_shown(one)}", "give a finite number"
+            yield f"epsilon{index + 1} should be >= 0 but is: {one!r}", "give a finite number"
 
 
 def _rule_faults(group: Mapping[str, Any], title: str, refusal: Callable[[Rule], str]) -> list[str]:

@@ -158,14 +158,12 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
         """Decay, where the direction's own step does not make it, and update of flat pieces."""
         momentum, (x, y) = self._next_direction(one.group) if one.rule.is_masked else ("", (0.0, 1.0))
         mix = (x, -y) if one.group["maximize"] else (x, y)
-        return StepKind(
-            one.rule, (one.decay or 0.0) if one.kernels is None else 0.0, one.rounding, update, momentum, mix
-        )
+        return StepKind(one.rule, one.decay if one.kernels is None else 0.0, one.rounding, update, momentum, mix)
 
     def _decay_before(self, weights: list[Any], one: Work) -> None:
         """The decay of tensors that torch steps afterwards."""
         if one.rule.is_scalar:
-            decay_all_(weights, one.rule, one.decay or 0.0)
+            decay_all_(weights, one.rule, one.decay)
             return
         kind = self._kind(one, None)
         if one.rule.target == "initial":  # before a tensor's first step it is there
@@ -199,6 +197,6 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
     def _numbers(self, p: Tensor, one: Work) -> Tensor:
         assert self.direction is not None
         rate, own = self.direction.numbers(one.group, self.state[p])
-        shrinks = float(one.group["weight_decay"]) if one.rule.coupled else one.decay or 0.0
+        shrinks = float(one.group["weight_decay"]) if one.rule.coupled else one.decay
         sign = -1.0 if one.group["maximize"] else 1.0
         return loop_numbers(sign, shrinks, rate, own, p.device)

@@ -18,7 +18,7 @@ class Work(NamedTuple):
     """A group in one step.
 
     Attributes:
-        decay: a_t; None under a coupled rule.
+        decay: a_t; 0 under a coupled rule, whose λ is the direction's.
         kernels: the λ with which the direction's own step makes this decay; None where it cannot.
         place: of the group in the optimizer.
     """
@@ -26,7 +26,7 @@ class Work(NamedTuple):
     group: Group
     rule: Rule
     rounding: Rounding
-    decay: float | None
+    decay: float
     kernels: float | Tensor | None
     place: int
 
@@ -43,8 +43,8 @@ class Work(NamedTuple):
 # --- steps that a CUDA graph records: what is read then is read once, and replayed
 
 
-def decay_now(group: Group, kernels_own: bool) -> float | None:
-    """a_t of a group, None under a coupled rule; 0 where a recorded kernel will read lr and λ at each replay.
+def decay_now(group: Group, kernels_own: bool) -> float:
+    """a_t of a group; 0 under a coupled rule, and where a recorded kernel will read lr and λ at each replay.
 
     Args:
         kernels_own: the kernel means by λ what the group's rule means.
@@ -55,14 +55,14 @@ def decay_now(group: Group, kernels_own: bool) -> float | None:
     """
     on_device = any(isinstance(group[key], Tensor) and group[key].is_cuda for key in ("lr", "weight_decay"))
     if not (on_device and torch.cuda.is_current_stream_capturing()):
-        return group_decay_per_step(group)
+        return group_decay_per_step(group) or 0.0
     rule, rounding = group_rule(group), group_rounding(group)
     if not kernels_own or rounding.acts_on(torch.bfloat16):
         raise OptimizerError(
             f"a CUDA graph can record an lr on the device only for what a kernel does alone, not for rule '{rule.name}'"
             f" with rounding '{rounding.name}': give lr as a number, and record anew where it changes"
         )
-    return None if rule.coupled else 0.0
+    return 0.0
 
 
 def uncapturable(group: Group) -> Iterator[str]:
