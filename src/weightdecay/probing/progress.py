@@ -66,7 +66,7 @@ def progress_keys(optimizer: torch.optim.Optimizer) -> frozenset[str]:
         str(key)
         for was, now in zip(before, after, strict=True)
         for key in now
-        if key not in was or not _same(was[key], now[key])
+        if key not in was or not is_same(was[key], now[key])
     )
 
 
@@ -74,11 +74,12 @@ def _without_params(group: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key not in ("params", "param_names")}
 
 
-def _same(a: Any, b: Any) -> bool:
+def is_same(a: Any, b: Any) -> bool:
+    """Whether two values of a group's key are one, whatever they are."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and bool(torch.equal(a, b))
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(is_same(x, y) for x, y in zip(a, b, strict=True))
     try:
         return type(a) is type(b) and bool(a == b)
     except Exception:

@@ -21,7 +21,7 @@ from weightdecay.errors import OptimizerError
 from weightdecay.probing.isolation import untouched
 from weightdecay.probing.kinds import options
 from weightdecay.probing.probe import STEPS, STEPS_WITHOUT_PHASE, GroupReport
-from weightdecay.probing.progress import progress_keys
+from weightdecay.probing.progress import is_same, progress_keys
 from weightdecay.probing.twin import Twins, set_number
 from weightdecay.probing.walks import Likeness, Walker, Weights, Where, fine_dtype
 
@@ -150,7 +150,7 @@ class Watch:
                 if key in ("params", "param_names", "weight_decay") or key in self._progress:
                     continue
                 plain = value.detach().clone() if isinstance(value, Tensor) else value
-                if key in self._shown[index] and not _is_another(self._shown[index][key], plain):
+                if key in self._shown[index] and is_same(self._shown[index][key], plain):
                     continue
                 self._shown[index][key] = plain
                 for walker in self._walkers:
@@ -213,9 +213,3 @@ class Watch:
 
     def _lr(self, index: int) -> float:
         return float(self._walkers[0].twin.optimizer.param_groups[index]["lr"])
-
-
-def _is_another(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return not (isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other))
-    return one is not other and bool(one != other)
