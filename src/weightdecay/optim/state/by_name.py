@@ -134,12 +134,7 @@ def load_state_by_name(
 
     if settings is not None:
         restore(optimizer, settings.get("beyond", {}))
-    for p, name in named.items():
-        if name in states:
-            kept = expected[p] or {}
-            optimizer.state[p] = {key: _placed(value, p, kept.get(key)) for key, value in states[name].items()}
-        elif not isinstance(optimizer, torch.optim.Adagrad):  # which alone has state before its first step
-            optimizer.state.pop(p, None)
+    _put_state(optimizer, states, named, expected)
     for group, values in zip(groups, coming, strict=True):
         put_values(group, values)
     return found
@@ -275,6 +270,20 @@ def _unchosen(found: Sequence[Change], on_change: OnChange | None, kind: str) ->
 def _beginning_by_itself(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> set[str]:
     """The state that a step makes where a tensor with other state does not have it."""
     return {*group_rounding(group).keeps, "initial"} if isinstance(optimizer, DecayingOptimizer) else set()
+
+
+def _put_state(
+    optimizer: torch.optim.Optimizer,
+    states: Mapping[str, State],
+    named: Mapping[Tensor, str],
+    expected: Mapping[Tensor, State | None],
+) -> None:
+    for p, name in named.items():
+        if name in states:
+            kept = expected[p] or {}
+            optimizer.state[p] = {key: _placed(value, p, kept.get(key)) for key, value in states[name].items()}
+        elif not isinstance(optimizer, torch.optim.Adagrad):  # which alone has state before its first step
+            optimizer.state.pop(p, None)
 
 
 def _placed(value: Any, p: Tensor, expected: Any) -> Any:
