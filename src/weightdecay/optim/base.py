@@ -44,6 +44,7 @@ from weightdecay.optim.roundings import (
     ROUNDINGS,
     Rounding,
     as_rounding,
+    dtype_name,
     group_rounding,
     spelt_rounding,
 )
@@ -346,7 +347,7 @@ class DecayingOptimizer(StateKeeping):
         if unfit:
             yield (
                 f"rounding='{one.rounding.name}' is made for bfloat16, not for "
-                f"{', '.join(sorted(str(dtype).removeprefix('torch.') for dtype in unfit))}: give one that remembers "
+                f"{', '.join(sorted(map(dtype_name, unfit)))}: give one that remembers "
                 f"what is lost ({', '.join(r.name for r in ROUNDINGS.values() if r.memory(torch.bfloat16))})"
             )
 

@@ -133,8 +133,7 @@ def clipped_step(
 
     torch's and our fused optimizers take the scale into their kernel (`grad_scale`, removed again afterwards), which
     differs from clip-then-step by rounding only; any other, and any that is wrapped or has hooks of others before its
-    step, has its gradients scaled first. A
-    gradient that is not finite changes nothing, neither weights nor state.
+    step, has its gradients scaled first. A gradient that is not finite changes nothing, neither weights nor state.
 
     Args:
         optimizer: with gradients in place.

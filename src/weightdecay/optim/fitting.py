@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.optim.roundings import COUNTS, LOW_PRECISION, Rounding
+from weightdecay.optim.roundings import COUNTS, LOW_PRECISION, Rounding, dtype_name
 from weightdecay.optim.work import Work
 
 # Means over an axis, in an order of axes that is their direction's matter: only as far as they lie elsewhere do they
@@ -39,15 +39,12 @@ def misfits(one: Work, state_of: Mapping[Any, Mapping[str, Any]]) -> Iterator[st
         if p.grad is None:
             continue
         name = f"'{names[position]}'" if names else f"tensor {position}"
-        if p.grad.dtype not in _gradients_dtypes(p, one.rounding):
+        if p.grad.dtype not in _dtypes("gradient", p, one.rounding):
+            widened = " (with a `rounding`, low-precision weights take float32 gradients)"
             yield (
-                f"{name} is {_dtype(p)} and its gradient {_dtype(p.grad)}, in which the direction would lose digits or "
-                "stop half way: leave `grad_dtype` of the tensor alone, or cast the gradient before the step"
-                + (
-                    " (with a `rounding`, low-precision weights take float32 gradients)"
-                    if p.dtype in LOW_PRECISION
-                    else ""
-                )
+                f"{name} is {dtype_name(p.dtype)} and its gradient {dtype_name(p.grad.dtype)}, in which the direction "
+                "would lose digits or stop half way: leave `grad_dtype` of the tensor alone, or cast the gradient "
+                f"before the step{widened if p.dtype in LOW_PRECISION else ''}"
             )
             continue
         state = state_of.get(p, {})
@@ -80,26 +77,16 @@ def _fits(key: str, kept: Any, p: Tensor, rounding: Rounding) -> bool:
         shape[_FACTORS[key]] = 1
     if key != _NEURONS and list(kept.shape) != shape:
         return False
-    return kept.device == p.device and kept.dtype in _dtypes(key, p, rounding, memory)
+    return kept.device == p.device and kept.dtype in _dtypes(key, p, rounding)
 
 
-def _dtypes(key: str, p: Tensor, rounding: Rounding, memory: Mapping[str, torch.dtype]) -> tuple[torch.dtype, ...]:
-    """The dtypes in which a step can take this state."""
-    if key in memory:
-        return (memory[key],)
+def _dtypes(key: str, p: Tensor, rounding: Rounding) -> tuple[torch.dtype, ...]:
+    """The dtypes in which a step can take this state, or the gradient."""
     if rounding.acts_on(p.dtype):
-        return (torch.float32, *LOW_PRECISION)  # widened where it is to be
+        remembered = rounding.memory(p.dtype).get(key)
+        return (torch.float32, *LOW_PRECISION) if remembered is None else (remembered,)  # widened where it is to be
     return (p.dtype, torch.promote_types(p.dtype, torch.float32)) if key == _NEURONS else (p.dtype,)
 
 
-def _gradients_dtypes(p: Tensor, rounding: Rounding) -> tuple[torch.dtype, ...]:
-    """The dtypes in which a step can take the gradient."""
-    return (p.dtype, torch.float32, *LOW_PRECISION) if rounding.acts_on(p.dtype) else (p.dtype,)
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 def _shown(tensor: Tensor) -> str:
-    return f"{_dtype(tensor)} {tuple(tensor.shape)} on {tensor.device}"
+    return f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)} on {tensor.device}"

@@ -33,7 +33,7 @@ from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.base import DecayingOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules, is_matrix, muon_tensors, named_tensors, split_group
 from weightdecay.optim.orthogonal import NEWTON_SCHULZ, Coefficients, on_whole_matrices, orthogonalised, update_scale
-from weightdecay.optim.roundings import NEAREST, RoundingLike
+from weightdecay.optim.roundings import NEAREST, RoundingLike, dtype_name
 from weightdecay.optim.work import Work
 from weightdecay.planning.decay_plan import DecayPlan
 from weightdecay.rules import DECOUPLED
@@ -100,7 +100,7 @@ class Muon(AdamW):
             "ns_coefficients": ns_coefficients,
             "ns_eps": eps,
             "ns_steps": ns_steps,
-            "ns_dtype": str(ns_dtype).removeprefix("torch."),  # a state_dict is to hold plain values
+            "ns_dtype": dtype_name(ns_dtype),  # a state_dict is to hold plain values
             "adjust_lr_fn": adjust_lr_fn,
             "orthogonalisation": orthogonalisation,
             "equal_rows": equal_rows,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weightdecay.errors import group_title
 from weightdecay.optim.decay import local
-from weightdecay.optim.roundings import LOW_PRECISION, NEAREST, ROUNDINGS, group_rounding
+from weightdecay.optim.roundings import LOW_PRECISION, NEAREST, ROUNDINGS, dtype_name, group_rounding
 from weightdecay.rules import group_decay_per_step
 
 
@@ -48,7 +48,7 @@ def warn_of_rounding(group: Mapping[str, Any], index: int) -> None:
     realised = sum(shares) / len(shares)
     if abs(realised - 1) > 0.1:
         warnings.warn(
-            f"{group_title(group, index)}: {len(low)} tensors in {str(low[0].dtype).removeprefix('torch.')} will get "
+            f"{group_title(group, index)}: {len(low)} tensors in {dtype_name(low[0].dtype)} will get "
             f"{realised:.1%} of the decay per step of {decay:.3g} that was asked for, because rounding to nearest "
             f"undoes it: give a rounding ({', '.join(name for name in ROUNDINGS if name != NEAREST.name)}), or keep "
             "the weights in float32",

@@ -32,6 +32,12 @@ from weightdecay.optim.noise import LOW_BITS
 RoundingName = Literal["nearest", "stochastic", "kahan", "master"]
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As users write it."""
+    return str(dtype).removeprefix("torch.")
+
+
 # State that counts, and is not one number for each weight.
 ROUNDED = "rounded_steps"
 COUNTS = ("step", ROUNDED)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.optim.roundings import COUNTS
+from weightdecay.optim.roundings import COUNTS, dtype_name
 from weightdecay.optim.state.settings import Change
 from weightdecay.probing.progress import stepped_state
 
@@ -107,14 +107,11 @@ def dtype_changes(name: str, state: State, expected: State) -> tuple[list[Change
         if not isinstance(value, Tensor) or not isinstance(kept, Tensor) or value.dtype == kept.dtype:
             continue
         if key not in COUNTS and all(one.is_floating_point() or one.is_complex() for one in (value, kept)):
-            found.append(Change(name, f"dtype of {key}", _spelt(value), _spelt(kept)))
+            found.append(Change(name, f"dtype of {key}", dtype_name(value.dtype), dtype_name(kept.dtype)))
         elif value.ndim > 0 or not bool(((back := value.to(kept.dtype).to(value.dtype)) == value) | (back != back)):
-            faults.append(f"{name}/{key}: saved as {_spelt(value)}, which {_spelt(kept)} cannot hold")
+            saved, wanted = dtype_name(value.dtype), dtype_name(kept.dtype)
+            faults.append(f"{name}/{key}: saved as {saved}, which {wanted} cannot hold")
     return found, faults
-
-
-def _spelt(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _small_shape(group: Mapping[str, Any], p: Tensor) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError
-from weightdecay.optim.roundings import Rounding
+from weightdecay.optim.roundings import Rounding, dtype_name
 from weightdecay.rules import Rule, plain_rule
 
 _CPU = torch.device("cpu")
@@ -62,7 +62,7 @@ def encoded(value: Any, where: str, weights: torch.device) -> Any:
         return {
             "tensor": [plain_setting(item) for item in value.detach().flatten().tolist()],
             "shape": list(value.shape),
-            "dtype": str(value.dtype).removeprefix("torch."),
+            "dtype": dtype_name(value.dtype),
             "device": "weights" if beside else value.device.type,
         }
     if type(value) is list:
