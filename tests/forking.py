@@ -25,10 +25,12 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
+
+from torch.multiprocessing.spawn import spawn
 
 ROOT = Path(__file__).parents[1]
 
@@ -155,6 +157,25 @@ class ForkServer:
         }
         return Forked(self, request, merged, stdout)
 
+    def ranks(self, work: Callable[..., None], *arguments: Any, count: int = 2) -> None:
+        """Run `work(rank, *arguments)`, a function of a module, in `count` processes at once; all have to end well."""
+        if not can_fork({}):
+            spawn(work, args=arguments, nprocs=count)  # type: ignore[no-untyped-call]
+            return
+        request = {
+            "function": (work.__module__, work.__name__),
+            "environment": dict(os.environ),
+            "directory": str(ROOT),
+            "new_session": False,
+            "closed": (),
+        }
+        processes = [
+            Forked(self, {**request, "arguments": [rank, *arguments]}, merged=True, stdout=None)
+            for rank in range(count)
+        ]
+        said = [process.communicate()[0] for process in processes]
+        assert [process.returncode for process in processes] == [0] * count, "\n".join(said)
+
     def ask(self, request: dict[str, Any], files: list[int]) -> socket.socket:
         """Where the process that was asked for is heard of: its id, then its status."""
         if self._process is None:
@@ -172,7 +193,7 @@ def serve(address: str) -> None:
     """Import everything and train a little; then fork at each request, until stdin ends."""
     import weightdecay
 
-    for name in ("torch._dynamo", "tokenizers", "rich.progress"):
+    for name in ("torch._dynamo", "torch.distributed.fsdp", "tokenizers", "rich.progress"):
         importlib.import_module(name)
     for module in pkgutil.walk_packages(weightdecay.__path__, "weightdecay."):
         if not module.name.startswith("weightdecay.integrations") and not module.name.endswith("__main__"):
@@ -247,11 +268,15 @@ def _run(request: dict[str, Any], files: list[int]) -> NoReturn:
     time.tzset()
     os.chdir(request["directory"])
     sys.path[0] = request["directory"]
-    sys.argv = ["weightdecay", *request["arguments"]]
 
     code: Any = 0
     try:
-        runpy.run_module("weightdecay", run_name="__main__", alter_sys=True)
+        if "function" in request:
+            module, name = request["function"]
+            getattr(importlib.import_module(module), name)(*request["arguments"])
+        else:
+            sys.argv = ["weightdecay", *request["arguments"]]
+            runpy.run_module("weightdecay", run_name="__main__", alter_sys=True)
     except SystemExit as left:
         code = left.code
     except BaseException:

@@ -21,11 +21,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
-from torch.multiprocessing.spawn import spawn
 
 import weightdecay
 from tests.auditing.loops.parts import seeded, train
 from tests.auditing.witness import differences, facts_of
+from tests.forking import ForkServer
 
 Shard = Callable[[Any], nn.Module]
 Make = Callable[[nn.Module], Any]
@@ -194,8 +194,8 @@ def work(rank: int, folder: str, names: list[str]) -> None:
 
 
 @pytest.mark.parametrize("names", [["FSDP2"], pytest.param(list(CASES), marks=pytest.mark.long)], ids=["FSDP2", "all"])
-def test_a_probe_of_shards_is_one_of_the_whole(tmp_path: Path, names: list[str]) -> None:
-    spawn(work, args=(str(tmp_path), names), nprocs=2)  # type: ignore[no-untyped-call]
+def test_a_probe_of_shards_is_one_of_the_whole(forks: ForkServer, tmp_path: Path, names: list[str]) -> None:
+    forks.ranks(work, str(tmp_path), names)
     for rank in range(2):
         found = json.loads(Path(tmp_path, f"{rank}.json").read_text(encoding="utf-8"))
         assert found == dict.fromkeys(names, "")

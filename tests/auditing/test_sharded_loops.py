@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed
-from torch.multiprocessing.spawn import spawn
 
 import weightdecay
 from tests.auditing.loops import sharded
 from tests.auditing.witness import differences, facts_of
+from tests.forking import ForkServer
 
 
 def _one_rank(rank: int, folder: str) -> None:
@@ -35,8 +35,8 @@ def _one_rank(rank: int, folder: str) -> None:
 
 
 @pytest.mark.long
-def test_loops_over_two_processes(tmp_path: Path) -> None:
-    spawn(_one_rank, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+def test_loops_over_two_processes(forks: ForkServer, tmp_path: Path) -> None:
+    forks.ranks(_one_rank, str(tmp_path))
     said = [json.loads((tmp_path / f"said-{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
     assert {name: one["findings"] for name, one in said[0].items()} == {

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
-from torch.multiprocessing.spawn import spawn
 
 import weightdecay
+from tests.forking import ForkServer
 from weightdecay import Monitor
 
 WIDTH = 33
@@ -64,8 +64,8 @@ def alike(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def test_two_processes_have_the_rows_that_one_has(tmp_path: Path) -> None:
-    spawn(work, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+def test_two_processes_have_the_rows_that_one_has(forks: ForkServer, tmp_path: Path) -> None:
+    forks.ranks(work, str(tmp_path))
     first, second = (json.loads(Path(tmp_path, f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2))
     assert first == second, "both say the same"
     model = seeded()

@@ -13,10 +13,10 @@ import torch.distributed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.multiprocessing.spawn import spawn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import weightdecay
+from tests.forking import ForkServer
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.clipping import NonfiniteGradientError, clipped_step, total_norm
@@ -203,8 +203,8 @@ def _one_rank(rank: int, folder: str) -> None:
     os._exit(0)  # gloo's threads can abort a process that tears them down
 
 
-def test_ranks_decide_alike_and_shards_count_once(tmp_path: Path) -> None:
-    spawn(_one_rank, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+def test_ranks_decide_alike_and_shards_count_once(forks: ForkServer, tmp_path: Path) -> None:
+    forks.ranks(_one_rank, str(tmp_path))
     assert {path.name for path in tmp_path.glob("done-*")} == {"done-0", "done-1"}
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
 import weightdecay
+from tests.forking import ForkServer
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.clipping import clipped_step
 from weightdecay.optim.muon import Muon
@@ -191,12 +191,12 @@ def _one_rank(rank: int, folder: str, resuming: bool) -> None:
     os._exit(0)  # gloo threads can abort a process that tears them down
 
 
-def test_a_sharded_model_decays_as_a_whole_one_does(tmp_path: Path) -> None:
-    spawn(_one_rank, args=(str(tmp_path), False), nprocs=2)  # type: ignore[no-untyped-call]
+def test_a_sharded_model_decays_as_a_whole_one_does(forks: ForkServer, tmp_path: Path) -> None:
+    forks.ranks(_one_rank, str(tmp_path), False)
     assert {path.name for path in tmp_path.glob("done-*")} == {"done-0", "done-1"}
 
 
 @pytest.mark.long
-def test_sharded_optimizers_resume_bit_for_bit(tmp_path: Path) -> None:
-    spawn(_one_rank, args=(str(tmp_path), True), nprocs=2)  # type: ignore[no-untyped-call]
+def test_sharded_optimizers_resume_bit_for_bit(forks: ForkServer, tmp_path: Path) -> None:
+    forks.ranks(_one_rank, str(tmp_path), True)
     assert {path.name for path in tmp_path.glob("done-*")} == {"done-0", "done-1"}

@@ -13,9 +13,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.multiprocessing.spawn import spawn
 
 import weightdecay
+from tests.forking import ForkServer
 from tests.planning.test_plan import RootMeanSquare
 from tests.planning.test_wrapped import Stack
 from weightdecay.errors import CheckFailedError, PlanError
@@ -144,9 +144,9 @@ def work(rank: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+def outcomes(forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(work, args=(str(folder),), nprocs=RANKS)  # type: ignore[no-untyped-call]
+    forks.ranks(work, str(folder), count=RANKS)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
 
 
