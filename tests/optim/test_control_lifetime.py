@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -106,3 +108,15 @@ def test_saving_a_fresh_optimizer_under_control_is_no_step(name: str) -> None:
         p.grad = torch.zeros_like(p)
     optimizer.step()
     assert all(torch.equal(0.75 * a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copied_control_says_that_it_is_not_in_effect_and_the_copy_can_be_controlled_anew(copied: Any) -> None:
+    optimizer = torch.optim.Adam(parameters(), lr=PEAK, weight_decay=0.05)
+    held = control(optimizer, rule="fixed", schedule=Constant(0.1))
+    theirs, copied_control = copied((optimizer, held))
+    assert "not in effect" in repr(copied_control)
+    assert "rule fixed, λ 0.1" in repr(held)
+    assert "rule fixed, λ 0.1" in repr(control(theirs, rule="fixed", schedule=Constant(0.1)))
+    held.remove()
+    assert "not in effect" in repr(held)

@@ -316,6 +316,24 @@ def test_a_setting_that_is_edited_into_none_stops_the_next_step_with_nothing_cha
     assert not torch.equal(p, before)
 
 
+def test_a_tensor_that_is_put_into_a_second_group_stops_the_next_step_with_nothing_changed() -> None:
+    first, second = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = weightdecay.AdamW([{"params": [first]}, {"params": [second]}], lr=1e-2)
+    for p in (first, second):
+        p.grad = torch.ones(3)
+    optimizer.step()
+    before = first.detach().clone()
+    optimizer.param_groups[1]["params"].append(first)
+    for _ in range(2):
+        with pytest.raises(
+            OptimizerError, match=r"group 1: tensor 1 of shape .* is in group 0 as well and would decay"
+        ):
+            optimizer.step()
+    assert torch.equal(first, before)
+    optimizer.param_groups[0]["params"].clear()
+    optimizer.step()
+
+
 def test_what_others_schedulers_write_into_a_group_is_theirs() -> None:
     p = nn.Parameter(torch.ones(3))
     optimizer = weightdecay.AdamW([p], lr=1e-2)

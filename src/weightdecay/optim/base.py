@@ -309,6 +309,7 @@ class DecayingOptimizer(StateKeeping):
         checked = self._workspace.checked
         unfit: list[str] = []
         seen: dict[int, Any] = {}
+        changed = False
         for one in work:
             group, place = one.group, one.place
             settings = [value for key, value in group.items() if key not in _CHECKED_ANYWAY]
@@ -321,8 +322,11 @@ class DecayingOptimizer(StateKeeping):
                     raise OptimizerError(faults)
             elif kinds == kinds_before:
                 continue  # nothing was written into it, and nothing moved, since the last step
+            changed = True
             unfit += [f"{group_title(group, place)}: {fault}" for fault in misfits(one, self.state)]
 
+        if changed:
+            unfit += shared_tensors(self.param_groups)
         faults = [f"{group_title(one.group, one.place)}: {fault}" for one in work for fault in self._step_faults(one)]
         if faults := unfit + faults:
             raise UnsupportedTensorError(faults)

@@ -70,7 +70,13 @@ class Control:
         self._saves = False
         self._whole: list[tuple[Tensor, Tensor, Rule, float]] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_handles": [], "_watch": None}  # which stay with the optimizer that they are on
+
     def __repr__(self) -> str:
+        kind = type(self.optimizer).__name__
+        if controlled(self.optimizer) is not self:
+            return f"Control({kind}: not in effect; hooks travel with no copy and no pickle, control the copy anew)"
         self.settle()
         groups = "; ".join(self._described(group, index) for index, group in enumerate(self.optimizer.param_groups))
         seen = ""
@@ -80,7 +86,7 @@ class Control:
                 f"; exactness seen up to step {self._watch.seen} from here on copies of at most "
                 f"{self._watch.largest} elements{ended}"
             )
-        return f"Control({type(self.optimizer).__name__}: {groups}{seen})"
+        return f"Control({kind}: {groups}{seen})"
 
     def _described(self, group: Group, index: int) -> str:
         peak = f", peak lr {float(group['peak_lr']):g}" if group.get("peak_lr") is not None else ""
