@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -420,6 +420,7 @@ def test_weights_that_were_loaded_behind_a_roundings_back_hold_and_that_is_said(
     dtype=st.sampled_from([torch.bfloat16, torch.float16]),
     scale=st.sampled_from([1.0, 1e-2, 1e-6]),
 )
+@example([1 + 2**-7 + 2**-8 - 2**-23], torch.bfloat16, 1.0)  # what was lost is rounded to half of the way itself
 def test_what_kahans_sum_has_lost_is_never_taken_for_somebody_elses_change(
     weights: list[float], dtype: torch.dtype, scale: float
 ) -> None:
