@@ -30,7 +30,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One for all workers of a run, in which the kernels are compiled once."""
     one_of_several = "PYTEST_XDIST_WORKER" in os.environ
     run = tmp_path_factory.getbasetemp()
@@ -41,7 +41,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     if one_of_several:
         with FileLock(folder / "kernels.lock"), warnings.catch_warnings(action="ignore"):
             library.library()
-    yield
+    yield folder
     if before is None:
         del os.environ["XDG_CACHE_HOME"]
     else:

@@ -157,22 +157,24 @@ class ForkServer:
         }
         return Forked(self, request, merged, stdout)
 
+    def call(self, work: Callable[..., None], *arguments: Any, directory: Path = ROOT, merged: bool = True) -> Forked:
+        """Begin `work(*arguments)`, a function of a module, whose arguments JSON can hold."""
+        request = {
+            "function": (work.__module__, work.__name__),
+            "arguments": arguments,
+            "environment": dict(os.environ),
+            "directory": str(directory),
+            "new_session": False,
+            "closed": (),
+        }
+        return Forked(self, request, merged, stdout=None)
+
     def ranks(self, work: Callable[..., None], *arguments: Any, count: int = 2) -> None:
         """Run `work(rank, *arguments)`, a function of a module, in `count` processes at once; all have to end well."""
         if not can_fork({}):
             spawn(work, args=arguments, nprocs=count)  # type: ignore[no-untyped-call]
             return
-        request = {
-            "function": (work.__module__, work.__name__),
-            "environment": dict(os.environ),
-            "directory": str(ROOT),
-            "new_session": False,
-            "closed": (),
-        }
-        processes = [
-            Forked(self, {**request, "arguments": [rank, *arguments]}, merged=True, stdout=None)
-            for rank in range(count)
-        ]
+        processes = [self.call(work, rank, *arguments) for rank in range(count)]
         said = [process.communicate()[0] for process in processes]
         assert [process.returncode for process in processes] == [0] * count, "\n".join(said)
 
@@ -273,7 +275,10 @@ def _run(request: dict[str, Any], files: list[int]) -> NoReturn:
     try:
         if "function" in request:
             module, name = request["function"]
-            getattr(importlib.import_module(module), name)(*request["arguments"])
+            sys.path.insert(0, str(ROOT))
+            work = getattr(importlib.import_module(module), name)
+            sys.path.pop(0)
+            work(*request["arguments"])
         else:
             sys.argv = ["weightdecay", *request["arguments"]]
             runpy.run_module("weightdecay", run_name="__main__", alter_sys=True)

@@ -2,53 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import io
 import json
-import os
 import resource
-import shutil
-import subprocess
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.commands import SMALL
+from tests.commands import SMALL, Command
+from tests.forking import ForkServer
+from weightdecay.cli import main
+from weightdecay.training.needs import _left_by_ulimit
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="rights and limits as Linux has them")
 
 Answer = tuple[int, str, str]
-# Root may read and write everything, unless it has laid that down.
-DEPRIVED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
-pytestmark = pytest.mark.skipif(
-    bool(DEPRIVED) and shutil.which("setpriv") is None, reason="root, and no setpriv to lay its rights down"
-)
+Deprived = Callable[..., list[Answer]]
 
-ONE_BY_ONE = textwrap.dedent(
-    """
-    import contextlib, io, json, sys
-    from weightdecay.cli import main
 
+def lay_rights_down() -> None:
+    """Root becomes what any user is: capset(2) with no capability."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    if libc.capset(header, nothing):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def one_by_one(commands: list[list[str]], told: str) -> None:
+    lay_rights_down()
     answers = []
-    for arguments in json.loads(sys.argv[1]):
+    for arguments in commands:
         out, err = io.StringIO(), io.StringIO()
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 main(arguments)
         except SystemExit as left:
             answers.append((int(left.code or 0), out.getvalue(), err.getvalue()))
-    json.dump(answers, sys.stdout)
-    """
-)
+    Path(told).write_text(json.dumps(answers), encoding="utf-8")
 
 
-def deprived(*commands: list[Any]) -> list[Answer]:
+@pytest.fixture
+def deprived(forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Deprived:
     """Commands in one process that has no right but its user's."""
-    arguments = json.dumps([[str(word) for word in command] for command in commands])
-    done = subprocess.run(
-        [*DEPRIVED, sys.executable, "-c", ONE_BY_ONE, arguments], capture_output=True, text=True, check=True
-    )
-    return [(code, out, err) for code, out, err in json.loads(done.stdout)]
+
+    def run(*commands: list[Any]) -> list[Answer]:
+        told = tmp_path_factory.mktemp("told") / "answers.json"
+        process = forks.call(one_by_one, [[str(word) for word in command] for command in commands], str(told))
+        said, _ = process.communicate()
+        assert process.returncode == 0, said
+        return [(code, out, err) for code, out, err in json.loads(told.read_text(encoding="utf-8"))]
+
+    return run
 
 
 @pytest.fixture
@@ -74,7 +83,7 @@ def closing() -> Iterator[Callable[[Path], None]]:
 
 
 def test_a_run_whose_owner_keeps_it_closed_is_not_called_damaged(
-    finished: Path, closing: Callable[[Path], None], tmp_path: Path
+    finished: Path, closing: Callable[[Path], None], deprived: Deprived, tmp_path: Path
 ) -> None:
     for checkpoint in (finished / "checkpoints").iterdir():
         for file in checkpoint.iterdir():
@@ -106,7 +115,9 @@ def test_a_run_whose_owner_keeps_it_closed_is_not_called_damaged(
     assert "Permission denied" in told_too
 
 
-def test_a_place_that_may_not_be_written_to_is_named(finished: Path, small_text: Path, tmp_path: Path) -> None:
+def test_a_place_that_may_not_be_written_to_is_named(
+    finished: Path, small_text: Path, deprived: Deprived, tmp_path: Path
+) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
     writers = [
@@ -121,7 +132,9 @@ def test_a_place_that_may_not_be_written_to_is_named(finished: Path, small_text:
         assert "ermission denied" in said.splitlines()[-1]
 
 
-def test_a_folder_that_cannot_be_read_is_not_left_out(closing: Callable[[Path], None], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_read_is_not_left_out(
+    closing: Callable[[Path], None], deprived: Deprived, tmp_path: Path
+) -> None:
     (tmp_path / "text" / "locked").mkdir(parents=True)
     (tmp_path / "text" / "open.txt").write_text("some text. " * 500)
     closing(tmp_path / "text" / "locked")
@@ -131,54 +144,52 @@ def test_a_folder_that_cannot_be_read_is_not_left_out(closing: Callable[[Path], 
     assert "locked: cannot be read: Permission denied" in said
 
 
-def test_memory_that_a_limit_leaves_is_what_can_be_had(small_text: Path, tmp_path: Path) -> None:
-    def few() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+LIMIT = 8 << 30
 
+
+def with_few_addresses(arguments: list[str]) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
+    main(arguments)
+
+
+def what_is_left(limited: bool) -> None:
+    if limited:
+        resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
+    print(*_left_by_ulimit())
+
+
+def test_memory_that_a_limit_leaves_is_what_can_be_had(forks: ForkServer, small_text: Path, tmp_path: Path) -> None:
     command = ["train", "gpt3:2.7b", "--tokenizer", "byte", "--data", str(small_text), "--steps", "20000"]
-    done = subprocess.run(
-        [sys.executable, "-m", "weightdecay", *command],
-        cwd=tmp_path,
-        preexec_fn=few,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "GB can be had" in done.stderr.splitlines()[-1]
+    process = forks.call(with_few_addresses, command, directory=tmp_path)
+    said, _ = process.communicate()
+    assert process.returncode == 1, said
+    assert "Traceback" not in said
+    assert "GB can be had" in said.splitlines()[-1]
 
 
-def test_what_a_limit_of_addresses_leaves_is_less_than_the_limit() -> None:
-    code = "from weightdecay.training.needs import _left_by_ulimit; print(*_left_by_ulimit())"
-    limit = 8 << 30
-    told = [
-        subprocess.run(
-            [sys.executable, "-c", code], preexec_fn=before, capture_output=True, text=True, check=True
-        ).stdout.split()
-        for before in (lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)), None)
-    ]
-    assert 0 < int(told[0][0]) < limit - (100 << 20)  # torch alone takes more of them
+def test_what_a_limit_of_addresses_leaves_is_less_than_the_limit(forks: ForkServer) -> None:
+    told = [forks.call(what_is_left, limited).communicate()[0].split() for limited in (True, False)]
+    assert 0 < int(told[0][0]) < LIMIT - (100 << 20)  # torch alone takes more of them
     if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
         assert told[1] == []
 
 
-def test_memory_that_runs_out_is_one_line(tmp_path: Path) -> None:
+def test_memory_that_runs_out_is_one_line(
+    weightdecay: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "hungry.py").write_text("import torch\n\ndef make():\n    torch.empty(1 << 50, device='cpu')\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "weightdecay", "plan", "python:hungry:make"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    done = weightdecay("plan", "python:hungry:make")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: ")
 
 
-def test_what_a_module_prints_does_not_get_into_the_document(tmp_path: Path) -> None:
+def test_what_a_module_prints_does_not_get_into_the_document(
+    weightdecay: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     source = "import torch\n\nprint('noise')\n\ndef make():\n    print('more')\n    return torch.nn.Linear(3, 3)\n"
     (tmp_path / "chatty.py").write_text(source)
-    done = subprocess.run(
-        [sys.executable, "-m", "weightdecay", "plan", "python:chatty:make", "--json"],
-        cwd=tmp_path, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    done = weightdecay("plan", "python:chatty:make", "--json")
     assert len(json.loads(done.stdout)["tensors"]) == 2
     assert done.stderr.split() == ["noise", "more"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from weightdecay.data.corpus import Corpus, standard_library
 from weightdecay.data.prepare import Prepared, prepared_for
@@ -17,8 +18,9 @@ def stdlib() -> Corpus:
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return prepared_for((), "bpe:4096", cache_dir=tmp_path_factory.mktemp("data-cache"))
+def prepared(own_cache: Path) -> Prepared:
+    with FileLock(own_cache / "standard-library.lock"):  # one worker prepares it, the other one finds it
+        return prepared_for((), "bpe:4096", cache_dir=own_cache / "data")
 
 
 @pytest.fixture(scope="session")

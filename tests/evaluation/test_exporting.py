@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -15,7 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.commands import Command
+from tests.forking import ForkServer
 from weightdecay import checkpoint
+from weightdecay.cli import main
 from weightdecay.errors import ConfigError
 from weightdecay.evaluation.exporting import export
 from weightdecay.evaluation.trained import load
@@ -185,12 +188,16 @@ def peak_of_export(run: Path, out: Path) -> float:
     return peak
 
 
-def test_a_disk_that_refuses_leaves_nothing(run: Run, tmp_path: Path) -> None:
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
-    code = f"{limit}; from weightdecay.cli import main; main(['export', {str(run.path)!r}, {str(tmp_path / 'out')!r}])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1, done.stderr
-    assert "out: cannot write" in done.stderr
+def export_to_little_room(run: str, out: str) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    main(["export", run, out])
+
+
+def test_a_disk_that_refuses_leaves_nothing(forks: ForkServer, run: Run, tmp_path: Path) -> None:
+    process = forks.call(export_to_little_room, str(run.path), str(tmp_path / "out"))
+    said, _ = process.communicate()
+    assert process.returncode == 1, said
+    assert "out: cannot write" in said
     assert list(tmp_path.iterdir()) == []
 
 

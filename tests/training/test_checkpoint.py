@@ -5,7 +5,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.forking import ForkServer
 from weightdecay import checkpoint
 from weightdecay.checkpoint import Checkpoint
 from weightdecay.errors import DamagedError, TrainingError
@@ -218,25 +218,22 @@ def test_what_an_interrupted_save_left_is_named_and_swept_and_never_resumed(tmp_
     assert str(partial) in said[0]
 
 
-FULL_DISK = """
-import resource, sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_checkpoint import written
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-written(Path(sys.argv[1]), 20)
-"""
+def written_to_little_room(folder: str, limit: int) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        written(Path(folder), 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)  # there is room for what is said
 
 
 @pytest.mark.parametrize("limit", [0, 100, 450])
-def test_a_full_disk_leaves_the_older_checkpoint_intact(tmp_path: Path, limit: int) -> None:
+def test_a_full_disk_leaves_the_older_checkpoint_intact(forks: ForkServer, tmp_path: Path, limit: int) -> None:
     """The kernel refuses every write beyond the limit, as it does on a full disk."""
-    assert resource.RLIMIT_FSIZE is not None
     older = written(tmp_path, 10)
-    script = FULL_DISK.format(tests=str(Path(__file__).parent), limit=limit)
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert "TrainingError" in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
+    _, said = forks.call(written_to_little_room, str(tmp_path), limit, merged=False).communicate()
+    assert "TrainingError" in said
+    last = said.strip().splitlines()[-1]
     assert "step-00000020: cannot write" in last
     assert "the checkpoint of step 10 is untouched" in last
     assert [path.name for path in tmp_path.iterdir()] == [older.path.name]
