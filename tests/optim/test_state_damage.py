@@ -13,6 +13,7 @@ from tests.optim.test_state import OPTIMIZERS, each, model, train, weights
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.state import changes, load_state_by_name, settings_by_name, state_by_name
+from weightdecay.optim.state.names import new_names
 
 SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "variance", "row_var", "col_var", "second_momentum_buffer")
 MORE: dict[str, Any] = {
@@ -233,6 +234,17 @@ def test_a_renamed_module_goes_on_bit_for_bit() -> None:
     train(new, second, 3, 2)
     assert all(torch.equal(a, b) for a, b in zip(weights(old), weights(new), strict=True))
     assert load_state_by_name(AdamW(new.named_parameters()), tensors, rename=rename) == []
+
+
+def test_each_star_of_a_new_name_is_what_the_saved_names_star_stood_for() -> None:
+    saved = ["h.0.attn.w", "h.11.attn.qkv.w", "h.0.mlp.w", r"a\1"]
+    now = new_names(saved, {"h.*.attn.*": r"blocks.*.\attention.*", r"a\*": r"b\g<0>*"})
+    assert now == {
+        "h.0.attn.w": r"blocks.0.\attention.w",
+        "h.11.attn.qkv.w": r"blocks.11.\attention.qkv.w",
+        "h.0.mlp.w": "h.0.mlp.w",
+        r"a\1": r"b\g<0>1",
+    }
 
 
 @pytest.mark.parametrize(
