@@ -101,6 +101,16 @@ def test_what_an_optimizer_hands_on_in_its_own_way_comes_back_in_it(cls: Any, on
     assert all(torch.equal(a, b) for a, b in zip(through.parameters(), resumed.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("cls", [ByMethod, ByHook])
+def test_keep_reaches_the_groups_of_an_optimizer_that_loads_in_its_own_way(cls: Any) -> None:
+    net = model()
+    optimizer, again = cls(net.parameters()), cls(net.parameters())
+    optimizer.param_groups[0]["lr"] = 0.25
+    train(net, optimizer, 0, 2)
+    load_state_by_name(again, *saved(optimizer, net), net, on_change="keep")
+    assert again.param_groups[0]["lr"] == 0.25
+
+
 def test_a_pickle_is_neither_saved_nor_brought_back() -> None:
     net = model()
     optimizer, again = ByHook(net.parameters()), ByHook(net.parameters())

@@ -135,7 +135,7 @@ def load_state_by_name(
     if settings is not None:
         restore(optimizer, settings.get("beyond", {}))
     _put_state(optimizer, states, named, expected)
-    for group, values in zip(groups, coming, strict=True):
+    for group, values in zip(optimizer.param_groups, coming, strict=True):  # others than before, where it has loaded
         put_values(group, values)
     return found
 
