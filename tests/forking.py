@@ -170,11 +170,21 @@ class ForkServer:
         return Forked(self, request, merged, stdout=None)
 
     def ranks(self, work: Callable[..., None], *arguments: Any, count: int = 2) -> None:
-        """Run `work(rank, *arguments)`, a function of a module, in `count` processes at once; all have to end well."""
+        """Run `work(rank, *arguments)`, a function of a module, in `count` processes at once; all have to end well.
+
+        Where one does not, the others, which may be waiting for it, are killed.
+        """
         if not can_fork({}):
             spawn(work, args=arguments, nprocs=count)  # type: ignore[no-untyped-call]
             return
         processes = [self.call(work, rank, *arguments) for rank in range(count)]
+        deadline = time.monotonic() + 120
+        while None in (codes := [process.poll() for process in processes]) and not any(codes):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
+        for process in processes:
+            process.kill()
         said = [process.communicate()[0] for process in processes]
         assert [process.returncode for process in processes] == [0] * count, "\n".join(said)
 
