@@ -26,8 +26,8 @@ from weightdecay.training.progress import duration
 from weightdecay.training.setup import Setup
 
 # Passes are timed for so long at the most where nothing else is asked for, and before a run, which is not to wait for
-# them; what does not fit into it is timed on fewer sequences.
-LONGEST_TIMED_S, _LONGEST_BEFORE_A_RUN_S = 6.0, 0.1
+# them; what does not fit into it is timed on fewer sequences, of which a pass takes longer for each.
+LONGEST_TIMED_S, _LONGEST_BEFORE_A_RUN_S = 6.0, 1.0
 
 # What is enough to tell by: so many steps of so long together; fewer where they are long or a large part of the run.
 _STEPS, _SECONDS, _LONG_SECONDS, _PART_OF_RUN = 3, 1.0, 10.0, 0.1
@@ -140,9 +140,10 @@ def _timed(run: Callable[[], object], device: torch.device) -> float:
 def pass_seconds(timed: Callable[[int], float], rows: int, longest: float = LONGEST_TIMED_S) -> float:
     """Seconds that a pass of `rows` sequences takes.
 
-    Of one sequence, four, sixteen … as long as there is time, for a busy machine makes short passes longer than long
-    ones; at least of two, unless one takes all of it. Where that is not all of them, a straight line goes on from the
-    last two: a part of a pass takes the same for one sequence as for many.
+    Two such passes where they surely fit, of which the first finds memory. Else passes of one sequence, four, sixteen …
+    as long as there is time, for a busy machine makes short passes longer than long ones; at least of two, unless one
+    takes all of it. Where that is not all of them, a straight line goes on from the last two: a part of a pass takes
+    the same for one sequence as for many.
 
     Args:
         timed: a pass of so many sequences, in seconds.
@@ -151,6 +152,8 @@ def pass_seconds(timed: Callable[[int], float], rows: int, longest: float = LONG
     """
     spent = timed(1)  # finds memory and kernels
     found = [(0, 0.0), (1, min(timed(1), timed(1)))]
+    if rows > 1 and spent + 2 * _on_the_line(found, rows) <= longest:
+        return min(timed(rows), timed(rows))
     while (last := found[-1][0]) < rows:
         more = min(rows, 4 * last)
         if spent + _on_the_line(found, more) > longest:
