@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import weightdecay as library
 from tests.commands import SMALL, Command
+from weightdecay.training import pace
+from weightdecay.training.building import build
+from weightdecay.training.distributed import Ranks
 from weightdecay.training.pace import Pace, pass_seconds, run_seconds
 from weightdecay.training.progress import SilentReporter
 from weightdecay.training.setup import Setup, set_up
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def setup_of(text: Path, **changes: Any) -> Setup:
@@ -143,6 +149,24 @@ def test_a_real_run_tells_its_time_before_its_first_step_and_a_resumed_one_what_
         assert f"for {which}, " in line
         assert "timed now on 2 sequences" in line
         assert listening.said.index(line) < listening.said.index(f"step {steps - 3}")
+
+
+@pytest.mark.parametrize(("second", "longest"), [(0.001, [1.0]), (100.0, [1.0, 6.0])], ids=["short run", "long run"])
+def test_a_run_that_is_long_beside_it_waits_for_passes_that_are_timed_in_full(
+    second: float, longest: list[float], small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def timed(_model: Any, _setup: Any, _device: Any, longest: float) -> tuple[float, int]:
+        asked.append(longest)
+        return (second, 1) if longest == 1.0 else (0.5 * second, 32)
+
+    monkeypatch.setattr(pace, "_seconds_a_sequence", timed)
+    setup = setup_of(small_text, run__out=str(tmp_path / "run"))
+    line = Pace(setup).before_first_step(build(setup, ALONE, print, fresh=True), ALONE)
+    assert asked == longest
+    assert line is not None
+    assert ("timed now on 32 sequences" in line) == (len(longest) == 2)
 
 
 @pytest.mark.parametrize("recipe", ["gpt2:nano", "mixtral:nano"])

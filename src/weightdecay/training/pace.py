@@ -29,6 +29,9 @@ from weightdecay.training.setup import Setup
 # them; what does not fit into it is timed on fewer sequences, of which a pass takes longer for each.
 LONGEST_TIMED_S, _LONGEST_BEFORE_A_RUN_S = 6.0, 1.0
 
+# Unless what they take is less of the run than this.
+_PART_SPENT = 0.01
+
 # What is enough to tell by: so many steps of so long together; fewer where they are long or a large part of the run.
 _STEPS, _SECONDS, _LONG_SECONDS, _PART_OF_RUN = 3, 1.0, 10.0, 0.1
 
@@ -62,6 +65,9 @@ class Pace:
         if self.setup.config.run.compile:
             return None
         seconds, rows = _seconds_a_sequence(built.model, self.setup, ranks.device, _LONGEST_BEFORE_A_RUN_S)
+        whole_s = run_seconds(self.setup, seconds / self.setup.config.model.context, self.done) / ranks.world_size
+        if rows < self.setup.micro_batch_rows and _PART_SPENT * whole_s > LONGEST_TIMED_S:  # a long run can wait for it
+            seconds, rows = _seconds_a_sequence(built.model, self.setup, ranks.device, LONGEST_TIMED_S)
         built.optimizer.zero_grad(set_to_none=True)
         give_back_freed_memory()  # of smaller tensors than a step's, which would find no place between theirs
         step_s = self.setup.sizes.full * seconds / ranks.world_size
