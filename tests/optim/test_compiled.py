@@ -101,13 +101,16 @@ def test_a_loop_computes_what_the_pieces_do_up_to_rounding(
 
 @needs_compiler
 @pytest.mark.parametrize("rounding", ["stochastic", "kahan", "master"])
-def test_a_weight_that_is_nan_stays_nan_in_a_compiled_loop(rounding: str) -> None:
+def test_nan_and_infinities_stay_what_they_are_in_a_compiled_loop(rounding: str) -> None:
     p = nn.Parameter(torch.ones(3_000).bfloat16())
+    p.data[:2] = torch.tensor([torch.inf, -torch.inf])
     optimizer = AdamW([p], rounding=rounding, compiled=True)  # type: ignore[arg-type]
-    p.grad = torch.ones_like(p)
-    p.grad[5] = torch.nan
-    optimizer.step()
+    for _ in range(3):
+        p.grad = torch.ones_like(p)
+        p.grad[5] = torch.nan
+        optimizer.step()
     assert p.isnan().nonzero().tolist() == [[5]]
+    assert p[:2].tolist() == [torch.inf, -torch.inf]
 
 
 @needs_compiler

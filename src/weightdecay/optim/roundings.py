@@ -20,6 +20,7 @@ for bfloat16 weights).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
@@ -128,13 +129,20 @@ class Stochastic(Rounding):
         low.copy_(bits.view(torch.float32))
 
 
+# Two spellings of each for speed: of the one the compiler makes three choices, of the other the processor two passes.
+
+
 def _with_one_nan(wide: Tensor) -> Tensor:
     """Every NaN as the one without low bits: CUDA's own, 0x7fffffff, noise would carry into −0."""
-    nan = float("nan")
-    # Two spellings for speed: the compiler makes three choices of the one, and the processor two passes of the other.
     if torch.compiler.is_compiling():
-        return torch.where(wide == wide, wide, nan)
-    return torch.nan_to_num_(wide, nan=nan, posinf=float("inf"), neginf=float("-inf"))
+        return torch.where(wide == wide, wide, math.nan)
+    return torch.nan_to_num_(wide, nan=math.nan, posinf=math.inf, neginf=-math.inf)
+
+
+def _finite_or_zero(wide: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        return torch.where(wide.abs() < math.inf, wide, 0.0)
+    return torch.nan_to_num_(wide, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 class Kahan(Rounding):
@@ -159,16 +167,16 @@ class Kahan(Rounding):
 
     def write(self, wide: Tensor, low: Tensor, state: Kept, scratch: Scratch, noise: Tensor | None) -> None:
         low.copy_(wide)
-        state["compensation"].copy_(wide.sub_(scratch("spare", low, torch.float32).copy_(low)))
+        lost = wide.sub_(scratch("spare", low, torch.float32).copy_(low))
+        state["compensation"].copy_(_finite_or_zero(lost))  # inf − inf is NaN, and an infinity has lost nothing
 
     def is_disturbed(self, low: Tensor, state: Kept, scratch: Scratch) -> bool:
         rounded = self._rounded(low, state, scratch)
-        # Infinities leave NaN beside them, and NaN is never itself.
-        return not torch.equal(rounded, low) and bool(((rounded != low) & low.isfinite()).any())
+        return not torch.equal(rounded, low) and bool(((rounded != low) & ~low.isnan()).any())  # NaN is never itself
 
     def renew_(self, low: Tensor, state: Kept) -> None:
         lost = state["compensation"]
-        lost.copy_(torch.where((self._rounded(low, state, fresh) == low) | ~low.isfinite(), lost, 0.0))
+        lost.copy_(torch.where(self._rounded(low, state, fresh) == low, lost, 0.0))
 
     def _rounded(self, low: Tensor, state: Kept, scratch: Scratch) -> Tensor:
         """The weights that low ones and what they lost round to: the low ones, unless somebody has changed them."""
