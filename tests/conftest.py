@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -9,15 +10,17 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
 from hypothesis import settings
 
-from tests.commands import Command
+# Nothing at the top of this file imports torch: the process that only hands tests to its workers reads it, too.
 from tests.forking import ForkServer, can_fork
-from weightdecay.kernels import library
+
+if TYPE_CHECKING:
+    from tests.commands import Command
 
 # How long an example takes says how busy the machine is, not whether the code is right. The default suite draws the
 # same examples each time, so that a change is judged by its own; `make test-all` looks at new ones.
@@ -29,9 +32,21 @@ settings.load_profile("same-examples")
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[Any]:
+    """Modules and tests stay to the end: a search of them for what has gone takes a second, each time."""
+    gc.disable()
+    collected = yield
+    gc.freeze()
+    gc.enable()
+    return collected
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One for all workers of a run, in which the kernels are compiled once."""
+    from weightdecay.kernels import library
+
     one_of_several = "PYTEST_XDIST_WORKER" in os.environ
     run = tmp_path_factory.getbasetemp()
     folder = (run.parent if one_of_several else run) / "cache"

@@ -30,8 +30,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from torch.multiprocessing.spawn import spawn
-
 ROOT = Path(__file__).parents[1]
 
 # What Python, torch and the kernels read as they begin: a process that is to see another value must begin itself.
@@ -175,6 +173,8 @@ class ForkServer:
         Where one does not, the others, which may be waiting for it, are killed.
         """
         if not can_fork({}):
+            from torch.multiprocessing.spawn import spawn
+
             spawn(work, args=arguments, nprocs=count)  # type: ignore[no-untyped-call]
             return
         processes = [self.call(work, rank, *arguments) for rank in range(count)]

@@ -50,15 +50,22 @@ def is_code(block: str) -> bool:
     return any(isinstance(node, ast.Call) for node in ast.walk(tree))
 
 
+def documented(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> Iterator[tuple[str, str]]:
+    """The name and docstring of a module, of its classes and functions, and of theirs; nothing else is looked at."""
+    if text := ast.get_docstring(node):
+        yield getattr(node, "name", ""), text
+    for child in node.body:
+        if isinstance(child, ast.ClassDef | ast.FunctionDef):
+            yield from documented(child)
+
+
 def of_docstrings() -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted((ROOT / "src" / "weightdecay").rglob("*.py")):
         place = path.relative_to(ROOT / "src" / "weightdecay").as_posix()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
-                name = getattr(node, "name", "")
-                blocks = [block for block in indented(inspect.cleandoc(text)) if is_code(block)]
-                found |= {f"{place} {name} {index}": block for index, block in enumerate(blocks)}
+        for name, text in documented(ast.parse(path.read_text(encoding="utf-8"))):
+            blocks = [block for block in indented(inspect.cleandoc(text)) if is_code(block)]
+            found |= {f"{place} {name} {index}": block for index, block in enumerate(blocks)}
     return found
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from weightdecay import recipe
@@ -119,6 +118,8 @@ def test_a_text_without_brackets_names_and_passages_poses_nothing() -> None:
 
 @pytest.mark.parametrize(("right", "n"), [(0, 10), (3, 10), (100, 400), (400, 400)])
 def test_the_interval_of_a_share_is_wilsons(right: int, n: int) -> None:
+    from scipy.stats import binomtest  # a second of a processor, which only this test needs
+
     expected = binomtest(right, n).proportion_ci(0.95, method="wilson")
     assert wilson(right, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
 

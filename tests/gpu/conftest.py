@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = [item for item in items if HERE in item.path.parents]
+    here = [item for item in items if str(item.path).startswith(f"{HERE}{os.sep}")]
     absent = not torch.cuda.is_available()
     for item in here:
         item.add_marker(pytest.mark.gpu)
