@@ -122,6 +122,53 @@ def test_every_state_comes_back_in_its_dtype_and_goes_on_bit_for_bit(name: str, 
         assert torch.equal(p, q)
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_noise_goes_with_its_tensor_through_another_order_other_groups_and_new_names(name: str) -> None:
+    class Renamed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.third = Net().children()
+
+    net, other = Net(), Renamed()
+
+    def made(groups: list[Any]) -> Any:
+        first, *later = [{"params": group, "weight_decay": 0.3} for group in groups]
+        optimizer = MAKERS[name]([first], lr=1e-3, rounding="stochastic")
+        for group in later:
+            optimizer.add_param_group(group)
+        return optimizer
+
+    optimizer = made([list(net.named_parameters())])
+    steps(net, optimizer, 3)
+    other.load_state_dict({key.replace("second", "third"): value for key, value in net.state_dict().items()})
+    resumed = made([[pair] for pair in reversed(list(other.named_parameters()))])
+    weightdecay.load_state_by_name(
+        resumed, weightdecay.state_by_name(optimizer), weightdecay.settings_by_name(optimizer),
+        rename={"second.*": "third.*"},
+    )  # fmt: skip
+    for each, of in ((net, optimizer), (other, resumed)):
+        steps(each, of, 3, seed=1)
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_state_of_before_tensors_had_a_noise_of_their_own_begins_one() -> None:
+    net = Net()
+    optimizer, resumed = (weightdecay.AdamW(net.named_parameters(), rounding="stochastic") for _ in range(2))
+    steps(net, optimizer, 3)
+    tensors = {key: value for key, value in weightdecay.state_by_name(optimizer).items() if "noise" not in key}
+    weightdecay.load_state_by_name(resumed, tensors, weightdecay.settings_by_name(optimizer))
+    steps(net, resumed, 1)
+    assert all(int(state["rounded_steps"]) == 4 and "noise_stream" in state for state in resumed.state.values())
+
+
+def test_torchs_checkpointing_of_a_fresh_optimizer_leaves_each_tensor_a_noise_of_its_own() -> None:
+    net = Net()
+    optimizer = weightdecay.AdamW(net.parameters(), rounding="stochastic")
+    get_optimizer_state_dict(net, optimizer)
+    assert len({int(state["noise_stream"]) for state in optimizer.state.values()}) == 4
+
+
 def test_a_resumed_run_in_bfloat16_decays_as_one_that_was_not_stopped() -> None:
     """1,200 steps at a = 3e-4 leave 0.6976; a counter in bfloat16 stopped at 256 and left 0.894."""
 

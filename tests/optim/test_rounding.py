@@ -204,26 +204,92 @@ def test_a_weight_that_grows_beyond_bfloat16_is_infinite_and_stays_it() -> None:
         assert p.tolist() == [torch.inf] * 3, rounding
 
 
-def noise(seed: int, step: int, tensor: int, *place: int) -> Tensor:
-    keys = noise_keys(seed, [step], [tensor], *place)[0]
+def noise(stream: int, step: int, *place: int) -> Tensor:
+    keys = noise_keys([stream], [step], *place)[0]
     return noise_(torch.arange(ELEMENTS, dtype=torch.int32), keys.unbind())
 
 
-def test_the_noise_is_a_function_of_seed_step_tensor_part_and_element() -> None:
-    seen = [noise(*place).double() for place in itertools.product((0, 1), (0, 1), (0, 1 << 32), (0, 3))]
-    seen += [noise(0, 0, 0, 0, begin).double() for begin in (ELEMENTS, 1 << 31)] + [seen[0].roll(1)]
+def test_the_noise_is_a_function_of_stream_step_part_and_element() -> None:
+    seen = [noise(*place).double() for place in itertools.product((0, 1, 1 << 62), (0, 1), (0, 3))]
+    seen += [noise(0, 0, 0, begin).double() for begin in (ELEMENTS, 1 << 31)] + [seen[0].roll(1)]
     correlations = torch.corrcoef(torch.stack(seen)).fill_diagonal_(0.0)
     assert float(correlations.abs().max()) < 5 / ELEMENTS**0.5
-    assert torch.equal(noise(0, 1, 2, 3), noise(0, 1, 2, 3))
+    assert torch.equal(noise(2, 1, 3), noise(2, 1, 3))
     places = torch.arange(ELEMENTS, dtype=torch.int32)
     for key in range(3):
-        changed = noise_keys(0, [0], [0])[0]
+        changed = noise_keys([0], [0])[0]
         changed[key] += 1
         assert not torch.equal(noise_(places.clone(), changed.unbind()), seen[0].int())
 
 
+NOISY = pytest.mark.parametrize(
+    "make",
+    [
+        lambda p, **kw: AdamW(p, compiled=False, **kw),
+        pytest.param(lambda p, **kw: AdamW(p, compiled=True, **kw), marks=pytest.mark.long),
+        Lion,
+        SGDW,
+        Muon,
+        Adafactor,
+    ],
+    ids=["AdamW", "compiled", "Lion", "SGDW", "Muon", "Adafactor"],
+)
+
+
+def halves_of_a_step(groups: list[Any], make: Any, gradients: list[float]) -> list[Tensor]:
+    """Where each optimizer of one group left a tensor of ones unmoved by a decay of half a place: a fair coin each."""
+    stayed = []
+    for group, gradient in zip(groups, gradients, strict=True):
+        optimizer = make(group, lr=2.0**-9, weight_decay=1.0, rounding="stochastic")
+        (p,) = (p for held in optimizer.param_groups for p in held["params"])
+        for slope in (gradient, 0.0):  # the second step decides: the first one's update is of any size
+            p.data.fill_(1.0)
+            p.grad = torch.full_like(p, slope)
+            for kept in optimizer.state[p].values():
+                if kept.ndim:
+                    kept.zero_()
+            optimizer.step()
+        stayed.append(p.detach().flatten() == 1.0)
+    return stayed
+
+
+def tensors_of_ones(count: int) -> list[nn.Parameter]:
+    return [nn.Parameter(torch.ones(64, 64).bfloat16()) for _ in range(count)]
+
+
+def agreement(one: Tensor, other: Tensor) -> float:
+    return float((one == other).double().mean())
+
+
+@NOISY
+def test_tensors_of_optimizers_of_their_own_round_by_noise_of_their_own(make: Any) -> None:
+    """As a step within the backward has them: each is the first of its optimizer, and only what it meets is its own."""
+    one, other, again = halves_of_a_step([[p] for p in tensors_of_ones(3)], make, [1e-3, -1e-3, 1e-3])
+    assert 0.45 < float(one.double().mean()) < 0.55
+    assert 0.45 < agreement(one, other) < 0.55
+    assert torch.equal(one, again)  # nothing is drawn: a run that is made once more is the same
+
+
+def test_tensors_alike_round_by_noise_of_their_own_where_they_have_names_or_places() -> None:
+    named = [[(name, p)] for name, p in zip("ab", tensors_of_ones(2), strict=True)]
+    assert 0.45 < agreement(*halves_of_a_step(named, SGDW, [0.0, 0.0])) < 0.55
+
+    for split in (1, 3):
+        params = tensors_of_ones(3)
+        optimizer = SGDW(
+            [{"params": params[:split]}, *([{"params": params[split:]}] if split < 3 else [])],
+            lr=2.0**-9, weight_decay=1.0, rounding="stochastic",
+        )  # fmt: skip
+        for p in params:
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        stayed = [p.detach() == 1.0 for p in params]
+        for one, other in itertools.combinations(stayed, 2):
+            assert 0.45 < agreement(one, other) < 0.55
+
+
 def test_the_noise_is_uniform_in_every_bit() -> None:
-    drawn = torch.stack([noise(0, step, tensor) for step in range(30) for tensor in range(5)])
+    drawn = torch.stack([noise(tensor, step) for step in range(30) for tensor in range(5)])
     assert 0 <= int(drawn.min()) <= 10
     assert 65_525 <= int(drawn.max()) <= 65_535
     bits = drawn.flatten()[:, None] >> torch.arange(16) & 1

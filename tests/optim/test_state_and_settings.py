@@ -174,7 +174,7 @@ WITH_STATE: list[tuple[Any, dict[str, Any], dict[str, Any], set[str], set[str]]]
     (AdamW, {"rule": "decoupled"}, {"rule": "towards_initial"}, set(), set()),
     (AdamW, {"rounding": "master"}, {"rounding": "kahan"}, {"master"}, set()),
     (AdamW, {"rounding": "kahan"}, {"rounding": "stochastic"}, {"compensation"}, set()),
-    (Lion, {"rounding": "stochastic"}, {"rounding": "master"}, {"rounded_steps"}, set()),
+    (Lion, {"rounding": "stochastic"}, {"rounding": "master"}, {"rounded_steps", "noise_stream"}, set()),
     (SGDW, {"momentum": 0.9}, {"momentum": 0.0}, {"momentum_buffer"}, set()),
     (SGDW, {"momentum": 0.0}, {"momentum": 0.9}, set(), set()),
     (Adafactor, {"beta1": 0.9}, {"beta1": None}, {"exp_avg"}, set()),

@@ -112,7 +112,6 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
         rounding = one.rounding
         if not rounding.acts_on(p.dtype):
             return p
-        self._begin(p, one)
         self._workspace.renew(rounding, p, self.state[p])
         return rounding.widen(p, self.state[p], fresh)
 

@@ -35,13 +35,14 @@ from weightdecay.optim.grouping import (
     with_rules,
 )
 from weightdecay.optim.loading import StateKeeping, is_only_saved
+from weightdecay.optim.noise import noise_stream
 from weightdecay.optim.pieces import Elements, StepKind, Workspace, flattened
 from weightdecay.optim.precision import warn_of_rounding
 from weightdecay.optim.roundings import (
-    COUNTS,
     LOW_PRECISION,
     ROUNDED,
     ROUNDINGS,
+    STREAM,
     Rounding,
     as_rounding,
     dtype_name,
@@ -206,7 +207,7 @@ class DecayingOptimizer(StateKeeping):
             self._step_groups(work)
         if saving:
             for state in self.state.values():
-                state.update({key: torch.zeros_like(state[key]) for key in COUNTS if key in state})
+                state.update({key: torch.zeros_like(state[key]) for key in ("step", ROUNDED) if key in state})
         return loss
 
     def _work(self, saving: bool = False) -> list[Work]:
@@ -267,14 +268,13 @@ class DecayingOptimizer(StateKeeping):
             if p.grad is None or not p.numel():
                 continue
             self._widen_state(p, one)
+            self._begin(p, one, position)
             update, scale = direction(p, one)
-            self._begin(p, one)
 
             def descend(elements: Elements, scale: float = scale) -> None:
                 elements.weights[0].add_(elements.gradients[0], alpha=-scale)
 
-            given = (p, placed_like(update, p), self.state[p], one.number(position))
-            with flattened([given], self._kept_beside(one)) as flats:
+            with flattened([(p, placed_like(update, p), self.state[p])], self._kept_beside(one)) as flats:
                 self._workspace.step(flats, StepKind(one.rule, one.decay, one.rounding, descend))
             self._count_roundings([p], one.rounding)
 
@@ -290,9 +290,12 @@ class DecayingOptimizer(StateKeeping):
         initial = ("initial",) if one.rule.target == "initial" else ()
         return (*one.rounding.memory(torch.bfloat16), *initial)
 
-    def _begin(self, p: Tensor, one: Work) -> None:
+    def _begin(self, p: Tensor, one: Work, position: int) -> None:
         """Put what rule and rounding remember of a tensor between steps into its state, where it is not there yet."""
         state, rounding = self.state[p], one.rounding
+        if rounding.needs_noise and rounding.acts_on(p.dtype) and STREAM not in state:
+            assert p.grad is not None
+            state[STREAM] = noise_stream(one.label(position), p, p.grad)
         if rounding.acts_on(p.dtype) and not state.keys() >= set(rounding.keeps):
             state.update(rounding.begin(p))
         if one.rule.target == "initial" and "initial" not in state:

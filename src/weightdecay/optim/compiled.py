@@ -129,7 +129,7 @@ def _compiled(kind: LoopKind) -> Loop:
     dtypes = {"weights": kind.weights, "gradient": kind.gradient, **dict(kind.state)}
     parts = [{name: zeros(dtype) for name, dtype in dtypes.items()} for _ in range(kind.parts)]
     numbers = loop_numbers(1.0, 0.0, 0.0, [1.0] * kind.direction.own, torch.device(kind.device))
-    keys = noise_keys(0, [0] * kind.parts, [0] * kind.parts).to(kind.device) if kind.rounding.needs_noise else None
+    keys = noise_keys([0] * kind.parts, [0] * kind.parts).to(kind.device) if kind.rounding.needs_noise else None
     # Else the compiler takes float32 → bfloat16 → float32 for nothing, and the remainder of Kahan's sum for zero.
     loop: Loop = torch.compile(own, dynamic=True, fullgraph=True, options={"emulate_precision_casts": True})
     with torch.no_grad():  # as a step is

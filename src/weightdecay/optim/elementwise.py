@@ -134,16 +134,16 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
 
     def _step_pieces(self, positions: Mapping[Any, int], one: Work) -> None:
         """Decay and step these tensors, each by a loop or with others of its kind."""
-        for p in positions:
+        for p, position in positions.items():
             self._begin_pieces(p, one.group, torch.float32 if one.rounding.acts_on(p.dtype) else p.dtype)
-            self._begin(p, one)
+            self._begin(p, one, position)
         if self.counts_steps:
             torch._foreach_add_([self.state[p]["step"] for p in positions], 1)
 
         def update(pieces: Elements) -> None:
             self._update_pieces(pieces, one.group, 0.0 if one.kernels is None else float(one.kernels))
 
-        tensors = ((p, p.grad, self.state[p], one.number(position)) for p, position in positions.items())
+        tensors = ((p, p.grad, self.state[p]) for p in positions)
         with flattened(tensors, (*self._state_names(one.group), *self._kept_beside(one))) as flats:
             rest = []
             for p, flat in zip(positions, flats, strict=True):
@@ -168,7 +168,7 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
         kind = self._kind(one, None)
         if one.rule.target == "initial":  # before a tensor's first step it is there
             weights = [p for p in weights if "initial" in self.state[p]]
-        with flattened(((p, p.grad, self.state[p], 0) for p in weights), (kind.momentum, "initial")) as flats:
+        with flattened(((p, p.grad, self.state[p]) for p in weights), (kind.momentum, "initial")) as flats:
             self._workspace.step(flats, kind)
 
     # --- loops

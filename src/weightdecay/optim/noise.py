@@ -1,4 +1,4 @@
-"""Noise that is a function of what is rounded: of the seed, the step, the tensor and the element's place in it.
+"""Noise that is a function of what is rounded: of the tensor's stream, the step and the element's place in it.
 
 Nothing is drawn, so a resumed run rounds as it would have, and tensors may be stepped one by one, in pieces, together
 or in a compiled loop: each element gets the noise that it would have got otherwise.
@@ -6,6 +6,7 @@ or in a compiled loop: each element gets the noise that it would have got otherw
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,20 +16,35 @@ from torch import Tensor
 
 LOW_BITS = 0xFFFF  # what bfloat16 cuts off a float32
 _MIX = 0x9E3779B97F4A7C15
+_SAMPLE = 1 << 12  # elements that tell tensors apart
 
 
-def noise_keys(seed: int, steps: Sequence[int], tensors: Sequence[int], shard: int = 0, begin: int = 0) -> Tensor:
+def noise_stream(label: str, *tensors: Tensor) -> Tensor:
+    """The number of a tensor's own noise, int64: of its label, and of what it and its gradient are when it begins.
+
+    The label alone would not do: each of many optimizers of one tensor has a first one. Of distributed tensors no rank
+    sees the whole, and all must find one number, so those go by their label.
+    """
+    digest = hashlib.blake2b(label.encode(), digest_size=8)
+    for tensor in tensors:
+        if not hasattr(tensor, "__tensor_flatten__"):
+            flat = tensor.detach().reshape(-1)
+            sample = flat[:: max(flat.numel() // _SAMPLE, 1)].contiguous().cpu()
+            digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return torch.tensor(int.from_bytes(digest.digest(), "little") >> 1)
+
+
+def noise_keys(streams: Sequence[int], steps: Sequence[int], shard: int = 0, begin: int = 0) -> Tensor:
     """What decides the noise of some tensors' elements from `begin` on, int32 [tensors, 3].
 
     Args:
-        seed: of all the noise.
+        streams: the number of each tensor's noise.
         steps: how often each tensor has been rounded.
-        tensors: the number of each.
         shard: the rank's part of a distributed tensor.
         begin: the first element's place in its tensor.
     """
     mixed = np.zeros(len(steps), dtype=np.uint64)
-    wanted = (seed, np.array(steps, dtype=np.uint64), np.array(tensors, dtype=np.uint64), shard, begin >> 31)
+    wanted = (np.array(steps, dtype=np.uint64), np.array(streams, dtype=np.uint64), shard, begin >> 31)
     for numbers in wanted:
         mixed = _mixed(mixed, np.uint64(numbers) if isinstance(numbers, int) else numbers)
     keys = np.stack(

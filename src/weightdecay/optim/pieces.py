@@ -21,7 +21,7 @@ from weightdecay.optim.compiled import Loop, LoopKind
 from weightdecay.optim.decay import decay_, local, mixed
 from weightdecay.optim.noise import noise_, noise_keys
 from weightdecay.optim.precision import frames_to_the_user
-from weightdecay.optim.roundings import COUNTS, ROUNDED, Rounding, fresh
+from weightdecay.optim.roundings import COUNTS, ROUNDED, STREAM, Rounding, fresh
 from weightdecay.rules import Rule
 
 # On a processor small enough that scratch stays in the cache, large enough that a call's fork and join cost little
@@ -57,7 +57,6 @@ class Flat:
 
     Attributes:
         state: by name, flat where it has a number for each weight.
-        number: the tensor's, so that each has its own noise.
         shard: the part of a distributed tensor that lies here.
         begin: the first element's place in the tensor.
     """
@@ -65,7 +64,6 @@ class Flat:
     weights: Tensor
     gradient: Tensor
     state: Mapping[str, Tensor]
-    number: int
     shard: int = 0
     begin: int = 0
 
@@ -126,25 +124,24 @@ def _stretches(flat: Flat, size: int) -> Iterator[Flat]:
     for begin in range(0, count, size):
         end = begin + size
         state = {k: v if k in COUNTS else v[begin:end] for k, v in flat.state.items()}
-        yield Flat(flat.weights[begin:end], flat.gradient[begin:end], state, flat.number, flat.shard, begin)
+        yield Flat(flat.weights[begin:end], flat.gradient[begin:end], state, flat.shard, begin)
 
 
 class Workspace:
-    """What an optimizer needs for such steps: scratch of a piece's size, and the seed of its noise.
+    """What an optimizer needs for such steps: scratch of a piece's size.
 
     Args:
-        seed: of the noise.
         compiled: whether to step in compiled loops; None leaves it to the number of weights.
     """
 
-    def __init__(self, seed: int = 0, compiled: bool | None = None) -> None:
-        self.seed, self.compiled = seed, compiled
+    def __init__(self, compiled: bool | None = None) -> None:
+        self.compiled = compiled
         self.checked: dict[int, tuple[Any, ...]] = {}  # place of a group -> its settings and weights, found right
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
         self._warned = False
 
-    def __reduce__(self) -> tuple[type[Workspace], tuple[int, bool | None]]:
-        return Workspace, (self.seed, self.compiled)
+    def __reduce__(self) -> tuple[type[Workspace], tuple[bool | None]]:
+        return Workspace, (self.compiled,)
 
     def scratch(self, name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
         """Uninitialised memory of `like`'s size, the same whenever the same name asks."""
@@ -227,9 +224,8 @@ class Workspace:
     def _noise(self, piece: list[Flat]) -> Tensor:
         like = piece[0].weights
         sizes = [flat.weights.numel() for flat in piece]
-        rounded = torch.stack([flat.state[ROUNDED] for flat in piece]).tolist()
-        numbers = [flat.number for flat in piece]
-        keys = noise_keys(self.seed, rounded, numbers, piece[0].shard, piece[0].begin).to(like.device)
+        streams, steps = (torch.stack([flat.state[key] for flat in piece]).tolist() for key in (STREAM, ROUNDED))
+        keys = noise_keys(streams, steps, piece[0].shard, piece[0].begin).to(like.device)
         places = torch.arange(sum(sizes), dtype=torch.int32, device=like.device)
         if len(piece) == 1:
             return noise_(places, keys[0].unbind())
@@ -251,11 +247,8 @@ class Workspace:
 
         keys = None
         if kind.rounding.needs_noise:
-            size = parts[0][0].numel()
-            of_parts = [
-                noise_keys(self.seed, [int(flat.state[ROUNDED])], [flat.number], flat.shard, part * size)
-                for part in range(kind.parts)
-            ]
+            size, stream, step = parts[0][0].numel(), int(flat.state[STREAM]), int(flat.state[ROUNDED])
+            of_parts = [noise_keys([stream], [step], flat.shard, part * size) for part in range(kind.parts)]
             keys = torch.cat(of_parts).to(flat.weights.device)
         loop([dict(zip(tensors, part, strict=True)) for part in zip(*parts, strict=True)], numbers, keys)
 
@@ -276,11 +269,11 @@ class Workspace:
 
 
 @contextmanager
-def flattened(tensors: Iterable[tuple[Any, Any, Mapping[str, Any], int]], names: Sequence[str]) -> Iterator[list[Flat]]:
+def flattened(tensors: Iterable[tuple[Any, Any, Mapping[str, Any]]], names: Sequence[str]) -> Iterator[list[Flat]]:
     """Tensors as a step meets them. Strided ones are copied, and written back when the step is done.
 
     Args:
-        tensors: each with its gradient, its state by name and its number.
+        tensors: each with its gradient and its state by name.
         names: the state that has a number for each weight.
     """
     copies: list[tuple[Tensor, Tensor]] = []
@@ -293,12 +286,12 @@ def flattened(tensors: Iterable[tuple[Any, Any, Mapping[str, Any], int]], names:
         return whole if whole.ndim == 1 else whole.view(-1)
 
     flats = []
-    for tensor, gradient, state, number in tensors:
+    for tensor, gradient, state in tensors:
         slope = local(gradient).contiguous()
         here = {name: flat(state[name]) for name in names if name in state}
         here |= {name: state[name] for name in COUNTS if name in state}
         slope = slope if slope.ndim == 1 else slope.view(-1)
-        flats.append(Flat(flat(tensor), slope, here, number, shard_number(tensor)))
+        flats.append(Flat(flat(tensor), slope, here, shard_number(tensor)))
     yield flats
     for original, copy in copies:
         original.copy_(copy)

@@ -39,9 +39,9 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-# State that counts, and is not one number for each weight.
-ROUNDED = "rounded_steps"
-COUNTS = ("step", ROUNDED)
+# State that is one whole number, and not one for each weight: how often, and which noise is the tensor's own.
+ROUNDED, STREAM = "rounded_steps", "noise_stream"
+COUNTS = ("step", ROUNDED, STREAM)
 
 # What a rounding remembers of a tensor, by name.
 Kept: TypeAlias = Mapping[str, Tensor]

@@ -35,9 +35,10 @@ class Work(NamedTuple):
         """The parameters that the step changes."""
         return with_gradient(self.group)
 
-    def number(self, position: int) -> int:
-        """The number of one of the group's tensors in the whole optimizer, by which it has its own noise."""
-        return (self.place << 32) + position
+    def label(self, position: int) -> str:
+        """What one of the group's tensors is called in the optimizer: by its name, or its place."""
+        names = self.group.get("param_names")
+        return str(names[position]) if names else f"{self.place}.{position}"
 
 
 # --- steps that a CUDA graph records: what is read then is read once, and replayed
