@@ -13,6 +13,7 @@ moments; Chowdhery et al. 2022, arXiv:2204.02311, §5 for PaLM's use.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -71,6 +72,8 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
             eps=eps, d=d, weight_decay=weight_decay, foreach=foreach, maximize=maximize,
         )  # fmt: skip
 
+    counts_steps = True
+
     def _takes_complex(self, group: Group) -> bool:  # noqa: ARG002
         return False
 
@@ -91,9 +94,8 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
         assert p.grad is not None
         group, weights = one.group, self._weights_meant(p, one)
         gradient = (-p.grad if group["maximize"] else p.grad).to(weights.dtype)
-        state = self._state_of(p, group, weights.dtype)
-        state["step"] += 1
-        step, lr, eps1 = float(state["step"]), float(group["lr"]), group["eps"][0]
+        state = self.state[p]
+        step, lr, eps1 = float(state.setdefault("step", torch.tensor(0.0)).add_(1)), float(group["lr"]), group["eps"][0]
         eps1 = torch.finfo(weights.dtype).eps if eps1 is None else eps1
 
         rate = min(lr, 1 / step**0.5) if group["relative_step"] else lr
@@ -115,23 +117,10 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
         self._workspace.renew(rounding, p, self.state[p])
         return rounding.widen(p, self.state[p], fresh)
 
-    def needed_state(self, group: Group, p: Tensor) -> set[str]:
-        squares = {"row_var", "col_var"} if group["factored"] and p.ndim > 1 else {"variance"}
-        return {"step", *squares, *(["exp_avg"] if group["beta1"] is not None else [])}
-
-    def _state_of(self, p: Tensor, group: Group, dtype: torch.dtype) -> dict[str, Any]:
-        """The tensor's state, begun at zero where it is not there; named as torch names it."""
-        state: dict[str, Any] = self.state[p]
-        if "step" not in state:
-            state["step"] = torch.tensor(0.0)
-            if group["factored"] and p.ndim > 1:
-                state["row_var"] = p.new_zeros((*p.shape[:-1], 1), dtype=dtype)
-                state["col_var"] = p.new_zeros((*p.shape[:-2], 1, p.shape[-1]), dtype=dtype)
-            else:
-                state["variance"] = torch.zeros_like(p, dtype=dtype)
-            if group["beta1"] is not None:
-                state["exp_avg"] = torch.zeros_like(p, dtype=dtype)
-        return state
+    def state_shapes(self, group: Group, p: Tensor) -> Mapping[str, tuple[int, ...]]:
+        factors = {"row_var": (*p.shape[:-1], 1), "col_var": (*p.shape[:-2], 1, *p.shape[-1:])}
+        squares = factors if group["factored"] and p.ndim > 1 else {"variance": p.shape}
+        return {**squares, **({} if group["beta1"] is None else {"exp_avg": p.shape})}
 
 
 def _is_torchs(one: Work) -> bool:

@@ -39,7 +39,6 @@ from weightdecay.optim.noise import noise_stream
 from weightdecay.optim.pieces import Elements, StepKind, Workspace, flattened
 from weightdecay.optim.precision import warn_of_rounding
 from weightdecay.optim.roundings import (
-    LOW_PRECISION,
     ROUNDED,
     ROUNDINGS,
     STREAM,
@@ -267,7 +266,6 @@ class DecayingOptimizer(StateKeeping):
         for position, p in enumerate(one.group["params"]):
             if p.grad is None or not p.numel():
                 continue
-            self._widen_state(p, one)
             self._begin(p, one, position)
             update, scale = direction(p, one)
 
@@ -278,26 +276,29 @@ class DecayingOptimizer(StateKeeping):
                 self._workspace.step(flats, StepKind(one.rule, one.decay, one.rounding, descend))
             self._count_roundings([p], one.rounding)
 
-    def _widen_state(self, p: Tensor, one: Work) -> None:
-        """What torch kept in the weights' low precision goes on in float32, as the step does."""
-        state = self.state[p]
-        for key in state.keys() - set(self._kept_beside(one)) if one.rounding.acts_on(p.dtype) else ():
-            if isinstance(state[key], Tensor) and state[key].dtype in LOW_PRECISION:
-                state[key] = state[key].to(torch.float32)
-
     def _kept_beside(self, one: Work) -> tuple[str, ...]:
         """Names of the state that has a number for each weight, for the rule and the rounding."""
         initial = ("initial",) if one.rule.target == "initial" else ()
         return (*one.rounding.memory(torch.bfloat16), *initial)
 
     def _begin(self, p: Tensor, one: Work, position: int) -> None:
-        """Put what rule and rounding remember of a tensor between steps into its state, where it is not there yet."""
+        """Put what direction, rounding and rule remember of a tensor into its state, where it is not there yet."""
         state, rounding = self.state[p], one.rounding
-        if rounding.needs_noise and rounding.acts_on(p.dtype) and STREAM not in state:
+        widened = rounding.acts_on(p.dtype)
+        dtype = torch.float32 if widened else p.dtype
+        for key, shape in self.state_shapes(one.group, p).items():
+            if state.get(key) is None:
+                state[key] = p.new_zeros(shape, dtype=dtype) if shape != p.shape else torch.zeros_like(p, dtype=dtype)
+            elif state[key].dtype != dtype:  # torch kept it in the weights' low precision
+                state[key] = state[key].to(dtype)
+
+        if widened and not state.keys() >= rounding.memory(p.dtype).keys():
+            state.update(rounding.begin(p))
+        if widened and rounding.needs_noise and STREAM not in state:
             assert p.grad is not None
             state[STREAM] = noise_stream(one.label(position), p, p.grad)
-        if rounding.acts_on(p.dtype) and not state.keys() >= set(rounding.keeps):
-            state.update(rounding.begin(p))
+        if widened and rounding.needs_noise and ROUNDED not in state:
+            state[ROUNDED] = torch.zeros((), dtype=torch.int64)
         if one.rule.target == "initial" and "initial" not in state:
             state["initial"] = p.clone(memory_format=torch.contiguous_format)
 
@@ -326,7 +327,7 @@ class DecayingOptimizer(StateKeeping):
             elif kinds == kinds_before:
                 continue  # nothing was written into it, and nothing moved, since the last step
             changed = True
-            unfit += [f"{group_title(group, place)}: {fault}" for fault in misfits(one, self.state)]
+            unfit += [f"{group_title(group, place)}: {fault}" for fault in misfits(one, self.state, self.state_shapes)]
 
         if changed:
             unfit += shared_tensors(self.param_groups)

@@ -29,8 +29,6 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
     """Whether `_update_pieces` does bit for bit what the direction's fused kernel does."""
     direction: ClassVar[Direction | None] = None
     """The direction in terms that compile into one loop, if it has such a form."""
-    counts_steps: ClassVar[bool] = False
-    """Whether each tensor's state has a `step`."""
 
     _compiles = False  # in this step
 
@@ -46,21 +44,15 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
     def _update_pieces(self, pieces: Elements, group: Group, weight_decay: float) -> None:
         """The direction's step of flat pieces, in place, with the `weight_decay` that it is to apply."""
 
-    def _begin_pieces(self, p: Tensor, group: Group, dtype: torch.dtype) -> None:
-        """Put the state of a tensor that goes in pieces, of this dtype, where it is not there yet."""
-        state = self.state[p]
-        if self.counts_steps and "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-        for key in self._state_names(group):
-            if key not in state:
-                state[key] = torch.zeros_like(p, dtype=dtype, memory_format=torch.contiguous_format)
-            elif state[key].dtype != dtype or not state[key].is_contiguous():
-                state[key] = state[key].to(dtype).contiguous()
-
     # --- what base asks
 
-    def needed_state(self, group: Group, p: Tensor) -> set[str]:  # noqa: ARG002
-        return {"step", *self._state_names(group)} if self.counts_steps else set()
+    def state_shapes(self, group: Group, p: Tensor) -> Mapping[str, tuple[int, ...]]:
+        return dict.fromkeys(self._state_names(group), p.shape)
+
+    def _begin(self, p: Tensor, one: Work, position: int) -> None:
+        if self.counts_steps and "step" not in self.state[p]:
+            self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+        super()._begin(p, one, position)
 
     def _refuse_unusable(self, work: list[Work]) -> None:
         super()._refuse_unusable(work)
@@ -135,7 +127,6 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
     def _step_pieces(self, positions: Mapping[Any, int], one: Work) -> None:
         """Decay and step these tensors, each by a loop or with others of its kind."""
         for p, position in positions.items():
-            self._begin_pieces(p, one.group, torch.float32 if one.rounding.acts_on(p.dtype) else p.dtype)
             self._begin(p, one, position)
         if self.counts_steps:
             torch._foreach_add_([self.state[p]["step"] for p in positions], 1)

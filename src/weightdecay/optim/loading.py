@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from weightdecay.rules import plain_rule
 
 class StateKeeping(torch.optim.Optimizer):
     """State by position, as torch keeps it, without what torch loses of it."""
+
+    counts_steps: ClassVar[bool] = False
+    """Whether each tensor's state has a `step`."""
 
     param_groups: list[Group]
     _workspace: Workspace
@@ -73,9 +76,13 @@ class StateKeeping(torch.optim.Optimizer):
             before.remove()
             after.remove()
 
-    def needed_state(self, group: Group, p: Tensor) -> set[str]:  # noqa: ARG002
+    def state_shapes(self, group: Group, p: Tensor) -> Mapping[str, tuple[int, ...]]:  # noqa: ARG002
+        """Name and shape of what the direction remembers of a tensor between steps."""
+        return {}
+
+    def needed_state(self, group: Group, p: Tensor) -> set[str]:
         """The state without which a tensor that has any cannot be stepped."""
-        return set()
+        return {"step", *self.state_shapes(group, p)} if self.counts_steps else set()
 
     def _unfit(self, given: Mapping[str, Any]) -> Iterator[str]:
         """Tensors whose state is another optimizer's, each named."""

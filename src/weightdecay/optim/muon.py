@@ -149,6 +149,9 @@ class Muon(AdamW):
                 group["ns_eps"] = group.pop("eps")
         super().__setstate__(state)
 
+    def _state_names(self, group: Group) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["algorithm"] == "muon" else super()._state_names(group)
+
     def needed_state(self, group: Group, p: Tensor) -> set[str]:
         return set() if group["algorithm"] == "muon" else super().needed_state(group, p)
 
@@ -175,9 +178,6 @@ class Muon(AdamW):
         group, wide = one.group, torch.float32 if one.rounding.acts_on(p.dtype) else p.dtype
         gradient = (-p.grad if group["maximize"] else p.grad).to(wide)
         state = self.state[p]
-        if "momentum_buffer" not in state:
-            state["step"] = torch.tensor(0.0)
-            state["momentum_buffer"] = torch.zeros_like(gradient)
         state["step"] += 1
 
         momentum, buffer = group["momentum"], state["momentum_buffer"]

@@ -64,8 +64,6 @@ class Rounding:
     name: ClassVar[str]
     needs_noise: ClassVar[bool] = False
     """Whether `write` takes noise, uniform in [0, 2¹⁶) as int32."""
-    keeps: ClassVar[tuple[str, ...]] = ()
-    """Names of what it remembers in a tensor's state."""
     dtypes: ClassVar[tuple[torch.dtype, ...]] = LOW_PRECISION
     """Weights that it is made for."""
 
@@ -73,13 +71,16 @@ class Rounding:
         """Whether weights of this dtype are stepped in float32; all others step in their own."""
         return dtype in LOW_PRECISION
 
-    def begin(self, weights: Tensor) -> dict[str, Tensor]:
-        """What it remembers of a tensor between steps, at the start; of the weights' size, or a count."""
+    def memory(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        """Name and dtype of what it remembers for each weight between steps."""
         return {}
 
-    def memory(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
-        """Name and dtype of what it remembers for each weight."""
-        return {}
+    def begin(self, weights: Tensor) -> dict[str, Tensor]:
+        """The same at the start, by name."""
+        return {
+            name: torch.zeros_like(weights, dtype=dtype, memory_format=torch.contiguous_format)
+            for name, dtype in self.memory(weights.dtype).items()
+        }
 
     def widen(self, low: Tensor, state: Kept, scratch: Scratch) -> Tensor:
         """The float32 weights that the low ones stand for, to be changed in place."""
@@ -116,11 +117,7 @@ class Stochastic(Rounding):
 
     name = "stochastic"
     needs_noise = True
-    keeps = (ROUNDED,)
     dtypes = (torch.bfloat16,)
-
-    def begin(self, weights: Tensor) -> dict[str, Tensor]:
-        return {ROUNDED: torch.zeros((), dtype=torch.int64)}
 
     def write(self, wide: Tensor, low: Tensor, state: Kept, scratch: Scratch, noise: Tensor | None) -> None:
         assert noise is not None
@@ -153,10 +150,6 @@ class Kahan(Rounding):
     """
 
     name = "kahan"
-    keeps = ("compensation",)
-
-    def begin(self, weights: Tensor) -> dict[str, Tensor]:
-        return {"compensation": torch.zeros_like(weights, memory_format=torch.contiguous_format)}
 
     def memory(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
         return {"compensation": dtype}
@@ -193,7 +186,6 @@ class Master(Rounding):
     """
 
     name = "master"
-    keeps = ("master",)
 
     def begin(self, weights: Tensor) -> dict[str, Tensor]:
         return {"master": weights.to(torch.float32, memory_format=torch.contiguous_format)}

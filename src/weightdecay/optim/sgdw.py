@@ -18,6 +18,7 @@ from weightdecay.optim.elementwise import ElementwiseOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules
 from weightdecay.optim.pieces import Elements
 from weightdecay.optim.roundings import NEAREST, RoundingLike
+from weightdecay.optim.work import Work
 from weightdecay.rules import DECOUPLED, group_rule
 
 
@@ -71,14 +72,15 @@ class SGDW(ElementwiseOptimizer, torch.optim.SGD):
     def _state_names(self, group: Group) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["momentum"] else ()
 
-    def _begin_pieces(self, p: Tensor, group: Group, dtype: torch.dtype) -> None:
-        momentum, state = group["momentum"], self.state[p]
+    def _begin(self, p: Tensor, one: Work, position: int) -> None:
+        group, state = one.group, self.state[p]
+        momentum = group["momentum"]
         if momentum and state.get("momentum_buffer") is None:  # torch saves None where there was no step yet
             # torch's first buffer is the gradient itself, undamped: μ·b_0 + (1 − τ)·g = g
             state["momentum_buffer"] = self._ascended(p.grad, p, group, group["weight_decay"]).mul_(
                 group["dampening"] / momentum
             )
-        super()._begin_pieces(p, group, dtype)
+        super()._begin(p, one, position)
 
     def _update_pieces(self, pieces: Elements, group: Group, weight_decay: float) -> None:
         momentum, lr = group["momentum"], float(group["lr"])

@@ -24,7 +24,7 @@ from torch import Tensor
 from weightdecay.errors import OptimizerError, did_you_mean
 from weightdecay.optim.base import DecayingOptimizer
 from weightdecay.optim.decay import laid_out_like
-from weightdecay.optim.roundings import STREAM, group_rounding
+from weightdecay.optim.roundings import ROUNDED, STREAM, group_rounding
 from weightdecay.optim.state.expected import State, dtype_changes, expected_states, fitting_faults, impossible
 from weightdecay.optim.state.names import Names, new_names, parameter_names, unwrapped
 from weightdecay.optim.state.settings import (
@@ -269,7 +269,9 @@ def _unchosen(found: Sequence[Change], on_change: OnChange | None, kind: str) ->
 
 def _beginning_by_itself(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> set[str]:
     """The state that a step makes where a tensor with other state does not have it."""
-    return {*group_rounding(group).keeps, STREAM, "initial"} if isinstance(optimizer, DecayingOptimizer) else set()
+    if not isinstance(optimizer, DecayingOptimizer):
+        return set()
+    return {*group_rounding(group).memory(torch.bfloat16), ROUNDED, STREAM, "initial"}
 
 
 def _put_state(
