@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pytest
@@ -188,7 +188,7 @@ def one_is_poisoned(rank: int, port: int) -> None:
         tokens = torch.randint(31, (4, 9))
         batch = [(tokens[:, :-1], tokens[:, 1:])]
 
-        def step(number: int, on_nonfinite: str = "stop") -> bool:
+        def step(number: int, on_nonfinite: Literal["stop", "skip"] = "stop") -> bool:
             return take_step(
                 objective, optimizer, batch, sequences=8, ranks=ranks, dtype=torch.float32, grad_clip=1.0,
                 seed=(0, number), on_nonfinite=on_nonfinite,
