@@ -240,6 +240,56 @@ def test_another_default_dtype_changes_no_step(each: Any, default: torch.dtype) 
     assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-9) for a, b in zip(found, expected, strict=True))
 
 
+FORMS: list[tuple[Any, dict[str, Any]]] = [
+    (AdamW, {}),
+    (AdamW, {"rule": "cautious", "fused": True}),
+    (AdamL2, {}),
+    (Lion, {"rule": "cautious"}),
+    (SGDW, {"momentum": 0.9}),
+    (Adafactor, {}),
+    (Adafactor, {"beta1": 0.9}),
+    (Muon, {"neuron_beta2": 0.9, "ns_dtype": torch.float32}),
+]
+every_form = pytest.mark.parametrize(("cls", "settings"), FORMS, ids=lambda value: getattr(value, "__name__", None))
+
+
+@every_form
+def test_a_count_of_steps_does_not_stop_where_low_precision_would(cls: Any, settings: dict[str, Any]) -> None:
+    """Programs make bfloat16 the default for a model; the numbers that an optimizer begins are of no model."""
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        p = nn.Parameter(torch.ones(2, 3, dtype=torch.float32))
+        optimizer = cls([p], lr=1e-4, **settings)
+        for _ in range(260):
+            p.grad = torch.ones(2, 3, dtype=torch.float32)
+            optimizer.step()
+    finally:
+        torch.set_default_dtype(before)
+    assert int(optimizer.state[p].get("step", 260)) == 260
+    assert all(value.dtype == torch.float32 for value in optimizer.state[p].values())
+
+
+@every_form
+@pytest.mark.parametrize(
+    ("dtype", "rounding"), [(torch.float32, "nearest"), (torch.bfloat16, "master")], ids=["float32", "bfloat16"]
+)
+def test_a_step_under_autocast_is_the_step(
+    cls: Any, settings: dict[str, Any], dtype: torch.dtype, rounding: str
+) -> None:
+    ends = []
+    for enabled in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        p = nn.Parameter(torch.randn(4, 6, generator=generator).to(dtype))
+        optimizer = cls([p], lr=0.01, weight_decay=0.1, rounding=rounding, **settings)
+        for _ in range(3):
+            p.grad = torch.randn(4, 6, generator=generator).to(dtype)
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                optimizer.step()
+        ends.append(p.detach())
+    assert torch.equal(*ends)
+
+
 @pytest.mark.parametrize(
     ("cls", "settings"),
     [
@@ -369,7 +419,19 @@ def test_an_optimizer_can_be_printed_and_takes_empty_and_meta_tensors(each: Any)
     optimizer = each.optim_cls([full] if each.optim_cls in (Muon, Adafactor) else [empty, full])
     optimizer.step()
     assert "rule: " in repr(optimizer)
-    each.optim_cls([nn.Parameter(torch.ones(2, 3, device="meta", dtype=torch.bfloat16))], weight_decay=0.1)
+
+
+@every_class
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic", "kahan", "master"])
+def test_tensors_on_meta_are_stepped_as_torch_steps_them(each: Any, rounding: str) -> None:
+    if each.optim_cls is Adafactor:
+        pytest.skip("asks how large weights are, as torch's does")
+    params = [nn.Parameter(torch.ones(shape, device="meta", dtype=torch.bfloat16)) for shape in ((2, 3), (4, 3))]
+    optimizer = each.optim_cls(params, weight_decay=0.1, rounding=rounding)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert all(value.is_meta for value in optimizer.state[params[0]].values() if value.ndim)
 
 
 @every_class

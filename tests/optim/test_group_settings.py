@@ -334,6 +334,75 @@ def test_a_tensor_that_is_put_into_a_second_group_stops_the_next_step_with_nothi
     optimizer.step()
 
 
+@every
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_tensors_put_into_or_taken_out_of_named_groups_are_stepped_as_in_torch(name: str, rounding: str) -> None:
+    params = [nn.Parameter(torch.ones(2, 3, dtype=torch.bfloat16)) for _ in range(4)]
+    named = [(f"w{index}", p) for index, p in enumerate(params[:3])]
+    optimizer = made(name, [{"params": named[:2]}, {"params": named[2:]}], lr=0.1, weight_decay=0.0, rounding=rounding)
+    optimizer.param_groups[0]["params"].append(params[3])
+    optimizer.param_groups[1]["params"].pop()
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert [bool((p != 1).all()) for p in params] == [True, True, False, True]
+    with pytest.raises(OptimizerError, match="3 of 3 parameters have no name: give the model"):
+        weightdecay.state_by_name(optimizer)
+
+
+def test_an_optimizer_whose_named_groups_were_changed_is_seen_and_controlled() -> None:
+    params = [nn.Parameter(torch.ones(shape)) for shape in ((3,), (1, 3))]
+    optimizer = torch.optim.AdamW([("w", params[0])], lr=0.1, weight_decay=0.1)
+    optimizer.param_groups[0]["params"].append(params[1])
+    held = weightdecay.control(optimizer, rule="fixed")
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert [p.flatten().tolist() for p in params] == [pytest.approx([0.9] * 3)] * 2
+    held.remove()
+
+
+def test_names_that_are_not_as_many_as_the_tensors_are_told() -> None:
+    params = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    with pytest.raises(OptimizerError, match="group 0 has 2 tensors and 1 names: give one for each"):
+        weightdecay.AdamW([{"params": params, "param_names": ["w"]}])
+
+
+def test_a_vector_among_muons_matrices_stops_the_next_step_with_nothing_changed() -> None:
+    p = matrix()
+    optimizer = weightdecay.Muon([p], lr=0.1)
+    vector = nn.Parameter(torch.ones(3))
+    vector.grad = torch.ones(3)
+    optimizer.param_groups[0]["params"].append(vector)
+    with pytest.raises(OptimizerError, match=r"one has size \(3,\): put it into a group with algorithm='adamw'"):
+        optimizer.step()
+    assert torch.equal(p, torch.ones(3, 4))
+
+
+@pytest.mark.parametrize(("name", "other"), [("AdamW", "Adam"), ("AdamL2", "AdamW"), ("Muon", "Adam")])
+def test_torchs_flag_for_the_form_of_decay_follows_the_rule_or_is_refused(name: str, other: str) -> None:
+    """It would turn AdamW's step into Adam's, under a rule that says otherwise."""
+    p, wrong = nn.Parameter(torch.ones(3)), other == "AdamW"
+    said = f"decoupled_weight_decay is {wrong} .*rule '.*' is not so"
+    with pytest.raises(OptimizerError, match=said):
+        made(name, [{"params": [p], "decoupled_weight_decay": wrong}])
+    optimizer = made(name, [("w", p)], lr=0.1, weight_decay=0.1)
+    optimizer.param_groups[0]["decoupled_weight_decay"] = wrong
+    with pytest.raises(OptimizerError, match=said):
+        optimizer.step()
+
+    p.grad = torch.ones(3)
+    theirs = getattr(torch.optim, other)([("w", p)], lr=0.1, weight_decay=0.1)
+    theirs.step()
+    optimizer.load_state_dict(theirs.state_dict())
+    assert optimizer.param_groups[0]["decoupled_weight_decay"] is not wrong
+    optimizer.step()
+    with pytest.raises(OptimizerError, match=said):
+        weightdecay.load_state_by_name(
+            optimizer, weightdecay.state_by_name(theirs), weightdecay.settings_by_name(theirs), on_change="keep"
+        )
+
+
 def test_what_others_schedulers_write_into_a_group_is_theirs() -> None:
     p = nn.Parameter(torch.ones(3))
     optimizer = weightdecay.AdamW([p], lr=1e-2)

@@ -63,6 +63,9 @@ def controlled_from(peak: Any) -> float:
 
 TAKERS: dict[str, Callable[[Any], float]] = {
     "convert": lambda given: convert(given, source="fixed", target="fixed", lr=1e-3),
+    "a schedule of convert": lambda given: convert(
+        0.01, source="fixed", target="decoupled", lr=0.2, schedule=lambda _: given, steps=2
+    ),
     "the lr of convert": lambda given: convert(0.01, source="fixed", target="decoupled", lr=given),
     "clipped_step": clipped_to,
     "apply_schedules": scheduled,

@@ -152,6 +152,14 @@ def test_the_coupled_rule_refuses_sparse_gradients_in_the_same_words() -> None:
         SGDW([p], lr=0.1, weight_decay=0.1, rule="l2").step()
 
 
+@pytest.mark.parametrize("rounding", ["stochastic", "kahan", "master"])
+def test_a_rounding_refuses_sparse_gradients_in_the_same_words(rounding: Any) -> None:
+    p = nn.Parameter(torch.ones(4, 2, dtype=torch.bfloat16))
+    p.grad = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.ones(1, 2).bfloat16(), (4, 2), check_invariants=False)
+    with pytest.raises(OptimizerError, match=r"of a rounding: .*sparse=False"):
+        SGDW([p], lr=0.1, rounding=rounding).step()
+
+
 def test_sgdw_takes_sparse_gradients_where_nothing_decays() -> None:
     ours, theirs = nn.Parameter(torch.ones(4, 2)), nn.Parameter(torch.ones(4, 2))
     for p, optimizer in ((ours, SGDW([ours], lr=0.1)), (theirs, torch.optim.SGD([theirs], lr=0.1))):

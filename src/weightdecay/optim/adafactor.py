@@ -95,7 +95,8 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
         group, weights = one.group, self._weights_meant(p, one)
         gradient = (-p.grad if group["maximize"] else p.grad).to(weights.dtype)
         state = self.state[p]
-        step, lr, eps1 = float(state.setdefault("step", torch.tensor(0.0)).add_(1)), float(group["lr"]), group["eps"][0]
+        count = state.setdefault("step", torch.zeros((), dtype=torch.float32))  # in low precision it would stop at 256
+        step, lr, eps1 = float(count.add_(1)), float(group["lr"]), group["eps"][0]
         eps1 = torch.finfo(weights.dtype).eps if eps1 is None else eps1
 
         rate = min(lr, 1 / step**0.5) if group["relative_step"] else lr

@@ -62,6 +62,11 @@ class _Adam(ElementwiseOptimizer):
         if not self._works_beside_kernel(one):
             yield from uncapturable(one.group)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # which torch's other Adam may have written
+            group["decoupled_weight_decay"] = not group_rule(group).coupled
+
     def _next_direction(self, group: Group) -> tuple[str, tuple[float, float]]:
         beta1 = float(group["betas"][0])
         return "exp_avg", (beta1, 1 - beta1)

@@ -26,6 +26,7 @@ from weightdecay.optim.grouping import (
     Rules,
     drop_repeats,
     listed_groups,
+    misnamed,
     rule_for_the_rest,
     shared_tensors,
     tables_and_heads,
@@ -137,7 +138,7 @@ class DecayingOptimizer(StateKeeping):
         faults = [
             fault
             for index, group in enumerate(ruled, start=len(others))
-            for fault in self.faults_in(group, index, settings)
+            for fault in [*misnamed(group, index), *self.faults_in(group, index, settings)]
         ]
         if faults := faults + shared_tensors([*others, *ruled]):
             raise OptimizerError(list(dict.fromkeys(faults)))
@@ -202,7 +203,8 @@ class DecayingOptimizer(StateKeeping):
         if any(self._works_beside_kernel(one) for one in work) and self._unscale_or_skip():
             return loss
 
-        with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
+        # A step that is made under autocast is the same: products of moments and matrices keep their precision.
+        with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))), torch._C._DisableAutocast():
             self._step_groups(work)
         if saving:
             for state in self.state.values():
@@ -339,10 +341,11 @@ class DecayingOptimizer(StateKeeping):
     def _step_faults(self, one: Work) -> Iterator[str]:
         """Gradients and weights of a group that the direction, the rule or the rounding cannot take."""
         kind, group, weights = type(self).__name__, one.group, one.weights
-        if any(p.grad.is_sparse for p in weights) and (group["weight_decay"] or not self.takes_sparse):
+        sparse = [p for p in weights if p.grad.is_sparse]
+        if sparse and (group["weight_decay"] or not self.takes_sparse or one.rounding.acts_on(sparse[0].dtype)):
             yield (
-                f"{kind} does not support sparse gradients, whose step would leave most rows out of the decay: make "
-                "the embedding dense (sparse=False)"
+                f"{kind} does not support sparse gradients, whose step would leave most rows out of the decay and of a "
+                "rounding: make the embedding dense (sparse=False)"
             )
 
         if any(p.is_complex() for p in weights):

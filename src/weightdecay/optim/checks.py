@@ -199,9 +199,12 @@ def _rule_faults(group: Mapping[str, Any], title: str, refusal: Callable[[Rule],
     except OptimizerError as error:
         return faults + [f"{fault} ({title})" for fault in error.faults]
 
-    peak = group.get("peak_lr")
+    peak, decoupled = group.get("peak_lr"), group.get("decoupled_weight_decay", not rule.coupled)
     if reason := refusal(rule):
         faults.append(f"rule '{rule.name}' ({title}): {reason}")
+    elif decoupled != (not rule.coupled):
+        words = "AdamW is the decoupled one and AdamL2 the coupled one: leave it away"
+        faults.append(f"decoupled_weight_decay is {decoupled!r} ({title}), and rule '{rule.name}' is not so: {words}")
     elif peak is not None and not amount(peak):
         faults.append(f"Invalid peak_lr: {peak!r} ({title}): give peak_lr, a finite number over 0, or None")
     return faults

@@ -126,8 +126,7 @@ def convert(
             )
         return Conversion(value, exact=True, error=0.0, source_shrink=None, target_shrink=None, note=_EXACT)
 
-    rates = [lr if schedule is None else schedule(step) for step in range(steps)]
-    _raise_if_unusable(rates, lr)
+    rates = _usable([lr if schedule is None else schedule(step) for step in range(steps)], lr)
     before = [there.rule.decay_per_step(rate, into * weight_decay, lr) for rate in rates]
     unit = [here.rule.decay_per_step(rate, out_of, lr) for rate in rates]
     _raise_if_over_one(before, source)
@@ -217,14 +216,18 @@ def _faults(weight_decay: Any, source: str | Rule, target: str | Rule, lr: Any, 
     return faults
 
 
-def _raise_if_unusable(rates: Sequence[float], lr: float) -> None:
-    for step, rate in enumerate(rates):
-        if amount(rate) is None:
+def _usable(given: Sequence[Any], lr: float) -> list[float]:
+    """What a schedule gives, as floats."""
+    rates = []
+    for step, rate in enumerate(map(amount, given)):
+        if rate is None:
             raise ConfigError(
-                f"the schedule gives lr {rate!r} at step {step}: it must be a finite number of at least 0"
+                f"the schedule gives lr {given[step]!r} at step {step}: it must be a finite number of at least 0"
             )
+        rates.append(rate)
     if max(rates) > lr * (1 + 1e-9):
         raise ConfigError(f"the schedule goes up to {max(rates):g}, above the peak lr {lr:g}: give the highest as lr")
+    return rates
 
 
 def _raise_if_over_one(decays: Sequence[float], name: str) -> None:

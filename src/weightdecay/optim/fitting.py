@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from weightdecay.optim.grouping import Group
+from weightdecay.optim.grouping import Group, names_in
 from weightdecay.optim.roundings import LOW_PRECISION, Rounding, dtype_name
 from weightdecay.optim.work import Work
 
@@ -34,7 +34,7 @@ def kinds_of(weights: Sequence[Tensor]) -> list[Any]:
 
 def misfits(one: Work, state_of: Mapping[Any, Mapping[str, Any]], state_shapes: StateShapes) -> Iterator[str]:
     """Tensors of a group whose gradient or state is of other weights, each named, with what to do."""
-    names = one.group.get("param_names")
+    names = names_in(one.group)
     for position, p in enumerate(one.group["params"]):
         if p.grad is None:
             continue

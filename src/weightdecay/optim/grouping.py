@@ -97,6 +97,20 @@ def is_matrix(shape: Sequence[int]) -> bool:
     return len(shape) in (2, 3) and min(shape[-2:]) > 1
 
 
+def names_in(group: Mapping[str, Any]) -> list[str] | None:
+    """The names of a group's tensors; None where it has none, or of others than it holds since somebody changed it."""
+    names: list[str] = group.get("param_names") or []
+    return names if names and len(names) == len(group["params"]) else None
+
+
+def misnamed(group: Group, index: int) -> list[str]:
+    """Faults: names that are given with the tensors of a group, and are not as many."""
+    names, tensors = group.get("param_names"), group.get("params")
+    if not names or not isinstance(tensors, list) or len(names) == len(tensors):
+        return []
+    return [f"{group_title(group, index)} has {len(tensors)} tensors and {len(names)} names: give one for each"]
+
+
 def named_tensors(group: Group) -> list[tuple[str, Tensor]] | None:
     """A group's tensors with their names, "" where they have none; None where torch is to explain the faults."""
     params = group["params"]
@@ -104,8 +118,8 @@ def named_tensors(group: Group) -> list[tuple[str, Tensor]] | None:
     tensors = [entry[1] if isinstance(entry, tuple) else entry for entry in entries]
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         return None
-    names = group.get("param_names") or [entry[0] if isinstance(entry, tuple) else "" for entry in entries]
     group["params"] = entries  # an iterator can be read once only
+    names = names_in(group) or [entry[0] if isinstance(entry, tuple) else "" for entry in entries]
     return list(zip(names, tensors, strict=True))
 
 
@@ -161,7 +175,7 @@ def with_gradient(group: Group) -> list[Any]:
 
 def split_group(group: Group, labels: Sequence[str]) -> list[tuple[str, Group]]:
     """One group for each label, in the order of their first tensors; a name says the label if there are several."""
-    entries, names = group["params"], group.get("param_names")
+    entries, names = group["params"], names_in(group)
     parts = []
     for label in dict.fromkeys(labels):
         chosen = [index for index, own in enumerate(labels) if own == label]

@@ -11,7 +11,7 @@ from torch import Tensor
 from weightdecay.errors import OptimizerError, group_title
 from weightdecay.optim.checks import number
 from weightdecay.optim.decay import local
-from weightdecay.optim.grouping import Group, Rules, with_gradient, with_rule
+from weightdecay.optim.grouping import Group, Rules, names_in, with_gradient, with_rule
 from weightdecay.optim.pieces import Workspace
 from weightdecay.optim.roundings import LOW_PRECISION, Rounding
 from weightdecay.rules import plain_rule
@@ -92,7 +92,7 @@ class StateKeeping(torch.optim.Optimizer):
             for position, (saved_id, p) in enumerate(zip(saved["params"], own["params"], strict=False)):
                 state = given["state"].get(saved_id)
                 if state and (missing := sorted(self.needed_state(group, p) - state.keys())):
-                    names = own.get("param_names")
+                    names = names_in(own)
                     name = f"'{names[position]}'" if names else f"tensor {position}"
                     yield (
                         f"{group_title(own, index)}: the state of {name} has {', '.join(map(str, state))} and lacks "

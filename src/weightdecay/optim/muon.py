@@ -22,7 +22,7 @@ karpathy/nanochat@92d63d4, nanochat/optim.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -122,7 +122,8 @@ class Muon(AdamW):
         if shapes and param_group["algorithm"] == "muon":
             for key, value in self._own.items():
                 param_group.setdefault(key, value)
-            _raise_unless_matrices(shapes, param_group["stacked"])
+            if faults := list(_no_matrices(shapes, param_group["stacked"])):
+                raise OptimizerError(faults)
 
     def groups_of_plan(self, plan: Params, groups: list[Group]) -> list[Group]:
         """Each group as one for Muon and one for AdamW, unless it says where it goes."""
@@ -143,7 +144,7 @@ class Muon(AdamW):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for kept in state["state"].values():  # torch's Muon counts no steps, and torch's Adam looks for the count
-            kept.setdefault("step", torch.tensor(0.0))
+            kept.setdefault("step", torch.zeros((), dtype=torch.float32))
         for group in state["param_groups"]:
             if "ns_coefficients" in group and "algorithm" not in group:  # torch's Muon wrote it
                 group["ns_eps"] = group.pop("eps")
@@ -160,6 +161,11 @@ class Muon(AdamW):
 
     def _known_keys(self, defaults: Mapping[str, Any]) -> set[str]:
         return {*defaults, *self._own, "algorithm"}
+
+    def _step_faults(self, one: Work) -> Iterator[str]:
+        yield from super()._step_faults(one)
+        if one.group["algorithm"] == "muon":
+            yield from _no_matrices((p.shape for p in one.weights), one.group["stacked"])
 
     def _works_beside_kernel(self, one: Work) -> bool:
         return one.group["algorithm"] == "muon" or super()._works_beside_kernel(one)
@@ -227,18 +233,16 @@ def _with_norm(matrices: Tensor, norm: float) -> Tensor:
     return matrices * (norm / present.clamp(min=_FLOOR))
 
 
-def _raise_unless_matrices(shapes: list[tuple[int, ...]], stacked: int) -> None:
-    faults = []
-    for shape in shapes:
+def _no_matrices(shapes: Iterable[Sequence[int]], stacked: int) -> Iterator[str]:
+    """Faults: tensors of a group of Muon's that are no matrices, or not so many."""
+    for shape in map(tuple, shapes):
         if len(shape) not in (2, 3):
-            faults.append(
+            yield (
                 f"Muon only supports 2D parameters and 3D stacks of them, whereas one has size {shape}: put it into "
                 "a group with algorithm='adamw'"
             )
         elif shape[-2] % stacked:
-            faults.append(
+            yield (
                 f"{shape[-2]} rows of a tensor of size {shape} are not {stacked} matrices of one size: give their "
                 "number as stacked"
             )
-    if faults:
-        raise OptimizerError(faults)

@@ -27,7 +27,7 @@ def noise_stream(label: str, *tensors: Tensor) -> Tensor:
     """
     digest = hashlib.blake2b(label.encode(), digest_size=8)
     for tensor in tensors:
-        if not hasattr(tensor, "__tensor_flatten__"):
+        if not hasattr(tensor, "__tensor_flatten__") and not tensor.is_meta:
             flat = tensor.detach().reshape(-1)
             sample = flat[:: max(flat.numel() // _SAMPLE, 1)].contiguous().cpu()
             digest.update(sample.view(torch.uint8).numpy().tobytes())

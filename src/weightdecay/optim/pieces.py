@@ -231,8 +231,9 @@ class Workspace:
             return noise_(places, keys[0].unbind())
         counts = torch.tensor(sizes, device=like.device)
         starts = (counts.cumsum(0) - counts).to(torch.int32)
-        places -= starts.repeat_interleave(counts)
-        return noise_(places, keys.repeat_interleave(counts, dim=0).T.contiguous().unbind())
+        places -= starts.repeat_interleave(counts, output_size=len(places))
+        of_each = keys.repeat_interleave(counts, dim=0, output_size=len(places))
+        return noise_(places, of_each.T.contiguous().unbind())
 
     def run(self, kind: LoopKind, loop: Loop, flat: Flat, numbers: Tensor) -> None:
         """A step in a compiled loop, which does all of it."""
@@ -254,7 +255,9 @@ class Workspace:
 
     def renew(self, rounding: Rounding, low: Tensor, memory: Mapping[str, Tensor]) -> None:
         """Take anew, and say so, what a rounding remembers of weights that somebody else has changed since."""
-        if rounding.is_disturbed(local(low), {name: local(kept) for name, kept in memory.items()}, fresh):
+        if not low.is_meta and rounding.is_disturbed(
+            local(low), {name: local(kept) for name, kept in memory.items()}, fresh
+        ):
             rounding.renew_(low, memory)
             if not self._warned:
                 kept = ", ".join(rounding.memory(low.dtype))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError
-from weightdecay.optim.grouping import Group, with_gradient
+from weightdecay.optim.grouping import Group, names_in, with_gradient
 from weightdecay.optim.roundings import Rounding, group_rounding
 from weightdecay.rules import Rule, group_decay_per_step, group_rule
 
@@ -37,7 +37,7 @@ class Work(NamedTuple):
 
     def label(self, position: int) -> str:
         """What one of the group's tensors is called in the optimizer: by its name, or its place."""
-        names = self.group.get("param_names")
+        names = names_in(self.group)
         return str(names[position]) if names else f"{self.place}.{position}"
 
 

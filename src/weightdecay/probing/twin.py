@@ -86,7 +86,8 @@ class Twin:
         for group, small, indices in zip(of.groups, made, of.tensors, strict=True):
             for key, value in group.items():
                 if key == "param_names":
-                    small[key] = [value[index] for index in indices]
+                    # Others put tensors into a group and leave its names as they were.
+                    small[key] = [value[index] if index < len(value) else f"tensor {index}" for index in indices]
                 elif key != "params" and (key in optimizer.defaults or not self.manner.settings_only):
                     small[key] = copier.copy(value)
             # It changes no value, and a leaf that wants a gradient cannot be stepped with it.

@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from weightdecay.errors import OptimizerError, did_you_mean
+from weightdecay.optim.grouping import names_in
 from weightdecay.optim.state.settings import Settings, plain_group
 from weightdecay.optim.state.tree import flattened
 from weightdecay.planning.evidence.tensors import read_tensors
@@ -79,7 +80,7 @@ def from_positional(
             "this state_dict's groups have no params, or its state is none by parameter: it is damaged"
         )
     ids = [saved for group in groups for saved in group["params"]]
-    own_names = [name for group in groups for name in group.get("param_names", ())]
+    own_names = [name for group in groups for name in names_in(group) or ()]
     names = own_names if len(own_names) == len(ids) else positional_names(model, layout)
     if len(names) != len(ids):
         raise OptimizerError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from weightdecay.errors import OptimizerError
 from weightdecay.naming import names_by_parameter, without_wrappers
+from weightdecay.optim.grouping import names_in
 
 # A model, its named tensors, or names in the order of the groups; None: the optimizer's own `param_names`.
 Names: TypeAlias = nn.Module | Mapping[str, Tensor] | Sequence[tuple[str, Tensor]] | Sequence[str] | None
@@ -45,7 +46,7 @@ def _named(optimizer: torch.optim.Optimizer, params: list[Tensor], names: Names)
     if isinstance(names, nn.Module):
         found: dict[Tensor, Any] = names_by_parameter(names)
     elif names is None:
-        own = [name for group in optimizer.param_groups for name in group.get("param_names", ())]
+        own = [name for group in optimizer.param_groups for name in names_in(group) or ()]
         bare = [without_wrappers(name) for name in own]
         own = bare if len(set(bare)) == len(set(own)) else own
         found = dict(zip(params, own, strict=True)) if len(own) == len(params) else {}
