@@ -74,9 +74,9 @@ def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def forks() -> Iterator[ForkServer]:
+def forks(own_cache: Path) -> Iterator[ForkServer]:
     """Processes that begin at once, where they can be had."""
-    with ForkServer() as server:
+    with ForkServer(own_cache.parent) as server:
         yield server
 
 

@@ -30,7 +30,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
+from filelock import FileLock
+
 ROOT = Path(__file__).parents[1]
+STAY = b"stay"  # from a worker that will ask for processes, and back
 
 # What Python, torch and the kernels read as they begin: a process that is to see another value must begin itself.
 READ_AT_THE_BEGINNING = (
@@ -116,20 +119,28 @@ class Forked:
 
 
 class ForkServer:
-    """The process that forks, begun at the first request and ended with the tests."""
+    """The process that forks, for all workers of a run: begun at the first request and ended with the last of them.
 
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory()
-        self._address = str(Path(self._folder.name) / "socket")
+    Args:
+        folder: where the workers find it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._place = tempfile.TemporaryDirectory()  # a socket's path has to be short
+        self._address: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._stay: socket.socket | None = None
 
     def __enter__(self) -> ForkServer:
         return self
 
     def __exit__(self, *exception: type[BaseException] | BaseException | TracebackType | None) -> None:
+        if self._stay is not None:
+            self._stay.close()
         if self._process is not None:
-            self._process.communicate()  # its stdin ends, and so does it
-        self._folder.cleanup()
+            self._process.communicate()  # its stdin ends, and so does it, once no other worker stays
+        self._place.cleanup()
 
     def start(
         self,
@@ -190,19 +201,47 @@ class ForkServer:
 
     def ask(self, request: dict[str, Any], files: list[int]) -> socket.socket:
         """Where the process that was asked for is heard of: its id, then its status."""
-        if self._process is None:
-            command = [sys.executable, "-m", "tests.forking", self._address]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
-            assert self._process.stdout is not None
-            assert self._process.stdout.readline() == b"ready\n"
-        reports = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        reports.connect(self._address)
+        if self._address is None:
+            self._address = self._begun()
+        reports = _connected(self._address)
         socket.send_fds(reports, [json.dumps(request).encode("utf-8", "surrogatepass")], files)
         return reports
 
+    def _begun(self) -> str:
+        """The address of the process that forks, which another worker has begun or this one begins."""
+        told = self._folder / "forks"
+        with FileLock(self._folder / "forks.lock"):
+            if told.is_file():
+                with contextlib.suppress(OSError):
+                    self._stay = _connected(told.read_text())
+                    self._stay.send(STAY)
+                    if self._stay.recv(len(STAY)):
+                        return told.read_text()
+                # It has ended since: who began it, and all others, have left.
+            address = str(Path(self._place.name) / "socket")
+            command = [sys.executable, "-m", "tests.forking", address]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+            assert self._process.stdout is not None
+            assert self._process.stdout.readline() == b"ready\n"
+            told.write_text(address)
+            return address
+
+
+def forget(*packages: str) -> None:
+    """Be a process that has not imported these: the next import of them reads their files."""
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in packages:
+            del sys.modules[name]
+
+
+def _connected(address: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(address)
+    return connection
+
 
 def serve(address: str) -> None:
-    """Import everything and train a little; then fork at each request, until stdin ends."""
+    """Import everything and train a little; then fork at each request, until stdin ends and no worker stays."""
     import weightdecay
 
     for name in ("torch._dynamo", "torch.distributed.fsdp", "tokenizers", "rich.progress"):
@@ -220,12 +259,20 @@ def serve(address: str) -> None:
         listener.bind(address)
         listener.listen()
         print("ready", flush=True)
-        while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
-            reports, _ = listener.accept()
-            if os.fork() == 0:
-                listener.close()
-                _keep(reports)
-            reports.close()
+        stay: list[Any] = [sys.stdin]
+        while stay:
+            ready = select.select([listener, *stay], [], [])[0]
+            stay = [each for each in stay if each not in ready]  # they say no more than that they leave
+            if listener in ready:
+                connection, _ = listener.accept()
+                if connection.recv(len(STAY), socket.MSG_PEEK) == STAY:
+                    stay.append(connection)
+                    connection.send(STAY)
+                    continue
+                if os.fork() == 0:
+                    listener.close()
+                    _keep(connection)
+                connection.close()
 
 
 def _train(folder: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.forking import ForkServer, forget
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,15 +33,37 @@ optimizer.step()
 print("stepped", weightdecay.__file__)
 """
 
-# Stands in for an environment that never had the extras.
-WITHOUT_EXTRAS = """
-import sys
+EXTRAS = ("transformers", "datasets", "pyarrow", "tiktoken", "jinja2")
+
+
 class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"transformers", "datasets", "pyarrow", "tiktoken", "jinja2"}:
+    """Stands in for an environment that never had the extras."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name.partition(".")[0] in EXTRAS:
             raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Missing())
-"""
+
+
+def without_extras(site: str) -> None:
+    """From here on `weightdecay` is the wheel's."""
+    forget("weightdecay", *EXTRAS)
+    sys.meta_path.insert(0, Missing())
+    sys.path.insert(0, site)
+    import weightdecay
+
+    assert str(weightdecay.__file__).startswith(site)
+
+
+def run_program(site: str) -> None:
+    without_extras(site)
+    exec(PROGRAM, {})
+
+
+def run_command(site: str, *arguments: str) -> None:
+    without_extras(site)
+    from weightdecay.cli import main
+
+    main(list(arguments))
 
 
 @pytest.fixture(scope="module")
@@ -51,49 +74,44 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(out.glob("*.whl"))
 
 
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return str(folder)
+
+
 def test_the_wheel_carries_the_recipes_and_the_type_marker(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"weightdecay/py.typed", "weightdecay/recipes/gpt2.toml", "weightdecay/recipes/gpt3.toml"} <= names
     assert not [name for name in names if name.startswith(("tests", "docs", "benchmarks"))]
 
 
-def test_without_extras_it_plans_a_plain_module_and_trains_it_for_a_step(wheel: Path, tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_EXTRAS + PROGRAM], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "decay plan: policy default, λ = 0.1" in done.stdout
-    assert f"stepped {site}" in done.stdout
+def test_without_extras_it_plans_a_plain_module_and_trains_it_for_a_step(forks: ForkServer, site: str) -> None:
+    process = forks.call(run_program, site)
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert "decay plan: policy default, λ = 0.1" in said
+    assert f"stepped {site}" in said
 
 
-def test_without_extras_it_trains_the_first_example(wheel: Path, tmp_path: Path) -> None:
+def test_without_extras_it_trains_the_first_example(forks: ForkServer, site: str, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("The weights that decay are not the weights that were given. " * 2_000)
     text = ("--data", "text.txt", "--tokenizer", "bpe:300")
-    done = _command(wheel, tmp_path, "train", "gpt3:nano", *text, "--steps", "2")
-    assert done.returncode == 0, done.stderr
-    assert "held-out" in done.stdout + done.stderr
+    process = forks.call(run_command, site, "train", "gpt3:nano", *text, "--steps", "2", directory=tmp_path)
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert "held-out" in said
 
 
-def test_what_needs_an_extra_says_which(wheel: Path, tmp_path: Path) -> None:
+def test_what_needs_an_extra_says_which(forks: ForkServer, site: str, tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_bytes(b"PAR1")
-    done = _command(wheel, tmp_path, "data", "prepare", "text.parquet", "--out", "shards")
-    assert done.returncode == 2, done.stderr
-    assert "pip install 'weightdecay[datasets]'" in done.stderr
-
-
-def _command(wheel: Path, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    site = tmp_path / "site"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
-    program = WITHOUT_EXTRAS + f"from weightdecay.cli import main\nsys.exit(main({list(arguments)!r}))"
-    return subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True,
-        check=False, cwd=tmp_path,
-    )  # fmt: skip
+    command = ("data", "prepare", "text.parquet", "--out", "shards")
+    process = forks.call(run_command, site, *command, directory=tmp_path)
+    said, _ = process.communicate()
+    assert process.returncode == 2, said
+    assert "pip install 'weightdecay[datasets]'" in said
 
 
 @pytest.mark.long

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,16 @@ import weightdecay
 from weightdecay.integrations.step_audits import StepAudits, rows_of
 from weightdecay.integrations.step_hooks import audited_steps
 from weightdecay.integrations.tracker_rows import alarm_text, scalars
+
+
+@pytest.fixture
+def warned() -> Iterator[list[logging.LogRecord]]:
+    """The warnings that our log is told."""
+    handler = BufferingHandler(1000)
+    handler.setLevel(logging.WARNING)
+    logging.getLogger("weightdecay").addHandler(handler)
+    yield handler.buffer
+    logging.getLogger("weightdecay").removeHandler(handler)
 
 
 class Listed:
@@ -48,15 +60,11 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Non
         optimizer.zero_grad()
 
 
-def test_due_steps_are_audited_and_told_as_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_due_steps_are_audited_and_told_as_rows(tmp_path: Path, warned: list[logging.LogRecord]) -> None:
     model, optimizer = training(decay_norms=True)
     tracker = Listed()
-    with (
-        caplog.at_level(logging.WARNING, "weightdecay"),
-        audited_steps(
-            StepAudits((1,), every=3, trackers=tracker), model, [optimizer], folder=tmp_path / "new"
-        ) as audits,
-    ):
+    audits_of = StepAudits((1,), every=3, trackers=tracker)
+    with audited_steps(audits_of, model, [optimizer], folder=tmp_path / "new") as audits:
         train(model, optimizer, 7)
     assert list(audits.audits) == [1, 3, 6]
     assert tracker.ends == [(tmp_path / "new", 0), "close"]
@@ -64,24 +72,21 @@ def test_due_steps_are_audited_and_told_as_rows(tmp_path: Path, caplog: pytest.L
     alarms = [row for row in tracker.rows if row["kind"] == "alarm"]
     assert [(row["step"], row["code"]) for row in alarms] == [(step, "decays-exempt") for step in (1, 3, 6)]
     assert alarms[0]["tensors"] == ["0.bias", "1.weight", "1.bias"]
-    assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
-    first, *others = [record.getMessage() for record in caplog.records]
+    assert [record.levelname for record in warned] == ["WARNING"] * 3
+    first, *others = [record.getMessage() for record in warned]
     assert [said.split(":")[1] for said in others] == [" as at step 1", " as at step 3"]
     assert "decays-exempt" in first
     assert "weightdecay.regroup(optimizer, plan)" in alarms[0]["fix"]
 
 
-def test_a_healthy_training_is_told_nothing_and_goes_on_as_its_twin(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_healthy_training_is_told_nothing_and_goes_on_as_its_twin(warned: list[logging.LogRecord]) -> None:
     twins = [training(decay_norms=False) for _ in range(2)]
-    with (
-        caplog.at_level(logging.WARNING, "weightdecay"),
-        audited_steps(StepAudits((1, 4)), twins[0][0], [twins[0][1]], folder=".") as audits,
-    ):
+    with audited_steps(StepAudits((1, 4)), twins[0][0], [twins[0][1]], folder=".") as audits:
         train(*twins[0], 5)
     train(*twins[1], 5)
     assert list(audits.audits) == [1, 4]
     assert all(audit.ok for audit in audits.audits.values())
-    assert not caplog.records
+    assert not warned
     for here, there in zip(twins[0][0].parameters(), twins[1][0].parameters(), strict=True):
         assert torch.equal(here, there)
 
