@@ -217,6 +217,25 @@ def test_a_copy_that_lost_its_control_is_a_fault(way: Any) -> None:
     assert "control the copy anew" in said
 
 
+class HandingOn(torch.optim.Optimizer):
+    """As torch's PostLocalSGDOptimizer: the groups and the state of what it wraps, and no defaults."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner, self.state, self.param_groups = inner, inner.state, inner.param_groups
+
+    def step(self, closure: Any = None) -> Any:
+        return self.inner.step(closure)
+
+
+def test_a_wrapper_of_what_makes_its_rules_has_lost_no_control() -> None:
+    plan = planned()
+    theirs = torch.optim.AdamW(plan.param_groups(lr=LR))
+    weightdecay.control(theirs, rule="independent", peak_lr=LR)
+    for inner in (weightdecay.AdamW(plan, lr=LR, rule="independent"), theirs):
+        assert plan.check(HandingOn(inner)).ok
+    assert "nothing on this HandingOn makes it" in str(plan.check(HandingOn(copy.deepcopy(theirs))))
+
+
 def test_our_own_schedule_of_lambda_is_no_fault_and_one_lost_share_is() -> None:
     model = net()
     plan = weightdecay.plan(model, overrides=[weightdecay.Override("2.weight", 0.5)])

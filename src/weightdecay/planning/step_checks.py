@@ -99,14 +99,20 @@ def _beside_its_step(optimizer: torch.optim.Optimizer) -> list[str]:
 def _left_by_control(optimizer: torch.optim.Optimizer, groups: Sequence[CheckedGroup]) -> str:
     """A copy of a controlled optimizer keeps the groups' rule and loses the hooks that make it."""
     ruled = [one for one in groups if "rule" in one.group]
-    # A control is an object with hooks that can say what it will do.
-    controls = any(hasattr(getattr(hook, "__self__", None), "decay_per_step") for hook in _hooks(optimizer))
-    if not ruled or "rule" in defaults_of(optimizer) or controls:
+    if not ruled or _makes_rules(optimizer):
         return ""
     return (
         f"{ruled[0].label} has the rule '{ruled[0].group['rule']}', and nothing on this {type(optimizer).__name__} "
         "makes it: a copied or unpickled optimizer loses its hooks; control the copy anew"
     )
+
+
+def _makes_rules(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it has rules, or is under control, itself or as a wrapper of one that has or is."""
+    # A control is an object with hooks that can say what it will do.
+    controls = any(hasattr(getattr(hook, "__self__", None), "decay_per_step") for hook in _hooks(optimizer))
+    held = [one for one in vars(optimizer).values() if isinstance(one, torch.optim.Optimizer) and one is not optimizer]
+    return "rule" in defaults_of(optimizer) or controls or any(map(_makes_rules, held))
 
 
 def _step_faults(plan: Plan, one: CheckedGroup, seen: GroupReport, rule: Rule) -> list[str]:
