@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ TENSORS = st.sampled_from(
 )
 LEAVES = st.one_of(
     TENSORS, st.none(), st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False),
+    st.text(max_size=5),
 )  # fmt: skip
 TREES = st.dictionaries(
     KEYS,
@@ -78,7 +80,7 @@ def test_names_can_be_read() -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("text", r"w/a is a str: only tensors and numbers"),
+        (b"bytes", r"w/a is a bytes: only tensors, numbers and text"),
         ([1, object()], r"w/a\[1\] is a object"),
         ({"b": {(1, 2): 3}}, r"w/a\.b has the key \(1, 2\), a tuple"),
         (2**70, r"w/a is an int of more than 64 bits"),
@@ -103,6 +105,26 @@ def test_a_list_with_a_gap_or_two_kinds_at_once_is_damage() -> None:
             unflattened({path: torch.ones(1) for path in entries})
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("step:int", torch.zeros(2)),
+        ("step:int", torch.tensor(math.nan)),
+        ("step:int", torch.tensor(2.5)),
+        ("GG[0]:float", torch.tensor(1j)),
+        ("begun:bool", torch.tensor(3)),
+        ("how:text", torch.tensor([255], dtype=torch.uint8)),
+        ("how:text", torch.tensor(1.0)),
+        ("Q:t", torch.zeros(2, 3, 4)),
+        ("{many}.m", torch.ones(1)),
+    ],
+)
+def test_what_is_not_what_its_path_says_is_damage(path: str, value: Tensor) -> None:
+    optimizer = Preconditioned([("w", nn.Parameter(torch.ones(2)))])
+    with pytest.raises(OptimizerError, match=f"^w/{re.escape(path)}: it cannot be read as what it says"):
+        load_state_by_name(optimizer, {f"w/{path}": value})
+
+
 class Preconditioned(torch.optim.Optimizer):
     """State as SOAP, HeavyBall and others have it: lists with nothing in them, dicts in dicts, counts, sets."""
 
@@ -116,9 +138,10 @@ class Preconditioned(torch.optim.Optimizer):
             state = self.state[p]
             if not state:
                 state["GG"] = [torch.eye(n) if n < 9 else [] for n in p.shape]
-                state[0] = {"m": torch.zeros_like(p), "begun": set(), "count": 0, "last": None}
+                state[0] = {"m": torch.zeros_like(p), "begun": set(), "count": 0, "last": None, "way": "a,b→ab"}
             inner = state[0]
             inner["begun"].add(inner["count"])
+            assert inner["way"] == "a,b→ab"
             inner["count"] += 1
             inner["m"].lerp_(p.grad, 1 / len(inner["begun"]))
             for gram in state["GG"]:

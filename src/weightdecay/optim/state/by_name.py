@@ -49,7 +49,7 @@ OnChange = Literal["keep", "override"]
 def state_by_name(optimizer: torch.optim.Optimizer, names: Names = None) -> dict[str, Tensor]:
     """The optimizer's state as `"<parameter>/<key>"` -> tensor, ready for safetensors; empty before the first step.
 
-    Python numbers, lists, tuples and dicts are written as `tree` says. The tensors are the optimizer's own, which its
+    Numbers, text, lists, tuples and dicts are written as `tree` says. The tensors are the optimizer's own, which its
     next step changes. Sharded state comes whole, for which all ranks must ask together.
 
     Raises:

@@ -5,6 +5,7 @@
     GG[0]             the first of a list; GG(0) of a tuple, GG<0> of a set
     update.exp_avg    of a dict in a dict
     {0}.exp_avg       of a dict whose key is the number 0
+    exprs[0]:text     text, as the bytes of its UTF-8
     Q[0]:t            a matrix that lies in memory by columns: its transpose; products of it round by how it lies
     Q:none            None; and GG:list, GG:tuple, GG:set, GG:dict where there is nothing inside
 
@@ -29,6 +30,7 @@ _NUMBERS: dict[str, type] = {"int": int, "float": float, "bool": bool}
 _DTYPES = {"int": torch.int64, "float": torch.float64, "bool": torch.bool}
 _CONTAINERS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "dict": dict}
 _BRACKETS = {"list": "[]", "tuple": "()", "set": "<>"}
+_OTHERS = ("none", "text", "t")
 _SPECIAL = re.compile(r"[%/.:()\[\]{}<>]")
 _STEP = re.compile(
     r"\.(?P<key>[^/.:()\[\]{}<>]*)|\{(?P<number>[^{}]+)\}"
@@ -40,7 +42,7 @@ def flattened(name: str, state: Mapping[Any, Any]) -> dict[str, Tensor]:
     """One parameter's state as `"<name>/<path>"` -> tensor.
 
     Raises:
-        OptimizerError: with the path of everything in it that is neither tensor nor number nor a container of them.
+        OptimizerError: with the path of everything in it that is no tensor, number or text, and no container of them.
     """
     tensors: dict[str, Tensor] = {}
     faults: list[str] = []
@@ -85,13 +87,15 @@ def _leaf(value: Any) -> tuple[str, Tensor] | None:
         return (":t", whole.detach().t()) if by_columns else ("", whole.detach().contiguous())
     if value is None:
         return ":none", _nothing()
+    if type(value) is str:
+        return ":text", torch.tensor(list(value.encode("utf-8", "surrogatepass")), dtype=torch.uint8)
     if type(value) in _NUMBERS.values():
         try:
             return f":{kind}", torch.tensor(value, dtype=_DTYPES[kind])
         except (OverflowError, RuntimeError, ValueError):
             raise OptimizerError("an int of more than 64 bits: it cannot be saved") from None
     if type(value) not in _CONTAINERS.values():
-        raise OptimizerError(f"a {kind}: only tensors and numbers can be saved, and containers of them")
+        raise OptimizerError(f"a {kind}: only tensors, numbers and text can be saved, and containers of them")
     return None if value else (f":{kind}", _nothing())
 
 
@@ -99,11 +103,15 @@ def unflattened(entries: Mapping[str, Tensor]) -> dict[Any, Any]:
     """One parameter's state of its paths and tensors.
 
     Raises:
-        OptimizerError: a list or tuple has gaps, or one path leads to a value and through it.
+        OptimizerError: a list or tuple has gaps, one path leads to a value and through it, or a tensor is not the
+            number or text that its path says.
     """
     root = _Node()
     for path, tensor in entries.items():
-        steps, value = _parsed(path, tensor)
+        try:
+            steps, value = _parsed(path, tensor)
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # of Python's and torch's conversions
+            raise OptimizerError(f"{path}: it cannot be read as what it says ({error}): it is damaged") from error
         node = root
         for step in steps[:-1]:
             node = node.setdefault(step, _Node())
@@ -133,9 +141,14 @@ def _parsed(path: str, tensor: Tensor) -> tuple[list[Step], Any]:
         place = found.end()
 
     if kind in _NUMBERS:
-        return steps, _NUMBERS[kind](tensor.item())
+        number = tensor.item()
+        if (value := _NUMBERS[kind](number)) != number == number:  # NaN is itself
+            raise ValueError(f"{number} is no {kind}")
+        return steps, value
     if kind == "none":
         return steps, None
+    if kind == "text":
+        return steps, bytes(tensor.tolist()).decode("utf-8", "surrogatepass")
     if kind == "t":
         return steps, tensor.t()
     return steps, _CONTAINERS[kind]() if kind else tensor
@@ -143,7 +156,7 @@ def _parsed(path: str, tensor: Tensor) -> tuple[list[Step], Any]:
 
 def _split_kind(path: str) -> tuple[str, str]:
     before, _, kind = path.rpartition(":")
-    return (before, kind) if kind in _NUMBERS or kind in _CONTAINERS or kind in ("none", "t") else (path, "")
+    return (before, kind) if kind in _NUMBERS or kind in _CONTAINERS or kind in _OTHERS else (path, "")
 
 
 def _built(node: Any, path: str) -> Any:
