@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from tests.models.kinds import KINDS
-from weightdecay.kernels import branches
-from weightdecay.kernels.library import library
+from weightdecay.kernels import branch_at_once, branches, library
+from weightdecay.kernels.library import has_tiles
 from weightdecay.models.arithmetic import weights_in
 from weightdecay.models.block import Block
 from weightdecay.models.decoder import GPT
 from weightdecay.models.objective import Objective
 
-pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler here")
+pytestmark = pytest.mark.skipif(library.library() is None, reason="no C compiler here")
 
 # Of three layers: (attention, feed-forward) branches that are written out.
 WRITTEN_OUT = {"gpt2": (3, 3), "gpt3": (3, 3), "opt": (3, 3), "bloom": (3, 3), "llama": (3, 3), "mistral": (3, 3),
@@ -37,16 +37,15 @@ def loss_and_gradients(kind: str, dtype: torch.dtype = torch.bfloat16, **changes
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the functions that are called from now on."""
+    """Names of the branches that go as one function from now on."""
     called: list[str] = []
-    for function in (branches._AttentionBranch, branches._FeedForwardBranch):
-        forward = function.forward
+    forward = branches._Branch.forward
 
-        def noted(*args: object, name: str = function.__name__, forward: object = forward) -> object:
-            called.append(name)
-            return forward(*args)  # type: ignore[operator]
+    def noted(*args: Any) -> object:
+        called.append(args[-1][0])
+        return forward(*args)
 
-        monkeypatch.setattr(function, "forward", staticmethod(noted))
+    monkeypatch.setattr(branches._Branch, "forward", staticmethod(noted))
     return called
 
 
@@ -56,7 +55,7 @@ def test_models_whose_branches_are_written_out_learn_as_by_their_parts(
 ) -> None:
     called = counted(monkeypatch)
     loss, gradient = loss_and_gradients(kind)
-    found = (called.count("_AttentionBranch"), called.count("_FeedForwardBranch"))
+    found = (called.count("attention"), called.count("feedforward"))
     assert found == WRITTEN_OUT.get(kind, (0, 0))
 
     monkeypatch.setattr(Block, "_norm_of_one_kernel", lambda *_: None)
@@ -66,6 +65,38 @@ def test_models_whose_branches_are_written_out_learn_as_by_their_parts(
     # The parts round more often, which sends some tokens to other experts: neither is the other's measure.
     _, exact = loss_and_gradients(kind, torch.float32)
     assert (gradient - exact).norm() <= 1.25 * (gradient_by_parts - exact).norm()
+
+
+@pytest.mark.skipif(not has_tiles(), reason="products here are torch's")
+@pytest.mark.parametrize("kind", [kind for kind in WRITTEN_OUT if kind in KINDS])
+def test_in_one_call_and_by_its_parts_a_branch_gives_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+
+    def noted(name: str, *arguments: Any) -> None:
+        called.append(name)
+        library.call(name, *arguments)
+
+    monkeypatch.setattr(branch_at_once, "call", noted)
+    loss, gradient = loss_and_gradients(kind)
+    attention, feedforward = WRITTEN_OUT[kind]
+    assert sorted(called) == sorted(
+        attention * ["attention_branch", "attention_branch_backward"]
+        + feedforward * ["feedforward_branch", "feedforward_branch_backward"]
+    )
+
+    monkeypatch.setattr(branch_at_once, "suits", lambda *_: False)
+    by_parts, gradient_by_parts = loss_and_gradients(kind)
+    assert len(called) == 2 * (attention + feedforward)
+    assert torch.equal(loss, by_parts)
+    assert torch.equal(gradient, gradient_by_parts)
+
+
+@pytest.mark.skipif(not has_tiles(), reason="products here are torch's")
+def test_a_profile_sees_the_parts_of_a_branch() -> None:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+        loss_and_gradients("gpt2")
+    seen = {event.key for event in profiled.key_averages()}
+    assert {"kernel:norm_forward", "kernel:small_product", "kernel:causal_backward", "kernel:gelu_tanh"} <= seen
 
 
 @pytest.mark.parametrize("change", ["dropout", "stochastic_depth"])

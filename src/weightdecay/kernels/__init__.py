@@ -9,5 +9,5 @@ models compute by torch's own operations.
 Begin with `library`; `norms`, `activations`, `attention`, `loss` and `products` each stand beside the C file of their
 name. `causal` is attention where the processor's own instructions multiply matrices (`source/tiles.h`), as small
 products then are ours, too; larger ones are torch's. `branches` puts them together: each half of a usual block is one
-function.
+function, which goes kernel by kernel (`branch_by_parts`) or, where it is small, in one call (`branch_at_once`).
 """

@@ -10,14 +10,12 @@ Shapes: B batch, T time, H query heads, K key and value heads, E head_dim.
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from weightdecay.kernels.library import call
+from weightdecay.kernels.library import call, numbers
 from weightdecay.kernels.scores import Scores
 
 
@@ -57,10 +55,4 @@ def _settings(q: Tensor, v: Tensor, scores: Scores) -> tuple[Any, ...]:
 
 
 def _strides(*heads: Tensor) -> Any:
-    return _array(tuple(x.stride()[:3] for x in heads))
-
-
-@functools.lru_cache(maxsize=64)
-def _array(strides: tuple[tuple[int, ...], ...]) -> Any:
-    flat = [number for of in strides for number in of]
-    return (ctypes.c_int64 * len(flat))(*flat)
+    return numbers(*(number for x in heads for number in x.stride()[:3]))

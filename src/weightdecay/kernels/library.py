@@ -34,7 +34,8 @@ _COMPILE_S = 120
 _WORTH_THREADS = 1 << 15
 
 # What a kernel takes, letter by letter: tensors of bfloat16 (b), float32 (w) and int64 (t), or none in their place, and
-# numbers: int64 (l), int (i) and float (f); views of bfloat16 (v) lie as strides (s) say, which are arrays of int64.
+# numbers: int64 (l), int (i) and float (f), and arrays of int64 (s); views of bfloat16 (v) lie as such strides say. An
+# address (p) is of another kernel.
 # The number of threads, which all take, comes last.
 _SIGNATURES = {
     **dict.fromkeys(("relu", "relu_squared", "gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh"), "bwbbll"),
@@ -58,6 +59,10 @@ _SIGNATURES = {
     "small_weight_gradient": "bbwlll",
     "causal_forward": "vvvsbwwfflllllll",
     "causal_backward": "bvvvsvvvswwfflllllll",
+    "attention_branch": "bwwffbwwwwffbwbwbwbbs",
+    "attention_branch_backward": "bbwfwbbwbbbwwwffbwwwwwws",
+    "feedforward_branch": "bwwffbwpbwbwbbbbs",
+    "feedforward_branch_backward": "bbwfwbbbbbbwwwwwws",
 }
 _NUMBERS = {"l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
 _TENSORS = {"b": torch.bfloat16, "v": torch.bfloat16, "w": torch.float32, "t": torch.int64}
@@ -89,16 +94,17 @@ def call(name: str, *arguments: Any) -> None:
     assert kernels is not None
     passed: list[Any] = []
     most = 0
-    # A small model's step makes a hundred calls, and each argument is looked at once.
+    # A small model's step makes dozens of calls, and each argument is looked at once.
     for argument, (dtype, whole) in zip(arguments, _KINDS[name], strict=True):
         if dtype is None or argument is None:
             passed.append(argument)
             continue
-        if isinstance(argument, FakeTensor):
+        if type(argument) is FakeTensor:
             return  # where only the memory is asked for, see `training.footprint`
-        if argument.dtype != dtype or (whole and not argument.is_contiguous()) or not argument.is_cpu:
+        if argument.dtype is not dtype or (whole and not argument.is_contiguous()) or not argument.is_cpu:
             raise TypeError(f"{name}: takes contiguous {dtype} on the processor, got {argument.dtype}")
-        most = max(most, argument.numel())
+        if (count := argument.numel()) > most:
+            most = count
         passed.append(argument.data_ptr())
 
     threads = torch.get_num_threads() if most >= _WORTH_THREADS else 1
@@ -107,6 +113,18 @@ def call(name: str, *arguments: Any) -> None:
         return
     with torch.profiler.record_function(f"kernel:{name}"):
         getattr(kernels, name)(*passed, threads)
+
+
+@functools.lru_cache(maxsize=256)
+def numbers(*values: int) -> Any:
+    """An array of int64 for a kernel."""
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+@functools.cache
+def address(name: str) -> int:
+    """Where a kernel is, for another that calls it."""
+    return ctypes.cast(getattr(library(), name), ctypes.c_void_p).value or 0
 
 
 def sums_over_rows(width: int) -> Tensor:

@@ -106,6 +106,11 @@ def _is_small(weight_OI: Tensor) -> bool:
     return weight_OI.numel() <= _small_here and max(weight_OI.shape) <= _LONGEST and has_tiles()
 
 
+def are_ours(rows: int, *weights: Tensor) -> bool:
+    """Whether products of so many rows with these weights, and the gradients of both, are our own kernels'."""
+    return all(_is_small(weight_OI) and rows * max(weight_OI.shape) <= _PACKED for weight_OI in weights)
+
+
 def weight_gradient(dy_NO: Tensor, x_NI: Tensor, sums_OI: Tensor | None = None) -> Tensor:
     """dyᵀ·x in float32, of bfloat16 rows; added to `sums_OI` where that is given.
 

@@ -1,5 +1,5 @@
 // The non-linearities between up and down. One pass forward, which also keeps the slopes; one multiplication back.
-#include "bfloat16.h"
+#include "kernels.h"
 
 typedef struct {
     float value, slope;

@@ -1,4 +1,5 @@
 // Between the two products of attention: heads apart and together, the softmax of a block of scores and its gradient.
+#include "kernels.h"
 #include "logits.h"
 
 // qkv [B, T, (H + 2·K)·E] to q [B, H, T, E], k and v [B, H, T, E], each of the K repeated for its H/K query heads. Of

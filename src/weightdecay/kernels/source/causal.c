@@ -6,12 +6,9 @@
 #include "tiles.h"
 
 #ifdef TILES
-enum { QUERIES = 2 * SIDE };
+#include "kernels.h"
 
-// Where [batch, heads, time, width] lies: numbers from one to the next.
-typedef struct {
-    int64_t batch, head, time;
-} Strides;
+enum { QUERIES = 2 * SIDE };
 
 static inline int64_t padded_to_side(int64_t x) { return steps_of(x) * SIDE; }
 

@@ -1,5 +1,5 @@
 // LayerNorm and RMSNorm over the rows of x, and the sums over rows that gradients of gains and biases are.
-#include "bfloat16.h"
+#include "kernels.h"
 
 // y = (x − mean)·rstd·(gain + offset) + bias; without `centred` the mean is 0. gain, bias and mean may be missing.
 void norm_forward(const bfloat16 *x, const float *gain, const float *bias, float offset, float eps, int centred,

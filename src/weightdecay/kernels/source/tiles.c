@@ -7,6 +7,8 @@
 #include "tiles.h"
 
 #ifdef TILES
+#include "kernels.h"
+
 // Whether this process may use what the kernels were compiled for: the system is asked for AMX's registers.
 int tiles_usable(void) {
 #if defined(__AMX_BF16__) && defined(__AMX_TILE__)
