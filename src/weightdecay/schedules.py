@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, TypeGuard, get_args
 
 from weightdecay.errors import ScheduleError, did_you_mean
 
@@ -55,8 +55,13 @@ def _length_faults(shape: str, name: str, steps: Any) -> list[str]:
     return [f"{shape} needs at least 1 step, got {name}={_shown(steps)}: give its length in steps"]
 
 
+def is_schedule(value: Any) -> TypeGuard[Schedule]:
+    """Whether it can be asked for a step; a class of schedules can not."""
+    return callable(value) and not isinstance(value, type)
+
+
 def _schedule_faults(name: str, value: Any) -> list[str]:
-    if callable(value) and not isinstance(value, type):
+    if is_schedule(value):
         return []
     return [f"{name} must be a schedule, such as Cosine(6e-4, 6e-5, steps=9_000), got {_shown(value)}"]
 

@@ -157,7 +157,7 @@ def test_what_decays_other_weights_or_elsewhere_has_no_number(other: Any) -> Non
     "given",
     [
         {"weight_decay": "0.1"}, {"weight_decay": None}, {"weight_decay": True}, {"lr": "6e-4"}, {"source": ["torch"]},
-        {"target": None}, {"source": 3}, {"steps": "10"}, {"steps": 10.0}, {"schedule": 3},
+        {"target": None}, {"source": 3}, {"steps": "10"}, {"steps": 10.0}, {"schedule": 3}, {"schedule": Constant},
         {"steps": 10, "schedule": lambda _: "1e-3"},
     ],
 )  # fmt: skip

@@ -189,7 +189,9 @@ def test_multipliers_and_the_step_travel_with_the_state_and_nothing_is_lost_on_r
 
 
 @pytest.mark.parametrize("key", ["lr", "weight_decay"])
-@pytest.mark.parametrize("wrong", [-0.1, float("nan"), float("inf"), "0.1", True, [0.1], 1j, torch.ones(2)], ids=repr)
+@pytest.mark.parametrize(
+    "wrong", [-0.1, float("nan"), float("inf"), "0.1", True, [0.1], 1j, torch.ones(2), Cosine], ids=repr
+)
 @pytest.mark.parametrize("scheduled", [False, True])
 def test_a_value_that_is_no_number_is_named_and_nothing_has_changed(key: str, wrong: Any, scheduled: bool) -> None:
     optimizer = optimizer_of({"weight_decay": 0.1}, {"weight_decay": 0.05})
@@ -200,7 +202,22 @@ def test_a_value_that_is_no_number_is_named_and_nothing_has_changed(key: str, wr
     assert seen(optimizer) == before
 
 
+@pytest.mark.parametrize(("key", "multiplier"), [("lr", "lr_multiplier"), ("weight_decay", "decay_multiplier")])
+@pytest.mark.parametrize("wrong", [-1.0, float("nan"), "1", None, True], ids=repr)
+def test_a_multiplier_that_is_no_number_is_named_and_nothing_has_changed(key: str, multiplier: str, wrong: Any) -> None:
+    optimizer = optimizer_of({"weight_decay": 0.1}, {"weight_decay": 0.05, multiplier: wrong})
+    before = seen(optimizer)
+    with pytest.raises(OptimizerError, match=f"group 1 has {multiplier} {wrong!r}: give a finite number"):
+        apply_schedules(optimizer, 4, **{key: 0.5})  # type: ignore[arg-type]
+    assert repr(seen(optimizer)) == repr(before)
+
+
 def test_numbers_of_any_kind_are_numbers() -> None:
+    several = optimizer_of(
+        *({"weight_decay": 0.1, "lr_multiplier": 1, "decay_multiplier": n} for n in (Fraction(1, 2), 1))
+    )
+    apply_schedules(several, 0, lr=Linear(0.5, 0.0, 4), weight_decay=0.25)
+    assert rates(several) == [(0.5, 0.125), (0.5, 0.25)]
     optimizer = optimizer_of({"weight_decay": 0.1})
     value: Any = Fraction(1, 4)
     apply_schedules(optimizer, 0, lr=torch.tensor(0.5), weight_decay=value)  # type: ignore[arg-type]

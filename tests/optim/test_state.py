@@ -405,5 +405,7 @@ def test_names_come_as_pairs_too_and_are_text_or_refused() -> None:
     expected = state_by_name(optimizer, net)
     assert state_by_name(optimizer, list(net.named_parameters())).keys() == expected.keys()
     for wrong in ([b"w"] * 6, range(6), dict(enumerate(net.parameters())), dict.fromkeys(net.parameters(), "w")):
-        with pytest.raises(OptimizerError, match="give the model, its named tensors, or a list of names"):
+        with pytest.raises(
+            OptimizerError, match=r"give the model, dict\(model.named_parameters\(\)\), or a list of names"
+        ):
             state_by_name(optimizer, wrong)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from typing import Any
 from weightdecay.errors import ConfigError, did_you_mean
 from weightdecay.optim.checks import amount, number, whole
 from weightdecay.rules import CORRECTED, DECOUPLED, FIXED, INDEPENDENT, LR_SQUARED, RULES, Rule, as_rule
-from weightdecay.schedules import Schedule
+from weightdecay.schedules import Schedule, is_schedule
 
 # Adam's coupled λ acts through √v: what it removes depends on the gradients, so no λ of another convention equals it.
 _NO_NUMBER = "torch_adam"
@@ -108,7 +108,7 @@ def convert(
             has no counterpart.
     """
     faults = _faults(weight_decay, source, target, lr, steps)
-    if schedule is not None and not callable(schedule):
+    if schedule is not None and not is_schedule(schedule):
         faults.append(f"schedule must give lr for a step, such as Cosine(6e-4, 6e-5, steps=10_000), got {schedule!r}")
     if faults:
         raise ConfigError(faults)

@@ -25,7 +25,7 @@ from torch import Tensor
 from weightdecay.errors import OptimizerError, group_title
 from weightdecay.optim.checks import amount, number, whole
 from weightdecay.optim.grouping import Group, groups_in
-from weightdecay.schedules import Schedule
+from weightdecay.schedules import Schedule, is_schedule
 
 # What η or λ is at each step.
 Course: TypeAlias = float | Schedule
@@ -68,7 +68,7 @@ def apply_schedules(
     for key, course in (("lr", lr), ("weight_decay", weight_decay)):
         if course is None:
             continue
-        given = course(step) if callable(course) else course
+        given = course(step) if is_schedule(course) else course
         value = amount(given)
         if value is None:
             faults.append(f"{key} at step {step} is {given!r}: it must be a finite number of at least 0")
@@ -104,28 +104,34 @@ def _shares(groups: Sequence[Group], key: str, kind: str) -> tuple[list[float], 
     """Each group's share of η or λ, and the faults of those whose share cannot be known."""
     if without := [group_title(group, index) for index, group in enumerate(groups) if key not in group]:
         return [], [f"{kind} has no {key} in {', '.join(without)}: there is nothing to schedule"]
-    return _lr_shares(groups, kind) if key == "lr" else _decay_shares(groups, kind)
-
-
-def _decay_shares(groups: Sequence[Group], kind: str) -> tuple[list[float], list[str]]:
-    present = [number(group["weight_decay"]) or 0.0 for group in groups]
-    unshared = [λ for λ, group in zip(present, groups, strict=True) if "decay_multiplier" not in group]
-    # A plan's groups tell what λ their share is of; others are measured by the largest among them.
-    bases = [
-        λ / group["decay_multiplier"] for λ, group in zip(present, groups, strict=True) if group.get("decay_multiplier")
+    multiplier = _MULTIPLIERS[key]
+    own = [amount(group[multiplier]) if multiplier in group else None for group in groups]
+    faults = [
+        f"{group_title(group, index)} has {multiplier} {group[multiplier]!r}: give a finite number of at least 0"
+        for index, (group, share) in enumerate(zip(groups, own, strict=True))
+        if share is None and multiplier in group
     ]
+    if faults:
+        return [], faults
+    return _lr_shares(groups, own, kind) if key == "lr" else _decay_shares(groups, own, kind)
+
+
+def _decay_shares(groups: Sequence[Group], own: Sequence[float | None], kind: str) -> tuple[list[float], list[str]]:
+    present = [number(group["weight_decay"]) or 0.0 for group in groups]
+    unshared = [λ for λ, share in zip(present, own, strict=True) if share is None]
+    # A plan's groups tell what λ their share is of; others are measured by the largest among them.
+    bases = [λ / share for λ, share in zip(present, own, strict=True) if share]
     largest = max([*bases, *unshared], default=0.0)
     if unshared and not largest and len(unshared) == len(groups):
         words = "give the groups that a λ schedule is for a λ first, or a decay_multiplier"
         return [], [f"every group of {kind} has weight_decay 0: {words}"]
-    return [
-        group.get("decay_multiplier", λ / largest if largest else 0.0) for λ, group in zip(present, groups, strict=True)
-    ], []
+    proportions = [λ / largest if largest else 0.0 for λ in present]
+    return [part if share is None else share for part, share in zip(proportions, own, strict=True)], []
 
 
-def _lr_shares(groups: Sequence[Group], kind: str) -> tuple[list[float], list[str]]:
-    shares = [group.get("lr_multiplier", 1.0) for group in groups]
-    unshared = [group_title(group, i) for i, group in enumerate(groups) if "lr_multiplier" not in group]
+def _lr_shares(groups: Sequence[Group], own: Sequence[float | None], kind: str) -> tuple[list[float], list[str]]:
+    shares = [1.0 if share is None else share for share in own]
+    unshared = [group_title(groups[index], index) for index, share in enumerate(own) if share is None]
     # The η that each group is at now: of one that another share or another scheduler moved, nobody knows the share.
     bases = [(number(group["lr"]) or 0.0) / share for group, share in zip(groups, shares, strict=True) if share]
     if unshared and not all(math.isclose(base, bases[0], rel_tol=1e-6) for base in bases):

@@ -24,6 +24,7 @@ from weightdecay.probing.outermost import runs_hooks
 from weightdecay.probing.probe import GroupReport, probe_step
 from weightdecay.probing.watch import Way
 from weightdecay.rules import DECOUPLED, L2, Rule, as_rule, group_rule
+from weightdecay.schedules import is_schedule
 
 # The highest lr of the schedule: one for all groups (of one lr), one for each in order, or by group name.
 PeakLr: TypeAlias = float | Iterable[float] | Mapping[str, float]
@@ -47,7 +48,7 @@ def optimizer_faults(optimizer: Any, rule: Any, schedule: Any) -> list[str]:
     """What is wrong with an optimizer, a rule or a schedule, whatever the rule would do."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         return [f"control takes a torch optimizer, got {type(optimizer).__name__}"]
-    if schedule is not None and not callable(schedule):
+    if schedule is not None and not is_schedule(schedule):
         return [f"schedule must give λ for a step, such as Linear(0.1, 0.0, steps=10_000), got {schedule!r}"]
     kind, groups = type(optimizer).__name__, getattr(optimizer, "param_groups", None)
     if groups is None or not runs_hooks(optimizer):

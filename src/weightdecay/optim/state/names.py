@@ -58,7 +58,9 @@ def _named(optimizer: torch.optim.Optimizer, params: list[Tensor], names: Names)
     else:
         found = dict(zip(params, given, strict=True)) if listed else dict.fromkeys(params)
     if not all(isinstance(name, str) for name in found.values()):
-        raise OptimizerError(f"names is {names!r:.60}: give the model, its named tensors, or a list of names")
+        raise OptimizerError(
+            f"names is {names!r:.60}: give the model, dict(model.named_parameters()), or a list of names"
+        )
     return {p: found[p] for p in params if p in found}
 
 
