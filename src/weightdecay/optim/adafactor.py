@@ -45,6 +45,9 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
         OptimizerError: with every fault of every group.
     """
 
+    counts_steps = True
+    own_settings = ("factored", "beta1", "relative_step", "scale_parameter")
+
     def __init__(
         self,
         params: Params,
@@ -64,15 +67,7 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
         foreach: bool | None = None,
         maximize: bool = False,
     ) -> None:
-        form = {
-            "factored": factored, "beta1": beta1, "relative_step": relative_step, "scale_parameter": scale_parameter
-        }  # fmt: skip
-        self._construct(
-            params, {"rule": rule, "peak_lr": peak_lr, "rounding": rounding}, form, lr=lr, beta2_decay=beta2_decay,
-            eps=eps, d=d, weight_decay=weight_decay, foreach=foreach, maximize=maximize,
-        )  # fmt: skip
-
-    counts_steps = True
+        self._construct(locals())
 
     def _takes_complex(self, group: Group) -> bool:  # noqa: ARG002
         return False

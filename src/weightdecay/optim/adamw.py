@@ -142,11 +142,7 @@ class AdamW(_Adam, torch.optim.AdamW):
         fused: bool | None = None,
         compiled: bool | None = None,
     ) -> None:
-        self._construct(
-            params, {"rule": rule, "peak_lr": peak_lr, "rounding": rounding}, lr=lr, betas=betas, eps=eps,
-            weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize, foreach=foreach, capturable=capturable,
-            differentiable=differentiable, fused=fused, compiled=compiled,
-        )  # fmt: skip
+        self._construct(locals())
 
 
 class AdamL2(_Adam, torch.optim.Adam):
@@ -177,8 +173,4 @@ class AdamL2(_Adam, torch.optim.Adam):
         fused: bool | None = None,
         compiled: bool | None = None,
     ) -> None:
-        self._construct(
-            params, {"rule": rule, "peak_lr": None, "rounding": rounding}, lr=lr, betas=betas, eps=eps,
-            weight_decay=weight_decay, amsgrad=amsgrad, foreach=foreach, maximize=maximize, capturable=capturable,
-            differentiable=differentiable, fused=fused, compiled=compiled,
-        )  # fmt: skip
+        self._construct(locals())

@@ -78,6 +78,8 @@ class DecayingOptimizer(StateKeeping):
     """Why coupled rules are refused; empty where they are not."""
     only_coupled: ClassVar[str] = ""
     """Why all other rules are refused; empty where they are not."""
+    own_settings: ClassVar[tuple[str, ...]] = ()
+    """Settings that its constructor takes and torch's does not, beside those of the decay."""
     takes_sparse: ClassVar[bool] = False
     """Whether the direction takes sparse gradients, where nothing is to decay."""
 
@@ -90,25 +92,16 @@ class DecayingOptimizer(StateKeeping):
 
     # --- construction
 
-    def _construct(
-        self,
-        params: Params,
-        decay: Mapping[str, Any],
-        own: Mapping[str, Any] | None = None,
-        *,
-        compiled: bool | None = None,
-        **settings: Any,
-    ) -> None:
+    def _construct(self, given: Mapping[str, Any]) -> None:
         """Check everything, let torch construct itself, and make the rest the defaults of later groups.
 
         Args:
-            decay: the constructor's `rule`, `peak_lr` and `rounding`.
-            own: settings of groups that torch's constructor does not take.
-            compiled: whether steps beside torch's kernels go through compiled loops.
-            settings: what torch's constructor takes, by name.
+            given: all arguments of the constructor, as its `locals()`.
         """
-        settings = with_plain_numbers(settings)
-        own = with_plain_numbers(own or {})
+        settings = with_plain_numbers({key: value for key, value in given.items() if key not in ("self", "params")})
+        params, compiled = given["params"], settings.pop("compiled", None)
+        decay = {key: settings.pop(key, None) for key in ("rule", "peak_lr", "rounding")}
+        own = {key: settings.pop(key) for key in self.own_settings}
         self._rules: Rules = decay["rule"]
         rest = rule_for_the_rest(self._rules)
         lr = settings["lr"] if number(settings["lr"]) is not None else 1.0  # one that is no number is told below

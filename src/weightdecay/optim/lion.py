@@ -53,10 +53,7 @@ class Lion(ElementwiseOptimizer, _Settings):
         maximize: bool = False,
         foreach: bool | None = None,
     ) -> None:
-        self._construct(
-            params, {"rule": rule, "peak_lr": peak_lr, "rounding": rounding}, lr=lr, betas=betas,
-            weight_decay=weight_decay, maximize=maximize, foreach=foreach,
-        )  # fmt: skip
+        self._construct(locals())
 
     def _direction_step(self) -> None:
         for group in self.param_groups:

@@ -55,11 +55,7 @@ class SGDW(ElementwiseOptimizer, torch.optim.SGD):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
-        self._construct(
-            params, {"rule": rule, "peak_lr": peak_lr, "rounding": rounding}, lr=lr, momentum=momentum,
-            dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, maximize=maximize, foreach=foreach,
-            differentiable=differentiable, fused=fused,
-        )  # fmt: skip
+        self._construct(locals())
 
     def _next_direction(self, group: Group) -> tuple[str, tuple[float, float]]:
         momentum = group["momentum"]
