@@ -31,11 +31,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from numbers import Real
 from typing import Any, Literal, TypeAlias, get_args
 
-from torch import Tensor
-
+from weightdecay.amounts import amount, number
 from weightdecay.errors import OptimizerError, did_you_mean
 
 RuleName = Literal[
@@ -83,11 +81,11 @@ class Rule:
         name = values["name"]
         faults = [] if isinstance(name, str) and name else [f"name: a rule needs one, got {name!r}"]
         for key in ("lr_power", "peak_power"):
-            power = values[key]
-            if isinstance(power, bool) or not isinstance(power, Real) or not 0 <= float(power) < math.inf:
-                faults.append(f"{key}: give a finite number of at least 0, got {power!r}")
+            power = amount(values[key])
+            if power is None:
+                faults.append(f"{key}: give a finite number of at least 0, got {values[key]!r}")
             elif values[key].__class__ not in (int, float):
-                object.__setattr__(self, key, float(power))  # which any file takes
+                object.__setattr__(self, key, power)  # which any file takes
         for key, known in (("target", get_args(Target)), ("mask", get_args(Mask))):
             value = values[key]
             if not (isinstance(value, str) and value in known):
@@ -268,14 +266,10 @@ def group_decay_per_step(group: Mapping[str, Any]) -> float | None:
 
 
 def _number(group: Mapping[str, Any], key: str) -> float:
-    value = group[key]
-    if value.__class__ is float:
-        return float(value)
-    if isinstance(value, Tensor) and value.numel() == 1:
-        return float(value.detach())
-    if isinstance(value, Real) and not isinstance(value, bool):
-        return float(value)
-    raise OptimizerError(f"{_where(group)}{key} must be a number, got {value!r}")
+    value = number(group[key])
+    if value is None:
+        raise OptimizerError(f"{_where(group)}{key} must be a number, got {group[key]!r}")
+    return value
 
 
 def _where(group: Mapping[str, Any]) -> str:

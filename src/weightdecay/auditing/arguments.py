@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from weightdecay.amounts import number
 from weightdecay.auditing.ignoring import Ignored, ignored_of
-from weightdecay.auditing.settings import number
 from weightdecay.errors import ConfigError
 from weightdecay.planning.decay_plan import DecayPlan
 from weightdecay.planning.policies.policy_file import find_policy

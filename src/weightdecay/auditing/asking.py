@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from weightdecay.amounts import number
 from weightdecay.auditing.arguments import UNSAID, Told
-from weightdecay.auditing.settings import number
 from weightdecay.errors import PlanError
 from weightdecay.planning.decay_plan import DecayPlan
 from weightdecay.planning.plan import plan as planned

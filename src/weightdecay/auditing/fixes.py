@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from weightdecay.amounts import number
 from weightdecay.auditing.arguments import UNSAID, Told
 from weightdecay.auditing.asking import steps_taken
 from weightdecay.auditing.judging import Judgement
@@ -19,7 +20,6 @@ from weightdecay.auditing.losing import LOW_PRECISION
 from weightdecay.auditing.placing import Placing
 from weightdecay.auditing.probed import Probe, ProbedTensor
 from weightdecay.auditing.scales import Scale
-from weightdecay.auditing.settings import number
 
 # What our optimizers take over of a group of another's.
 _CARRIED = ("params", "lr", "weight_decay", "betas")

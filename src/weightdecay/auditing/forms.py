@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightdecay.amounts import number
 from weightdecay.auditing.carriers import LOW_PRECISION
 from weightdecay.auditing.measuring import FINE, Removed, local
 from weightdecay.auditing.probed import Order
-from weightdecay.auditing.settings import number, peak_of
+from weightdecay.auditing.settings import peak_of
 from weightdecay.auditing.sharding import added_over_shards
 from weightdecay.auditing.sighting import Known, Sighting, is_along
 from weightdecay.auditing.stepping import Bench, Place, Settings

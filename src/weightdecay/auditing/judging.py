@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import Tensor
 
+from weightdecay.amounts import number
 from weightdecay.auditing.asking import Asked, same
 from weightdecay.auditing.classes import is_linear, is_named_coupled, is_sgd, says_it_decouples
 from weightdecay.auditing.findings import Code, Severity
 from weightdecay.auditing.keys import is_other_name
 from weightdecay.auditing.probed import ProbedGroup, ProbedOptimizer, ProbedTensor
 from weightdecay.auditing.scales import Scale, per_step
-from weightdecay.auditing.settings import number
 from weightdecay.rules import Rule
 
 _TOLERANCE = 0.02

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from weightdecay.amounts import number
 from weightdecay.auditing.probed import ProbedGroup
-from weightdecay.auditing.settings import number
 from weightdecay.errors import misspelt
 
 _SCALES = re.compile(r"(scale|mult|multiplier|factor|ratio|coef|coefficient)$", re.IGNORECASE)

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from weightdecay.amounts import number
 from weightdecay.auditing.measuring import local
-from weightdecay.auditing.settings import number
 from weightdecay.auditing.sharding import agreed
 from weightdecay.auditing.stepping import Bench, Place
 

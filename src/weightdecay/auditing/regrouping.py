@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from weightdecay.auditing.settings import number
+from weightdecay.amounts import number
 from weightdecay.errors import PlanError
 from weightdecay.planning.decay_plan import DecayPlan, checked_optimizers
 from weightdecay.planning.roles.roles import NEVER

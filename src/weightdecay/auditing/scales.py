@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from weightdecay.amounts import number
 from weightdecay.auditing.probed import ProbedGroup
-from weightdecay.auditing.settings import number
 from weightdecay.errors import WeightDecayError
 from weightdecay.rules import CORRECTED, DECOUPLED, FIXED, INDEPENDENT, LR_SQUARED, Rule, as_rule
 

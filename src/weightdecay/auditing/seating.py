@@ -8,6 +8,7 @@ from statistics import median
 
 from torch import Tensor
 
+from weightdecay.amounts import number
 from weightdecay.auditing.arguments import Told
 from weightdecay.auditing.asking import Asked, Asking, same, steps_taken
 from weightdecay.auditing.classes import is_sgd
@@ -18,7 +19,6 @@ from weightdecay.auditing.losing import LOW_PRECISION, Seen, is_lost, is_undecid
 from weightdecay.auditing.placing import Placing, place_name, size_of
 from weightdecay.auditing.probed import Probe, ProbedGroup, ProbedTensor
 from weightdecay.auditing.scales import Scale, scales
-from weightdecay.auditing.settings import number
 from weightdecay.auditing.stepping import places_of
 from weightdecay.rules import DECOUPLED
 

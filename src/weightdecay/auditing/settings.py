@@ -5,17 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from weightdecay.amounts import number
 
 # Where schedulers, plans and people write the highest lr of a schedule.
 _PEAKS = ("peak_lr", "max_lr", "initial_lr")
-
-
-def number(value: Any) -> float | None:
-    """A setting as a number; None where it is none."""
-    if isinstance(value, Tensor):
-        return float(value.detach()) if value.numel() == 1 else None
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def peak_of(group: Mapping[str, Any]) -> tuple[float | None, str]:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
+from weightdecay.amounts import number
 from weightdecay.errors import OptimizerError, group_title
-from weightdecay.optim.checks import explained, group_faults, number, with_plain_numbers
+from weightdecay.optim.checks import explained, group_faults, with_plain_numbers
 from weightdecay.optim.decay import kernel_weight_decay, local, placed_like
 from weightdecay.optim.fitting import kinds_of, misfits
 from weightdecay.optim.grouping import (

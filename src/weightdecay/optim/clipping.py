@@ -20,9 +20,9 @@ import torch.distributed
 from torch import Tensor
 from torch.optim import optimizer as torchs  # its tables of global hooks have no public name
 
+from weightdecay.amounts import amount, number
 from weightdecay.errors import OptimizerError, TrainingError, did_you_mean
 from weightdecay.optim.base import DecayingOptimizer
-from weightdecay.optim.checks import amount, number
 from weightdecay.optim.decay import local
 from weightdecay.optim.grouping import groups_in, with_gradient
 from weightdecay.probing.outermost import is_of_this_package, step_is_replaced

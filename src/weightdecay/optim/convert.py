@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from weightdecay.amounts import amount, number, whole
 from weightdecay.errors import ConfigError, did_you_mean
-from weightdecay.optim.checks import amount, number, whole
 from weightdecay.rules import CORRECTED, DECOUPLED, FIXED, INDEPENDENT, LR_SQUARED, RULES, Rule, as_rule
 from weightdecay.schedules import Schedule, is_schedule
 

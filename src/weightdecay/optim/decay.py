@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.optim.checks import number
+from weightdecay.amounts import number
 from weightdecay.rules import Rule
 
 # Below this lr, λ = a/lr leaves the range of the float32 in which a kernel may hold it.

@@ -8,8 +8,8 @@ from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 from torch import Tensor
 
+from weightdecay.amounts import number
 from weightdecay.errors import OptimizerError, group_title
-from weightdecay.optim.checks import number
 from weightdecay.optim.roundings import as_rounding, spelt_rounding
 from weightdecay.planning.decay_plan import DecayPlan
 from weightdecay.planning.roles.roles import Role

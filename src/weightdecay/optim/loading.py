@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from weightdecay.amounts import number
 from weightdecay.errors import OptimizerError, group_title
-from weightdecay.optim.checks import number
 from weightdecay.optim.decay import local
 from weightdecay.optim.grouping import Group, Rules, names_in, with_gradient, with_rule
 from weightdecay.optim.pieces import Workspace

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from weightdecay.amounts import number
 from weightdecay.errors import OptimizerError, group_title
-from weightdecay.optim.checks import number
 from weightdecay.optim.grouping import HasParamGroups
 
 

@@ -22,8 +22,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from weightdecay.amounts import amount, number, whole
 from weightdecay.errors import OptimizerError, group_title
-from weightdecay.optim.checks import amount, number, whole
 from weightdecay.optim.grouping import Group, groups_in
 from weightdecay.schedules import Schedule, is_schedule
 

@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 
 import torch
 
+from weightdecay.amounts import amount, number
 from weightdecay.errors import OptimizerError, did_you_mean, group_title
 from weightdecay.optim.base import DecayingOptimizer
-from weightdecay.optim.checks import amount, number
 from weightdecay.optim.grouping import Group
 from weightdecay.probing.outermost import runs_hooks
 from weightdecay.probing.probe import GroupReport, probe_step

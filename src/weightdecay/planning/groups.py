@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 
+from weightdecay.amounts import amount
 from weightdecay.errors import PlanError, misspelt
 from weightdecay.planning.planned import PlannedTensor
 from weightdecay.planning.policies.author_rates import share_of
@@ -44,13 +43,14 @@ def param_groups(
     tensors: Iterable[PlannedTensor],
     parameters: Mapping[str, Any],
     *,
-    lr: float,
+    lr: Any,
     names: bool = True,
     options: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """The groups, decaying ones first; frozen tensors are in none. `DecayPlan.param_groups` says the rest."""
-    if not _is_rate(lr):
+    if (rate := amount(lr)) is None:
         raise PlanError(f"lr is {lr!r}: give the learning rate, a finite number of at least 0")
+    lr = lr if isinstance(lr, torch.Tensor) else rate
 
     members: dict[tuple[float, ...], tuple[_Shares, dict[int, tuple[str, Any]]]] = {}
     for tensor in tensors:
@@ -100,9 +100,3 @@ def _refuse_torn(groups: Iterable[Mapping[int, tuple[str, Any]]]) -> None:
 def misspelt_keys(group: Mapping[str, Any], settings: Iterable[str]) -> list[str]:
     """Keys of a group that look like one of its optimizer's settings, or of a plan's, and are none."""
     return misspelt(group, {*settings, *_BESIDE})
-
-
-def _is_rate(value: Any) -> bool:
-    if isinstance(value, torch.Tensor):
-        return value.numel() == 1 and not value.is_complex() and 0.0 <= float(value.detach()) < math.inf
-    return not isinstance(value, bool) and isinstance(value, Real) and 0.0 <= float(value) < math.inf

@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from weightdecay.amounts import number
 from weightdecay.auditing.arguments import UNSAID, told
 from weightdecay.auditing.audit import audited
 from weightdecay.auditing.rendering import show
 from weightdecay.auditing.result import Audit
-from weightdecay.auditing.settings import number
 from weightdecay.auditing.sharding import alone, is_distributed
 from weightdecay.errors import ConfigError, WeightDecayError
 from weightdecay.naming import bare_class, unwrapped

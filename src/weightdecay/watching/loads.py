@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from weightdecay.auditing.settings import number
+from weightdecay.amounts import number
 from weightdecay.watching.tracebacks import unseen
 
 

@@ -20,16 +20,15 @@ On a module, for what lies below it:
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
 
+from weightdecay.amounts import amount
 from weightdecay.naming import places
 
 
@@ -106,23 +105,16 @@ def _on_tensor(parameter: Tensor) -> Iterator[Mark]:
         yield from _mark("its `optim_overrides`", beside, share=decay, lr_share=lr)
 
     for attribute in _SCALING:
-        if (lr := _number(getattr(parameter, attribute, None))) is not None and lr != 1.0:
+        if (lr := amount(getattr(parameter, attribute, None))) is not None and lr != 1.0:
             yield Mark(f"its `{attribute}`", lr_share=lr)
 
 
 def _mark(where: str, unread: tuple[str, ...], **rates: Any) -> Iterator[Mark]:
     """A mark with those rates that are numbers; one that is not joins what no plan carries."""
-    read = {key: _number(value) for key, value in rates.items()}
+    read = {key: amount(value) for key, value in rates.items()}
     odd = tuple(f"{key} {value!r}" for key, value in rates.items() if value is not None and read[key] is None)
     if unread or odd or any(value is not None for value in read.values()):
         yield Mark(where, **read, unread=unread + odd)
-
-
-def _number(value: Any) -> float | None:
-    """A finite number of at least 0, or None."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= float(value) < math.inf:
-        return None
-    return float(value)
 
 
 def listings(model: nn.Module) -> list[Listing]:
