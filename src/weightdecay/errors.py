@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 
@@ -110,6 +111,15 @@ class StoppedError(WeightDecayError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number  # type: ignore[misc]  # an instance's own, decided by the signal
+
+
+@contextmanager
+def gathered(faults: list[str], *, before: str = "", after: str = "") -> Iterator[None]:
+    """Put the faults of what is raised within into a list, to be raised with others; words may go before and after."""
+    try:
+        yield
+    except ConfigError as error:
+        faults += [f"{before}{fault}{after}" for fault in error.faults]
 
 
 def fault_of_the_world(error: BaseException) -> WeightDecayError | None:

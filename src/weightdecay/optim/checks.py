@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.amounts import amount, number, whole
-from weightdecay.errors import OptimizerError, did_you_mean
+from weightdecay.errors import OptimizerError, did_you_mean, gathered
 from weightdecay.optim.orthogonal import ADJUSTMENTS, METHODS
 from weightdecay.optim.roundings import as_rounding
 from weightdecay.rules import Rule, as_rule, group_decay_per_step
@@ -79,10 +79,8 @@ def group_faults(group: Mapping[str, Any], title: str, refusal: Callable[[Rule],
     found = [fault for faults_of in kinds for fault in faults_of(group)]
     faults = [f"{what} ({title}): {remedy}" for what, remedy in found] + _rule_faults(group, title, refusal)
     if not faults:
-        try:
+        with gathered(faults, before=f"{title}: "):
             group_decay_per_step(group)
-        except OptimizerError as error:
-            faults += [f"{title}: {fault}" for fault in error.faults]
     return faults
 
 
@@ -161,22 +159,19 @@ def _adafactor_faults(group: Mapping[str, Any]) -> Iterator[_Fault]:
 
 
 def _rule_faults(group: Mapping[str, Any], title: str, refusal: Callable[[Rule], str]) -> list[str]:
-    faults = []
-    try:
+    faults: list[str] = []
+    with gathered(faults, after=f" ({title})"):
         as_rounding(group["rounding"])
-    except OptimizerError as error:
-        faults += [f"{fault} ({title})" for fault in error.faults]
-    try:
-        rule = as_rule(group["rule"])
-    except OptimizerError as error:
-        return faults + [f"{fault} ({title})" for fault in error.faults]
-
-    peak, decoupled = group.get("peak_lr"), group.get("decoupled_weight_decay", not rule.coupled)
-    if reason := refusal(rule):
-        faults.append(f"rule '{rule.name}' ({title}): {reason}")
-    elif decoupled != (not rule.coupled):
-        words = "AdamW is the decoupled one and AdamL2 the coupled one: leave it away"
-        faults.append(f"decoupled_weight_decay is {decoupled!r} ({title}), and rule '{rule.name}' is not so: {words}")
-    elif peak is not None and not amount(peak):
-        faults.append(f"Invalid peak_lr: {peak!r} ({title}): give peak_lr, a finite number over 0, or None")
+    with gathered(faults, after=f" ({title})"):
+        rule, peak = as_rule(group["rule"]), group.get("peak_lr")
+        decoupled = group.get("decoupled_weight_decay", not rule.coupled)
+        if reason := refusal(rule):
+            faults.append(f"rule '{rule.name}' ({title}): {reason}")
+        elif decoupled != (not rule.coupled):
+            words = "AdamW is the decoupled one and AdamL2 the coupled one: leave it away"
+            faults.append(
+                f"decoupled_weight_decay is {decoupled!r} ({title}), and rule '{rule.name}' is not so: {words}"
+            )
+        elif peak is not None and not amount(peak):
+            faults.append(f"Invalid peak_lr: {peak!r} ({title}): give peak_lr, a finite number over 0, or None")
     return faults

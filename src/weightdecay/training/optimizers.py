@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from weightdecay.errors import ConfigError, OptimizerError, did_you_mean
+from weightdecay.errors import ConfigError, did_you_mean, gathered
 from weightdecay.optim.adafactor import Adafactor
 from weightdecay.optim.adamw import AdamL2, AdamW
 from weightdecay.optim.grouping import Rules, muon_tensors, split_group
@@ -62,14 +62,12 @@ def _override_faults(settings: OptimizerSettings) -> list[str]:
     """What is wrong with the rules by pattern."""
     if settings.rule_overrides and settings.name == "muon":
         return ["optimizer.rule_overrides: not of 'muon', whose AdamW beside it has optimizer.adamw_rule"]
-    faults = []
+    faults: list[str] = []
     for row in settings.rule_overrides:
-        try:
+        with gathered(faults, before="optimizer.rule_overrides: "):
             if as_rule(row.rule).coupled:
                 faults.append(f"optimizer.rule_overrides: '{row.rule}' of '{row.pattern}' goes through the gradient, "
                               "which no tensor does by itself")  # fmt: skip
-        except OptimizerError as error:
-            faults += [f"optimizer.rule_overrides: {fault}" for fault in error.faults]
     return faults
 
 

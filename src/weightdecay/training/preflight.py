@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from weightdecay.errors import ConfigError, did_you_mean
+from weightdecay.errors import did_you_mean, gathered
 from weightdecay.recipes.settings import OptimizerSettings
 
 RESUME = ("auto", "never", "must")
@@ -17,10 +17,8 @@ def missing_names(values: Mapping[str, Any]) -> list[str]:
     faults: list[str] = []
     for key, find in _FINDERS.items():
         if key in values:
-            try:
+            with gathered(faults):
                 find(values[key])
-            except ConfigError as error:
-                faults += error.faults
     return faults
 
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from weightdecay.errors import OptimizerError, did_you_mean
+from weightdecay.errors import OptimizerError, did_you_mean, gathered
 from weightdecay.optim.base import DecayingOptimizer
 from weightdecay.optim.decay import laid_out_like
 from weightdecay.optim.roundings import ROUNDED, STREAM, group_rounding
@@ -58,17 +58,15 @@ def state_by_name(optimizer: torch.optim.Optimizer, names: Names = None) -> dict
     optimizer = unwrapped(optimizer)
     named = parameter_names(optimizer, names)
     tensors: dict[str, Tensor] = {}
-    faults = []
+    faults: list[str] = []
     for p, state in optimizer.state.items():
         if p not in named or not isinstance(state, Mapping):
             # Others keep it under text.
             owner = f"a tensor of shape {tuple(p.shape)}" if hasattr(p, "shape") else repr(p)
             faults.append(f"{type(optimizer).__name__} keeps state of {owner}, which is no parameter of its groups")
-            continue
-        try:
-            tensors |= flattened(named[p], state) if has_state(optimizer, p) else {}
-        except OptimizerError as error:
-            faults += error.faults
+        elif has_state(optimizer, p):
+            with gathered(faults):
+                tensors |= flattened(named[p], state)
     if faults:
         raise OptimizerError(list(dict.fromkeys(faults)))
     return tensors
@@ -162,13 +160,10 @@ def _read(
         entries = defaultdict(dict, {now[name]: paths for name, paths in entries.items()})
         settings = renamed_settings(settings, now) if settings is not None else None
 
-    states: dict[str, State] = {}
+    states: dict[str, State] = {name: {} for name in entries}
     for name, paths in entries.items():
-        try:
+        with gathered(faults, before=f"{name}/"):
             states[name] = unflattened(paths)
-        except OptimizerError as error:
-            states[name] = {}
-            faults += [f"{name}/{fault}" for fault in error.faults]
     return states, settings, faults
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from weightdecay.errors import OptimizerError, did_you_mean
+from weightdecay.errors import OptimizerError, did_you_mean, gathered
 from weightdecay.optim.grouping import names_in
 from weightdecay.optim.state.settings import Settings, plain_group
 from weightdecay.optim.state.tree import flattened
@@ -90,15 +90,13 @@ def from_positional(
 
     by_id = dict(zip(ids, names, strict=True))
     tensors: dict[str, Tensor] = {}
-    faults = []
+    faults: list[str] = []
     for saved, state in states.items():
         if saved not in by_id:
             faults.append(f"state {saved!r} is of no parameter of the groups")
-            continue
-        try:
-            tensors |= flattened(by_id[saved], state) if any(value is not None for value in state.values()) else {}
-        except OptimizerError as error:
-            faults += error.faults
+        elif any(value is not None for value in state.values()):
+            with gathered(faults):
+                tensors |= flattened(by_id[saved], state)
     if faults := faults + _shape_faults(tensors, model, layout):
         raise OptimizerError(faults)
 
