@@ -109,6 +109,18 @@ def test_all_faults_come_at_once() -> None:
 
 
 @every
+@pytest.mark.parametrize("path", [{}, {"foreach": True}, {"fused": True}], ids=str)
+def test_lambda_may_be_a_tensor_with_an_axis(name: str, path: dict[str, bool]) -> None:
+    if "fused" in path and name in ("Lion", "Adafactor"):
+        pytest.skip("has no fused kernel")
+    p, q = matrix(), matrix()
+    rule = {"rule": "l2"} if name == "SGDW" else {}
+    made(name, [p], weight_decay=torch.tensor([0.5]), **rule, **path).step()
+    made(name, [q], weight_decay=0.5, **rule, **path).step()
+    assert torch.equal(p, q)
+
+
+@every
 @pytest.mark.parametrize(
     "value", [np.array(1e-3), np.float32(1e-3), np.float64(1e-3), decimal.Decimal("1e-3"), fractions.Fraction(1, 1000)]
 )

@@ -58,6 +58,8 @@ def with_plain_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings whose numbers, also in pairs, are tensors or Python's own, which all kernels and files take."""
 
     def plain(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.ndim and value.numel() == 1:
+            return value.reshape(())  # with an axis not every kernel takes it
         if isinstance(value, Tensor) or type(value) in (bool, int, float):
             return value
         if type(value) in (tuple, list):
