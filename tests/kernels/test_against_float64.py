@@ -19,7 +19,7 @@ from weightdecay.kernels.attention import attention, split_heads
 from weightdecay.kernels.branches import Layer, attention_branch, feedforward_branch
 from weightdecay.kernels.lookup import tied
 from weightdecay.kernels.loss import head_loss
-from weightdecay.kernels.norms import Norm, column_sums, normed, normed_beside
+from weightdecay.kernels.norms import Norm, column_sums, norm_of_all, normed, normed_beside
 from weightdecay.kernels.products import input_gradient, multiplied, product, products_by_torch, weight_gradient
 from weightdecay.kernels.scores import Heads, Scores
 from weightdecay.models.attention import score_mask
@@ -321,6 +321,29 @@ def test_gradients_of_weights(
 def test_sums_over_rows_are_the_same_with_any_number_of_rows_to_a_thread() -> None:
     x = draw(100_000, 3, seed=0)
     torch.testing.assert_close(column_sums(x).double(), x.double().sum(dim=0), rtol=1e-4, atol=1e-2)
+
+
+@given(sizes=st.lists(st.integers(0, 5_000), max_size=6), threads=st.integers(1, 3), scale=st.sampled_from([1.0, 1e25]))
+@settings(max_examples=20)
+def test_the_norm_of_many_tensors(sizes: list[int], threads: int, scale: float) -> None:
+    tensors = [scale * draw(size, seed=size).float() for size in sizes]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        patch.setattr(library, "_WORTH_THREADS", 0)
+        found = norm_of_all(iter(tensors))
+    exact = math.sqrt(sum(float(t.double().square().sum()) for t in tensors))
+    assert float(found) == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.parametrize("end", [math.nan, math.inf])
+def test_the_norm_of_what_is_not_finite_is_not(end: float) -> None:
+    assert not norm_of_all([torch.ones(40), torch.tensor([1.0, end])]).isfinite()
+
+
+@pytest.mark.parametrize("other", [torch.ones(3).double(), torch.ones(4, 4).T[::2], torch.ones(3, device="meta")])
+def test_the_norm_of_tensors_that_would_be_misread_is_refused(other: Tensor) -> None:
+    with pytest.raises(TypeError, match="contiguous"):
+        norm_of_all([torch.ones(3), other])
 
 
 def test_a_tensor_that_a_kernel_would_misread_is_refused() -> None:

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,9 @@ _COMPILE_S = 120
 # One thread takes what is smaller: waking the others would cost more.
 _WORTH_THREADS = 1 << 15
 
-# What a kernel takes, letter by letter: tensors of bfloat16 (b), float32 (w) and int64 (t), or none in their place, and
-# numbers: int64 (l), int (i) and float (f), and arrays of int64 (s); views of bfloat16 (v) lie as such strides say. An
-# address (p) is of another kernel.
-# The number of threads, which all take, comes last.
+# What a kernel takes, letter by letter: tensors of bfloat16 (b), float32 (w), float64 (d) and int64 (t), or none in
+# their place, and numbers: int64 (l), int (i) and float (f), and arrays of int64 (s); views of bfloat16 (v) lie as such
+# strides say. An address (p) is of another kernel. The number of threads, which all take, comes last.
 _SIGNATURES = {
     **dict.fromkeys(("relu", "relu_squared", "gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh"), "bwbbll"),
     "times_slopes": "bbbwlll",
@@ -44,6 +43,7 @@ _SIGNATURES = {
     "norm_backward": "bbbwfiwwbwwwll",
     "add_branch": "bbwll",
     "column_sums": "bwll",
+    "sums_of_squares": "ssdll",
     "transpose": "bblllll",
     "widen": "wbil",
     "add_rows": "wtwll",
@@ -65,7 +65,7 @@ _SIGNATURES = {
     "feedforward_branch_backward": "bbwfwbbbbbbwwwwwws",
 }
 _NUMBERS = {"l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
-_TENSORS = {"b": torch.bfloat16, "v": torch.bfloat16, "w": torch.float32, "t": torch.int64}
+_TENSORS = {"b": torch.bfloat16, "v": torch.bfloat16, "w": torch.float32, "d": torch.float64, "t": torch.int64}
 _KINDS = {
     name: tuple((_TENSORS.get(letter), letter != "v") for letter in signature)
     for name, signature in _SIGNATURES.items()
@@ -107,12 +107,28 @@ def call(name: str, *arguments: Any) -> None:
             most = count
         passed.append(argument.data_ptr())
 
-    threads = torch.get_num_threads() if most >= _WORTH_THREADS else 1
+    threads = worth_threads(most)
     if not torch.autograd.profiler._is_profiler_enabled:
         getattr(kernels, name)(*passed, threads)
         return
     with torch.profiler.record_function(f"kernel:{name}"):
         getattr(kernels, name)(*passed, threads)
+
+
+def worth_threads(count: int) -> int:
+    """How many threads work on so many numbers."""
+    return torch.get_num_threads() if count >= _WORTH_THREADS else 1
+
+
+def places(tensors: Sequence[Tensor], dtype: torch.dtype) -> Any:
+    """Where whole tensors lie, an array for a kernel.
+
+    Raises:
+        TypeError: a tensor is of another dtype, does not lie in one piece, or not on the processor.
+    """
+    if not all(x.dtype is dtype and x.is_contiguous() and x.is_cpu for x in tensors):
+        raise TypeError(f"takes contiguous {dtype} on the processor")
+    return (ctypes.c_int64 * len(tensors))(*(0 if type(x) is FakeTensor else x.data_ptr() for x in tensors))
 
 
 @functools.lru_cache(maxsize=256)

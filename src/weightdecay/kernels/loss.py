@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from weightdecay.kernels.library import call
-from weightdecay.kernels.products import weight_gradient
+from weightdecay.kernels.products import input_gradient, multiplied, weight_gradient
 
 # Logits that are held at once: 128 MiB of bfloat16. Each time, the gradient of W is gone through once more.
 _LOGITS = 1 << 26
@@ -64,19 +64,20 @@ class _HeadLoss(torch.autograd.Function):
         for begin in range(0, tokens, rows):
             part = slice(begin, begin + rows)
             x_CD = x_ND[part]
-            logits_CV = x_CD @ rounded_VD.t()
+            logits_CV = multiplied(x_CD, rounded_VD)
             call(
                 "cross_entropy", logits_CV, targets_N[part], losses_N[part], logsums_N[part], 1.0 / tokens,
                 z_loss, multiplier, softcap, needs_gradient, len(x_CD), vocabulary,
             )  # fmt: skip
             if not needs_gradient:
                 continue
-            torch.mm(logits_CV, rounded_VD, out=dx_ND[part])
+            input_gradient(logits_CV, rounded_VD, dx_ND[part])
             dweight_VD = weight_gradient(logits_CV, x_CD, dweight_VD)
 
         ctx.save_for_backward(dx_ND, dweight_VD)
         ctx.weight_dtype = weight_VD.dtype
-        loss, auxiliary = losses_N.mean(), z_loss * logsums_N.square().mean()
+        loss = losses_N.mean()
+        auxiliary = z_loss * logsums_N.square().mean() if z_loss else torch.zeros(())
         ctx.mark_non_differentiable(auxiliary)
         return loss, auxiliary
 

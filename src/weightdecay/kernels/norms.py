@@ -1,14 +1,15 @@
-"""LayerNorm and RMSNorm of bfloat16 rows with float32 gains, and sums over rows."""
+"""LayerNorm and RMSNorm of bfloat16 rows with float32 gains, sums over rows, and the norm of many tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from weightdecay.kernels.library import call, sums_over_rows
+from weightdecay.kernels.library import call, numbers, places, sums_over_rows, worth_threads
 
 
 class Norm(NamedTuple):
@@ -105,3 +106,17 @@ def column_sums(x: Tensor) -> Tensor:
     sums = sums_over_rows(width)
     call("column_sums", x, sums, x.numel() // width, width)
     return sums[0]
+
+
+def norm_of_all(tensors: Iterable[Tensor]) -> Tensor:
+    """‖x‖₂ over all numbers of float32 tensors in one call, a float64 scalar, summed in float64.
+
+    Raises:
+        TypeError: a tensor is of another dtype, does not lie in one piece, or not on the processor.
+    """
+    listed = list(tensors)
+    counts = [x.numel() for x in listed]
+    shares = worth_threads(sum(counts))
+    sums = torch.empty(shares, dtype=torch.float64)
+    call("sums_of_squares", places(listed, torch.float32), numbers(*counts), sums, len(listed), shares)
+    return sums.sum().sqrt()

@@ -82,11 +82,11 @@ def multiplied(
     return y_NO
 
 
-def input_gradient(dy_NO: Tensor, weight_OI: Tensor) -> Tensor:
-    """dy·W of bfloat16 rows."""
+def input_gradient(dy_NO: Tensor, weight_OI: Tensor, dx_NI: Tensor | None = None) -> Tensor:
+    """dy·W of bfloat16 rows, to `dx_NI` where that is given."""
+    dx_NI = dy_NO.new_empty(len(dy_NO), weight_OI.shape[1]) if dx_NI is None else dx_NI
     if not _is_small(weight_OI):
-        return torch.mm(dy_NO, weight_OI)
-    dx_NI = dy_NO.new_empty(len(dy_NO), weight_OI.shape[1])
+        return torch.mm(dy_NO, weight_OI, out=dx_NI)
     call("small_input_gradient", dy_NO, weight_OI, dx_NI, *dy_NO.shape, dx_NI.shape[1])
     return dx_NI
 

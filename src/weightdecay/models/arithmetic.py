@@ -44,13 +44,13 @@ def weights_in(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         for model in models:
             model.stream_dtype = dtype
         for layer in layers:
-            layer.rounded = weights[layer.weight]
+            layer.__dict__["rounded"] = weights[layer.weight]  # no module or parameter, for which torch would look
         yield
     finally:
         for model in models:
             model.stream_dtype = None
         for layer in layers:
-            layer.rounded = None
+            layer.__dict__.pop("rounded", None)
 
 
 def products_in(module: nn.Module, dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:

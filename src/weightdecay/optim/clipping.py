@@ -8,10 +8,11 @@ them at the same speed. The clipping then needs no pass of its own: a fused kern
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -128,6 +129,7 @@ def clipped_step(
     *,
     on_nonfinite: OnNonfinite = "stop",
     process_group: torch.distributed.ProcessGroup | None = None,
+    norm_of: Callable[[Iterable[Tensor]], Tensor] = total_norm,
 ) -> ClippedStep:
     """Clip the gradients' norm and step, for any torch optimizer.
 
@@ -141,6 +143,7 @@ def clipped_step(
         on_nonfinite: `stop` raises, `skip` leaves the step out and says so.
         process_group: ranks whose gradients are not reduced to the same values, and yet must decide alike whether
             to step. Not needed under DDP or FSDP, where the norm is the same everywhere.
+        norm_of: takes the norm of all gradients together.
 
     Raises:
         NonfiniteGradientError: a gradient is not finite and `on_nonfinite` is `stop`.
@@ -151,7 +154,7 @@ def clipped_step(
     _raise_if_unusable(optimizer, max_norm, on_nonfinite)
     if any(grad.is_sparse for grad in grads):
         raise OptimizerError("a sparse gradient cannot be clipped here: use a dense embedding (sparse=False)")
-    norm = float(total_norm(grads))
+    norm = float(norm_of(grads))
     if not _finite_everywhere(norm, process_group):
         if on_nonfinite == "stop":
             raise NonfiniteGradientError(
@@ -201,10 +204,20 @@ def _finite_everywhere(norm: float, process_group: torch.distributed.ProcessGrou
     return float(bad) == 0.0
 
 
+def _needs_closure(step: Callable[..., Any]) -> bool:
+    closure = inspect.signature(step).parameters.get("closure")
+    return closure is not None and closure.default is closure.empty
+
+
+# To look at a signature costs as much as the norm. One optimizer's own step is not kept: it would keep the optimizer.
+_class_needs_closure = functools.lru_cache(maxsize=64)(_needs_closure)
+
+
 def _raise_if_unusable(optimizer: Any, max_norm: Any, on_nonfinite: Any) -> None:
     faults = []
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is closure.empty:
+    step = optimizer.step
+    of_class = getattr(step, "__func__", None) is getattr(type(optimizer), "step", step)
+    if _class_needs_closure(type(optimizer).step) if of_class else _needs_closure(step):
         faults.append(f"{type(optimizer).__name__} steps with a closure, which has the gradients: clip them in there")
     if max_norm is not None and not amount(max_norm):
         faults.append(f"max_norm must be a finite number over 0, got {max_norm!r}: give None to clip nothing")

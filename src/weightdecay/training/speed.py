@@ -41,7 +41,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
         "scaled_dot_product", "flash", "bmm", "aten::_softmax",
     ),
     "loss": ("_HeadLoss", "log_softmax", "nll_loss", "cross_entropy"),
-    "optimizer": ("_fused_adam", "_foreach", "linalg_vector_norm", "Optimizer."),
+    "optimizer": ("_fused_adam", "_foreach", "linalg_vector_norm", "kernel:sums_of_squares", "Optimizer."),
     "norms and elementwise": (
         "kernel:", "layer_norm", "rms_norm", "gelu", "silu", "relu",
         "aten::add", "aten::mul", "aten::sub", "aten::sum", "aten::tanh", "aten::neg", "aten::div", "aten::pow",

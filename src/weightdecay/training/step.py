@@ -13,11 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from weightdecay.errors import TrainingError
 from weightdecay.evaluation.loss import nats
+from weightdecay.kernels.library import usable
 from weightdecay.kernels.memory import give_back_freed_memory
+from weightdecay.kernels.norms import norm_of_all
 from weightdecay.models.arithmetic import products_in, weights_in
 from weightdecay.models.decoder import GPT
 from weightdecay.models.objective import Losses
-from weightdecay.optim.clipping import NonfiniteGradientError, OnNonfinite, clipped_step
+from weightdecay.optim.clipping import NonfiniteGradientError, OnNonfinite, clipped_step, total_norm
 from weightdecay.training.distributed import Ranks
 
 
@@ -83,7 +85,9 @@ def take_step(
 
     try:
         # Ranks have the same gradient here, so the same norm, and all decide alike.
-        clipped = clipped_step(optimizer, grad_clip if grad_clip > 0 else None, on_nonfinite=on_nonfinite)
+        norm_of = norm_of_all if usable(total, dtype) else total_norm
+        max_norm = grad_clip if grad_clip > 0 else None
+        clipped = clipped_step(optimizer, max_norm, on_nonfinite=on_nonfinite, norm_of=norm_of)
     except NonfiniteGradientError as error:
         raise TrainingError(
             f"step {seed[1] + 1}: the gradient is not finite (loss {_mean(total, ranks):g}); the update was not made. "

@@ -1,4 +1,5 @@
-// LayerNorm and RMSNorm over the rows of x, and the sums over rows that gradients of gains and biases are.
+// LayerNorm and RMSNorm over the rows of x, and the sums over rows that gradients of gains and biases are; also Σ x² of
+// many tensors.
 #include "kernels.h"
 
 // y = (x − mean)·rstd·(gain + offset) + bias; without `centred` the mean is 0. gain, bias and mean may be missing.
@@ -100,4 +101,22 @@ void column_sums(const bfloat16 *x, float *sums, int64_t rows, int64_t width, in
         }
     }
     join(sums, width, threads);
+}
+
+// Σ x² over the numbers of many tensors, in float64; of each tensor, each of `shares` sums has its part.
+void sums_of_squares(const int64_t *places, const int64_t *counts, double *sums, int64_t tensors, int64_t shares,
+                     int threads) {
+    (void)threads;  // of the few sums alone
+#pragma omp parallel for num_threads(shares) schedule(static)
+    for (int64_t share = 0; share < shares; share++) {
+        double all = 0;
+        for (int64_t tensor = 0; tensor < tensors; tensor++) {
+            const float *x = (const float *)(intptr_t)places[tensor];
+            const int64_t end = counts[tensor] * (share + 1) / shares;
+            double sum = 0;
+            for (int64_t i = counts[tensor] * share / shares; i < end; i++) sum += (double)x[i] * x[i];
+            all += sum;
+        }
+        sums[share] = all;
+    }
 }
