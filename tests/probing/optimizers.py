@@ -206,6 +206,20 @@ class DrawsNumbers(Plain):
         p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(p.grad * noise.to(p), alpha=float(group["lr"]))
 
 
+class LooksTwice(Plain):
+    """As SAM: drops its gradients where it stands, and asks for new ones elsewhere."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        if closure is None:
+            raise RuntimeError("give a closure")
+        closure()
+        self.zero_grad()
+        with torch.enable_grad():
+            closure()
+        super().step()
+
+
 class WritesElsewhere(Plain):
     """Writes to a tensor that it did not make: the average of a model, say."""
 

@@ -176,6 +176,11 @@ def test_what_cannot_be_seen_is_opaque_with_the_reason() -> None:
     assert report.groups[0].opaque == report.opaque
 
 
+def test_a_step_that_drops_its_gradients_to_ask_for_new_ones_is_seen() -> None:
+    report = seen(own.LooksTwice(parameters(), lr=0.1, weight_decay=0.1))
+    assert (report.form, report.reads_weight_decay, report.reads_lr) == ("decoupled", True, True)
+
+
 def test_decay_that_a_hook_adds_is_seen_with_hooks_and_not_without() -> None:
     optimizer = torch.optim.AdamW(parameters(), lr=0.1, weight_decay=0.1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ class Manner:
         fresh: without state, rather than with what is cut from the optimizer's own.
         settings_only: without what groups hold beside the optimizer's settings, which is how far they have come.
         train: told to be in training, as optimizers are that evaluate at other weights.
-        closure: given one that finds the gradients there already.
+        closure: given one that finds the gradients.
         sparse: given sparse gradients.
     """
 
@@ -146,20 +146,27 @@ class Twin:
         Args:
             guarded: refuse writes to anything but the twin.
         """
-        arguments = (_no_loss,) if self.manner.closure else ()
+        arguments = (self._closure(),) if self.manner.closure else ()
         with isolated(_SEED + self._steps), self._guard() if guarded else nullcontext():
             self.optimizer.step(*arguments)
         self._steps += 1
+
+    def _closure(self) -> Callable[[], Tensor]:
+        """Finds the gradients that are set, again and again: a step may drop them between two calls, as SAM's does."""
+        found = [(p, p.grad) for p in self._copier.small.values() if p.grad is not None]
+
+        def closure() -> Tensor:
+            for p, gradient in found:
+                p.grad = gradient.clone()
+            return torch.zeros(())
+
+        return closure
 
     def _guard(self) -> Any:
         # What was made in one step is written to in the next, wherever it is kept.
         copies = [made for made in self._copier.memo.values() if isinstance(made, Tensor)]
         gradients = [p.grad for p in self._copier.small.values() if p.grad is not None]
         return OnlyOwnTensors([*copies, *gradients], self._own)
-
-
-def _no_loss() -> Tensor:
-    return torch.zeros(())
 
 
 def _orthogonal(w: Tensor) -> Tensor:
