@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def cache_directory() -> Path:
-    """Where trained tokenizers and prepared corpora are kept: `$XDG_CACHE_HOME/weightdecay`, or under `~/.cache`.
+    """Where tokenizers, prepared corpora, kernels and forecasts lie: `$XDG_CACHE_HOME/weightdecay`, or in `~/.cache`.
 
     Where nothing can be written there, or nobody's home is known, a temporary directory serves this process instead,
     and a `StorageWarning` says so once.

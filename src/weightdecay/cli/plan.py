@@ -250,12 +250,9 @@ def _recipe(name: str) -> Recipe:
 
 
 def _our_model(config: ModelConfig) -> Any:
-    import torch
-
     from weightdecay.models.decoder import GPT
 
-    with torch.device("meta"):
-        return GPT(config)
+    return GPT.blueprint(config)
 
 
 def _is_number(text: str) -> bool:

@@ -18,7 +18,7 @@ from weightdecay.models.block import make_block
 from weightdecay.models.cache import Cache
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.experts import Experts
-from weightdecay.models.initialisation import draw_weights
+from weightdecay.models.initialisation import Undrawn, draw_weights
 from weightdecay.models.layers import Linear, make_norm, soft_capped
 from weightdecay.models.mixing import MixedStream
 from weightdecay.models.routing import Router, Routing, Spread
@@ -69,6 +69,12 @@ class GPT(nn.Module):
         if config.tied_head:
             self.head.weight = self.embedding.weight
         draw_weights(self)
+
+    @classmethod
+    def blueprint(cls, config: ModelConfig) -> GPT:
+        """A model whose tensors have names, shapes and dtypes, and no values: it takes neither memory nor time."""
+        with torch.device("meta"), Undrawn():
+            return cls(config)
 
     def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits [B, T, V] for the token that follows each position.

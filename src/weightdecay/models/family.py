@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from weightdecay.declared.values import pairs
 from weightdecay.errors import ConfigError
 from weightdecay.models.config import ModelConfig
@@ -147,8 +145,7 @@ class Family:
 
     def links(self, config: ModelConfig) -> list[Link]:
         """Where every tensor of this decoder lies; the embedding first."""
-        with torch.device("meta"):
-            ours = GPT(config).tensors()
+        ours = GPT.blueprint(config).tensors()
         places = [("", "", piece) for piece in self.around]
         for layer in range(config.n_layers):
             theirs = f"{self.prefix}{self.block.format(layer)}."

@@ -80,8 +80,7 @@ def read_weights(path: Path, config: ModelConfig, report: Callable[[str], None])
         DamagedError: missing, extra or misshapen tensors, all of them named; a file that cannot be read.
     """
     found = weightfiles.read_weights(path)
-    with torch.device("meta"):
-        ours = GPT(config).tensors()
+    ours = GPT.blueprint(config).tensors()
     own = (path / OWN_CONFIG).is_file()
     links = [same(name, name) for name in ours] if own else _links(path, config)
     shapes = {

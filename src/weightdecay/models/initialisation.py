@@ -8,10 +8,11 @@ residual layers).
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from weightdecay.models.block import Block
 from weightdecay.models.config import ModelConfig
@@ -20,6 +21,18 @@ from weightdecay.models.feedforward import FeedForward
 
 if TYPE_CHECKING:
     from weightdecay.models.decoder import GPT
+
+
+class Undrawn(TorchFunctionMode):
+    """Layers that are made within leave their tensors as they are: nobody will look at the values.
+
+    On the meta device torch draws by means of its compiler, whose import alone takes a second.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
 from weightdecay.amounts import number
 from weightdecay.errors import OptimizerError, group_title
@@ -36,6 +35,7 @@ from weightdecay.optim.grouping import (
     with_rule,
     with_rules,
 )
+from weightdecay.optim.guards import bare, uncompiled
 from weightdecay.optim.loading import StateKeeping, is_only_saved
 from weightdecay.optim.noise import noise_stream
 from weightdecay.optim.pieces import Elements, StepKind, Workspace, flattened
@@ -150,6 +150,7 @@ class DecayingOptimizer(StateKeeping):
         """The settings that a group may have."""
         return set(defaults)
 
+    @uncompiled
     def add_param_group(self, param_group: Group) -> None:
         """Add a group as torch does; its rule and rounding are the optimizer's unless it brings its own.
 
@@ -164,7 +165,7 @@ class DecayingOptimizer(StateKeeping):
                 [ruled] = self._ruled([named], self.defaults, self.param_groups)
                 param_group.clear()
                 param_group.update(ruled)
-            super().add_param_group(param_group)
+            bare(super().add_param_group)(param_group)
         drop_repeats(self.param_groups[-1])
         if joins:
             warn_of_rounding(self.param_groups[-1], len(self.param_groups) - 1)
@@ -175,7 +176,7 @@ class DecayingOptimizer(StateKeeping):
     # --- the step
 
     # Compiled code holds an optimizer's state for constant: one tensor would be stepped with another's.
-    @_disable_dynamo
+    @uncompiled
     def step(self, closure: Callable[[], Any] | None = _no_closure) -> Any:
         """One step: every tensor with a gradient decays by its group's rule and follows the direction.
 
@@ -239,9 +240,7 @@ class DecayingOptimizer(StateKeeping):
 
     def _direction_step(self) -> None:
         """torch's own step, without the profiler and the hooks that already ran around ours."""
-        function: Any = super().step.__func__  # type: ignore[attr-defined]
-        plain = function.__wrapped__ if getattr(function, "hooked", False) else function
-        plain(self)
+        bare(super().step)()
 
     def _initial_values(self, work: list[Work]) -> dict[Tensor, Tensor]:
         """Copies of the weights that decay towards their initial value and have not been seen before."""

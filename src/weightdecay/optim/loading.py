@@ -12,6 +12,7 @@ from weightdecay.amounts import number
 from weightdecay.errors import OptimizerError, group_title
 from weightdecay.optim.decay import local
 from weightdecay.optim.grouping import Group, Rules, names_in, with_gradient, with_rule
+from weightdecay.optim.guards import bare, uncompiled
 from weightdecay.optim.pieces import Workspace
 from weightdecay.optim.roundings import LOW_PRECISION, Rounding
 from weightdecay.rules import plain_rule
@@ -43,14 +44,20 @@ class StateKeeping(torch.optim.Optimizer):
         for group in self.param_groups:
             group.update(with_rule(group, self.defaults))
 
+    @uncompiled
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with a rule of one's own by its fields, so that the state stays one of plain values."""
-        plain: dict[str, Any] = super().state_dict()
+        plain: dict[str, Any] = bare(super().state_dict)()
         for group in plain["param_groups"]:
             group["rule"] = plain_rule(group["rule"])
             if isinstance(group["rounding"], Rounding):
                 group["rounding"] = group["rounding"].name
         return plain
+
+    @uncompiled
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's."""
+        bare(super().zero_grad)(set_to_none)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load as torch does, by position, but leave every state in the dtype in which it was saved.

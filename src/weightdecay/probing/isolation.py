@@ -102,6 +102,11 @@ class OnlyOwnTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._own = known
         self._own.update(storage for tensor in own for storage in storages(tensor))
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch's compiler is not there while this is active; to tell it so would import it, which takes a second."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = dict(kwargs or {})
         written, makes = writes(func)

@@ -13,7 +13,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,10 +23,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from weightdecay.evaluation.loss import EVALUATION_TOKENS, nats
+from weightdecay.kernels.library import has_tiles, library
 from weightdecay.kernels.memory import resident_bytes
 from weightdecay.models.config import ModelConfig
 from weightdecay.models.decoder import GPT
 from weightdecay.models.objective import Objective
+from weightdecay.training.cached import cached
 from weightdecay.training.distributed import Ranks
 from weightdecay.training.optimizers import make_optimizer
 from weightdecay.training.setup import Setup
@@ -86,10 +88,23 @@ class Footprint:
 def footprint(setup: Setup, device: torch.device, rows: int) -> Footprint:
     """The memory of a run that puts so many sequences through its model at once.
 
+    It takes a second or two to find out, most of it the import of torch's compiler, which comes with fake tensors. So
+    what was found out for a run is kept in the cache.
+
     Args:
         device: where it will run; nothing is allocated there.
         rows: sequences of a pass, at least 1.
     """
+    config, run = setup.config, setup.config.run
+    settings = (config.model, config.optimizer, run.arithmetic, run.activation_checkpointing, run.dtype, run.nproc)
+    kernels = (library() is not None, has_tiles(), torch.get_num_threads())
+    question = (settings, setup.plan.to_json(), setup.sizes.full, setup.grad_clip(0) > 0, kernels, device, rows)
+    found = cached(Footprint, question, lambda: _of_tensors(setup, device, rows))
+    return replace(found, program=resident_bytes() if device.type == "cpu" else 0)
+
+
+def _of_tensors(setup: Setup, device: torch.device, rows: int) -> Footprint:
+    """All but the program."""
     config, run = setup.config.model, setup.config.run
     tracker = _Tracker(_even_load(config, rows * config.context))
     with _without_values(tracker), torch.device(device):
@@ -113,7 +128,7 @@ def footprint(setup: Setup, device: torch.device, rows: int) -> Footprint:
     tensors = tracker.most + (gradients if run.nproc > 1 else 0)
     activations = max(0, tensors - weights - state - gradients)
     return Footprint(
-        program=resident_bytes() if device.type == "cpu" else 0,
+        program=0,
         weights=weights,
         gradients=gradients,
         optimizer=state,

@@ -121,8 +121,7 @@ def set_up(config: TrainConfig, progress: Progress | None = None, bfloat16_costs
     if [Path(source) for source in config.data.sources] == [data.path]:  # prepared, with the tokenizer in it
         config = config.resolved(data__tokenizer=str(data.path / "tokenizer.json"))
     config = _resolve_shapes(with_pretrained_shape(config), data)
-    with torch.device("meta"):
-        model = GPT(config.model)
+    model = GPT.blueprint(config.model)
     embeddings = sum(table.weight.numel() for table in model.tables())
     n_parameters = model.n_parameters()
     sizes = batch_sizes(config.run, config.model.context)

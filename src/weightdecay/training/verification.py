@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from weightdecay import checkpoint
 from weightdecay.errors import ConfigError
 from weightdecay.models.decoder import GPT
@@ -68,10 +66,9 @@ def verify(run: Run, asked: Mapping[str, Any]) -> Verification:
     changes = [(words, can_change(key)) for key, words in config_changes(old, new).items()]
     tensors: list[str] = []
     if changes and old.model == new.model:
-        with torch.device("meta"):
-            model = GPT(new.model)
         saved = read_lock(run.path / "plan.json")
-        tensors = [str(difference) for difference in saved.diff(decay_plan(model, new.optimizer))]
+        planned = decay_plan(GPT.blueprint(new.model), new.optimizer)
+        tensors = [str(difference) for difference in saved.diff(planned)]
     good = [step for step, found in faults.items() if not found]
     lost = _rows_lost(run, max(faults, default=0), old.run.log_every)
     return Verification(faults, max(good, default=0), lost, changes, tensors)

@@ -91,8 +91,7 @@ def _roles(stored: Stored) -> dict[str, Role]:
     found = {tensor.name: tensor.role for tensor in plan_tensors(facts, unknown="exempt")}
     module: Any = None
     if stored.model is not None:
-        with torch.device("meta"):
-            module = GPT(stored.model)
+        module = GPT.blueprint(stored.model)
     elif stored.config and stored.folder is not None:
         try:
             source = open_source(str(stored.folder / "config.json"))
