@@ -22,7 +22,7 @@ from torch import Tensor
 from weightdecay.optim.compiled import Direction
 from weightdecay.optim.elementwise import ElementwiseOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules
-from weightdecay.optim.pieces import Elements
+from weightdecay.optim.pieces import Flat
 from weightdecay.optim.roundings import NEAREST, RoundingLike
 from weightdecay.optim.work import Work, uncapturable
 from weightdecay.rules import DECOUPLED, L2, RuleLike, group_rule
@@ -74,14 +74,14 @@ class _Adam(ElementwiseOptimizer):
     def _state_names(self, group: Group) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
 
-    def _update_pieces(self, pieces: Elements, group: Group, weight_decay: float) -> None:
+    def _update_pieces(self, pieces: Sequence[Flat], group: Group, weight_decay: float) -> None:
         def of_each(key: str) -> list[Tensor]:
-            return [state[key] for state in pieces.states]
+            return [flat.state[key] for flat in pieces]
 
         kernel = torch._fused_adam_ if group_rule(group).coupled else torch._fused_adamw_
         kernel(
-            pieces.weights,
-            pieces.gradients,
+            [flat.weights for flat in pieces],
+            [flat.gradient for flat in pieces],
             of_each("exp_avg"),
             of_each("exp_avg_sq"),
             of_each("max_exp_avg_sq") if group["amsgrad"] else [],

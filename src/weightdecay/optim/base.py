@@ -38,7 +38,7 @@ from weightdecay.optim.grouping import (
 from weightdecay.optim.guards import bare, uncompiled
 from weightdecay.optim.loading import StateKeeping, is_only_saved
 from weightdecay.optim.noise import noise_stream
-from weightdecay.optim.pieces import Elements, StepKind, Workspace, flattened
+from weightdecay.optim.pieces import Flat, StepKind, Workspace, flattened
 from weightdecay.optim.precision import warn_of_rounding
 from weightdecay.optim.roundings import (
     ROUNDED,
@@ -264,8 +264,8 @@ class DecayingOptimizer(StateKeeping):
             self._begin(p, one, position)
             update, scale = direction(p, one)
 
-            def descend(elements: Elements, scale: float = scale) -> None:
-                elements.weights[0].add_(elements.gradients[0], alpha=-scale)
+            def descend(pieces: Sequence[Flat], scale: float = scale) -> None:
+                pieces[0].weights.add_(pieces[0].gradient, alpha=-scale)
 
             with flattened([(p, placed_like(update, p), self.state[p])], self._kept_beside(one)) as flats:
                 self._workspace.step(flats, StepKind(one.rule, one.decay, one.rounding, descend))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from weightdecay.optim.base import DecayingOptimizer
 from weightdecay.optim.compiled import ENOUGH, Direction, Loop, LoopKind, loop_numbers, parts_of, usable_loop
 from weightdecay.optim.decay import decay_all_, laid_out_like, local
 from weightdecay.optim.grouping import Group, with_gradient
-from weightdecay.optim.pieces import SMALL, Elements, StepKind, Update, flattened
+from weightdecay.optim.pieces import SMALL, Flat, StepKind, Update, flattened
 from weightdecay.optim.roundings import LOW_PRECISION
 from weightdecay.optim.work import Work
 
@@ -41,7 +41,7 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
         """Names of the state that has a number for each weight."""
 
     @abstractmethod
-    def _update_pieces(self, pieces: Elements, group: Group, weight_decay: float) -> None:
+    def _update_pieces(self, pieces: Sequence[Flat], group: Group, weight_decay: float) -> None:
         """The direction's step of flat pieces, in place, with the `weight_decay` that it is to apply."""
 
     # --- what base asks
@@ -131,7 +131,7 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
         if self.counts_steps:
             torch._foreach_add_([self.state[p]["step"] for p in positions], 1)
 
-        def update(pieces: Elements) -> None:
+        def update(pieces: Sequence[Flat]) -> None:
             self._update_pieces(pieces, one.group, 0.0 if one.kernels is None else float(one.kernels))
 
         tensors = ((p, p.grad, self.state[p]) for p in positions)

@@ -9,6 +9,7 @@ Reference: Chen et al. 2023, arXiv:2302.06675, program 1 and §5 for η and λ.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from weightdecay.optim.elementwise import ElementwiseOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules, with_gradient
-from weightdecay.optim.pieces import Elements
+from weightdecay.optim.pieces import Flat
 from weightdecay.optim.roundings import NEAREST, RoundingLike
 from weightdecay.rules import DECOUPLED
 
@@ -75,9 +76,10 @@ class Lion(ElementwiseOptimizer, _Settings):
     def _state_names(self, group: Group) -> tuple[str, ...]:  # noqa: ARG002
         return ("exp_avg",)
 
-    def _update_pieces(self, pieces: Elements, group: Group, weight_decay: float) -> None:
-        momenta = [state["exp_avg"] for state in pieces.states]
-        _step(pieces.weights, pieces.gradients, momenta, {**group, "weight_decay": weight_decay, "foreach": False})
+    def _update_pieces(self, pieces: Sequence[Flat], group: Group, weight_decay: float) -> None:
+        one_by_one = {**group, "weight_decay": weight_decay, "foreach": False}
+        for flat in pieces:
+            _step([flat.weights], [flat.gradient], [flat.state["exp_avg"]], one_by_one)
 
 
 def _step(weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], group: Group) -> None:

@@ -11,7 +11,6 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -35,24 +34,11 @@ SMALL = 1 << 15
 _SAMPLE = 1 << 12  # weights that are compared with their masters where a compiled loop steps them
 
 
-class Elements(NamedTuple):
-    """Flat tensors as a direction meets them: weights, gradients and state by name of each."""
-
-    weights: list[Tensor]
-    gradients: list[Tensor]
-    states: list[Mapping[str, Tensor]]
-
-
-# The direction's step, in place.
-Update: TypeAlias = Callable[[Elements], None]
-
-
 class MasterWarning(UserWarning):
     """Weights that somebody changed behind what a rounding remembers of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Flat:
+class Flat(NamedTuple):
     """A tensor, or a stretch of one, flat, as an elementwise step meets it.
 
     Attributes:
@@ -66,6 +52,10 @@ class Flat:
     state: Mapping[str, Tensor]
     shard: int = 0
     begin: int = 0
+
+
+# The direction's step, in place.
+Update: TypeAlias = Callable[[Sequence[Flat]], None]
 
 
 class StepKind(NamedTuple):
@@ -169,12 +159,13 @@ class Workspace:
     def _step_as_is(self, piece: list[Flat], kind: StepKind) -> None:
         """Decay, and step, in the weights' own dtype."""
         weights = self._joined("weights", [flat.weights for flat in piece])
-        gradients = [flat.gradient for flat in piece]
-        self._decay(weights, self._joined("gradient", gradients) if kind.rule.is_masked else None, piece, kind)
+        masked = kind.rule.is_masked
+        gradient = self._joined("gradient", [flat.gradient for flat in piece]) if masked else None
+        self._decay(weights, gradient, piece, kind)
         if len(piece) > 1:
             _put_back(weights, [flat.weights for flat in piece])
         if kind.update is not None:
-            kind.update(Elements([flat.weights for flat in piece], gradients, [flat.state for flat in piece]))
+            kind.update(piece)
 
     def _step_widened(self, piece: list[Flat], kind: StepKind) -> None:
         """Decay and step in float32, and round once."""
@@ -190,8 +181,8 @@ class Workspace:
         self._decay(wide, gradient, piece, kind)
         if kind.update is not None:
             sizes = [flat.weights.numel() for flat in piece]
-            wides, gradients = (list(torch.split_with_sizes(whole, sizes)) for whole in (wide, gradient))
-            kind.update(Elements(wides, gradients, [flat.state for flat in piece]))
+            parts = zip(*(torch.split_with_sizes(whole, sizes) for whole in (wide, gradient)), piece, strict=True)
+            kind.update([Flat(w, g, flat.state) for w, g, flat in parts])
 
         rounding.write(wide, low, memory, self.scratch, self._noise(piece) if rounding.needs_noise else None)
         if len(piece) > 1:

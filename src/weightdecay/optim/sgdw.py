@@ -9,6 +9,7 @@ Reference: Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from weightdecay.optim.elementwise import ElementwiseOptimizer
 from weightdecay.optim.grouping import Group, Params, Rules
-from weightdecay.optim.pieces import Elements
+from weightdecay.optim.pieces import Flat
 from weightdecay.optim.roundings import NEAREST, RoundingLike
 from weightdecay.optim.work import Work
 from weightdecay.rules import DECOUPLED, group_rule
@@ -78,15 +79,15 @@ class SGDW(ElementwiseOptimizer, torch.optim.SGD):
             )
         super()._begin(p, one, position)
 
-    def _update_pieces(self, pieces: Elements, group: Group, weight_decay: float) -> None:
+    def _update_pieces(self, pieces: Sequence[Flat], group: Group, weight_decay: float) -> None:
         momentum, lr = group["momentum"], float(group["lr"])
-        for w, given, state in zip(*pieces, strict=True):
-            gradient = self._ascended(given, w, group, weight_decay)
+        for flat in pieces:
+            gradient = self._ascended(flat.gradient, flat.weights, group, weight_decay)
             if momentum:
-                buffer = state["momentum_buffer"]
+                buffer = flat.state["momentum_buffer"]
                 buffer.mul_(momentum).add_(gradient, alpha=1 - group["dampening"])
                 gradient = gradient.add_(buffer, alpha=momentum) if group["nesterov"] else buffer
-            w.add_(gradient, alpha=-lr)
+            flat.weights.add_(gradient, alpha=-lr)
 
     def _ascended(self, gradient: Any, weights: Tensor, group: Group, weight_decay: float) -> Tensor:
         """The gradient as the momentum gets it, a float32 copy: its sign, and λ·w where it is coupled."""
