@@ -25,7 +25,7 @@ from weightdecay.errors import OptimizerError, did_you_mean, gathered
 from weightdecay.optim.base import DecayingOptimizer
 from weightdecay.optim.decay import laid_out_like
 from weightdecay.optim.roundings import ROUNDED, STREAM, group_rounding
-from weightdecay.optim.state.expected import State, dtype_changes, expected_states, fitting_faults, impossible
+from weightdecay.optim.state.expected import Expected, State, dtype_changes, expected_states, fitting_faults, impossible
 from weightdecay.optim.state.names import Names, new_names, parameter_names, unwrapped
 from weightdecay.optim.state.settings import (
     Change,
@@ -111,14 +111,14 @@ def load_state_by_name(
     found = differences(before, asked, ignore=ignore)
     coming, unkept = values_coming_back(optimizer, before, named, settings=on_change == "keep", ignore=ignore)
 
-    expected = expected_states(optimizer, coming)
+    expected = expected_states(optimizer, named, coming)
     if settings is None:
-        found = _came_or_went(states, named, expected)
+        found = _came_or_went(states, expected)
     else:
         if on_change != "keep" and settings.get("optimizer") == kind:
             faults += _leave_out_what_settings_kept(optimizer, before, named, states, expected)
-        faults += _lost_and_unknown(states, named, settings)
-    dtypes, unfit, damage = _judged(optimizer, states, named, expected)
+        faults += _lost_and_unknown(states, set(named.values()), settings)
+    dtypes, unfit, damage = _judged(kind, states, expected)
     found += dtypes
     saved_by = (settings or {}).get("optimizer", "")
     if (unfit or faults) and saved_by not in ("", kind):  # whose settings need not be compared, then
@@ -132,7 +132,7 @@ def load_state_by_name(
 
     if settings is not None:
         restore(optimizer, settings.get("beyond", {}))
-    _put_state(optimizer, states, named, expected)
+    _put_state(optimizer, states, expected)
     for group, values in zip(optimizer.param_groups, coming, strict=True):  # others than before, where it has loaded
         put_values(group, values)
     return found
@@ -167,19 +167,16 @@ def _read(
     return states, settings, faults
 
 
-def _came_or_went(
-    states: Mapping[str, State], named: Mapping[Tensor, str], expected: Mapping[Tensor, State | None]
-) -> list[Change]:
+def _came_or_went(states: Mapping[str, State], expected: Sequence[Expected]) -> list[Change]:
     """Without settings only the state tells which parameters were there."""
-    keeps_state = [name for p, name in named.items() if expected[p]]
-    new = [Change(name, "tensor", "missing", "present") for name in keeps_state if name not in states]
-    gone = sorted(states.keys() - set(named.values()))
+    new = [Change(one.name, "tensor", "missing", "present") for one in expected if one.kept and one.name not in states]
+    gone = sorted(states.keys() - {one.name for one in expected})
     return (new if states else []) + [Change(name, "tensor", "present", "missing") for name in gone]
 
 
-def _lost_and_unknown(states: Mapping[str, State], named: Mapping[Tensor, str], settings: Settings) -> list[str]:
+def _lost_and_unknown(states: Mapping[str, State], here: set[str], settings: Settings) -> list[str]:
     """Faults: state that was lost, and state of nobody, as the settings tell."""
-    in_settings, here = set(saved_names(settings)), set(named.values())
+    in_settings = set(saved_names(settings))
     lost = in_settings & here - states.keys() - set(settings["stateless"]) if "stateless" in settings else set()
     return [f"{name}: it had state when the settings were saved, and none is here" for name in sorted(lost)] + [
         f"{name}: state of a tensor that neither the model nor the settings have"
@@ -192,56 +189,47 @@ def _leave_out_what_settings_kept(
     before: Mapping[str, GroupSettings],
     named: Mapping[Tensor, str],
     states: dict[str, State],
-    expected: dict[Tensor, State | None],
+    expected: Sequence[Expected],
 ) -> list[str]:
     """Drop the state that goes with a setting of before, and look for none that goes with one of now, but for faults.
 
     What a rounding or a rule remembers of the weights begins with them as they are; of other state, such as the
     maximum that `amsgrad` keeps, it is not known what it would be.
     """
-    unlike = [
-        (group, p, now)
-        for group in optimizer.param_groups
-        for p in group["params"]
-        if (now := expected[p]) is not None and (state := states.get(named[p])) and state.keys() != now.keys()
-    ]
+    saved = {one.name: state for one in expected if one.is_known and (state := states.get(one.name))}
+    unlike = [one for one in expected if one.name in saved and saved[one.name].keys() != one.kept.keys()]
     as_saved, unkept = values_coming_back(optimizer, before, named, settings=True, ignore=()) if unlike else ([], [])
-    kept_before = expected_states(optimizer, as_saved) if unlike and not unkept else {}
+    kept_before = expected_states(optimizer, named, as_saved) if unlike and not unkept else []
+    before_by_name = {one.name: one.kept for one in kept_before if one.is_known}
     faults = []
-    for group, p, now in unlike:
-        name, was = named[p], kept_before.get(p)
-        if was is None:
+    for one in unlike:
+        if one.name not in before_by_name:
             continue
-        state = states[name] = {key: value for key, value in states[name].items() if key in now or key not in was}
-        expected[p] = {key: value for key, value in now.items() if key in was or key in state}
+        was, now, kind = before_by_name[one.name], one.kept, type(optimizer).__name__
+        state = {key: value for key, value in states[one.name].items() if key in now or key not in was}
+        states[one.name], one.kept = state, {key: value for key, value in now.items() if key in was or key in state}
         faults += [
-            f"{name}/{key}: {type(optimizer).__name__} keeps it with the settings that are asked for and did not with "
-            "those that were saved: choose on_change='keep', or make the optimizer with the settings that it had"
-            for key in sorted(now.keys() - was.keys() - state.keys() - _beginning_by_itself(optimizer, group))
+            f"{one.name}/{key}: {kind} keeps it with the settings that are asked for and did not with those that were "
+            "saved: choose on_change='keep', or make the optimizer with the settings that it had"
+            for key in sorted(now.keys() - was.keys() - state.keys() - _beginning_by_itself(optimizer, one.group))
         ]
     return faults
 
 
 def _judged(
-    optimizer: torch.optim.Optimizer,
-    states: Mapping[str, State],
-    named: Mapping[Tensor, str],
-    expected: Mapping[Tensor, State | None],
+    kind: str, states: Mapping[str, State], expected: Sequence[Expected]
 ) -> tuple[list[Change], list[str], list[str]]:
     """Dtypes that change; state that is not this optimizer's; and what is no optimizer's."""
     found: list[Change] = []
     unfit: list[str] = []
     damage: list[str] = []
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            name, kept = named[p], expected[p]
-            if kept is None:
-                continue
-            state = states.get(name, {})
-            unfit += fitting_faults(type(optimizer).__name__, group, p, name, state, kept)
-            dtypes, lossy = dtype_changes(name, state, kept)
+    for one in expected:
+        if one.is_known:
+            state = states.get(one.name, {})
+            unfit += fitting_faults(kind, one, state)
+            dtypes, lossy = dtype_changes(one, state)
             found += dtypes
-            damage += [*impossible(name, state, group, kept), *lossy]
+            damage += [*impossible(one, state), *lossy]
     return found, unfit, damage
 
 
@@ -269,16 +257,11 @@ def _beginning_by_itself(optimizer: torch.optim.Optimizer, group: Mapping[str, A
     return {*group_rounding(group).memory(torch.bfloat16), ROUNDED, STREAM, "initial"}
 
 
-def _put_state(
-    optimizer: torch.optim.Optimizer,
-    states: Mapping[str, State],
-    named: Mapping[Tensor, str],
-    expected: Mapping[Tensor, State | None],
-) -> None:
-    for p, name in named.items():
-        if name in states:
-            kept = expected[p] or {}
-            optimizer.state[p] = {key: _placed(value, p, kept.get(key)) for key, value in states[name].items()}
+def _put_state(optimizer: torch.optim.Optimizer, states: Mapping[str, State], expected: Sequence[Expected]) -> None:
+    for one in expected:
+        p, state = one.p, states.get(one.name)
+        if state is not None:
+            optimizer.state[p] = {key: _placed(value, p, one.kept.get(key)) for key, value in state.items()}
         elif not isinstance(optimizer, torch.optim.Adagrad):  # which alone has state before its first step
             optimizer.state.pop(p, None)
 

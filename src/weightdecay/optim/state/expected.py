@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,24 +42,38 @@ _PRODUCT = "mu_product"  # NAdam's, of all momenta so far; after many steps floa
 _LEFT_BY_STEPS = (*_DIVIDED, *dict.fromkeys(_DIVIDED.values()), "square_avg", "acc_delta", "grad_avg")
 
 
+@dataclass
+class Expected:
+    """One of an optimizer's tensors, and the state that the optimizer keeps of it.
+
+    Attributes:
+        group: the settings with which it goes on.
+        kept: the state that one step leaves for a small tensor of its kind.
+        is_known: whether that can be: not of optimizers that are neither torch's nor ours, or that make no step.
+    """
+
+    name: str
+    p: Tensor
+    group: Mapping[str, Any]
+    kept: State
+    is_known: bool
+
+
 def expected_states(
-    optimizer: torch.optim.Optimizer, settings: Sequence[Mapping[str, Any]] = ()
-) -> dict[Tensor, State | None]:
-    """For each parameter the state that one step of the optimizer leaves for a small tensor of its kind.
+    optimizer: torch.optim.Optimizer, named: Mapping[Tensor, str], settings: Sequence[Mapping[str, Any]]
+) -> list[Expected]:
+    """Each of the tensors that are named, with the state that is kept of it.
 
     Args:
         settings: for each group what it has instead of its own.
-
-    None where it cannot be known: of optimizers that are neither torch's nor ours, and of those that make no step.
     """
     # torch's and ours depend on nothing but the tensor's shape, dtype and group; all of LBFGS's lies with the first.
     step = inspect.unwrap(type(optimizer).step)  # torch wraps it, for hooks
     ours = step.__module__.partition(".")[0] in ("torch", "weightdecay")
     known = ours and not isinstance(optimizer, torch.optim.LBFGS)
-    expected: dict[Tensor, State | None] = {}
+    expected: list[Expected] = []
     of_kind: dict[Any, State | None] = {}
-    others = settings or [{}] * len(optimizer.param_groups)
-    for own, other in zip(optimizer.param_groups, others, strict=True):
+    for own, other in zip(optimizer.param_groups, settings, strict=True):
         group = {**own, **other}
         options = _options(group)
         for p in group["params"]:
@@ -67,7 +82,8 @@ def expected_states(
             if kind not in of_kind:
                 seen = known and len(shape) == p.ndim
                 of_kind[kind] = stepped_state(optimizer, group, shape, p.dtype, p.device) if seen else None
-            expected[p] = of_kind[kind]
+            kept = of_kind[kind]
+            expected.append(Expected(named[p], p, group, kept or {}, is_known=kept is not None))
     return expected
 
 
@@ -78,40 +94,37 @@ def _options(group: Mapping[str, Any]) -> str:
     return repr({key: value for key, value in options.items() if key not in ("params", "param_names", "name")})
 
 
-def fitting_faults(
-    optimizer: str, group: Mapping[str, Any], p: Tensor, name: str, state: State, expected: State
-) -> list[str]:
+def fitting_faults(optimizer: str, one: Expected, state: State) -> list[str]:
     """Keys and shapes that are not the optimizer's."""
+    name, kept = one.name, one.kept
     present = {key for key, value in state.items() if value is not None}
     if not present:
         return []
-    faults = [
-        f"{name}/{key}: {optimizer} has no such state; it is another optimizer's" for key in present - {*expected}
-    ]
-    missing = expected.keys() - present - {STREAM}  # a tensor without one, as of older files, begins another
+    faults = [f"{name}/{key}: {optimizer} has no such state; it is another optimizer's" for key in present - {*kept}]
+    missing = kept.keys() - present - {STREAM}  # a tensor without one, as of older files, begins another
     faults += [f"{name}/{key}: {optimizer} needs it and it is missing" for key in missing]
-    for key in present & expected.keys():
-        shape, wanted = tuple(getattr(state[key], "shape", ())), _scaled_shape(expected[key], group, p)
+    for key in present & kept.keys():
+        shape, wanted = tuple(getattr(state[key], "shape", ())), _scaled_shape(kept[key], one)
         if wanted is not None and shape != wanted:
             faults.append(f"{name}/{key}: saved with shape {shape}, this model needs {wanted}")
     return sorted(faults)
 
 
-def dtype_changes(name: str, state: State, expected: State) -> tuple[list[Change], list[str]]:
+def dtype_changes(one: Expected, state: State) -> tuple[list[Change], list[str]]:
     """State that was saved in another dtype than the optimizer keeps, and what cannot be had in its dtype at all.
 
     Counts are no matter of choice: they are converted where no digit is lost.
     """
     found, faults = [], []
-    for key, kept in expected.items():
+    for key, kept in one.kept.items():
         value = state.get(key)
         if not isinstance(value, Tensor) or not isinstance(kept, Tensor) or value.dtype == kept.dtype:
             continue
         if key not in COUNTS and all(one.is_floating_point() or one.is_complex() for one in (value, kept)):
-            found.append(Change(name, f"dtype of {key}", dtype_name(value.dtype), dtype_name(kept.dtype)))
+            found.append(Change(one.name, f"dtype of {key}", dtype_name(value.dtype), dtype_name(kept.dtype)))
         elif value.ndim > 0 or not bool(((back := value.to(kept.dtype).to(value.dtype)) == value) | (back != back)):
             saved, wanted = dtype_name(value.dtype), dtype_name(kept.dtype)
-            faults.append(f"{name}/{key}: saved as {saved}, which {wanted} cannot hold")
+            faults.append(f"{one.name}/{key}: saved as {saved}, which {wanted} cannot hold")
     return found, faults
 
 
@@ -126,26 +139,22 @@ def _small_shape(group: Mapping[str, Any], p: Tensor) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _scaled_shape(expected: Any, group: Mapping[str, Any], p: Tensor) -> tuple[int, ...] | None:
-    """The small shape with p's sizes in the place of the primes; None where an axis is neither p's nor 1."""
-    stacked, small = group.get("stacked", 1), _small_shape(group, p)
+def _scaled_shape(kept: Any, one: Expected) -> tuple[int, ...] | None:
+    """The small shape with the tensor's sizes in the place of the primes; None where an axis is neither its nor 1."""
+    p, stacked, small = one.p, one.group.get("stacked", 1), _small_shape(one.group, one.p)
     sizes = {1: 1, stacked: stacked, **dict(zip(small, p.shape, strict=False))}
     if stacked > 1:
         sizes[small[-2] // stacked] = p.shape[-2] // stacked
-    shape = tuple(getattr(expected, "shape", ()))
+    shape = tuple(getattr(kept, "shape", ()))
     return tuple(sizes[n] for n in shape) if all(n in sizes for n in shape) else None
 
 
 # --- damage
 
 
-def impossible(name: str, state: State, group: Mapping[str, Any], kept: State) -> Iterator[str]:
-    """What is wrong with one tensor's state, each with tensor and key.
-
-    Args:
-        group: the settings it goes on with.
-        kept: the state that the optimizer keeps for such a tensor, for its dtypes.
-    """
+def impossible(one: Expected, state: State) -> Iterator[str]:
+    """What is wrong with one tensor's state, each with tensor and key."""
+    name = one.name
     for key in sorted(state, key=str):
         value = state[key]
         if key in COUNTS:
@@ -164,7 +173,9 @@ def impossible(name: str, state: State, group: Mapping[str, Any], kept: State) -
         elif (
             key in _DIVIDED
             and float(low) == 0
-            and _has_lost_squares(value, state.get(_DIVIDED[key]), group, getattr(kept.get(key), "dtype", value.dtype))
+            and _has_lost_squares(
+                value, state.get(_DIVIDED[key]), one.group, getattr(one.kept.get(key), "dtype", value.dtype)
+            )
         ):
             yield (
                 f"{name}/{key}: 0 where {_DIVIDED[key]} is not, so the next step would be far too large: it is damaged "
