@@ -85,6 +85,7 @@ class DecayingOptimizer(StateKeeping):
     """Whether the direction takes sparse gradients, where nothing is to decay."""
 
     param_groups: list[Group]
+    grad_scale: Tensor | None  # a GradScaler's, during a step
 
     @classmethod
     def refusal(cls, rule: Rule) -> str:
@@ -376,11 +377,10 @@ class DecayingOptimizer(StateKeeping):
 
     def _unscale_or_skip(self) -> bool:
         """Do what the fused kernel would do with a GradScaler's `grad_scale` and `found_inf`; True to skip the step."""
-        told: Any = self
-        found_inf, scale = getattr(told, "found_inf", None), getattr(told, "grad_scale", None)
+        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found_inf is not None and bool(found_inf):
             return True
         if scale is not None:
             torch._foreach_div_([local(p.grad) for group in self.param_groups for p in with_gradient(group)], scale)
-            told.grad_scale = None
+            self.grad_scale = None
         return False

@@ -166,12 +166,12 @@ def clipped_step(
     if scale == 1.0:
         optimizer.step()
     elif _takes_scale(optimizer):
-        told: Any = optimizer  # to divide by it, as a GradScaler tells
-        told.grad_scale = torch.tensor(1.0 / scale, dtype=torch.float32, device=grads[0].device)
+        scaled: Any = optimizer  # which divides by it, as if a GradScaler had set it
+        scaled.grad_scale = torch.tensor(1.0 / scale, dtype=torch.float32, device=grads[0].device)
         try:
             optimizer.step()
         finally:
-            del told.grad_scale
+            del scaled.grad_scale
     else:
         torch._foreach_mul_([local(grad) for grad in grads], scale)
         optimizer.step()

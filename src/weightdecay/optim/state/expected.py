@@ -17,6 +17,7 @@ from torch import Tensor
 
 from weightdecay.optim.roundings import COUNTS, STREAM, dtype_name
 from weightdecay.optim.state.settings import Change
+from weightdecay.probing.kinds import options
 from weightdecay.probing.progress import stepped_state
 
 State = Mapping[str, Any]
@@ -75,10 +76,10 @@ def expected_states(
     of_kind: dict[Any, State | None] = {}
     for own, other in zip(optimizer.param_groups, settings, strict=True):
         group = {**own, **other}
-        options = _options(group)
+        deciding = _deciding(group)
         for p in group["params"]:
             shape = _small_shape(group, p)
-            kind = (options, shape, p.dtype, p.device)
+            kind = (deciding, shape, p.dtype, p.device)
             if kind not in of_kind:
                 seen = known and len(shape) == p.ndim
                 of_kind[kind] = stepped_state(optimizer, group, shape, p.dtype, p.device) if seen else None
@@ -87,11 +88,10 @@ def expected_states(
     return expected
 
 
-def _options(group: Mapping[str, Any]) -> str:
+def _deciding(group: Mapping[str, Any]) -> tuple[Any, ...]:
     """What of a group decides which state its tensors have; of λ and lr only whether there is any."""
     rates = {"lr", "weight_decay", "peak_lr", "initial_lr", "lr_multiplier", "decay_multiplier"}
-    options = {key: bool(value) if key in rates else value for key, value in group.items()}
-    return repr({key: value for key, value in options.items() if key not in ("params", "param_names", "name")})
+    return options({key: bool(value) if key in rates else value for key, value in group.items() if key != "name"})
 
 
 def fitting_faults(optimizer: str, one: Expected, state: State) -> list[str]:

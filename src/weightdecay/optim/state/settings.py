@@ -71,10 +71,10 @@ def settings_by_name(optimizer: torch.optim.Optimizer, names: Names = None) -> S
     if held := controlled(optimizer):
         held.settle()
     more = beyond(optimizer)
-    return _settings_of(optimizer, names, _moving_keys(optimizer)) | ({"beyond": more} if more else {})
+    return _settings_of(optimizer, names, _stepped_keys(optimizer)) | ({"beyond": more} if more else {})
 
 
-def _moving_keys(optimizer: torch.optim.Optimizer) -> set[str]:
+def _stepped_keys(optimizer: torch.optim.Optimizer) -> set[str]:
     """The keys of groups that are progress: what steps change, and tensors beside the settings, put there by steps."""
     beside = {
         key
@@ -85,10 +85,10 @@ def _moving_keys(optimizer: torch.optim.Optimizer) -> set[str]:
     return {"decay_step", *beside, *progress_keys(optimizer)} - _CHOSEN
 
 
-def _settings_of(optimizer: torch.optim.Optimizer, names: Names, moving: Collection[str]) -> Settings:
+def _settings_of(optimizer: torch.optim.Optimizer, names: Names, stepped: Collection[str]) -> Settings:
     named, groups = parameter_names(optimizer, names), optimizer.param_groups
     in_progress = [
-        {k: encoded(group[k], f"group {index}: {k}", _place(group)) for k in sorted(moving) if k in group}
+        {k: encoded(group[k], f"group {index}: {k}", _place(group)) for k in sorted(stepped) if k in group}
         for index, group in enumerate(groups)
     ]
     return {
@@ -97,7 +97,7 @@ def _settings_of(optimizer: torch.optim.Optimizer, names: Names, moving: Collect
         "groups": [
             {
                 "params": [named[p] for p in group["params"]],
-                **plain_group(group, without=moving),
+                **plain_group(group, without=stepped),
                 **({"progress": progress} if progress else {}),
             }
             for group, progress in zip(groups, in_progress, strict=True)
@@ -217,20 +217,20 @@ def comparable(
     """The saved settings and the optimizer's own by parameter, with the same keys taken for progress in both."""
     optimizer, groups = unwrapped(optimizer), groups_of(settings)
     # Older files have progress among the settings.
-    moving = _moving_keys(optimizer) | {key for group in groups for key in group.get("progress", ())}
-    own = _settings_of(optimizer, names, moving)
+    stepped = _stepped_keys(optimizer) | {key for group in groups for key in group.get("progress", ())}
+    own = _settings_of(optimizer, names, stepped)
     if settings.get("optimizer") == own["optimizer"]:
         # What the first steps put into a group is not there in a fresh optimizer, and not always seen on a small twin.
         known = {key for group in own["groups"] for key in group} | _CHOSEN | NOT_SETTINGS
         numbers = {key for group in groups for key, value in group.items() if isinstance(value, int | float)}
-        moving |= numbers - known
-    return _by_parameter(groups, moving), _by_parameter(own["groups"])
+        stepped |= numbers - known
+    return _by_parameter(groups, stepped), _by_parameter(own["groups"])
 
 
-def _by_parameter(groups: Iterable[Mapping[str, Any]], moving: Collection[str] = ()) -> dict[str, GroupSettings]:
+def _by_parameter(groups: Iterable[Mapping[str, Any]], stepped: Collection[str] = ()) -> dict[str, GroupSettings]:
     found: dict[str, GroupSettings] = {}
     for group in groups:
-        progress = {key: group[key] for key in moving if key in group} | dict(group.get("progress", {}))
+        progress = {key: group[key] for key in stepped if key in group} | dict(group.get("progress", {}))
         plain = plain_group(group, without={"progress", *progress})
         found |= dict.fromkeys(group["params"], GroupSettings(plain, progress))
     return found
