@@ -46,6 +46,7 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
     """
 
     counts_steps = True
+    takes_complex = False
     own_settings = ("factored", "beta1", "relative_step", "scale_parameter")
 
     def __init__(
@@ -68,9 +69,6 @@ class Adafactor(DecayingOptimizer, torch.optim.Adafactor):
         maximize: bool = False,
     ) -> None:
         self._construct(locals())
-
-    def _takes_complex(self, group: Group) -> bool:  # noqa: ARG002
-        return False
 
     def _step_groups(self, work: list[Work]) -> None:
         """Groups that torch's Adafactor knows go through it, the others tensor by tensor.

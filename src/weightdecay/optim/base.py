@@ -81,6 +81,8 @@ class DecayingOptimizer(StateKeeping):
     """Why all other rules are refused; empty where they are not."""
     own_settings: ClassVar[tuple[str, ...]] = ()
     """Settings that its constructor takes and torch's does not, beside those of the decay."""
+    takes_complex: ClassVar[bool] = True
+    """Whether the direction has a meaning for complex weights."""
     takes_sparse: ClassVar[bool] = False
     """Whether the direction takes sparse gradients, where nothing is to decay."""
 
@@ -343,7 +345,7 @@ class DecayingOptimizer(StateKeeping):
             )
 
         if any(p.is_complex() for p in weights):
-            if not self._takes_complex(group):
+            if not self.takes_complex:
                 yield f"{kind} does not support complex parameters"
             elif one.rule.is_masked:
                 yield f"rule '{one.rule.name}' compares signs, which complex weights do not have"
@@ -366,10 +368,6 @@ class DecayingOptimizer(StateKeeping):
     def _is_kernels_own(self, rule: Rule) -> bool:
         """Whether the direction's kernel means by λ what the rule means."""
         return rule.coupled or (self.kernel_decays and rule.is_torchs)
-
-    def _takes_complex(self, group: Group) -> bool:  # noqa: ARG002
-        """Whether the group's direction has a meaning for complex weights."""
-        return True
 
     def _works_beside_kernel(self, one: Work) -> bool:
         """Whether more than the fused kernel acts in this group's step, and must know what the kernel is told."""

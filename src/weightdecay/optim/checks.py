@@ -28,10 +28,6 @@ _AT_LEAST_ZERO = {
     "lr_multiplier": "lr_multiplier",
     "decay_multiplier": "decay_multiplier",
 }
-_NUMBERS = (
-    *_AT_LEAST_ZERO, "d", "beta2_decay", "beta1", "neuron_beta2", "peak_lr", "betas", "ns_coefficients", "ns_steps",
-    "stacked",
-)  # fmt: skip
 _CHOICES = {"algorithm": ("adamw", "muon"), "orthogonalisation": METHODS}
 
 _SWITCHES = (
@@ -67,7 +63,8 @@ def with_plain_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
         found = number(value) if whole(value) is None else whole(value)
         return value if found is None else found
 
-    return {key: plain(value) if key in _NUMBERS else value for key, value in settings.items()}
+    beside = ("params", "param_names")
+    return {key: value if key in beside else plain(value) for key, value in settings.items()}
 
 
 def group_faults(group: Mapping[str, Any], title: str, refusal: Callable[[Rule], str]) -> list[str]:

@@ -32,7 +32,9 @@ ENOUGH = 1 << 26
 # tensor then goes in two parts at once, each working while the other waits. See docs/log.md.
 _LARGE = 1 << 16
 
-# (for each part weights, gradient and state by name, flat; numbers; keys of each part's noise): changes them in place
+# (for each part weights, gradient and state by name, flat; numbers; keys of each part's noise): changes them in place.
+# The numbers are the sign of the gradient, where −1 ascends, a and 1 − a (λ under a coupled rule), the direction's rate
+# and its own.
 Loop: TypeAlias = Callable[[Sequence[Mapping[str, Tensor]], Tensor, Tensor | None], None]
 
 
@@ -78,18 +80,6 @@ class LoopKind:
         return re.sub(r"\W", "_", name.replace("torch.", ""))
 
 
-def loop_numbers(sign: float, decay: float, rate: float, own: Sequence[float], device: torch.device) -> Tensor:
-    """The numbers of a step, formed in float64 and rounded once, as torch's kernels do.
-
-    Args:
-        sign: of the gradient; −1 ascends.
-        decay: a, the decay per step; λ for a coupled rule.
-        rate: of the direction.
-        own: the direction's.
-    """
-    return torch.tensor([sign, decay, 1 - decay, rate, *own], dtype=torch.float32, device=device)
-
-
 def parts_of(size: int, rounding: Rounding, dtype: torch.dtype) -> int:
     """In how many parts a tensor of so many elements goes through a loop."""
     in_low_precision_alone = rounding.acts_on(dtype) and torch.float32 not in rounding.memory(dtype).values()
@@ -128,7 +118,7 @@ def _compiled(kind: LoopKind) -> Loop:
 
     dtypes = {"weights": kind.weights, "gradient": kind.gradient, **dict(kind.state)}
     parts = [{name: zeros(dtype) for name, dtype in dtypes.items()} for _ in range(kind.parts)]
-    numbers = loop_numbers(1.0, 0.0, 0.0, [1.0] * kind.direction.own, torch.device(kind.device))
+    numbers = torch.ones(4 + kind.direction.own, dtype=torch.float32, device=kind.device)
     keys = noise_keys([0] * kind.parts, [0] * kind.parts).to(kind.device) if kind.rounding.needs_noise else None
     # Else the compiler takes float32 → bfloat16 → float32 for nothing, and the remainder of Kahan's sum for zero.
     loop: Loop = torch.compile(own, dynamic=True, fullgraph=True, options={"emulate_precision_casts": True})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.optim.base import DecayingOptimizer
-from weightdecay.optim.compiled import ENOUGH, Direction, Loop, LoopKind, loop_numbers, parts_of, usable_loop
+from weightdecay.optim.compiled import ENOUGH, Direction, Loop, LoopKind, parts_of, usable_loop
 from weightdecay.optim.decay import decay_all_, laid_out_like, local
 from weightdecay.optim.grouping import Group, with_gradient
 from weightdecay.optim.pieces import SMALL, Flat, StepKind, Update, flattened
@@ -190,4 +190,5 @@ class ElementwiseOptimizer(DecayingOptimizer, ABC):
         rate, own = self.direction.numbers(one.group, self.state[p])
         shrinks = float(one.group["weight_decay"]) if one.rule.coupled else one.decay
         sign = -1.0 if one.group["maximize"] else 1.0
-        return loop_numbers(sign, shrinks, rate, own, p.device)
+        # Formed in float64 and rounded once, as torch's kernels do.
+        return torch.tensor([sign, shrinks, 1 - shrinks, rate, *own], dtype=torch.float32, device=p.device)

@@ -156,15 +156,14 @@ class Muon(AdamW):
     def needed_state(self, group: Group, p: Tensor) -> set[str]:
         return set() if group["algorithm"] == "muon" else super().needed_state(group, p)
 
-    def _takes_complex(self, group: Group) -> bool:
-        return bool(group["algorithm"] != "muon")
-
     def _known_keys(self, defaults: Mapping[str, Any]) -> set[str]:
         return {*defaults, *self._own, "algorithm"}
 
     def _step_faults(self, one: Work) -> Iterator[str]:
         yield from super()._step_faults(one)
         if one.group["algorithm"] == "muon":
+            if any(p.is_complex() for p in one.weights):
+                yield "Muon does not support complex parameters"
             yield from _no_matrices((p.shape for p in one.weights), one.group["stacked"])
 
     def _works_beside_kernel(self, one: Work) -> bool:
