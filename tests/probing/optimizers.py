@@ -206,6 +206,17 @@ class DrawsNumbers(Plain):
         p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(p.grad * noise.to(p), alpha=float(group["lr"]))
 
 
+class StepsSeldom(Plain):
+    """Gathers gradients, and steps in every 64th call."""
+
+    calls = 0
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.calls += 1
+        if self.calls % 64 == 0:
+            super().step(closure)
+
+
 class LooksTwice(Plain):
     """As SAM: drops its gradients where it stands, and asks for new ones elsewhere."""
 

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from tests.probing import optimizers as own
+from weightdecay.errors import OptimizerError
+from weightdecay.optim.control import control
 from weightdecay.probing.probe import GroupReport, probe_step
 
 
@@ -174,6 +176,13 @@ def test_what_cannot_be_seen_is_opaque_with_the_reason() -> None:
     report = probe_step(own.KeepsModel(parameters(), nn.Linear(2, 2), uses=True))
     assert "its step needs a model (Linear), which is not copied" in report.opaque
     assert report.groups[0].opaque == report.opaque
+
+
+def test_an_optimizer_that_moves_nothing_while_it_is_looked_at_is_opaque() -> None:
+    optimizer = own.StepsSeldom(parameters(), weight_decay=0.1)
+    assert "moves its small tensors, whose gradients are not 0" in probe_step(optimizer).groups[0].opaque
+    with pytest.raises(OptimizerError, match="none of its next 16 steps moves"):
+        control(optimizer)
 
 
 def test_a_step_that_drops_its_gradients_to_ask_for_new_ones_is_seen() -> None:

@@ -192,6 +192,12 @@ class _Bench:
             if not _finite(walk):
                 reports.append(_Seen(index, opaque=self._not_finite(index)))
                 continue
+            # In low precision small steps may be lost.
+            is_still = self.is_finest and not _moves(walk)
+            if is_still and all(entry.changes_nothing(index) for entry in enters):
+                still = f"none of its next {self.steps} steps moves its small tensors, whose gradients are not 0"
+                reports.append(_Seen(index, opaque=still))
+                continue
 
             ways = ways_of(enters, index) if enters else None
             reads_weights = not has_same_updates(direction, elsewhere, index)
@@ -352,6 +358,13 @@ class _Seen:
 
 def _finite(walk: Sequence[Sequence[Tensor]]) -> bool:
     return all(bool(torch.isfinite(w).all()) for weights in walk for w in weights)
+
+
+def _moves(walk: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether some step changes a weight, where there is any."""
+    start = walk[0]
+    changed = any(not torch.equal(w, was) for weights in walk for w, was in zip(weights, start, strict=True))
+    return changed or not any(w.numel() for w in start)
 
 
 def _number(value: Any) -> float:
