@@ -20,20 +20,22 @@ SCRIPT = """
 import json, re, sys
 from pathlib import Path
 from weightdecay.data.prepare import prepare_text
-prepared = prepare_text([sys.argv[1]], Path(sys.argv[2]), sys.argv[3])
-# Not getrusage's ru_maxrss, which a process inherits from the one that started it.
-peak = 1024 * int(re.search("VmHWM:\\s+([0-9]+) kB", Path("/proc/self/status").read_text())[1])
-print(json.dumps([peak, prepared.summary.n_bytes]))
+tokenizer, *texts = sys.argv[1:]
+for text in texts:
+    prepared = prepare_text([text], Path(text + " prepared"), tokenizer)
+    # Not getrusage's ru_maxrss, which a process inherits from the one that started it.
+    peak = 1024 * int(re.search("VmHWM:\\s+([0-9]+) kB", Path("/proc/self/status").read_text())[1])
+    print(json.dumps([peak, prepared.summary.n_bytes]))
 """
 
 
-def peak_bytes(text: Path, out: Path, tokenizer: str) -> int:
-    ended = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(text), str(out), tokenizer], capture_output=True, text=True, check=True
-    )
-    peak, n_bytes = json.loads(ended.stdout)
-    assert n_bytes == text.stat().st_size
-    return int(peak)
+def peaks_bytes(tokenizer: Path, *texts: Path) -> list[int]:
+    """The peak up to the end of each text, prepared one after the other."""
+    command = [sys.executable, "-c", SCRIPT, str(tokenizer), *map(str, texts)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    peaks, sizes = zip(*map(json.loads, ended.stdout.splitlines()), strict=True)
+    assert list(sizes) == [text.stat().st_size for text in texts]
+    return list(peaks)
 
 
 def write_text(path: Path, line: str, size: int) -> Path:
@@ -54,14 +56,8 @@ def test_much_text_needs_hardly_more_memory_than_little(
     kind: str, megabytes: int, bpe: Tokenizer, tmp_path: Path
 ) -> None:
     bpe.save(tmp_path / "tokenizer.json")
-    peaks = [
-        peak_bytes(
-            write_text(tmp_path / f"{size}.txt", LINES[kind], size * MEGABYTE),
-            tmp_path / f"{size}",
-            str(tmp_path / "tokenizer.json"),
-        )
-        for size in (3, megabytes)
-    ]
+    texts = [write_text(tmp_path / f"{size}.txt", LINES[kind], size * MEGABYTE) for size in (3, megabytes)]
+    peaks = peaks_bytes(tmp_path / "tokenizer.json", *texts)
     assert peaks[1] < 250 * MEGABYTE
     assert peaks[1] - peaks[0] < 30 * MEGABYTE
 
@@ -75,4 +71,4 @@ def test_a_gigabyte_of_text_is_prepared_in_less_than_a_gigabyte(bpe: Tokenizer, 
         for _ in range(1000 * MEGABYTE // len(library) + 1):
             file.write(library)
     assert text.stat().st_size > 1000 * MEGABYTE
-    assert peak_bytes(text, tmp_path / "out", str(tmp_path / "tokenizer.json")) < 300 * MEGABYTE
+    assert peaks_bytes(tmp_path / "tokenizer.json", text)[0] < 300 * MEGABYTE

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import cache
 
 import pytest
 from hypothesis import given, settings
@@ -49,6 +50,7 @@ def tokens_by_pieces(tokenizer: Tokenizer, text: str, size: int, block: int) -> 
     return [token for piece in tokenizer.encode_batch(cut) for token in piece]
 
 
+@cache
 def split_by(pattern: str, bpe: Tokenizer, normalizer: str | None = None) -> HuggingFaceTokenizer:
     """Our merges behind another tokenizer's splitting expression."""
     pipeline = json.loads(bpe.to_json())
@@ -59,6 +61,7 @@ def split_by(pattern: str, bpe: Tokenizer, normalizer: str | None = None) -> Hug
     return HuggingFaceTokenizer(json.dumps(pipeline))
 
 
+@cache
 def tiktoken_of(pattern: str, bpe: Tokenizer) -> TiktokenTokenizer:
     """Our merges in the other library: its ranks are our ids but one, the end of text being ours at 0."""
     tiktoken = pytest.importorskip("tiktoken")
@@ -130,7 +133,7 @@ def test_both_libraries_give_the_same_tokens(bpe: Tokenizer, text: str) -> None:
 def test_real_files_cut_as_they_are_in_use_have_the_tokens_of_the_whole(bpe: Tokenizer, stdlib: Corpus) -> None:
     texts = [document.text for document in stdlib.documents() if len(document.text.encode()) > 60_000]
     assert len(texts) > 15
-    for text in texts:
+    for text in texts[::2]:
         cut = list(pieces([text], bpe.cuts))
         assert len(cut) >= 3
         assert max(map(len, cut)) < 20_000

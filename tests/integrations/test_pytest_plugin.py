@@ -12,20 +12,31 @@ from pathlib import Path
 
 import pytest
 
+from tests.forking import ForkServer
+
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "in_ci"
 
 
-def session(folder: Path, *arguments: str) -> tuple[int, str]:
-    """A pytest session there, in which the plugin is, installed or not."""
+def words(*arguments: str) -> list[str]:
+    """What pytest is told, so that the plugin is there, installed or not."""
     plugin = (
         [] if entry_points(group="pytest11", name="weightdecay") else ["-p", "weightdecay.integrations.pytest_plugin"]
     )
+    return ["-q", "-p", "no:cacheprovider", *plugin, *arguments]
+
+
+def session(folder: Path, *arguments: str) -> tuple[int, str]:
+    """A pytest session there."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin, *arguments], cwd=folder, text=True,
+        [sys.executable, "-m", "pytest", *words(*arguments)], cwd=folder, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=300, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
+
+
+def be_a_session(*arguments: str) -> None:
+    sys.exit(pytest.main(words(*arguments)))
 
 
 def written(folder: Path, body: str) -> Path:
@@ -66,8 +77,10 @@ def test_the_example_repository_passes_with_what_it_lives_with_and_fails_without
     ]
 
 
-def test_the_fixture_and_the_marker_fail_on_what_is_wrong_and_pass_what_is_right(tmp_path: Path) -> None:
-    code, said = session(written(tmp_path, """
+def test_the_fixture_and_the_marker_fail_on_what_is_wrong_and_pass_what_is_right(
+    forks: ForkServer, tmp_path: Path
+) -> None:
+    written(tmp_path, """
         def test_wrong(weightdecay_audit):
             weightdecay_audit(*build())
 
@@ -113,8 +126,10 @@ def test_the_fixture_and_the_marker_fail_on_what_is_wrong_and_pass_what_is_right
         @pytest.mark.weightdecay_audit(ignore={"decays-exempt": "bias|1.weight"})
         def test_the_marker_speaks_for_the_fixture(weightdecay_audit):
             weightdecay_audit(*build())
-    """), "-rA")  # fmt: skip
-    assert code == 1
+    """)  # fmt: skip
+    process = forks.call(be_a_session, "-rA", directory=tmp_path)
+    said, _ = process.communicate()
+    assert process.returncode == 1, said
     outcomes = {
         line.split("::")[1].split(" ")[0]: line.split(" ")[0] for line in said.splitlines()
         if line.startswith(("PASSED", "FAILED")) and "::" in line

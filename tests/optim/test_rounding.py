@@ -453,21 +453,29 @@ def test_the_warning_shows_the_users_line() -> None:
 # --- weights that somebody else changes
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+ROUNDED: dict[str, Any] = {
+    "AdamW": lambda p, rounding: AdamW(p, lr=1e-3, rounding=rounding),
+    "AdamW compiled": lambda p, rounding: AdamW(p, lr=1e-3, rounding=rounding, compiled=True),
+    "SGDW": lambda p, rounding: SGDW(p, lr=1e-3, momentum=0.9, rounding=rounding),
+    "Lion": lambda p, rounding: Lion(p, lr=1e-4, rounding=rounding),
+    "Muon": lambda p, rounding: Muon(p, lr=1e-3, rounding=rounding),
+    "Adafactor": lambda p, rounding: Adafactor(p, lr=1e-3, rounding=rounding, relative_step=False,
+                                               scale_parameter=False),
+}  # fmt: skip
+# Each dtype is compiled anew, which takes seconds.
+SELDOM = [("AdamW compiled", torch.float16)]
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype"),
+    [
+        pytest.param(make, dtype, id=f"{name}-{dtype}", marks=[pytest.mark.long] * ((name, dtype) in SELDOM))
+        for name, make in ROUNDED.items()
+        for dtype in (torch.bfloat16, torch.float16)
+    ],
+)
 @pytest.mark.parametrize("size", [5, 700, 300_000])
 @pytest.mark.parametrize("rounding", ["master", "kahan"])
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda p, rounding: AdamW(p, lr=1e-3, rounding=rounding),
-        lambda p, rounding: AdamW(p, lr=1e-3, rounding=rounding, compiled=True),
-        lambda p, rounding: SGDW(p, lr=1e-3, momentum=0.9, rounding=rounding),
-        lambda p, rounding: Lion(p, lr=1e-4, rounding=rounding),
-        lambda p, rounding: Muon(p, lr=1e-3, rounding=rounding),
-        lambda p, rounding: Adafactor(p, lr=1e-3, rounding=rounding, relative_step=False, scale_parameter=False),
-    ],
-    ids=["AdamW", "AdamW compiled", "SGDW", "Lion", "Muon", "Adafactor"],
-)
 def test_weights_that_were_loaded_behind_a_roundings_back_hold_and_that_is_said(
     make: Any, rounding: Any, size: int, dtype: torch.dtype
 ) -> None:

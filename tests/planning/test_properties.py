@@ -40,7 +40,7 @@ trees: st.SearchStrategy[nn.Module] = st.recursive(
     max_leaves=12,
 )
 calm = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
 )
 
 

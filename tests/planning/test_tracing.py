@@ -148,6 +148,7 @@ def test_a_recorder_follows_views_casts_and_arithmetic_to_the_meeting() -> None:
     assert (spread.operation, spread.slot, spread.partner) == ("mm", "mat2", "input")
 
 
+@pytest.mark.long
 def test_a_forward_that_goes_on_for_ever_is_left_after_a_while() -> None:
     class Endless(nn.Module):
         def __init__(self) -> None:

@@ -186,7 +186,7 @@ def test_passes_that_are_timed_leave_no_trace_in_the_weights(
 ) -> None:
     values = {
         "run.steps": 3, "data.sources": [str(small_text)], "data.tokenizer": "byte", "run.batch_tokens": 64,
-        "model.context": 16, "model.dropout": 0.1,
+        "model.context": 16, "model.dropout": 0.1, "model.n_layers": 2,
     }  # fmt: skip
     weights = []
     for name in ("timed", "not timed"):
