@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import subprocess
-import sys
 import sysconfig
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+from tests.forking import ForkServer
+from weightdecay.errors import OptimizerError
 from weightdecay.optim import elementwise
 from weightdecay.optim.adamw import AdamL2, AdamW
 from weightdecay.optim.compiled import usable_loop
@@ -153,42 +154,44 @@ def test_copies_compile_as_their_original() -> None:
     assert copy.deepcopy(optimizer)._workspace.compiled is True
 
 
-WITHOUT_COMPILER = """
-import warnings, torch
-from torch import nn
-from weightdecay.errors import OptimizerError
-from weightdecay.optim import elementwise
-from weightdecay.optim.adamw import AdamW
-elementwise.ENOUGH = 1
-def one(compiled):
-    torch.manual_seed(0)
-    p = nn.Parameter(torch.randn(400, 300)); p.grad = torch.randn(400, 300)
-    return p, AdamW([p], rule="cautious", fused=True, compiled=compiled)
-p, optimizer = one(None)
-with warnings.catch_warnings(record=True) as seen:
-    warnings.simplefilter("always")
-    optimizer.step(); optimizer.step()
-print([str(w.message) for w in seen if w.category.__name__ == "CompileWarning"])
-q, reference = one(False)
-reference.step(); reference.step()
-print("equal", torch.equal(p, q))
-r, asked = one(True)
-before = r.clone()
-try:
-    asked.step()
-except OptimizerError as error:
-    print("refused", error)
-print("unchanged", torch.equal(before, r) and not asked.state)
-"""
+def step_without_a_compiler(folder: str) -> None:
+    """Prints what is said and seen, a line each."""
+    os.environ |= {"CXX": f"{folder}/no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": folder}
+    import torch._inductor.config as inductor
+
+    inductor.cpp.cxx = (None, os.environ["CXX"])  # where it has been read before
+    vars(elementwise)["ENOUGH"] = 1
+
+    def one(compiled: bool | None) -> tuple[nn.Parameter, AdamW]:
+        torch.manual_seed(0)
+        p = nn.Parameter(torch.randn(400, 300))
+        p.grad = torch.randn(400, 300)
+        return p, AdamW([p], rule="cautious", fused=True, compiled=compiled)
+
+    p, optimizer = one(None)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        optimizer.step()
+        optimizer.step()
+    print([str(w.message) for w in seen if w.category.__name__ == "CompileWarning"])
+    q, reference = one(False)
+    reference.step()
+    reference.step()
+    print("equal", torch.equal(p, q))
+    r, asked = one(True)
+    before = r.clone()
+    try:
+        asked.step()
+    except OptimizerError as error:
+        print("refused", error)
+    print("unchanged", torch.equal(before, r) and not asked.state)
 
 
-def test_without_a_compiler_steps_go_in_pieces_and_say_so_once(tmp_path: Path) -> None:
-    environment = {**os.environ, "CXX": str(tmp_path / "no-such-compiler"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    run = subprocess.run(
-        [sys.executable, "-c", WITHOUT_COMPILER], env=environment, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    said, equal, refused, unchanged = run.stdout.strip().splitlines()
+def test_without_a_compiler_steps_go_in_pieces_and_say_so_once(forks: ForkServer, tmp_path: Path) -> None:
+    process = forks.call(step_without_a_compiler, str(tmp_path), merged=False)
+    out, complaints = process.communicate()
+    assert process.returncode == 0, complaints
+    said, equal, refused, unchanged = out.strip().splitlines()
     assert said.count("torch.compile failed") == 1
     assert "install a C++ compiler" in said
     assert equal == "equal True"

@@ -113,7 +113,7 @@ def steps_done(out: Path) -> int:
         return 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_signal_saves_at_the_next_step_and_the_resumed_run_ends_the_same(
     forks: ForkServer, small_text: Path, whole_run: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
