@@ -11,6 +11,7 @@ from torch import Tensor
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamL2, AdamW
 from weightdecay.optim.sgdw import SGDW
+from weightdecay.rules import Rule
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,28 @@ def test_a_differentiable_step_has_the_gradient_of_its_formula(cls: Any, rule: s
         assert torch.allclose(gradient, torch.full_like(w, 1 - 0.1 * 0.2))
     if rule == "cautious":  # u has the sign of the gradient, which is positive
         assert torch.allclose(gradient, torch.where(w > 0, 1 - 0.1 * 0.2, 1.0).double())
+
+
+@pytest.mark.parametrize(
+    ("cls", "rule"),
+    [
+        (AdamW, "cautious"), (AdamW, "fixed"), (AdamW, "towards_initial"), (SGDW, "cautious"), (SGDW, "l2"),
+        (AdamW, Rule("mine", mask="strictly_agreeing", target="one")),
+    ],
+)  # fmt: skip
+def test_the_gradient_goes_through_steps_to_the_gradients_that_they_take(cls: Any, rule: Any) -> None:
+    def stepped(w: Tensor, gradient: Tensor) -> Tensor:
+        p = w.clone()
+        optimizer = cls([p], lr=0.1, weight_decay=0.2, rule=rule, differentiable=True)
+        for _ in range(2):
+            p.grad = gradient * gradient.sin()
+            optimizer.step()
+        return p
+
+    w, gradient = ([1.5, -0.7, 0.3], [0.8, 0.4, -0.9])
+    assert torch.autograd.gradcheck(
+        stepped, tuple(torch.tensor(given, dtype=torch.float64, requires_grad=True) for given in (w, gradient))
+    )
 
 
 @pytest.mark.parametrize(("cls", "rule"), [(AdamW, "decoupled"), (AdamL2, "l2"), (SGDW, "l2")])

@@ -89,11 +89,14 @@ def decay_(
 
 
 def _mask(weights: Tensor, rule: Rule, update: Tensor | None) -> Tensor:
-    """1 where a weight decays, 0 where not; at least in float32, whose product with 1 − a keeps its digits."""
+    """1 where a weight decays, 0 where not; at least in float32, whose product with 1 − a keeps its digits.
+
+    It is a constant to a differentiable step, in which it jumps at single points.
+    """
     assert update is not None
-    wide = update.to(torch.promote_types(weights.dtype, torch.float32))
+    wide = update.detach().to(torch.promote_types(weights.dtype, torch.float32))
     # The sign alone, because a product of two small numbers may be 0, which agrees with everything.
-    products = wide.sign_().mul_(weights)
+    products = wide.sign_().mul_(weights.detach())
     return products.ge_(0) if rule.mask == "agreeing" else products.gt_(0)
 
 
