@@ -328,6 +328,60 @@ def test_a_setting_that_is_edited_into_none_stops_the_next_step_with_nothing_cha
     assert not torch.equal(p, before)
 
 
+@pytest.mark.parametrize(
+    ("name", "made_with", "edit", "lacking"),
+    [
+        ("AdamW", {}, {"amsgrad": True}, "max_exp_avg_sq"),
+        ("AdamW", {"rule": "cautious", "fused": True}, {"amsgrad": True}, "max_exp_avg_sq"),
+        ("AdamL2", {"fused": True}, {"amsgrad": True}, "max_exp_avg_sq"),
+        ("Adafactor", {}, {"beta1": 0.9}, "exp_avg"),
+        ("Adafactor", {"factored": False}, {"factored": True}, "col_var, row_var"),
+        ("Muon", {}, {"algorithm": "adamw"}, "exp_avg, exp_avg_sq"),
+    ],
+)
+def test_a_setting_that_needs_other_state_stops_the_next_step_with_nothing_changed(
+    name: str, made_with: dict[str, Any], edit: dict[str, Any], lacking: str
+) -> None:
+    p = matrix()
+    optimizer = made(name, [p], lr=0.1, **made_with)
+    optimizer.step()
+    group, before = optimizer.param_groups[0], p.detach().clone()
+    asked = {key: group[key] for key in edit}
+    group |= edit
+    with pytest.raises(
+        OptimizerError, match=f"group 0: the state of tensor 0 has .* lacks {lacking}: .*other settings"
+    ):
+        optimizer.step()
+    assert torch.equal(p, before)
+    group |= asked
+    optimizer.step()
+    group |= edit
+    optimizer.state.clear()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("name", "fused", "key"),
+    [
+        ("AdamW", True, "lr"), ("AdamW", True, "weight_decay"), ("AdamW", False, "lr"),
+        ("AdamL2", True, "weight_decay"), ("SGDW", False, "lr"), ("SGDW", False, "momentum"),
+        ("SGDW", True, "momentum"), ("Muon", False, "momentum"),
+        ("AdamW", True, "betas"), ("Lion", False, "betas"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("number", [decimal.Decimal, fractions.Fraction], ids=lambda kind: kind.__name__)
+def test_numbers_of_every_kind_may_be_written_into_groups(name: str, fused: bool, key: str, number: Any) -> None:
+    params = [matrix(), matrix()]
+    settings: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.1} | ({"fused": True} if fused else {})
+    for p, value in zip(params, (number("0.25"), 0.25), strict=True):
+        optimizer = made(name, [p], **settings, **({"momentum": 0.9} if name == "SGDW" else {}))
+        optimizer.step()
+        optimizer.param_groups[0][key] = (value, value) if key == "betas" else value
+        for _ in range(2):
+            optimizer.step()
+    assert torch.equal(*params)
+
+
 def test_a_tensor_that_is_put_into_a_second_group_stops_the_next_step_with_nothing_changed() -> None:
     first, second = (nn.Parameter(torch.ones(3)) for _ in range(2))
     optimizer = weightdecay.AdamW([{"params": [first]}, {"params": [second]}], lr=1e-2)

@@ -58,6 +58,10 @@ from weightdecay.rules import Rule, as_rule, group_rule, spelt
 _CHECKED_ANYWAY = ("params", "lr", "weight_decay")
 
 
+def _settings(group: Group) -> list[Any]:
+    return [value for key, value in group.items() if key not in _CHECKED_ANYWAY]
+
+
 def _no_closure() -> None:
     """What `step` was called without, to be told from a closure that is given as None."""
 
@@ -212,6 +216,8 @@ class DecayingOptimizer(StateKeeping):
     def _work(self, saving: bool = False) -> list[Work]:
         work = []
         for place, group in enumerate(self.param_groups):
+            if not all(isinstance(group[key], float | int | Tensor) for key in ("lr", "weight_decay")):
+                group.update(with_plain_numbers(group))  # which somebody counts in fractions, say
             rule = group_rule(group)
             decay = 0.0 if saving else decay_now(group, self._is_kernels_own(rule))
             kernels = group["weight_decay"] if rule.coupled else None
@@ -311,23 +317,22 @@ class DecayingOptimizer(StateKeeping):
         checked = self._workspace.checked
         unfit: list[str] = []
         seen: dict[int, Any] = {}
-        changed = False
         for one in work:
             group, place = one.group, one.place
-            settings = [value for key, value in group.items() if key not in _CHECKED_ANYWAY]
-            kinds = kinds_of(one.weights)
+            settings, kinds = _settings(group), kinds_of(one.weights)
             before, kinds_before = checked.get(place, ((), ()))
-            seen[place] = settings, kinds
             if len(settings) != len(before) or not all(map(operator.is_, settings, before)):
+                group.update(with_plain_numbers(group))
                 # Whose key is whose cannot be told any more: others' schedulers have some of their own.
                 if faults := group_faults({**self.defaults, **group}, group_title(group, place), self.refusal):
                     raise OptimizerError(faults)
             elif kinds == kinds_before:
                 continue  # nothing was written into it, and nothing moved, since the last step
-            changed = True
+            seen[place] = _settings(group), kinds
             unfit += [f"{group_title(group, place)}: {fault}" for fault in misfits(one, self.state, self.state_shapes)]
+            unfit += self._lacks(group, place, {p: self.state.get(p) for p in one.weights})
 
-        if changed:
+        if seen:
             unfit += shared_tensors(self.param_groups)
         faults = [f"{group_title(one.group, one.place)}: {fault}" for one in work for fault in self._step_faults(one)]
         if faults := unfit + faults:

@@ -93,19 +93,26 @@ class StateKeeping(torch.optim.Optimizer):
 
     def _unfit(self, given: Mapping[str, Any]) -> Iterator[str]:
         """Tensors whose state is another optimizer's, each named."""
-        kind = type(self).__name__
         for index, (own, saved) in enumerate(zip(self.param_groups, given["param_groups"], strict=False)):
-            group = {**own, **saved}
-            for position, (saved_id, p) in enumerate(zip(saved["params"], own["params"], strict=False)):
-                state = given["state"].get(saved_id)
-                if state and (missing := sorted(self.needed_state(group, p) - state.keys())):
-                    names = names_in(own)
-                    name = f"'{names[position]}'" if names else f"tensor {position}"
-                    yield (
-                        f"{group_title(own, index)}: the state of {name} has {', '.join(map(str, state))} and lacks "
-                        f"{', '.join(missing)}: it is another optimizer's, and {kind} cannot go on with it; give "
-                        f"a state of {kind}, or begin without one"
-                    )
+            states = {
+                p: given["state"].get(saved_id) for saved_id, p in zip(saved["params"], own["params"], strict=False)
+            }
+            group = {**own, **saved, "params": own["params"], "param_names": own.get("param_names")}
+            yield from self._lacks(group, index, states)
+
+    def _lacks(self, group: Group, index: int, states: Mapping[Any, Any]) -> Iterator[str]:
+        """Tensors that cannot be stepped with the state that they have, each named."""
+        kind, names = type(self).__name__, names_in(group)
+        for position, p in enumerate(group["params"]):
+            state = states.get(p)
+            if state and (missing := sorted(self.needed_state(group, p) - state.keys())):
+                name = f"'{names[position]}'" if names else f"tensor {position}"
+                yield (
+                    f"{group_title(group, index)}: the state of {name} has "
+                    f"{', '.join(map(str, state))} and lacks {', '.join(missing)}: it is of another optimizer, or of "
+                    f"other settings, and {kind} cannot go on with it; give a state of {kind} with these settings, or "
+                    "begin without one"
+                )
 
     def _restore_dtypes(self, loaded: Mapping[str, Any]) -> None:
         saved_ids = [saved_id for group in loaded["param_groups"] for saved_id in group["params"]]
