@@ -217,6 +217,15 @@ def test_a_copy_that_lost_its_control_is_a_fault(way: Any) -> None:
     assert "control the copy anew" in said
 
 
+def test_lambda_and_lr_in_float32_are_those_of_the_plan() -> None:
+    plan = planned(overrides=[weightdecay.Override("2.weight", None, lr_multiplier=0.3)])
+    for key in ("lr", "weight_decay"):
+        groups = [{**group, key: torch.tensor(group[key])} for group in plan.param_groups(lr=LR)]
+        assert plan.check(torch.optim.AdamW(groups)).ok
+    off = [{**group, "weight_decay": group["weight_decay"] * (1 + 1e-5)} for group in plan.param_groups(lr=LR)]
+    assert "has λ 0.100001, the plan says 0.1" in str(plan.check(torch.optim.AdamW(off)))
+
+
 class HandingOn(torch.optim.Optimizer):
     """As torch's PostLocalSGDOptimizer: the groups and the state of what it wraps, and no defaults."""
 

@@ -20,7 +20,7 @@ from weightdecay.planning.planned import Plan, PlannedTensor
 from weightdecay.planning.step_checks import CheckedGroup, defaults_of, seen_in_steps
 from weightdecay.rules import DECOUPLED, Rule, RuleLike, as_rule
 
-_REL, _ABS = 1e-9, 1e-15  # of two λ that were computed in different ways
+_REL, _ABS = 1e-6, 1e-15  # of two λ that were computed in different ways, one in float32 perhaps
 
 
 @dataclass(frozen=True)
