@@ -11,6 +11,7 @@ from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
 from weightdecay.optim.lion import Lion
 from weightdecay.optim.muon import Muon
+from weightdecay.rules import FIXED, RULES, Rule, as_rule
 
 
 class Tied(nn.Module):
@@ -77,3 +78,26 @@ def test_an_iterator_of_parameters_is_read_once() -> None:
     net = Tied()
     optimizer = Muon([{"params": net.parameters()}], lr=0.01)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 5
+
+
+@pytest.mark.parametrize("shared", ["mine", "cautious"])
+def test_rules_of_ones_own_that_share_a_name_stay_apart(shared: str) -> None:
+    first, last = Rule(shared, lr_power=0.5), RULES.get(shared, Rule(shared, lr_power=2))
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    optimizer = AdamW(model.named_parameters(), lr=0.01, rule={"0.*": first, "1.bias": "fixed", "*": last})
+    found = {name: as_rule(group["rule"]) for group in optimizer.param_groups for name in group["param_names"]}
+    assert found == {"0.weight": first, "0.bias": first, "1.weight": last, "1.bias": FIXED}
+
+
+def test_patterns_that_are_no_text_are_refused_by_what_they_are() -> None:
+    given: Any = {0: "fixed", "*": "decoupled"}
+    with pytest.raises(OptimizerError, match="the pattern 0 of `rule` is no text"):
+        AdamW(nn.Linear(4, 4).named_parameters(), rule=given)
+
+
+@pytest.mark.parametrize("cls", [AdamW, Lion, Muon], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("group", [{"params": nn.Linear(2, 2)}, {"params": 3}, {"lr": 0.1}], ids=str)
+def test_groups_of_no_tensors_are_explained(cls: Any, group: dict[str, Any]) -> None:
+    for rule in ("decoupled", {"*": "decoupled"}):
+        with pytest.raises(OptimizerError, match=r"params is .*: give a decay plan, parameters"):
+            cls([group], rule=rule)

@@ -113,8 +113,9 @@ def misnamed(group: Group, index: int) -> list[str]:
 
 def named_tensors(group: Group) -> list[tuple[str, Tensor]] | None:
     """A group's tensors with their names, "" where they have none; None where torch is to explain the faults."""
-    params = group["params"]
-    entries = [params] if isinstance(params, Tensor) else [] if isinstance(params, set) else list(params)
+    params: Any = group.get("params")
+    listed = isinstance(params, Iterable) and not isinstance(params, set)
+    entries = [params] if isinstance(params, Tensor) else list(params) if listed else []
     tensors = [entry[1] if isinstance(entry, tuple) else entry for entry in entries]
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         return None
@@ -201,6 +202,11 @@ def with_rules(groups: list[Group], rule: Rules, apart: frozenset[str]) -> list[
     patterns = _patterns(rule, apart)
     if patterns is None:
         return groups
+    labels_of: dict[Rule, str] = {}
+    for one in patterns.values():  # rules of one's own may share a name
+        alike = sum(one.name == other.name for other in labels_of if other != one)
+        labels_of.setdefault(one, f"{one.name} {alike + 1}" if alike else one.name)
+    by_label = {label: one for one, label in labels_of.items()}
     unused, faults, ruled = set(patterns) - apart - {"*"}, [], []
     for group in groups:
         named = named_tensors(group)
@@ -212,12 +218,11 @@ def with_rules(groups: list[Group], rule: Rules, apart: frozenset[str]) -> list[
         for name, _ in named:
             found = next((pattern for pattern in patterns if pattern in (name, "*") or fnmatchcase(name, pattern)), "")
             unused.discard(found)
-            labels.append(patterns[found].name if found else "")
+            labels.append(labels_of[patterns[found]] if found else "")
             if not found:
                 faults.append(f"no pattern of `rule` matches '{name}': end with '*' for the rest")
-        by_name = {rule.name: rule for rule in patterns.values()}
         ruled += [
-            {**part, "rule": spelt(by_name[label])} for label, part in split_group(group, labels) if label in by_name
+            {**part, "rule": spelt(by_label[label])} for label, part in split_group(group, labels) if label in by_label
         ]
     faults += [
         f"the pattern '{pattern}' of `rule` matches no tensor: correct or remove it" for pattern in sorted(unused)
@@ -230,6 +235,9 @@ def with_rules(groups: list[Group], rule: Rules, apart: frozenset[str]) -> list[
 def _patterns(rule: Rules, apart: frozenset[str]) -> dict[str, Rule] | None:
     """The rule of each pattern; None where all tensors follow one."""
     if _is_by_pattern(rule):
+        given: Mapping[Any, RuleLike] = rule  # by a caller whom no type checker has seen
+        if odd := [pattern for pattern in given if not isinstance(pattern, str)]:
+            raise OptimizerError(f"the pattern {odd[0]!r} of `rule` is no text: give patterns of the tensors' names")
         return {pattern: as_rule(one) for pattern, one in rule.items()}
     if apart and isinstance(rule, str | Rule) and rule in (CORRECTED, CORRECTED.name):
         return dict.fromkeys(apart, DECOUPLED) | {"*": CORRECTED}
