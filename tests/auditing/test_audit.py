@@ -563,16 +563,34 @@ class Sharpness(torch.optim.Optimizer):
                 self.state[p]["before"] = p.data.clone()
                 p.add_(p.grad, alpha=0.05)
         self.zero_grad()
-        torch.enable_grad()(closure)()
+        self.look(torch.enable_grad()(closure)())
         for group in self.param_groups:
             for p in group["params"]:
                 p.data = self.state[p]["before"]
         self.base.step()
 
+    def look(self, loss: torch.Tensor) -> None:
+        """At the loss where it went up to."""
+
+
+class SharpnessOfLoss(Sharpness):
+    """The same, of a loss that it takes the gradient of itself."""
+
+    def look(self, loss: torch.Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+def test_a_step_that_asks_for_its_gradients_twice_is_seen() -> None:
+    model = seeded()
+    optimizer = Sharpness(two_groups(model.parameters(), 0.1))
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    assert codes(weightdecay.audit(model, optimizer)) == []
+
 
 def test_of_a_step_that_cannot_be_made_no_missing_decay_is_said() -> None:
     model = seeded()
-    optimizer = Sharpness(two_groups(model.parameters(), 0.1))
+    optimizer = SharpnessOfLoss(two_groups(model.parameters(), 0.1))
     for p in model.parameters():
         p.grad = torch.randn_like(p)
     audit = weightdecay.audit(model, optimizer)
