@@ -44,9 +44,8 @@ def noise_keys(streams: Sequence[int], steps: Sequence[int], shard: int = 0, beg
         begin: the first element's place in its tensor.
     """
     mixed = np.zeros(len(steps), dtype=np.uint64)
-    wanted = (np.array(steps, dtype=np.uint64), np.array(streams, dtype=np.uint64), shard, begin >> 31)
-    for numbers in wanted:
-        mixed = _mixed(mixed, np.uint64(numbers) if isinstance(numbers, int) else numbers)
+    for numbers in (steps, streams, shard, begin >> 31):
+        mixed = _mixed(mixed, np.asarray(numbers, dtype=np.uint64))
     keys = np.stack(
         [
             (mixed >> np.uint64(1)).astype(np.uint32),
@@ -58,7 +57,7 @@ def noise_keys(streams: Sequence[int], steps: Sequence[int], shard: int = 0, beg
     return torch.from_numpy(keys.view(np.int32))
 
 
-def _mixed(before: NDArray[np.uint64], number: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
+def _mixed(before: NDArray[np.uint64], number: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Well-mixed bits of what was mixed before and one more integer (the finaliser of splitmix64)."""
     mixed = (before + number + np.uint64(1)) * np.uint64(_MIX)
     mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
