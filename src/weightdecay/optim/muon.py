@@ -38,6 +38,12 @@ from weightdecay.optim.work import Work
 from weightdecay.planning.decay_plan import DecayPlan
 from weightdecay.rules import DECOUPLED
 
+# Settings of its groups alone, beside `ns_eps`, `ns_dtype` and `stacked`.
+_OWN = (
+    "momentum", "nesterov", "ns_coefficients", "ns_steps", "adjust_lr_fn", "orthogonalisation", "equal_rows",
+    "neuron_beta2",
+)  # fmt: skip
+
 _FLOOR = 1e-10  # of norms and mean squares: what has no gradient stays where it is
 
 
@@ -94,19 +100,9 @@ class Muon(AdamW):
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
-        self._own: Group = {
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "ns_coefficients": ns_coefficients,
-            "ns_eps": eps,
-            "ns_steps": ns_steps,
-            "ns_dtype": dtype_name(ns_dtype),  # a state_dict is to hold plain values
-            "adjust_lr_fn": adjust_lr_fn,
-            "orthogonalisation": orthogonalisation,
-            "equal_rows": equal_rows,
-            "neuron_beta2": neuron_beta2,
-            "stacked": 1,
-        }
+        given = locals()
+        self._own: Group = {key: given[key] for key in _OWN}
+        self._own |= {"ns_eps": eps, "ns_dtype": dtype_name(ns_dtype), "stacked": 1}  # a dtype as files can hold it
         super().__init__(
             params, lr, adamw_betas, adamw_eps, weight_decay, rule=rule, peak_lr=peak_lr, rounding=rounding,
             maximize=maximize, foreach=foreach, fused=fused,

@@ -10,8 +10,8 @@ step's whole arithmetic, decay *and* update, in float32 and round once:
 
 Applying the decay on its own, in bfloat16 or outside the compensated sum, loses it again: it must share the rounding.
 
-An object says what it remembers (`begin`), which float32 weights the low ones stand for (`widen`), and how they are
-written back (`write`). The same three methods serve the eager pieces and the compiled loops, so they are written in
+An object says what it remembers (`memory`), which float32 weights the low ones stand for (`widen`), and how they are
+written back (`write`). The same methods serve the eager pieces and the compiled loops, so they are written in
 plain tensor operations on flat tensors, in place, and take the memory for what is passing from outside.
 
 Reference: Collange et al. 2015 and Zamirai et al. 2020, arXiv:2010.06192 (stochastic rounding and Kahan summation
@@ -90,13 +90,24 @@ class Rounding:
         """Round into the low weights, and remember what is to be remembered; `wide` and `noise` may be overwritten."""
         low.copy_(wide)
 
+    def remembered(self, low: Tensor, state: Kept, scratch: Scratch) -> Tensor:
+        """The low weights that what it remembers is of: these, unless somebody else has changed them since."""
+        return low
+
     def is_disturbed(self, low: Tensor, state: Kept, scratch: Scratch) -> bool:
-        """Whether what it remembers is not of these weights, because somebody else has changed them since."""
-        return False
+        """Whether somebody else has changed the weights since."""
+        if not self.memory(low.dtype):
+            return False
+        known = self.remembered(low, state, scratch)
+        if torch.equal(low.view(torch.int16), known.view(torch.int16)):  # most often; by their bits this is fastest
+            return False
+        return bool(((known != low) & ~(known.isnan() & low.isnan())).any())
 
     def renew_(self, low: Tensor, state: Kept) -> None:
-        """Take what it remembers anew from the weights that somebody else has changed, and from those alone."""
-        return
+        """Begin anew what it remembers of weights that somebody else has changed, and of those alone."""
+        holds = self.remembered(low, state, fresh) == low
+        for name, start in self.begin(low).items():
+            state[name].copy_(torch.where(holds, state[name], start))
 
 
 class Nearest(Rounding):
@@ -163,16 +174,7 @@ class Kahan(Rounding):
         lost = wide.sub_(scratch("spare", low, torch.float32).copy_(low))
         state["compensation"].copy_(_finite_or_zero(lost))  # inf − inf is NaN, and an infinity has lost nothing
 
-    def is_disturbed(self, low: Tensor, state: Kept, scratch: Scratch) -> bool:
-        rounded = self._rounded(low, state, scratch)
-        return not torch.equal(rounded, low) and bool(((rounded != low) & ~low.isnan()).any())  # NaN is never itself
-
-    def renew_(self, low: Tensor, state: Kept) -> None:
-        lost = state["compensation"]
-        lost.copy_(torch.where(self._rounded(low, state, fresh) == low, lost, 0.0))
-
-    def _rounded(self, low: Tensor, state: Kept, scratch: Scratch) -> Tensor:
-        """The weights that low ones and what they lost round to: the low ones, unless somebody has changed them."""
+    def remembered(self, low: Tensor, state: Kept, scratch: Scratch) -> Tensor:
         # A hair less than was lost, or half of the way to the next weight might round to that one.
         wide = scratch("spare", low, torch.float32).copy_(state["compensation"]).mul_(1 - 2**-8).add_(low)
         return scratch("rounded", low, low.dtype).copy_(wide)
@@ -196,14 +198,8 @@ class Master(Rounding):
     def widen(self, low: Tensor, state: Kept, scratch: Scratch) -> Tensor:
         return state["master"]  # which the step changes, and `write` rounds
 
-    def is_disturbed(self, low: Tensor, state: Kept, scratch: Scratch) -> bool:
-        rounded = scratch("rounded", low, low.dtype).copy_(state["master"])
-        # By their bits, or a NaN would differ from itself.
-        return not torch.equal(low.view(torch.int16), rounded.view(torch.int16))
-
-    def renew_(self, low: Tensor, state: Kept) -> None:
-        master = state["master"]
-        master.copy_(torch.where(low == master.to(low.dtype), master, low.to(torch.float32)))
+    def remembered(self, low: Tensor, state: Kept, scratch: Scratch) -> Tensor:
+        return scratch("rounded", low, low.dtype).copy_(state["master"])
 
 
 NEAREST, STOCHASTIC, KAHAN, MASTER = Nearest(), Stochastic(), Kahan(), Master()
