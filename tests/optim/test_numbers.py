@@ -24,6 +24,7 @@ from weightdecay.optim.convert import convert
 from weightdecay.optim.muon import Muon
 from weightdecay.optim.scheduling import apply_schedules
 from weightdecay.optim.state import settings_by_name
+from weightdecay.planning.plan import plan
 from weightdecay.rules import Rule
 
 TENTH: dict[str, Any] = {
@@ -67,6 +68,8 @@ TAKERS: dict[str, Callable[[Any], float]] = {
         0.01, source="fixed", target="decoupled", lr=0.2, schedule=lambda _: given, steps=2
     ),
     "the lr of convert": lambda given: convert(0.01, source="fixed", target="decoupled", lr=given),
+    "the lr of a plan": lambda given: plan(nn.Linear(2, 2), weight_decay=0.1).param_groups(lr=given)[0]["lr"],
+    "a power of a rule": lambda given: Rule("mine", lr_power=given).lr_power,
     "clipped_step": clipped_to,
     "apply_schedules": scheduled,
     "the peak of control": controlled_from,
