@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from weightdecay.optim.muon import Muon
 from weightdecay.optim.noise import noise_, noise_keys
 from weightdecay.optim.pieces import PIECE, MasterWarning
 from weightdecay.optim.precision import PrecisionWarning, realised_decay
-from weightdecay.optim.roundings import KAHAN, ROUNDINGS, STOCHASTIC, fresh
+from weightdecay.optim.roundings import KAHAN, MASTER, ROUNDINGS, STOCHASTIC, Rounding, fresh
 from weightdecay.optim.sgdw import SGDW
 
 ELEMENTS = 20_000
@@ -504,6 +505,13 @@ def test_weights_that_were_loaded_behind_a_roundings_back_hold_and_that_is_said(
     assert float((other.detach().float() - untouched.float()).abs().max()) < 0.05
     step(0.0)  # and said once
     assert not bool(first.any())
+
+
+@pytest.mark.parametrize("rounding", [KAHAN, MASTER], ids=lambda rounding: rounding.name)
+def test_weights_that_are_no_numbers_and_zeros_of_either_sign_are_not_taken_for_changed(rounding: Rounding) -> None:
+    low = torch.tensor([math.nan, -0.0, math.inf, 1.0]).bfloat16()
+    low.view(torch.int16)[0] = 0x7FC1  # a NaN that arithmetic does not make
+    assert not rounding.is_disturbed(low, rounding.begin(low), fresh)
 
 
 @given(
