@@ -291,10 +291,11 @@ class DecayingOptimizer(StateKeeping):
         widened = rounding.acts_on(p.dtype)
         dtype = torch.float32 if widened else p.dtype
         for key, shape in self.state_shapes(one.group, p).items():
-            if state.get(key) is None:
+            kept = state.get(key)
+            if kept is None:
                 state[key] = p.new_zeros(shape, dtype=dtype) if shape != p.shape else torch.zeros_like(p, dtype=dtype)
-            elif state[key].dtype != dtype:  # torch kept it in the weights' low precision
-                state[key] = state[key].to(dtype)
+            elif kept.dtype != dtype:  # torch kept it in the weights' low precision
+                state[key] = kept.to(dtype)
 
         if widened and not state.keys() >= rounding.memory(p.dtype).keys():
             state.update(rounding.begin(p))
