@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
 from torch import nn
 
@@ -25,8 +24,7 @@ from weightdecay.recipes.schema import recipe
 
 def decoder(placement: str) -> nn.Module:
     config = recipe("olmo2:nano").model.replace(norm_placement=placement)
-    with torch.device("meta"):
-        return GPT(config)
+    return GPT.blueprint(config)
 
 
 def gains(plan: weightdecay.DecayPlan) -> dict[str, NormPlace | None]:

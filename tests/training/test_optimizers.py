@@ -77,8 +77,7 @@ def test_the_rows_of_a_palm_run_as_published_have_a_decay_per_step_of_the_rate_s
 @pytest.mark.parametrize("name", ["olmo2:nano", "olmo3:nano"])
 def test_olmo_decays_its_gains_and_spares_its_embedding(name: str) -> None:
     config = recipe(name).config()
-    with torch.device("meta"):
-        decided = decay_plan(GPT(config.model), config.optimizer)
+    decided = decay_plan(GPT.blueprint(config.model), config.optimizer)
     assert decided["embedding.weight"].weight_decay == 0.0
     for name in ("head.weight", "norm.weight", "blocks.0.attention.query_norm.weight", "blocks.1.attention.out.weight"):
         assert decided[name].weight_decay == 0.1
@@ -87,8 +86,7 @@ def test_olmo_decays_its_gains_and_spares_its_embedding(name: str) -> None:
 @pytest.mark.parametrize("system", systems())
 def test_the_policy_of_every_recipe_plans_its_own_model(system: str) -> None:
     config = recipe(f"{system}:nano").config()
-    with torch.device("meta"):
-        model = GPT(config.model)
+    model = GPT.blueprint(config.model)
     decided = decay_plan(model, config.optimizer)
     decaying = sum(p.numel() for name, p in model.named_parameters() if decided[name].weight_decay > 0)
     assert decaying > 0.6 * model.n_parameters() or system in ("olmo2", "olmo3")
@@ -97,9 +95,8 @@ def test_the_policy_of_every_recipe_plans_its_own_model(system: str) -> None:
 def test_opt_and_moonlight_decay_everything() -> None:
     for name in ("opt:nano", "moonlight:nano"):
         config = recipe(name).config()
-        with torch.device("meta"):
-            decided = decay_plan(GPT(config.model), config.optimizer)
-            names = [tensor for tensor, _ in GPT(config.model).named_parameters()]
+        decided = decay_plan(GPT.blueprint(config.model), config.optimizer)
+        names = [tensor for tensor, _ in GPT.blueprint(config.model).named_parameters()]
         assert {decided[tensor].weight_decay for tensor in names} == {0.1}, name
 
 
@@ -142,8 +139,7 @@ def test_nanochats_tensors_have_its_rates_and_decays(name: str, lr: float, weigh
 
 def test_moonlights_gates_and_values_are_matrices_of_their_own_in_every_expert() -> None:
     config = recipe("moonlight:nano").config()
-    with torch.device("meta"):
-        model = GPT(config.model)
+    model = GPT.blueprint(config.model)
     optimizer = make_optimizer(config.optimizer, decay_plan(model, config.optimizer))
     stacked = {
         name: group["stacked"]
@@ -169,8 +165,7 @@ def test_moonlights_gates_and_values_are_matrices_of_their_own_in_every_expert()
 def test_the_trainer_and_the_library_split_every_recipe_alike(one: Recipe) -> None:
     config = one.config(OF_TWO_LAYERS if one.config().model.n_layers > 4 else {})
     settings = dataclasses.replace(config.optimizer, name="muon", rule="decoupled", weight_decay=0.1)
-    with torch.device("meta"):
-        decided = decay_plan(GPT(config.model), settings)
+    decided = decay_plan(GPT.blueprint(config.model), settings)
     ours, library = make_optimizer(settings, decided), weightdecay.Muon(decided, lr=settings.lr)
     assert algorithms(ours) == algorithms(library)
     assert set(algorithms(ours).values()) == {"muon", "adamw"}
@@ -193,8 +188,7 @@ def algorithms(optimizer: torch.optim.Optimizer) -> dict[str, str]:
 
 def test_moonlights_routers_are_muons_as_published_and_its_plan_says_so() -> None:
     config = recipe("moonlight:nano").config()
-    with torch.device("meta"):
-        decided = decay_plan(GPT(config.model), config.optimizer)
+    decided = decay_plan(GPT.blueprint(config.model), config.optimizer)
     router = "blocks.1.feedforward.router.weight"
     assert algorithms(make_optimizer(config.optimizer, decided))[router] == "muon"
     assert decided[router].reason == "linear weight: override 'router'"
@@ -251,8 +245,7 @@ def test_multipliers_that_cannot_be_read_or_match_nothing_are_refused() -> None:
         )
     assert len(caught.value.faults) == 2
     stray = recipe("gpt3:nano").config({"optimizer.lr_multipliers": [{"pattern": "^embeding", "factor": 2}]})
-    with torch.device("meta"):
-        model = GPT(stray.model)
+    model = GPT.blueprint(stray.model)
     with pytest.raises(ConfigError, match="matches no tensor"):
         decay_plan(model, stray.optimizer)
 
@@ -264,8 +257,7 @@ def test_settings_of_muon_by_pattern_that_match_nothing_are_refused_together() -
             "optimizer.beta1_overrides": [{"pattern": "(", "beta": 0.9}],
         }
     )
-    with torch.device("meta"):
-        model = GPT(config.model)
+    model = GPT.blueprint(config.model)
     with pytest.raises(ConfigError) as caught:
         decay_plan(model, config.optimizer)
     for words in ("'attention.kqv' matches no tensor", "is no regular expression"):

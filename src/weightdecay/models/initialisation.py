@@ -37,9 +37,7 @@ class Undrawn(TorchFunctionMode):
 
 @torch.no_grad()
 def draw_weights(model: GPT) -> None:
-    """Draw all weights anew from torch's global generator; where they are shapes without values, nothing is drawn."""
-    if all(p.device.type == "meta" for p in model.parameters()):
-        return  # torch would take a second to draw nothing for a hundred layers
+    """Draw all weights anew from torch's global generator."""
     start = _Start(model.config)
     for module in model.modules():
         if isinstance(module, nn.Embedding):
