@@ -298,24 +298,42 @@ def test_an_attention_branch_in_one_function(
 
 @given(
     rows=st.one_of(st.integers(1, 70), st.sampled_from([32, 64])), outputs=st.integers(1, 70),
-    inputs=st.integers(1, 40), at_once=st.sampled_from([1, 200, 10**6]), adds=st.booleans(), threads=st.integers(1, 3),
-    cached=st.sampled_from([0, 10**6]),
+    inputs=st.integers(1, 70), adds=st.booleans(), threads=st.integers(1, 3), whole=st.booleans(),
 )  # fmt: skip
 @settings(max_examples=60)
-def test_gradients_of_weights(
-    rows: int, outputs: int, inputs: int, at_once: int, adds: bool, threads: int, cached: int
-) -> None:
-    """By columns as they lie, by some laid out anew, and by all at once."""
+def test_gradients_of_weights(rows: int, outputs: int, inputs: int, adds: bool, threads: int, whole: bool) -> None:
+    """By our own kernels where the processor has the instructions, with either factor the larger, and by torch's."""
     dy, x, before = draw(rows, outputs, seed=1), draw(rows, inputs, seed=2), draw(outputs, inputs, seed=3).float()
     expected = dy.double().T @ x.double() + (before.double() if adds else 0)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, products_by_torch() if whole else nullcontext():
         patch.setattr(torch, "get_num_threads", lambda: threads)
         patch.setattr(library, "_WORTH_THREADS", 0)
-        patch.setattr("weightdecay.kernels.products._CACHED", cached)
-        patch.setattr("weightdecay.kernels.products._LAID_OUT", at_once)
-        patch.setattr("weightdecay.kernels.products._WAITING", at_once)
         found = weight_gradient(dy, x, before if adds else None)
     assert (found.double() - expected).norm() <= ROUNDED * (expected.norm() + 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "outputs", "inputs"),
+    [
+        (2100, 70, 45),  # gradients add up over three parts of the rows
+        (2100, 45, 70),
+        (513, 40, 9000),  # products over three parts of what they sum over, and what is added comes once
+        (520, 1024, 1100),  # the weight is packed in parts, and what comes of it goes past the cache
+        (700, 1100, 1024),
+    ],
+)
+def test_products_in_parts(rows: int, outputs: int, inputs: int) -> None:
+    x, weight, above = draw(rows, inputs, seed=1), draw(outputs, inputs, seed=2), draw(rows, outputs, seed=3)
+    bias, before = draw(outputs, seed=4).float(), draw(outputs, inputs, seed=5).float()
+    gradient = above.double().t() @ x.double()
+    found = [
+        (multiplied(x, weight, bias, above), x.double() @ weight.double().t() + bias + above.double()),
+        (input_gradient(above, weight), above.double() @ weight.double()),
+        (weight_gradient(above, x), gradient),
+        (weight_gradient(above, x, before.clone()), gradient + before),
+    ]
+    for place, (ours, exact) in enumerate(found):
+        assert (ours.double() - exact).norm() <= ROUNDED * exact.norm(), place
 
 
 def test_sums_over_rows_are_the_same_with_any_number_of_rows_to_a_thread() -> None:
@@ -380,7 +398,7 @@ def test_rows_that_are_long_beyond_measure() -> None:
 
 
 def test_every_number_of_threads_gives_the_same() -> None:
-    x, weight, stream = draw(130, 96, seed=1), draw(288, 96, seed=2), draw(130, 288, seed=3)
+    x, weight, stream = draw(1100, 96, seed=1), draw(288, 96, seed=2), draw(1100, 288, seed=3)
     q, k, v = (draw(3, 4, 150, 40, seed=seed) for seed in (4, 5, 6))
 
     def all_of_it() -> list[Tensor]:

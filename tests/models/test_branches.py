@@ -96,7 +96,7 @@ def test_a_profile_sees_the_parts_of_a_branch() -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
         loss_and_gradients("gpt2")
     seen = {event.key for event in profiled.key_averages()}
-    assert {"kernel:norm_forward", "kernel:small_product", "kernel:causal_backward", "kernel:gelu_tanh"} <= seen
+    assert {"kernel:norm_forward", "kernel:product", "kernel:causal_backward", "kernel:gelu_tanh"} <= seen
 
 
 @pytest.mark.parametrize("change", ["dropout", "stochastic_depth"])

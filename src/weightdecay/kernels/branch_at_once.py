@@ -1,4 +1,4 @@
-"""The halves of a block in one call each, where all their products are small enough to be our own.
+"""The halves of a block in one call each, where all their products are small.
 
 The functions are those of `branch_by_parts`, by the same kernels in the same order (`source/branch_at_once.c`): of a
 small model's step, to reach a kernel costs as much as what it does.
@@ -18,7 +18,7 @@ from torch import Tensor
 from weightdecay.kernels.activations import GATED
 from weightdecay.kernels.library import address, call, numbers
 from weightdecay.kernels.norms import Norm
-from weightdecay.kernels.products import are_ours
+from weightdecay.kernels.products import are_small
 from weightdecay.kernels.scores import Heads, Scores
 
 Kept = Sequence[Any]
@@ -27,7 +27,7 @@ Gradients = tuple[Tensor | None, ...]
 
 def suits(x_BTD: Tensor, norm: Norm, *weights: Tensor) -> bool:
     """Whether a branch with this norm and these rounded weights can go in one call; a profile is to see its parts."""
-    if torch.autograd.profiler._is_profiler_enabled or not are_ours(x_BTD.shape[0] * x_BTD.shape[1], *weights):
+    if torch.autograd.profiler._is_profiler_enabled or not are_small(x_BTD.shape[0] * x_BTD.shape[1], *weights):
         return False
     return all(of is None or of.dtype == torch.float32 for of in norm[:2])
 

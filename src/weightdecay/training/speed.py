@@ -35,7 +35,7 @@ Clock = Callable[[], float]
 
 # Which part of a step an operation belongs to, by what its name holds; the first that fits.
 _PARTS: dict[str, tuple[str, ...]] = {
-    "matrix products": ("aten::mm", "aten::addmm", "kernel:small_", "kernel:transpose", "kernel:widen"),
+    "matrix products": ("aten::mm", "aten::addmm", "kernel:product", "kernel:input_gradient", "kernel:weight_gradient"),
     "attention": (
         "kernel:causal", "kernel:softmax", "kernel:split_heads", "kernel:move_rows", "kernel:turn_heads",
         "scaled_dot_product", "flash", "bmm", "aten::_softmax",

@@ -61,12 +61,12 @@ void attention_branch(const bfloat16 *x, const float *gain, const float *shift, 
     const Projections lies = projections_of(of);
     const int64_t rows = lies.rows, width = of->width, inputs = of->heads * of->head;
     norm_forward(x, gain, shift, offset, eps, of->centred, normed, statistics, statistics + rows, rows, width, threads);
-    small_product(normed, qkv_weight, qkv_bias, 0, qkv, rows, lies.features, width, threads);
+    product(normed, qkv_weight, qkv_bias, 0, qkv, rows, lies.features, width, threads);
     if (of->turning)
         turn_heads(qkv, cosines, sines, of->turning, 0, rows, of->time, of->heads + of->kv_heads, lies.all, of->head, threads);
     causal_forward(qkv, qkv + lies.keys, qkv + lies.values, (const int64_t *)lies.lie, inner, logsums, slopes, scale, cap,
                    of->window, of->batch, of->time, of->heads, of->kv_heads, of->head, of->head, threads);
-    small_product(inner, out_weight, out_bias, x, y, rows, width, inputs, threads);
+    product(inner, out_weight, out_bias, x, y, rows, width, inputs, threads);
 }
 
 // The gradients of all that `attention_branch` is given, of those that are wanted.
@@ -80,10 +80,10 @@ void attention_branch_backward(const bfloat16 *dy, const bfloat16 *x, const floa
     const Projections lies = projections_of(of);
     const int64_t rows = lies.rows, width = of->width, inputs = of->heads * of->head;
     bfloat16 *dinner = room_for(rows * (inputs + lies.features) * sizeof(bfloat16)), *dqkv = dinner + rows * inputs;
-    if (dout_weight) small_weight_gradient(dy, inner, dout_weight, rows, width, inputs, threads);
-    small_input_gradient(dy, out_weight, dinner, rows, width, inputs, threads);
-    causal_backward(dinner, qkv, qkv + lies.keys, qkv + lies.values, (const int64_t *)lies.lie, dqkv, dqkv + lies.keys,
-                    dqkv + lies.values, (const int64_t *)lies.lie, logsums, slopes, scale, cap, of->window, of->batch,
+    if (dout_weight) weight_gradient(dy, inner, dout_weight, 0, rows, width, inputs, threads);
+    input_gradient(dy, out_weight, dinner, rows, width, inputs, threads);
+    causal_backward(dinner, inner, qkv, qkv + lies.keys, qkv + lies.values, (const int64_t *)lies.lie, dqkv,
+                    dqkv + lies.keys, dqkv + lies.values, (const int64_t *)lies.lie, logsums, slopes, scale, cap, of->window, of->batch,
                     of->time, of->heads, of->kv_heads, of->head, of->head, threads);
     if (of->turning)
         turn_heads(dqkv, cosines, sines, of->turning, 1, rows, of->time, of->heads + of->kv_heads, lies.all, of->head, threads);
@@ -92,8 +92,8 @@ void attention_branch_backward(const bfloat16 *dy, const bfloat16 *x, const floa
         column_sums(dqkv, sums, rows, lies.features, threads);
         hand_over(sums, dqkv_bias, lies.features);
     }
-    if (dqkv_weight) small_weight_gradient(dqkv, normed, dqkv_weight, rows, lies.features, width, threads);
-    small_input_gradient(dqkv, qkv_weight, dx, rows, lies.features, width, threads);
+    if (dqkv_weight) weight_gradient(dqkv, normed, dqkv_weight, 0, rows, lies.features, width, threads);
+    input_gradient(dqkv, qkv_weight, dx, rows, lies.features, width, threads);
     norm_back(dx, dy, x, gain, offset, of->centred, statistics, dgain, dshift, dout_bias, rows, width, threads);
     free(dinner);
 }
@@ -112,9 +112,9 @@ void feedforward_branch(const bfloat16 *x, const float *gain, const float *shift
     const FeedForwardSizes *of = (const FeedForwardSizes *)sizes;
     const int64_t rows = of->rows, width = of->width, hidden = of->hidden;
     norm_forward(x, gain, shift, offset, eps, of->centred, normed, statistics, statistics + rows, rows, width, threads);
-    small_product(normed, up_weight, 0, 0, h, rows, of->times * hidden, width, threads);
+    product(normed, up_weight, 0, 0, h, rows, of->times * hidden, width, threads);
     ((Activation *)activation)(h, up_bias, inner, slopes, rows, hidden, threads);
-    small_product(inner, down_weight, down_bias, x, y, rows, width, hidden, threads);
+    product(inner, down_weight, down_bias, x, y, rows, width, hidden, threads);
 }
 
 // The gradients of all that `feedforward_branch` is given, of those that are wanted.
@@ -127,13 +127,13 @@ void feedforward_branch_backward(const bfloat16 *dy, const bfloat16 *x, const fl
     const int64_t rows = of->rows, width = of->width, hidden = of->hidden, features = of->times * hidden;
     bfloat16 *dinner = room_for(rows * (hidden + (of->times > 1 ? features : 0)) * sizeof(bfloat16));
     bfloat16 *dh = of->times > 1 ? dinner + rows * hidden : dinner;
-    if (ddown_weight) small_weight_gradient(dy, inner, ddown_weight, rows, width, hidden, threads);
-    small_input_gradient(dy, down_weight, dinner, rows, width, hidden, threads);
+    if (ddown_weight) weight_gradient(dy, inner, ddown_weight, 0, rows, width, hidden, threads);
+    input_gradient(dy, down_weight, dinner, rows, width, hidden, threads);
     float *sums = sums_for(dup_bias, features, threads);
     times_slopes(dinner, slopes, dh, sums, of->times, rows, hidden, threads);
     hand_over(sums, dup_bias, features);
-    if (dup_weight) small_weight_gradient(dh, normed, dup_weight, rows, features, width, threads);
-    small_input_gradient(dh, up_weight, dx, rows, features, width, threads);
+    if (dup_weight) weight_gradient(dh, normed, dup_weight, 0, rows, features, width, threads);
+    input_gradient(dh, up_weight, dx, rows, features, width, threads);
     norm_back(dx, dy, x, gain, offset, of->centred, statistics, dgain, dshift, ddown_bias, rows, width, threads);
     free(dinner);
 }

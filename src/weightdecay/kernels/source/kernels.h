@@ -21,17 +21,17 @@ void times_slopes(const bfloat16 *dy, const bfloat16 *slopes, bfloat16 *dh, floa
 void turn_heads(bfloat16 *qkv, const float *cosines, const float *sines, int64_t turning, int back, int64_t rows,
                 int64_t time, int64_t heads, int64_t all, int64_t width, int threads);
 
-void small_product(const bfloat16 *x, const bfloat16 *weight, const float *bias, const bfloat16 *stream, bfloat16 *y,
+void product(const bfloat16 *x, const bfloat16 *weight, const float *bias, const bfloat16 *stream, bfloat16 *y,
                    int64_t rows, int64_t outputs, int64_t inputs, int threads);
-void small_input_gradient(const bfloat16 *dy, const bfloat16 *weight, bfloat16 *dx, int64_t rows, int64_t outputs,
+void input_gradient(const bfloat16 *dy, const bfloat16 *weight, bfloat16 *dx, int64_t rows, int64_t outputs,
                           int64_t inputs, int threads);
-void small_weight_gradient(const bfloat16 *dy, const bfloat16 *x, float *dweight, int64_t rows, int64_t outputs,
+void weight_gradient(const bfloat16 *dy, const bfloat16 *x, float *dweight, int add, int64_t rows, int64_t outputs,
                            int64_t inputs, int threads);
 
 void causal_forward(const bfloat16 *q, const bfloat16 *k, const bfloat16 *v, const int64_t *lies, bfloat16 *y,
                     float *logsums, const float *slopes, float scale, float cap, int64_t window, int64_t batch,
                     int64_t time, int64_t heads, int64_t kv_heads, int64_t width, int64_t value_width, int threads);
-void causal_backward(const bfloat16 *dy, const bfloat16 *q, const bfloat16 *k, const bfloat16 *v, const int64_t *lies,
+void causal_backward(const bfloat16 *dy, const bfloat16 *y, const bfloat16 *q, const bfloat16 *k, const bfloat16 *v, const int64_t *lies,
                      bfloat16 *dq, bfloat16 *dk, bfloat16 *dv, const int64_t *lie, const float *logsums,
                      const float *slopes, float scale, float cap, int64_t window, int64_t batch, int64_t time,
                      int64_t heads, int64_t kv_heads, int64_t width, int64_t value_width, int threads);

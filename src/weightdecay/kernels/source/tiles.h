@@ -31,12 +31,20 @@ static inline void take_tiles(void) {
 
 static inline void leave_tiles(void) { _tile_release(); }
 
-// c [32, 32], rows `apart` from each other, = 32 rows of a by a panel of b, `steps` of 32 deep.
-static inline void multiply_block(const bfloat16 *a, int64_t stride, const bfloat16 *b, int64_t steps, float *c, int64_t apart) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+// c [32, 32], rows `apart` from each other, = 32 rows of a by a panel of b, `steps` of 32 deep; or c + that.
+static inline void multiply_block(const bfloat16 *a, int64_t stride, const bfloat16 *b, int64_t steps, float *c, int64_t apart,
+                                  int add) {
+    if (add) {
+        _tile_loadd(0, c, apart * sizeof(float));
+        _tile_loadd(1, c + 16, apart * sizeof(float));
+        _tile_loadd(2, c + 16 * apart, apart * sizeof(float));
+        _tile_loadd(3, c + 16 * apart + 16, apart * sizeof(float));
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
     for (int64_t step = 0; step < steps; step++) {
         _tile_loadd(4, a + step * SIDE, stride * sizeof(bfloat16));
         _tile_loadd(6, b + step * STEP, 64);
@@ -56,10 +64,13 @@ static inline void multiply_block(const bfloat16 *a, int64_t stride, const bfloa
 static inline void take_tiles(void) {}
 static inline void leave_tiles(void) {}
 
-static inline void multiply_block(const bfloat16 *a, int64_t stride, const bfloat16 *b, int64_t steps, float *c, int64_t apart) {
+static inline void multiply_block(const bfloat16 *a, int64_t stride, const bfloat16 *b, int64_t steps, float *c, int64_t apart,
+                                  int add) {
     for (int top = 0; top < SIDE; top += 8) {
         __m512 sum[8][2];
-        for (int row = 0; row < 8; row++) sum[row][0] = sum[row][1] = _mm512_setzero_ps();
+        for (int row = 0; row < 8; row++)
+            for (int half = 0; half < 2; half++)
+                sum[row][half] = add ? _mm512_loadu_ps(c + (top + row) * apart + 16 * half) : _mm512_setzero_ps();
         for (int64_t pair = 0; pair < 16 * steps; pair++) {
             const bfloat16 *of = b + pair / 16 * STEP + pair % 16 * SIDE;
             const __m512bh left = (__m512bh)_mm512_loadu_si512(of), right = (__m512bh)_mm512_loadu_si512(of + TILE);
@@ -81,9 +92,10 @@ static inline void multiply_block(const bfloat16 *a, int64_t stride, const bfloa
 
 // A mask of the first `count` of 32 or 16.
 static inline __mmask32 first_of_32(int64_t count) {
-    return count >= 32 ? ~0u : count > 0 ? (1u << count) - 1 : 0;
+    const int64_t held = count < 0 ? 0 : count > 32 ? 32 : count;
+    return (__mmask32)((1ull << held) - 1);
 }
-static inline __mmask16 first_of_16(int64_t count) { return (__mmask16)first_of_32(count < 16 ? count : 16); }
+static inline __mmask16 first_of_16(int64_t count) { return (__mmask16)first_of_32(count); }
 
 // Numbers of 32 bits in 16 rows of 16 become columns.
 static inline void turn_pairs(__m512i x[16]) {
@@ -171,6 +183,23 @@ static inline const bfloat16 *whole_rows(const bfloat16 *x, int64_t *stride, int
 }
 
 static inline __m256i rounded(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+
+// Up to 32 numbers to y. What does not stay in the cache until somebody reads it goes `past` it: to be written there, a line
+// would be read first.
+static inline void put_line(bfloat16 *y, __m512 first, __m512 second, int64_t count, int past) {
+    const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(rounded(first)), rounded(second), 1);
+    if (past)
+        _mm512_stream_si512((void *)y, both);
+    else
+        _mm512_mask_storeu_epi16(y, first_of_32(count), both);
+}
+
+// Whether [rows, width] numbers of some bytes go past the cache: there are many, and blocks of them are whole lines.
+enum { STAYS = 1 << 20 };
+
+static inline int goes_past(const void *y, int64_t rows, int64_t width, int64_t bytes) {
+    return rows * width * bytes > STAYS && width % SIDE == 0 && (uintptr_t)y % 64 == 0;
+}
 
 static inline __m512 widened(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
 #endif
