@@ -21,12 +21,12 @@ void times_slopes(const bfloat16 *dy, const bfloat16 *slopes, bfloat16 *dh, floa
 void turn_heads(bfloat16 *qkv, const float *cosines, const float *sines, int64_t turning, int back, int64_t rows,
                 int64_t time, int64_t heads, int64_t all, int64_t width, int threads);
 
-void product(const bfloat16 *x, const bfloat16 *weight, const float *bias, const bfloat16 *stream, bfloat16 *y,
-                   int64_t rows, int64_t outputs, int64_t inputs, int threads);
-void input_gradient(const bfloat16 *dy, const bfloat16 *weight, bfloat16 *dx, int64_t rows, int64_t outputs,
-                          int64_t inputs, int threads);
+void product(const bfloat16 *x, const bfloat16 *weight, const float *bias, const bfloat16 *stream, bfloat16 *y, int64_t rows,
+             int64_t outputs, int64_t inputs, int threads);
+void input_gradient(const bfloat16 *dy, const bfloat16 *weight, bfloat16 *dx, int64_t rows, int64_t outputs, int64_t inputs,
+                    int threads);
 void weight_gradient(const bfloat16 *dy, const bfloat16 *x, float *dweight, int add, int64_t rows, int64_t outputs,
-                           int64_t inputs, int threads);
+                     int64_t inputs, int threads);
 
 void causal_forward(const bfloat16 *q, const bfloat16 *k, const bfloat16 *v, const int64_t *lies, bfloat16 *y,
                     float *logsums, const float *slopes, float scale, float cap, int64_t window, int64_t batch,

@@ -78,104 +78,135 @@ static inline void put_on_side(const Product *y, int64_t row, int64_t column, in
         }
 }
 
-// Numbers of the second factor that are packed at once, and rows of it: what a thread reads again and again.
-enum { PACKED = 1 << 20, DEEP = 1 << 12, DEEP_LAID_OUT = 1 << 10 };
+// The factors of a product [rows, width]: the first [rows, depth], or its columns where it `lies`; the second
+// [depth, width], or its columns where it is `turned`.
+typedef struct {
+    const bfloat16 *first, *second;
+    int lies, turned;
+    int64_t rows, depth, width;
+} Factors;
 
-// Bands that go through the second factor together: more of them where it does not stay in a core's cache, or where they
-// are laid out and have whole lines of memory so; but enough threads' turns are left.
-enum { TOGETHER = 4, CACHED = 1 << 19 };
+// What is worked on at once: the panels [left, right) of the second factor, `steps` of the depth from `top` on.
+typedef struct {
+    int64_t left, right, top, depth, steps;
+    Product to;
+    int past;
+} Part;
 
-static inline int64_t together_of(int64_t bands, int together, int threads) {
-    const int64_t most = bands / (8 * threads);
-    return !together || most < 1 ? 1 : most < TOGETHER ? most : TOGETHER;
-}
+// Numbers of the second factor in a part, and rows of it; and how many stay in a core's cache.
+enum { PACKED = 1 << 20, DEEP = 1 << 12, DEEP_LAID_OUT = 1 << 10, CACHED = 1 << 19 };
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// y [rows, width] = a [rows, depth] by b, which is [depth, width], or [width, depth] where it is `turned`; where `lies`, a
-// is [depth, rows]. The second factor is packed in parts, and what a part of the depth gives is added to what those
-// before gave. Each block of y is one thread's, in one order, however many there are; a thread takes the next when it is
-// done, since others may have the processor, too.
-static void multiply(const bfloat16 *a, int lies, const bfloat16 *b, int turned, int64_t rows, int64_t depth, Product y,
-                     int threads) {
-    const int64_t deep = least(depth, lies ? DEEP_LAID_OUT : DEEP), most = steps_of(deep);
-    const int64_t panels = steps_of(y.width), pairs = PACKED / (2 * most * STEP), at_once = least(panels, pairs > 1 ? 2 * pairs : 2);
-    const int64_t bands = steps_of(rows), together = together_of(bands, lies || at_once * most * STEP > CACHED, threads);
-    // Rows of whole cache lines would share few places of the cache.
-    const int64_t apart = most * SIDE + SIDE, stride = lies ? rows : depth;
-    bfloat16 *packed = aligned_alloc(64, at_once * most * STEP * sizeof(bfloat16));
-    float *sums = depth > deep ? y.full ? y.full : aligned_alloc(64, steps_of(rows * y.width) * SIDE * sizeof(float)) : 0;
+// What comes of the depth before waits in `sums` until the last part of it.
+static Part part_of(const Factors *of, const Product *y, float *sums, int64_t left, int64_t panels, int64_t top, int64_t deep) {
+    const int64_t depth = least(deep, of->depth - top);
+    Part part = {left, least(left + panels, steps_of(of->width)), top, depth, steps_of(depth), *y, 0};
+    if (top > 0) part.to.before = sums;
+    if (top + depth < of->depth)
+        part.to = (Product){.full = sums, .width = y->width, .before = part.to.before, .on_its_side = y->on_its_side};
+    else
+        part.past = y->full ? goes_past(y->full, of->rows, y->width, sizeof(float))
+                            : goes_past(y->low, of->rows, y->width, sizeof(bfloat16));
+    return part;
+}
+
+// The threads pack the second factor, along its rows as they lie.
+static void pack_part(const Factors *of, const Part *part, bfloat16 *packed) {
+    if (of->turned) {
+#pragma omp for schedule(static)
+        for (int64_t panel = part->left; panel < part->right; panel++)
+            pack_turned(of->second + part->top, of->depth, part->depth, of->width, panel * SIDE,
+                        packed + (panel - part->left) * part->steps * STEP);
+    } else {
+#pragma omp for schedule(static)
+        for (int64_t step = 0; step < part->steps; step++)
+            for (int64_t panel = part->left; panel < part->right; panel++)
+                pack(of->second + (part->top + step * SIDE) * of->width, of->width, least(SIDE, part->depth - step * SIDE),
+                     of->width, panel * SIDE, packed + ((panel - part->left) * part->steps + step) * STEP);
+    }
+}
+
+// Bands of 32 rows that go through the second factor together: several where it does not stay in the cache, or where they
+// are laid out and have whole lines of memory so; but some turns are left for each thread.
+enum { BANDS = 4 };
+
+static inline int64_t together_of(int64_t bands, int several, int threads) {
+    const int64_t most = least(bands / (8 * threads), BANDS);
+    return several && most > 1 ? most : 1;
+}
+
+// The bands [first, last) of the product. There is room for as many, rows of which lie `apart`.
+static void multiply_bands(const Factors *of, const Part *part, const bfloat16 *packed, int64_t first, int64_t last,
+                           bfloat16 *room, int64_t apart) {
+    const int64_t stride = of->lies ? of->rows : of->depth;
+    const bfloat16 *from[BANDS];
+    int64_t between[BANDS];
+    for (int64_t step = 0; step < (of->lies ? part->steps : 0); step++)
+        for (int64_t band = first; band < last; band++)
+            lay_out(of->first + (part->top + step * SIDE) * stride, stride, least(SIDE, part->depth - step * SIDE), of->rows,
+                    band * SIDE, room + (band - first) * SIDE * apart + step * SIDE, apart);
+    for (int64_t band = first; band < last; band++) {
+        bfloat16 *own = room + (band - first) * SIDE * apart;
+        between[band - first] = of->lies ? apart : stride;
+        from[band - first] = of->lies ? own
+                                      : whole_rows(of->first + band * SIDE * stride + part->top, between + band - first,
+                                                   of->rows - band * SIDE, part->depth, own);
+    }
+    float c[SIDE * PAIR] __attribute__((aligned(64)));
+    for (int64_t panel = part->left; panel < part->right; panel += 2)
+        for (int64_t band = first; band < last; band++) {
+            for (int64_t one = panel; one < least(panel + 2, part->right); one++)
+                multiply_block(from[band - first], between[band - first], packed + (one - part->left) * part->steps * STEP,
+                               part->steps, c + (one - panel) * SIDE, PAIR, 0);
+            if (part->to.on_its_side)
+                put_on_side(&part->to, band * SIDE, panel * SIDE, of->rows, c);
+            else
+                put(&part->to, part->past, band * SIDE, panel * SIDE, of->rows, c);
+        }
+}
+
+// Each block of the product is one thread's, in one order, however many there are; a thread takes the next bands when it is
+// done, since others may have its processor, too.
+static void multiply(Factors of, Product y, int threads) {
+    const int64_t deep = least(of.depth, of.lies ? DEEP_LAID_OUT : DEEP), steps = steps_of(deep), bands = steps_of(of.rows);
+    const int64_t pairs = PACKED / (2 * steps * STEP), panels = least(steps_of(of.width), pairs > 1 ? 2 * pairs : 2);
+    const int64_t together = together_of(bands, of.lies || panels * steps * STEP > CACHED, threads);
+    const int64_t apart = steps * SIDE + SIDE;  // rows of whole cache lines would share few places of the cache
+    bfloat16 *packed = aligned_alloc(64, panels * steps * STEP * sizeof(bfloat16));
+    float *sums = y.full;
+    if (!sums && of.depth > deep) sums = aligned_alloc(64, steps_of(of.rows * of.width) * SIDE * sizeof(float));
 #pragma omp parallel num_threads(threads)
     {
         bfloat16 *room = aligned_alloc(64, together * SIDE * apart * sizeof(bfloat16));
-        float c[SIDE * PAIR] __attribute__((aligned(64)));
         take_tiles();
-        for (int64_t left = 0; left < panels; left += at_once)
-            for (int64_t top = 0; top < depth; top += deep) {
-                const int64_t right = least(left + at_once, panels), own = least(deep, depth - top), steps = steps_of(own);
-                Product part = y;
-                if (top > 0) part.before = sums;
-                if (top + own < depth) part = (Product){.full = sums, .width = y.width, .before = part.before, .on_its_side = y.on_its_side};
-                const int past = part.full ? goes_past(part.full, rows, y.width, sizeof(float))
-                                           : goes_past(part.low, rows, y.width, sizeof(bfloat16));
-                // Along its rows, as they lie.
-                if (turned) {
-#pragma omp for schedule(static)
-                    for (int64_t panel = left; panel < right; panel++)
-                        pack_turned(b + top, depth, own, y.width, panel * SIDE, packed + (panel - left) * steps * STEP);
-                } else {
-#pragma omp for schedule(static)
-                    for (int64_t step = 0; step < steps; step++)
-                        for (int64_t panel = left; panel < right; panel++)
-                            pack(b + (top + step * SIDE) * y.width, y.width, least(SIDE, own - step * SIDE), y.width, panel * SIDE,
-                                 packed + ((panel - left) * steps + step) * STEP);
-                }
+        for (int64_t left = 0; left < steps_of(of.width); left += panels)
+            for (int64_t top = 0; top < of.depth; top += deep) {
+                const Part part = part_of(&of, &y, sums, left, panels, top, deep);
+                pack_part(&of, &part, packed);
 #pragma omp for schedule(dynamic)
-                for (int64_t first = 0; first < bands; first += together) {
-                    for (int64_t step = 0; step < (lies ? steps : 0); step++)
-                        for (int64_t band = first; band < least(first + together, bands); band++)
-                            lay_out(a + (top + step * SIDE) * stride, stride, least(SIDE, own - step * SIDE), rows, band * SIDE,
-                                    room + (band - first) * SIDE * apart + step * SIDE, apart);
-                    const int64_t last = least(first + together, bands);
-                    const bfloat16 *from[TOGETHER];
-                    int64_t between[TOGETHER];
-                    for (int64_t band = first; band < last; band++) {
-                        bfloat16 *own_room = room + (band - first) * SIDE * apart;
-                        between[band - first] = lies ? apart : stride;
-                        from[band - first] = lies ? own_room
-                                                  : whole_rows(a + band * SIDE * stride + top, between + band - first,
-                                                               rows - band * SIDE, own, own_room);
-                    }
-                    for (int64_t panel = left; panel < right; panel += 2)
-                        for (int64_t band = first; band < last; band++) {
-                            for (int64_t one = panel; one < least(panel + 2, right); one++)
-                                multiply_block(from[band - first], between[band - first], packed + (one - left) * steps * STEP,
-                                               steps, c + (one - panel) * SIDE, PAIR, 0);
-                            if (y.on_its_side)
-                                put_on_side(&part, band * SIDE, panel * SIDE, rows, c);
-                            else
-                                put(&part, past, band * SIDE, panel * SIDE, rows, c);
-                        }
-                }
+                for (int64_t first = 0; first < bands; first += together)
+                    multiply_bands(&of, &part, packed, first, least(first + together, bands), room, apart);
             }
         _mm_sfence();
         leave_tiles();
         free(room);
     }
     free(packed);
-    if (sums && sums != y.full) free(sums);
+    if (sums != y.full) free(sums);
 }
 
 // y [N, O] = x [N, I]·Wᵀ + bias + stream, each of both or none.
-void product(const bfloat16 *x, const bfloat16 *weight, const float *bias, const bfloat16 *stream, bfloat16 *y,
-                   int64_t rows, int64_t outputs, int64_t inputs, int threads) {
-    multiply(x, 0, weight, 1, rows, inputs, (Product){.low = y, .width = outputs, .bias = bias, .stream = stream}, threads);
+void product(const bfloat16 *x, const bfloat16 *weight, const float *bias, const bfloat16 *stream, bfloat16 *y, int64_t rows,
+             int64_t outputs, int64_t inputs, int threads) {
+    const Product to = {.low = y, .width = outputs, .bias = bias, .stream = stream};
+    multiply((Factors){x, weight, 0, 1, rows, inputs, outputs}, to, threads);
 }
 
 // dx [N, I] = dy [N, O]·W.
-void input_gradient(const bfloat16 *dy, const bfloat16 *weight, bfloat16 *dx, int64_t rows, int64_t outputs,
-                          int64_t inputs, int threads) {
-    multiply(dy, 0, weight, 0, rows, outputs, (Product){.low = dx, .width = inputs}, threads);
+void input_gradient(const bfloat16 *dy, const bfloat16 *weight, bfloat16 *dx, int64_t rows, int64_t outputs, int64_t inputs,
+                    int threads) {
+    multiply((Factors){dy, weight, 0, 0, rows, outputs, inputs}, (Product){.low = dx, .width = inputs}, threads);
 }
 
 // dW [O, I] = dyᵀ·x, in float32, or added to what is there. The larger factor is the first: only the second is packed
@@ -183,9 +214,9 @@ void input_gradient(const bfloat16 *dy, const bfloat16 *weight, bfloat16 *dx, in
 void weight_gradient(const bfloat16 *dy, const bfloat16 *x, float *dweight, int add, int64_t rows, int64_t outputs,
                      int64_t inputs, int threads) {
     const int turned = inputs > outputs;
-    const Product y = {
-        .full = dweight, .width = turned ? outputs : inputs, .before = add ? dweight : 0, .on_its_side = turned};
-    multiply(turned ? x : dy, 1, turned ? dy : x, 0, turned ? inputs : outputs, rows, y, threads);
+    const int64_t height = turned ? inputs : outputs, width = turned ? outputs : inputs;
+    const Product to = {.full = dweight, .width = width, .before = add ? dweight : 0, .on_its_side = turned};
+    multiply((Factors){turned ? x : dy, turned ? dy : x, 1, 0, height, rows, width}, to, threads);
 }
 #else
 int tiles_usable(void) { return 0; }
