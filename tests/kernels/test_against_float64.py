@@ -136,6 +136,19 @@ def test_attention(
         check(lambda q, k, v: attention(q, k, v, scores), theirs, [q, k, v], within=SUMMED)
 
 
+@pytest.mark.parametrize("time", [40, 64, 70])
+def test_attention_of_a_sequence_reads_no_other(time: int) -> None:
+    """One full of NaN lies behind it."""
+    heads = [draw(2, 2, time, 32, seed=seed) for seed in (1, 2, 3)]
+    for x in heads:
+        x[1] = math.nan
+        x.requires_grad_()
+    y = attention(heads[0], heads[1], heads[2], Scores(0.2))
+    torch.autograd.backward(y, torch.ones_like(y))
+    assert y[0].isfinite().all()
+    assert all(x.grad is not None and x.grad[0].isfinite().all() for x in heads)
+
+
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (3, 1)])
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
 def test_heads_are_split_repeated_and_turned(heads: int, kv_heads: int, fraction: float) -> None:
