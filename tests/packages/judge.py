@@ -239,7 +239,8 @@ def _shrink_and_step(run: Run, decays: Sequence[float], number: int, *, place: s
         run.step(number, zero=zero)
     with torch.no_grad():
         for p, w, a in zip(run.params, whole, per_tensor, strict=True):
-            p.sub_(w, alpha=a)
+            # Rounded as optimizers do it: an update that is formed in bfloat16 jumps with a weight's last place.
+            p.mul_(1 - a) if place == "before" else p.sub_(w, alpha=a)
     if place == "before":
         run.step(number, zero=zero)
 
