@@ -189,7 +189,7 @@ def markdown(found: dict[str, Any]) -> Iterator[str]:
             yield f"| {one['contestant']} | {speed} | {one['ours_is_faster_by']:.2f} | {one['share_of_limit']:.0%} |"
         whole = sum(shape["seconds_by_part"].values())
         parts = ", ".join(f"{part} {seconds / whole:.0%}" for part, seconds in shape["seconds_by_part"].items())
-        yield f"\nLimit {shape['limit_flop_per_s'] / 1e9:,.0f} GFLOP/s. Ours by part: {parts}."
+        yield f"\nLimit, torch's products: {shape['limit_flop_per_s'] / 1e9:,.0f} GFLOP/s. Ours by part: {parts}."
     if found["recipes"]:
         yield "\n| recipe, nano | tokens/s | faster than autocast by |\n|---|---:|---:|"
         for one in found["recipes"]:
