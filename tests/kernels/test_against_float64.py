@@ -136,6 +136,22 @@ def test_attention(
         check(lambda q, k, v: attention(q, k, v, scores), theirs, [q, k, v], within=SUMMED)
 
 
+@pytest.mark.skipif(not library.has_tiles(), reason="scores are rounded here")
+def test_sharp_attention_has_gradients_as_exact_as_other() -> None:
+    """Where one key has nearly all the weight, a gradient is the small difference of large numbers."""
+    q, k, v = (draw(2, 3, 200, 32, seed=seed, scale=3.0 if seed < 3 else 1.0) for seed in (1, 2, 3))
+
+    def theirs(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        hidden = torch.ones(200, 200, dtype=torch.bool).triu(1)
+        return (
+            ((q @ k.transpose(-1, -2) * 0.2).masked_fill(hidden, -math.inf).softmax(dim=-1) @ v)
+            .transpose(1, 2)
+            .flatten(2)
+        )
+
+    check(lambda q, k, v: attention(q, k, v, Scores(0.2)), theirs, [q, k, v], within=3.5e-3)
+
+
 @pytest.mark.parametrize("time", [40, 64, 70])
 def test_attention_of_a_sequence_reads_no_other(time: int) -> None:
     """One full of NaN lies behind it."""

@@ -155,14 +155,14 @@ def attended(qkv_BTX: Tensor, heads: Heads, scores: Scores, *, keeps: bool) -> t
 
 
 def attended_backward(
-    dy_BTX: Tensor, y_BTX: Tensor, kept: Sequence[Any], heads: Heads, scores: Scores, *, bias: bool
+    dy_BTX: Tensor, kept: Sequence[Any], heads: Heads, scores: Scores, *, bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of the projections and, where it is wanted, of the bias."""
     if not has_tiles():
         return together(*backward(dy_BTX, kept[0], kept[1], kept[2], kept[3:], scores), heads, bias=bias)
     qkv_BTX, logsums_BHT = kept
     dqkv_BTX = torch.empty_like(qkv_BTX)
-    causal.backward(dy_BTX, y_BTX, heads.of(qkv_BTX), logsums_BHT, scores, heads.of(dqkv_BTX))
+    causal.backward(dy_BTX, heads.of(qkv_BTX), logsums_BHT, scores, heads.of(dqkv_BTX))
     _turn(dqkv_BTX, heads, back=True)
     return dqkv_BTX, column_sums(dqkv_BTX) if bias else None
 
@@ -183,7 +183,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scores: Scores, *, keeps: bool) -> 
     """The heads' outputs side by side, [B, T, H·E], and what `backward` wants of the way there."""
     if has_tiles():
         y_BTX, logsums_BHT = causal.forward(q, k, v, scores)
-        return y_BTX, [y_BTX, logsums_BHT]
+        return y_BTX, [logsums_BHT]
     batch, heads, time, width = v.shape
     y_BTX = q.new_empty(batch, time, heads * width)
     logsums_BHT = torch.empty(batch, heads, time)
@@ -207,7 +207,7 @@ def backward(
     """The gradients of queries, keys and values."""
     if has_tiles():
         gradients = (torch.empty_like(q), torch.empty_like(k), torch.empty_like(v))
-        causal.backward(dy_BTX, kept[0], (q, k, v), kept[1], scores, gradients)
+        causal.backward(dy_BTX, (q, k, v), kept[0], scores, gradients)
         return gradients
     logsums_BHT, slopes_H, *weights_of = kept
     batch, heads, time, width = v.shape

@@ -46,7 +46,7 @@ def attention_backward(
 
     dout = weight_gradient(_rows(dy_BTD), _rows(inner)) if of_out else None
     dinner = input_gradient(_rows(dy_BTD), out_OI).view_as(inner)
-    dqkv_BTX, dqkv_bias = heads_attention.attended_backward(dinner, inner, of_heads, heads, scores, bias=of_qkv_bias)
+    dqkv_BTX, dqkv_bias = heads_attention.attended_backward(dinner, of_heads, heads, scores, bias=of_qkv_bias)
     del dinner
     dqkv = weight_gradient(_rows(dqkv_BTX), _rows(normed)) if of_qkv else None
     dnormed = input_gradient(_rows(dqkv_BTX), qkv_OI).view_as(x_BTD)

@@ -36,13 +36,13 @@ def forward(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, scores: Scores) -> t
 
 
 def backward(
-    dy_BTX: Tensor, y_BTX: Tensor, heads: tuple[Tensor, Tensor, Tensor], logsums_BHT: Tensor, scores: Scores,
+    dy_BTX: Tensor, heads: tuple[Tensor, Tensor, Tensor], logsums_BHT: Tensor, scores: Scores,
     gradients: tuple[Tensor, Tensor, Tensor],
 ) -> None:  # fmt: skip
-    """The gradients of queries, keys and values, to where `gradients` lie, of that of y, the heads' outputs."""
+    """The gradients of queries, keys and values, to where these lie."""
     q, k, v = heads
     call(
-        "causal_backward", dy_BTX, y_BTX, q, k, v, _strides(q, k, v), *gradients, _strides(*gradients), logsums_BHT,
+        "causal_backward", dy_BTX, q, k, v, _strides(q, k, v), *gradients, _strides(*gradients), logsums_BHT,
         *_settings(q, v, scores),
     )  # fmt: skip
 

@@ -56,7 +56,7 @@ _SIGNATURES = {
     "input_gradient": "bbblll",
     "weight_gradient": "bbwilll",
     "causal_forward": "vvvsbwwfflllllll",
-    "causal_backward": "bbvvvsvvvswwfflllllll",
+    "causal_backward": "bvvvsvvvswwfflllllll",
     "attention_branch": "bwwffbwwwwffbwbwbwbbs",
     "attention_branch_backward": "bbwfwbbwbbbwwwffbwwwwwws",
     "feedforward_branch": "bwwffbwpbwbwbbbbs",

@@ -147,34 +147,31 @@ static inline float weights_of(const Block *of, float *s, int64_t head, int64_t 
 }
 
 // Scores of one query become its weights once more, and the gradients d of these the scores'.
-static inline void score_gradients(const Block *of, float *s, const float *d, float logsum, float along, int64_t head,
-                                   int64_t row, bfloat16 *weights, bfloat16 *scores) {
+static inline void score_gradients(const Block *of, float *s, const float *d, float logsum, int64_t head, int64_t row,
+                                   bfloat16 *weights, bfloat16 *scores) {
     float slope[of->cap > 0 ? of->span : 1];
     if (of->cap > 0) slopes_of_cap(of, s, 0, of->span, slope);
     const Row own = row_of(of, head, row, s);
     const __m512 scale = _mm512_set1_ps(own.scale * LOG2_E), less = _mm512_set1_ps(logsum * LOG2_E);
-    const __m512 of_scores = _mm512_set1_ps(of->scale), all = _mm512_set1_ps(along * of->scale);
+    __m512 sum = _mm512_setzero_ps();
     for (int64_t i = own.begin; i < own.end; i += 16) {
         const __mmask16 mask = seen_of(&own, i);
         const __m512 power = powers_of_2(_mm512_fmsub_ps(_mm512_loadu_ps(s + i), scale, less));
         const __m512 weight = _mm512_maskz_mov_ps(mask, power);
-        __m512 score = _mm512_maskz_mul_ps(mask, weight, _mm512_fmsub_ps(_mm512_loadu_ps(d + i), of_scores, all));
+        sum = _mm512_mask3_fmadd_ps(weight, _mm512_loadu_ps(d + i), sum, mask);
+        _mm512_storeu_ps(s + i, weight);
+    }
+    const __m512 of_scores = _mm512_set1_ps(of->scale), along = _mm512_set1_ps(_mm512_reduce_add_ps(sum) * of->scale);
+    for (int64_t i = own.begin; i < own.end; i += 16) {
+        const __mmask16 mask = seen_of(&own, i);
+        const __m512 weight = _mm512_loadu_ps(s + i);
+        __m512 score = _mm512_maskz_mul_ps(mask, weight, _mm512_fmsub_ps(_mm512_loadu_ps(d + i), of_scores, along));
         if (of->cap > 0) score = _mm512_maskz_mul_ps(mask, score, _mm512_loadu_ps(slope + i));
         _mm256_storeu_si256((__m256i *)(weights + i), rounded(weight));
         _mm256_storeu_si256((__m256i *)(scores + i), rounded(score));
     }
     put_zeros(&own, of->span, weights);
     put_zeros(&own, of->span, scores);
-}
-
-// Σ a·b of two rows.
-static inline float along_both(const bfloat16 *a, const bfloat16 *b, int64_t width) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t i = 0; i < width; i += 16) {
-        const __mmask16 mask = first_of_16(width - i);
-        sum = _mm512_fmadd_ps(widened(_mm256_maskz_loadu_epi16(mask, a + i)), widened(_mm256_maskz_loadu_epi16(mask, b + i)), sum);
-    }
-    return _mm512_reduce_add_ps(sum);
 }
 
 // Sums [time, whole steps of width] to bfloat16 rows.
@@ -256,11 +253,11 @@ void causal_forward(const bfloat16 *q, const bfloat16 *k, const bfloat16 *v, con
     }
 }
 
-// The gradients of q, k and v of that of y, each where its own strides say. Σ P·dP of a query's weights is Σ dy·y.
-void causal_backward(const bfloat16 *dy, const bfloat16 *y, const bfloat16 *q, const bfloat16 *k, const bfloat16 *v,
-                     const int64_t *lies, bfloat16 *dq, bfloat16 *dk, bfloat16 *dv, const int64_t *lie,
-                     const float *logsums, const float *slopes, float scale, float cap, int64_t window, int64_t batch,
-                     int64_t time, int64_t heads, int64_t kv_heads, int64_t width, int64_t value_width, int threads) {
+// The gradients of q, k and v of that of y, each where its own strides say.
+void causal_backward(const bfloat16 *dy, const bfloat16 *q, const bfloat16 *k, const bfloat16 *v, const int64_t *lies,
+                     bfloat16 *dq, bfloat16 *dk, bfloat16 *dv, const int64_t *lie, const float *logsums,
+                     const float *slopes, float scale, float cap, int64_t window, int64_t batch, int64_t time,
+                     int64_t heads, int64_t kv_heads, int64_t width, int64_t value_width, int threads) {
     const Strides *at_q = (const Strides *)lies, *at_k = at_q + 1, *at_v = at_q + 2;
     const Strides *to_q = (const Strides *)lie, *to_k = to_q + 1, *to_v = to_q + 2;
     const Strides at_y = {time * heads * value_width, value_width, heads * value_width};
@@ -298,11 +295,9 @@ void causal_backward(const bfloat16 *dy, const bfloat16 *y, const bfloat16 *q, c
                     const bfloat16 *above = as_factor(dy + place, &stride_above, rows, value_width, room_above);
                     products_with_keys(queries, stride, keys, width, &of, s);
                     products_with_keys(above, stride_above, values, value_width, &of, d);
-                    for (int64_t row = 0; row < rows; row++) {
-                        const float along = along_both(above + row * stride_above, y + place + row * at_y.time, value_width);
+                    for (int64_t row = 0; row < rows; row++)
                         score_gradients(&of, s + row * span, d + row * span, logsums[(b * heads + head) * time + first + row],
-                                        along, head, row, weights + row * span, scores + row * span);
-                    }
+                                        head, row, weights + row * span, scores + row * span);
                     memset(weights + rows * span, 0, (QUERIES - rows) * span * sizeof(bfloat16));
                     memset(scores + rows * span, 0, (QUERIES - rows) * span * sizeof(bfloat16));
                     products_with_weights(scores, ones, keys_down, steps, of.begin, span, rows, width,
@@ -318,7 +313,6 @@ void causal_backward(const bfloat16 *dy, const bfloat16 *y, const bfloat16 *q, c
                     fetch(k + place_of(at_k, b_next, kv_next) + first * at_k->time, at_k->time, rows, width);
                     fetch(v + place_of(at_v, b_next, kv_next) + first * at_v->time, at_v->time, rows, value_width);
                     fetch(dy + place_next, at_y.time, rows, value_width);
-                    fetch(y + place_next, at_y.time, rows, value_width);
                 }
             put_sums(sums, time, width, dk + place_of(to_k, b, kv), to_k->time, past_k);
             put_sums(value_sums, time, value_width, dv + place_of(to_v, b, kv), to_v->time, past_v);

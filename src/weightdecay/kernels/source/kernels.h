@@ -31,7 +31,7 @@ void weight_gradient(const bfloat16 *dy, const bfloat16 *x, float *dweight, int 
 void causal_forward(const bfloat16 *q, const bfloat16 *k, const bfloat16 *v, const int64_t *lies, bfloat16 *y,
                     float *logsums, const float *slopes, float scale, float cap, int64_t window, int64_t batch,
                     int64_t time, int64_t heads, int64_t kv_heads, int64_t width, int64_t value_width, int threads);
-void causal_backward(const bfloat16 *dy, const bfloat16 *y, const bfloat16 *q, const bfloat16 *k, const bfloat16 *v, const int64_t *lies,
+void causal_backward(const bfloat16 *dy, const bfloat16 *q, const bfloat16 *k, const bfloat16 *v, const int64_t *lies,
                      bfloat16 *dq, bfloat16 *dk, bfloat16 *dv, const int64_t *lie, const float *logsums,
                      const float *slopes, float scale, float cap, int64_t window, int64_t batch, int64_t time,
                      int64_t heads, int64_t kv_heads, int64_t width, int64_t value_width, int threads);
