@@ -58,7 +58,9 @@ def test_a_model_in_bfloat16_runs_forwards_backwards_and_from_the_cache(kind: st
     assert all(0 <= token < 50 for token in generate(model, [1, 2, 3], max_tokens=30, temperature=0.0))
     logits = model(torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(0)))
     exact = model_of(kind)(torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(0)))
-    assert (logits.float() - exact).norm() <= 0.1 * exact.norm()
+    # Rounding sends a token now and then to another expert, and those behind it see that.
+    off = (logits.float() - exact).norm(dim=-1) / exact.norm(dim=-1)
+    assert (off.median() if model.config.experts else off.max()) <= 0.04
     logits.float().sum().backward()
 
 

@@ -73,6 +73,9 @@ def told_and_taken(
 ) -> tuple[dict[str, int], int]:
     """What a dry run says of memory, and the most that a run of three steps, an evaluation and a checkpoint had."""
     short = ("--steps", "3", "--set", "schedule.warmup_steps=1", "--set", "run.eval_tokens=32768", "--json", *arguments)
+    weightdecay(
+        "train", *short, "--dry-run", **environment
+    )  # finds it out, by torch's compiler, which others do not import
     told = json.loads(weightdecay("train", *short, "--dry-run", **environment).stdout)["needs"]["memory_bytes"]
     done = weightdecay("train", *short, "--out", out, **environment)
     return told, json.loads(done.stdout)["summary"]["peak_memory_bytes"]

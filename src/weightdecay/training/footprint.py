@@ -46,7 +46,7 @@ _PRODUCTS = {
 
 # Measured by benchmarks/memory.py on torch 2.13 and glibc 2.36.
 # Gaps in the heap beside each byte that comes and goes: what a tensor leaves is taken only by a smaller one.
-_GAPS = 0.33
+_GAPS = 0.2
 # Code of torch's that the first step reads, threads and metrics.
 _STEPPING_BYTES = 25_000_000
 # oneDNN keeps the code and the buffers of each kind of bfloat16 product, of so many kinds.
