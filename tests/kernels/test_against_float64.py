@@ -419,6 +419,21 @@ def test_products_with_what_is_added(rows: int, outputs: int, inputs: int, whole
         assert (ours.double() - exact).norm() <= ROUNDED * exact.norm() + 1e-5, place
 
 
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(0, 5, 7), (3, 5, 0), (3, 0, 4), (0, 0, 4), (0, 700, 800)])
+def test_products_of_nothing(rows: int, outputs: int, inputs: int) -> None:
+    """An expert without tokens has a gradient of zeros; a sum over nothing is what is added to it."""
+    x, weight, above = draw(rows, inputs, seed=1), draw(outputs, inputs, seed=2), draw(rows, outputs, seed=3)
+    bias, before = draw(outputs, seed=4).float(), draw(outputs, inputs, seed=5).float()
+    gradient = above.float().t() @ x.float()
+    torch.testing.assert_close(weight_gradient(above, x), gradient, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(weight_gradient(above, x, before.clone()), before + gradient, rtol=0.02, atol=0.02)
+    product_of_both = x.float() @ weight.float().t() + bias + above.float()
+    torch.testing.assert_close(multiplied(x, weight, bias, above).float(), product_of_both, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(
+        input_gradient(above, weight).float(), above.float() @ weight.float(), rtol=0.02, atol=0.02
+    )
+
+
 def test_rows_that_are_long_beyond_measure() -> None:
     x, weight = draw(2, 1 << 17, seed=1), draw(1, 1 << 17, seed=2)
     exact = x.double() @ weight.double().t()

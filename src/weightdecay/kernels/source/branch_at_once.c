@@ -82,8 +82,8 @@ void attention_branch_backward(const bfloat16 *dy, const bfloat16 *x, const floa
     bfloat16 *dinner = room_for(rows * (inputs + lies.features) * sizeof(bfloat16)), *dqkv = dinner + rows * inputs;
     if (dout_weight) weight_gradient(dy, inner, dout_weight, 0, rows, width, inputs, threads);
     input_gradient(dy, out_weight, dinner, rows, width, inputs, threads);
-    causal_backward(dinner, qkv, qkv + lies.keys, qkv + lies.values, (const int64_t *)lies.lie, dqkv,
-                    dqkv + lies.keys, dqkv + lies.values, (const int64_t *)lies.lie, logsums, slopes, scale, cap, of->window, of->batch,
+    causal_backward(dinner, qkv, qkv + lies.keys, qkv + lies.values, (const int64_t *)lies.lie, dqkv, dqkv + lies.keys,
+                    dqkv + lies.values, (const int64_t *)lies.lie, logsums, slopes, scale, cap, of->window, of->batch,
                     of->time, of->heads, of->kv_heads, of->head, of->head, threads);
     if (of->turning)
         turn_heads(dqkv, cosines, sines, of->turning, 1, rows, of->time, of->heads + of->kv_heads, lies.all, of->head, threads);

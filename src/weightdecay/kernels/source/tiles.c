@@ -169,7 +169,8 @@ static void multiply_bands(const Factors *of, const Part *part, const bfloat16 *
 // Each block of the product is one thread's, in one order, however many there are; a thread takes the next bands when it is
 // done, since others may have its processor, too.
 static void multiply(Factors of, Product y, int threads) {
-    const int64_t deep = least(of.depth, of.lies ? DEEP_LAID_OUT : DEEP), steps = steps_of(deep), bands = steps_of(of.rows);
+    const int64_t most = of.lies ? DEEP_LAID_OUT : DEEP, deep = of.depth > 0 ? least(of.depth, most) : 1;
+    const int64_t steps = steps_of(deep), bands = steps_of(of.rows), parts = of.depth > 0 ? (of.depth + deep - 1) / deep : 1;
     const int64_t pairs = PACKED / (2 * steps * STEP), panels = least(steps_of(of.width), pairs > 1 ? 2 * pairs : 2);
     const int64_t together = together_of(bands, of.lies || panels * steps * STEP > CACHED, threads);
     const int64_t apart = steps * SIDE + SIDE;  // rows of whole cache lines would share few places of the cache
@@ -181,8 +182,8 @@ static void multiply(Factors of, Product y, int threads) {
         bfloat16 *room = aligned_alloc(64, together * SIDE * apart * sizeof(bfloat16));
         take_tiles();
         for (int64_t left = 0; left < steps_of(of.width); left += panels)
-            for (int64_t top = 0; top < of.depth; top += deep) {
-                const Part part = part_of(&of, &y, sums, left, panels, top, deep);
+            for (int64_t number = 0; number < parts; number++) {  // one of nothing, where the sums are of nothing
+                const Part part = part_of(&of, &y, sums, left, panels, number * deep, deep);
                 pack_part(&of, &part, packed);
 #pragma omp for schedule(dynamic)
                 for (int64_t first = 0; first < bands; first += together)
