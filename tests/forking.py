@@ -199,11 +199,16 @@ class ForkServer:
         said = [process.communicate()[0] for process in processes]
         assert [process.returncode for process in processes] == [0] * count, "\n".join(said)
 
-    def ask(self, request: dict[str, Any], files: list[int]) -> socket.socket:
-        """Where the process that was asked for is heard of: its id, then its status."""
+    @property
+    def address(self) -> str:
+        """Where the process that forks is; it is begun at the first time."""
         if self._address is None:
             self._address = self._begun()
-        reports = _connected(self._address)
+        return self._address
+
+    def ask(self, request: dict[str, Any], files: list[int]) -> socket.socket:
+        """Where the process that was asked for is heard of: its id, then its status."""
+        reports = connected(self.address)
         socket.send_fds(reports, [json.dumps(request).encode("utf-8", "surrogatepass")], files)
         return reports
 
@@ -213,7 +218,7 @@ class ForkServer:
         with FileLock(self._folder / "forks.lock"):
             if told.is_file():
                 with contextlib.suppress(OSError):
-                    self._stay = _connected(told.read_text())
+                    self._stay = connected(told.read_text())
                     self._stay.send(STAY)
                     if self._stay.recv(len(STAY)):
                         return told.read_text()
@@ -234,7 +239,7 @@ def forget(*packages: str) -> None:
             del sys.modules[name]
 
 
-def _connected(address: str) -> socket.socket:
+def connected(address: str) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.connect(address)
     return connection
@@ -266,8 +271,8 @@ def serve(address: str) -> None:
             if listener in ready:
                 connection, _ = listener.accept()
                 if connection.recv(len(STAY), socket.MSG_PEEK) == STAY:
+                    connection.send(connection.recv(len(STAY)))  # taken, for what is heard after it is that they leave
                     stay.append(connection)
-                    connection.send(STAY)
                     continue
                 if os.fork() == 0:
                     listener.close()
