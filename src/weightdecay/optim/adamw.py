@@ -62,10 +62,9 @@ class _Adam(ElementwiseOptimizer):
         if not self._works_beside_kernel(one):
             yield from uncapturable(one.group)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:  # which torch's other Adam may have written
-            group["decoupled_weight_decay"] = not group_rule(group).coupled
+    def _going_on(self, own: Group, saved: Mapping[str, Any]) -> Group:
+        # Which torch's other Adam may have written.
+        return super()._going_on(own, {**saved, "decoupled_weight_decay": self.kernel_decays})
 
     def _next_direction(self, group: Group) -> tuple[str, tuple[float, float]]:
         beta1 = float(group["betas"][0])

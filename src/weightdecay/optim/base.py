@@ -95,7 +95,6 @@ class DecayingOptimizer(StateKeeping):
 
     @classmethod
     def refusal(cls, rule: Rule) -> str:
-        """Why this optimizer cannot follow a rule; empty if it can."""
         return cls.no_coupled_form if rule.coupled else cls.only_coupled
 
     # --- construction
@@ -111,6 +110,7 @@ class DecayingOptimizer(StateKeeping):
         decay = {key: settings.pop(key, None) for key in ("rule", "peak_lr", "rounding")}
         own = {key: settings.pop(key) for key in self.own_settings}
         self._rules: Rules = decay["rule"]
+        self._lr = number(settings["lr"]) or 0.0
         rest = rule_for_the_rest(self._rules)
         lr = settings["lr"] if number(settings["lr"]) is not None else 1.0  # one that is no number is told below
         groups = listed_groups(params, lr)
@@ -169,7 +169,7 @@ class DecayingOptimizer(StateKeeping):
             self._complete(param_group)
             if joins and isinstance(param_group, dict):
                 named = with_names_like(param_group, self.param_groups)
-                [ruled] = self._ruled([named], self.defaults, self.param_groups)
+                [ruled] = self._ruled([named], self._constructed_settings(), self.param_groups)
                 param_group.clear()
                 param_group.update(ruled)
             bare(super().add_param_group)(param_group)
@@ -289,8 +289,8 @@ class DecayingOptimizer(StateKeeping):
         """Put what direction, rounding and rule remember of a tensor into its state, where it is not there yet."""
         state, rounding = self.state[p], one.rounding
         widened = rounding.acts_on(p.dtype)
-        dtype = torch.float32 if widened else p.dtype
         for key, shape in self.state_shapes(one.group, p).items():
+            dtype = torch.promote_types(p.dtype, torch.float32) if widened or key in self.wide_state else p.dtype
             kept = state.get(key)
             if kept is None:
                 state[key] = p.new_zeros(shape, dtype=dtype) if shape != p.shape else torch.zeros_like(p, dtype=dtype)
@@ -320,7 +320,7 @@ class DecayingOptimizer(StateKeeping):
         seen: dict[int, Any] = {}
         for one in work:
             group, place = one.group, one.place
-            settings, kinds = _settings(group), kinds_of(one.weights)
+            settings, kinds = _settings(group), kinds_of(one.weights, self.state)
             before, kinds_before = checked.get(place, ((), ()))
             if len(settings) != len(before) or not all(map(operator.is_, settings, before)):
                 group.update(with_plain_numbers(group))
@@ -330,7 +330,10 @@ class DecayingOptimizer(StateKeeping):
             elif kinds == kinds_before:
                 continue  # nothing was written into it, and nothing moved, since the last step
             seen[place] = _settings(group), kinds
-            unfit += [f"{group_title(group, place)}: {fault}" for fault in misfits(one, self.state, self.state_shapes)]
+            unfit += [
+                f"{group_title(group, place)}: {fault}"
+                for fault in misfits(one, self.state, self.state_shapes, self.wide_state)
+            ]
             unfit += self._lacks(group, place, {p: self.state.get(p) for p in one.weights})
 
         if seen:

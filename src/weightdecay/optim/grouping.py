@@ -103,6 +103,12 @@ def names_in(group: Mapping[str, Any]) -> list[str] | None:
     return names if names and len(names) == len(group["params"]) else None
 
 
+def called(group: Mapping[str, Any], position: int) -> str:
+    """What one of a group's tensors is called in a message: by its name, or its place."""
+    names = names_in(group)
+    return f"'{names[position]}'" if names else f"tensor {position}"
+
+
 def misnamed(group: Group, index: int) -> list[str]:
     """Faults: names that are given with the tensors of a group, and are not as many."""
     names, tensors = group.get("param_names"), group.get("params")

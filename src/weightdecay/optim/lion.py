@@ -62,7 +62,7 @@ class Lion(ElementwiseOptimizer, _Settings):
             gradients: list[Tensor] = []
             momenta: list[Tensor] = []
             for p in with_gradient(group):
-                if "exp_avg" not in self.state[p]:
+                if self.state[p].get("exp_avg") is None:
                     self.state[p]["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 for listed, tensor in ((weights, p), (gradients, p.grad), (momenta, self.state[p]["exp_avg"])):
                     listed.append(torch.view_as_real(tensor) if tensor.is_complex() else tensor)

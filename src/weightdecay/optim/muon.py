@@ -74,6 +74,7 @@ class Muon(AdamW):
     """
 
     no_coupled_form: ClassVar[str] = DecayingOptimizer.no_coupled_form
+    wide_state: ClassVar[frozenset[str]] = frozenset({"second_momentum_buffer"})
 
     def __init__(
         self,
@@ -141,16 +142,28 @@ class Muon(AdamW):
     def __setstate__(self, state: dict[str, Any]) -> None:
         for kept in state["state"].values():  # torch's Muon counts no steps, and torch's Adam looks for the count
             kept.setdefault("step", torch.zeros((), dtype=torch.float32))
-        for group in state["param_groups"]:
-            if "ns_coefficients" in group and "algorithm" not in group:  # torch's Muon wrote it
-                group["ns_eps"] = group.pop("eps")
         super().__setstate__(state)
+
+    def _going_on(self, own: Group, saved: Mapping[str, Any]) -> Group:
+        if "ns_coefficients" in saved and "algorithm" not in saved:  # torch's Muon wrote it
+            saved = {**saved, "ns_eps": saved["eps"], "eps": own["eps"]}
+        return super()._going_on(own, saved)
 
     def _state_names(self, group: Group) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["algorithm"] == "muon" else super()._state_names(group)
 
+    def state_shapes(self, group: Group, p: Tensor) -> Mapping[str, tuple[int, ...]]:
+        shapes = dict(super().state_shapes(group, p))
+        if group["algorithm"] == "muon" and group["neuron_beta2"]:
+            stacked = group["stacked"]
+            rows, columns = p.shape[-2] // stacked, p.shape[-1]
+            neurons = (rows, 1) if rows >= columns else (1, columns)
+            shapes["second_momentum_buffer"] = (*p.shape[:-2], *((stacked,) if stacked > 1 else ()), *neurons)
+        return shapes
+
     def needed_state(self, group: Group, p: Tensor) -> set[str]:
-        return set() if group["algorithm"] == "muon" else super().needed_state(group, p)
+        # What evens neurons begins whenever it is asked for; torch's Muon counts no steps.
+        return {"momentum_buffer"} if group["algorithm"] == "muon" else super().needed_state(group, p)
 
     def _known_keys(self, defaults: Mapping[str, Any]) -> set[str]:
         return {*defaults, *self._own, "algorithm"}
@@ -197,10 +210,9 @@ class Muon(AdamW):
         norm = math.sqrt(min(rows, columns))
         matrices = _with_norm(matrices, norm)
         square = matrices.square().mean(-1 if rows >= columns else -2, keepdim=True)
-        if "second_momentum_buffer" not in state:
-            state["second_momentum_buffer"] = torch.zeros_like(square)
-        state["second_momentum_buffer"].lerp_(square, 1 - group["neuron_beta2"])
-        even = matrices * state["second_momentum_buffer"].clamp(min=_FLOOR).rsqrt()
+        buffer = state["second_momentum_buffer"]
+        buffer.lerp_(square.to(buffer.dtype), 1 - group["neuron_beta2"])
+        even = matrices * buffer.clamp(min=_FLOOR).rsqrt()
         return _with_norm(even, norm).reshape(update.shape)
 
 

@@ -69,6 +69,9 @@ class SGDW(ElementwiseOptimizer, torch.optim.SGD):
     def _state_names(self, group: Group) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["momentum"] else ()
 
+    def needed_state(self, group: Group, p: Tensor) -> set[str]:  # noqa: ARG002
+        return set()  # a buffer begins with the first gradient since there is a momentum, as torch's does
+
     def _begin(self, p: Tensor, one: Work, position: int) -> None:
         group, state = one.group, self.state[p]
         momentum = group["momentum"]
@@ -78,6 +81,18 @@ class SGDW(ElementwiseOptimizer, torch.optim.SGD):
                 group["dampening"] / momentum
             )
         super()._begin(p, one, position)
+
+    def _direction_step(self) -> None:
+        self.param_groups = [part for group in self.param_groups for part in self._begun_apart(group)]
+        super()._direction_step()
+
+    def _begun_apart(self, group: Group) -> list[Group]:
+        """The group; for torch's fused kernel, which takes no mixture, tensors with a buffer and those without one."""
+        if not (group["fused"] and group["momentum"]):
+            return [group]
+        begun = [p for p in group["params"] if self.state.get(p, {}).get("momentum_buffer") is not None]
+        fresh = [p for p in group["params"] if self.state.get(p, {}).get("momentum_buffer") is None]
+        return [{**group, "params": params} for params in (begun, fresh) if params]
 
     def _update_pieces(self, pieces: Sequence[Flat], group: Group, weight_decay: float) -> None:
         momentum, lr = group["momentum"], float(group["lr"])
