@@ -101,3 +101,109 @@ def test_groups_of_no_tensors_are_explained(cls: Any, group: dict[str, Any]) -> 
     for rule in ("decoupled", {"*": "decoupled"}):
         with pytest.raises(OptimizerError, match=r"params is .*: give a decay plan, parameters"):
             cls([group], rule=rule)
+
+
+# --- groups that somebody changed, or that hold nothing
+
+OURS: dict[str, Any] = {
+    "AdamW": weightdecay.AdamW,
+    "AdamL2": weightdecay.AdamL2,
+    "Lion": weightdecay.Lion,
+    "SGDW": lambda groups, **kw: weightdecay.SGDW(groups, momentum=0.9, **kw),
+    "Adafactor": weightdecay.Adafactor,
+    "Muon": weightdecay.Muon,
+}
+
+
+@pytest.mark.parametrize("where", ["first", "last", "between", "added", "named is added"])
+@pytest.mark.parametrize("name", OURS)
+def test_a_group_without_tensors_stands_beside_named_ones_wherever_it_is(name: str, where: str) -> None:
+    net = nn.Linear(4, 3)
+    named: list[dict[str, Any]] = [{"params": [pair]} for pair in net.named_parameters()]
+    groups = {
+        "first": [{"params": []}, *named],
+        "last": [*named, {"params": []}],
+        "between": [named[0], {"params": []}, named[1]],
+        "added": named,
+        "named is added": [{"params": []}],
+    }[where]
+    optimizer = OURS[name](groups, lr=0.01)
+    for group in [{"params": []}] if where == "added" else named if where == "named is added" else []:
+        optimizer.add_param_group(group)
+    assert [name for group in optimizer.param_groups for name in group["param_names"]] == ["weight", "bias"]
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert len(weightdecay.state_by_name(optimizer)) >= 2
+
+
+@pytest.mark.parametrize("rule", ["decoupled", "cautious", "towards_one", "towards_initial"])
+@pytest.mark.parametrize("name", OURS)
+def test_a_setting_that_was_taken_out_of_a_group_is_named_before_anything_has_moved(name: str, rule: str) -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 4))
+    if name == "AdamL2":
+        rule = "l2"
+    groups = [{"params": list(layer.named_parameters(prefix=str(i)))} for i, layer in enumerate(net)]
+    optimizer = OURS[name](groups, lr=0.01, weight_decay=0.1, rule=rule)
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    before = [p.detach().clone() for p in net.parameters()]
+    last = optimizer.param_groups[-1]
+    for key in [key for key in last if key not in ("params", "param_names", "differentiable", "name")]:
+        value = last.pop(key)
+        with pytest.raises(OptimizerError, match=rf"group {len(optimizer.param_groups) - 1} has no .*{key}"):
+            optimizer.step()
+        assert all(torch.equal(old, p) for old, p in zip(before, net.parameters(), strict=True)), key
+        last[key] = value
+    optimizer.step()
+
+
+@pytest.mark.parametrize("rule", ["decoupled", "cautious", "towards_one"])
+@pytest.mark.parametrize("name", ["AdamW", "Muon"])
+@pytest.mark.parametrize("written", [{"lr": torch.tensor(0.01)}, {"betas": (torch.tensor(0.9), torch.tensor(0.99))}])
+def test_a_tensor_that_foreach_does_not_take_is_named_before_anything_has_moved(
+    written: dict[str, Any], name: str, rule: str
+) -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 4))
+    groups = [{"params": list(layer.parameters()), "algorithm": "adamw"} for layer in net]
+    groups = groups if name == "Muon" else [{"params": group["params"]} for group in groups]
+    optimizer = OURS[name](groups, lr=0.01, weight_decay=0.1, rule=rule, foreach=True)
+    before = [p.detach().clone() for p in net.parameters()]
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.param_groups[-1].update(written)
+    with pytest.raises(OptimizerError, match="as a Tensor is not supported for capturable=False and foreach=True"):
+        optimizer.step()
+    assert all(torch.equal(old, p) for old, p in zip(before, net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("rule", ["decoupled", "towards_one", "towards_initial"])
+@pytest.mark.parametrize("name", ["AdamW", "SGDW"])
+def test_complex_weights_under_fused_are_named_before_anything_has_moved(name: str, rule: str) -> None:
+    params = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, dtype=torch.complex64))]
+    optimizer = OURS[name]([{"params": [p]} for p in params], lr=0.01, weight_decay=0.1, rule=rule)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    for group in optimizer.param_groups:
+        group["fused"] = True
+    with pytest.raises(OptimizerError, match=r"group 1: fused=True .* takes no complex weights"):
+        optimizer.step()
+    assert all(torch.equal(p, torch.ones_like(p)) for p in params)
+
+
+def test_a_tensor_whose_first_gradient_comes_later_joins_under_every_kernel_bit_for_bit() -> None:
+    """torch's fused SGD takes no mixture of momenta that are there and such as are not."""
+    for settings in ({"fused": True}, {"foreach": True}, {"foreach": False}):
+        results = []
+        for cls in (weightdecay.SGDW, torch.optim.SGD):
+            torch.manual_seed(0)
+            params = [nn.Parameter(torch.randn(5)) for _ in range(3)]
+            kernel = settings if cls is weightdecay.SGDW else {"foreach": False}
+            optimizer = cls(params, lr=0.1, momentum=0.9, dampening=0.3, **kernel)  # type: ignore[arg-type]
+            for step in range(4):
+                for place, p in enumerate(params):
+                    p.grad = torch.full_like(p, 0.5 + place) if step >= place else None
+                optimizer.step()
+            results.append(params)
+        assert all(torch.equal(p, q) for p, q in zip(*results, strict=True)), settings

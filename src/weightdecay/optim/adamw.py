@@ -59,6 +59,13 @@ class _Adam(ElementwiseOptimizer):
 
     def _step_faults(self, one: Work) -> Iterator[str]:
         yield from super()._step_faults(one)
+        group = one.group
+        if (
+            group["foreach"]
+            and not group["capturable"]
+            and any(isinstance(value, Tensor) for value in (group["lr"], *group["betas"]))
+        ):
+            yield "lr or betas as a Tensor is not supported for capturable=False and foreach=True: give foreach=False"
         if not self._works_beside_kernel(one):
             yield from uncapturable(one.group)
 

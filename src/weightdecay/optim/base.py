@@ -18,7 +18,7 @@ from torch import Tensor
 from weightdecay.amounts import number
 from weightdecay.errors import OptimizerError, group_title
 from weightdecay.optim.checks import explained, group_faults, with_plain_numbers
-from weightdecay.optim.decay import kernel_weight_decay, local, placed_like
+from weightdecay.optim.decay import kernel_weight_decay, placed_like
 from weightdecay.optim.fitting import kinds_of, misfits
 from weightdecay.optim.grouping import (
     Group,
@@ -27,10 +27,10 @@ from weightdecay.optim.grouping import (
     drop_repeats,
     listed_groups,
     misnamed,
+    name_empty,
     rule_for_the_rest,
     shared_tensors,
     tables_and_heads,
-    with_gradient,
     with_names_like,
     with_rule,
     with_rules,
@@ -50,7 +50,7 @@ from weightdecay.optim.roundings import (
     group_rounding,
     spelt_rounding,
 )
-from weightdecay.optim.work import Work, decay_now
+from weightdecay.optim.work import Work, decay_now, unscales_or_skips
 from weightdecay.planning.groups import misspelt_keys
 from weightdecay.rules import Rule, as_rule, group_rule, spelt
 
@@ -116,6 +116,7 @@ class DecayingOptimizer(StateKeeping):
         groups = listed_groups(params, lr)
         divided = [{}] if groups is None else self.groups_of_plan(params, groups)
         ruled = self._ruled(divided, {**settings, **own, **decay, "rule": rest, "compiled": compiled})
+        name_empty(ruled)
         checked: Any = params if groups is None else ruled  # torch explains what is no parameters at all
         with explained("params", params, "a decay plan, parameters, (name, parameter) pairs, or groups"):
             super().__init__(checked, **settings)
@@ -157,6 +158,11 @@ class DecayingOptimizer(StateKeeping):
         """The settings that a group may have."""
         return set(defaults)
 
+    def _settings_of(self, group: Group) -> set[str]:  # noqa: ARG002
+        """The settings that a step reads of a group."""
+        # One not every rule needs; the other torch adds to all defaults that it unpickles.
+        return self.defaults.keys() - {"peak_lr", "differentiable"}
+
     @uncompiled
     def add_param_group(self, param_group: Group) -> None:
         """Add a group as torch does; its rule and rounding are the optimizer's unless it brings its own.
@@ -172,6 +178,7 @@ class DecayingOptimizer(StateKeeping):
                 [ruled] = self._ruled([named], self._constructed_settings(), self.param_groups)
                 param_group.clear()
                 param_group.update(ruled)
+                name_empty([*self.param_groups, param_group])
             bare(super().add_param_group)(param_group)
         drop_repeats(self.param_groups[-1])
         if joins:
@@ -202,7 +209,7 @@ class DecayingOptimizer(StateKeeping):
         saving = closure is None and is_only_saved(self)
         work = self._work(saving)
         self._refuse_unusable(work)
-        if any(self._works_beside_kernel(one) for one in work) and self._unscale_or_skip():
+        if any(self._works_beside_kernel(one) for one in work) and unscales_or_skips(self):
             return loss
 
         # A step that is made under autocast is the same: products of moments and matrices keep their precision.
@@ -216,6 +223,10 @@ class DecayingOptimizer(StateKeeping):
     def _work(self, saving: bool = False) -> list[Work]:
         work = []
         for place, group in enumerate(self.param_groups):
+            if lacking := sorted(self._settings_of(group) - group.keys()):
+                raise OptimizerError(
+                    f"{group_title(group, place)} has no {', '.join(lacking)} any more: give them again"
+                )
             if not all(isinstance(group[key], float | int | Tensor) for key in ("lr", "weight_decay")):
                 group.update(with_plain_numbers(group))  # which somebody counts in fractions, say
             rule = group_rule(group)
@@ -232,7 +243,8 @@ class DecayingOptimizer(StateKeeping):
         initial = self._initial_values(work)
         for one in work:
             weight_decay = 0.0 if one.kernels is None else one.kernels
-            shown.append({**one.group, "params": self._step_beside(one), "weight_decay": weight_decay})
+            told = {"params": self._step_beside(one), "weight_decay": weight_decay}
+            shown.append({"differentiable": False, **one.group, **told})
 
         own, self.param_groups = self.param_groups, shown
         try:
@@ -359,6 +371,9 @@ class DecayingOptimizer(StateKeeping):
             elif one.rule.is_masked:
                 yield f"rule '{one.rule.name}' compares signs, which complex weights do not have"
 
+        if group.get("fused") and (group.get("differentiable") or any(p.is_complex() for p in weights)):
+            yield f"fused=True of {kind} takes no complex weights and no differentiable=True: give fused=False"
+
         unfit = {p.dtype for p in weights if one.rounding.acts_on(p.dtype) and p.dtype not in one.rounding.dtypes}
         if unfit:
             yield (
@@ -381,13 +396,3 @@ class DecayingOptimizer(StateKeeping):
     def _works_beside_kernel(self, one: Work) -> bool:
         """Whether more than the fused kernel acts in this group's step, and must know what the kernel is told."""
         return one.rounding.acts_on(torch.bfloat16) or one.kernels is None
-
-    def _unscale_or_skip(self) -> bool:
-        """Do what the fused kernel would do with a GradScaler's `grad_scale` and `found_inf`; True to skip the step."""
-        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        if found_inf is not None and bool(found_inf):
-            return True
-        if scale is not None:
-            torch._foreach_div_([local(p.grad) for group in self.param_groups for p in with_gradient(group)], scale)
-            self.grad_scale = None
-        return False

@@ -18,7 +18,7 @@ from weightdecay.rules import Rule, as_rule, group_decay_per_step
 _Fault: TypeAlias = tuple[str, str]  # what is wrong, and what to do
 
 # setting -> torch's name for it in "Invalid …"
-_AT_LEAST_ZERO = {
+AT_LEAST_ZERO = {
     "lr": "learning rate",
     "weight_decay": "weight_decay value",
     "momentum": "momentum value",
@@ -84,7 +84,7 @@ def group_faults(group: Mapping[str, Any], title: str, refusal: Callable[[Rule],
 
 
 def _number_faults(group: Mapping[str, Any]) -> Iterator[_Fault]:
-    for key, words in _AT_LEAST_ZERO.items():
+    for key, words in AT_LEAST_ZERO.items():
         given = group.get(key, 0.0)
         if key == "eps" and "beta2_decay" in group:
             continue  # Adafactor's two, below

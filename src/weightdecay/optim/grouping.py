@@ -136,14 +136,24 @@ def with_names_like(group: Group, others: Sequence[Group]) -> Group:
     A tensor that joins named ones without a name is called by its place.
     """
     named = named_tensors(group)
-    if not others or (named is None and group["params"] != []):
+    of_others = ["param_names" in other for other in others if other["params"]]
+    if not of_others or (named is None and group["params"] != []):
         return group
     tensors = [tensor for _, tensor in named or ()]
-    if not all("param_names" in other for other in others):
+    if not all(of_others):
         return {key: value for key, value in group.items() if key != "param_names"} | {"params": tensors}
     index = len(others)
     names = [name or f"group{index}.{position}" for position, (name, _) in enumerate(named or ())]
     return {**group, "params": tensors, "param_names": names}
+
+
+def name_empty(groups: Iterable[Group]) -> None:
+    """Let groups without tensors stand beside those with names, if there are any: torch takes them for nameless."""
+    listed = list(groups)
+    if any(name for group in listed for name, _ in named_tensors(group) or ()):
+        for group in listed:
+            if group.get("params") == []:
+                group.setdefault("param_names", [])
 
 
 def shared_tensors(groups: Sequence[Group]) -> list[str]:
@@ -161,6 +171,22 @@ def shared_tensors(groups: Sequence[Group]) -> list[str]:
                     f"{title}: {label} is in {seen} as well and would decay twice; some parameters appear in more than "
                     "one parameter group: leave each in one"
                 )
+    return faults
+
+
+def unlike_in_one_tensor(groups: Sequence[Group], key: str, wanted: Sequence[Any]) -> list[str]:
+    """Faults: one tensor as a setting of groups that should get different values, of which the last would hold."""
+    first: dict[int, tuple[str, Any]] = {}
+    faults = []
+    for index, (group, value) in enumerate(zip(groups, wanted, strict=True)):
+        if not isinstance(group.get(key), Tensor):
+            continue
+        title, seen = first.setdefault(id(group[key]), (group_title(group, index), value))
+        if seen != value:
+            faults.append(
+                f"{title} and {group_title(group, index)} have one tensor for {key} and should get different values: "
+                "give each a tensor of its own"
+            )
     return faults
 
 

@@ -168,6 +168,10 @@ class Muon(AdamW):
     def _known_keys(self, defaults: Mapping[str, Any]) -> set[str]:
         return {*defaults, *self._own, "algorithm"}
 
+    def _settings_of(self, group: Group) -> set[str]:
+        own = self._own if group.get("algorithm") == "muon" else ()
+        return {*super()._settings_of(group), "algorithm", *own}
+
     def _step_faults(self, one: Work) -> Iterator[str]:
         yield from super()._step_faults(one)
         if one.group["algorithm"] == "muon":

@@ -150,7 +150,8 @@ class Workspace:
         alike: dict[Any, list[Flat]] = defaultdict(list)
         for flat in flats:
             w, g = flat.weights, flat.gradient
-            alike[w.dtype, g.dtype, w.device, flat.shard, kind.momentum in flat.state].append(flat)
+            initial = flat.state["initial"].dtype if kind.rule.target == "initial" else None
+            alike[w.dtype, g.dtype, w.device, flat.shard, kind.momentum in flat.state, initial].append(flat)
         for (dtype, *_), together in alike.items():
             step = self._step_widened if kind.rounding.acts_on(dtype) else self._step_as_is
             for piece in _pieces(together):

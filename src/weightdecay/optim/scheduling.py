@@ -24,7 +24,7 @@ from torch import Tensor
 
 from weightdecay.amounts import amount, number, whole
 from weightdecay.errors import OptimizerError, group_title
-from weightdecay.optim.grouping import Group, groups_in
+from weightdecay.optim.grouping import Group, groups_in, unlike_in_one_tensor
 from weightdecay.schedules import Schedule, is_schedule
 
 # What η or λ is at each step.
@@ -74,7 +74,10 @@ def apply_schedules(
             faults.append(f"{key} at step {step} is {given!r}: it must be a finite number of at least 0")
             continue
         shares[key], unknown = _shares(every, key, type(optimizer).__name__)
-        faults += unknown or _shared_tensors(every, key, shares[key], chosen)
+        wanted = zip(every, shares[key], strict=True)
+        faults += unknown or unlike_in_one_tensor(
+            every, key, [value * share if id(group) in chosen else number(group[key]) for group, share in wanted]
+        )
         values[key] = value
     if faults:
         raise OptimizerError(faults)
@@ -138,23 +141,6 @@ def _lr_shares(groups: Sequence[Group], own: Sequence[float | None], kind: str) 
         words = f"give each of {', '.join(unshared)} an lr_multiplier"
         return [], [f"the groups of {kind} have different lr, and their shares of one schedule are not known: {words}"]
     return shares, []
-
-
-def _shared_tensors(groups: Sequence[Group], key: str, shares: Sequence[float], chosen: set[int]) -> list[str]:
-    """Faults: one tensor in groups of different shares, of which the last would decide for all."""
-    first: dict[int, tuple[str, float]] = {}
-    faults = []
-    for index, (group, share) in enumerate(zip(groups, shares, strict=True)):
-        if not isinstance(group[key], Tensor):
-            continue
-        mark = share if id(group) in chosen else math.nan  # a group that is left alone must not move with others
-        title, seen = first.setdefault(id(group[key]), (group_title(group, index), mark))
-        if seen != mark and not (math.isnan(seen) and math.isnan(mark)):
-            faults.append(
-                f"{title} and {group_title(group, index)} have one tensor for {key} and should get different values: "
-                "give each a tensor of its own"
-            )
-    return faults
 
 
 @torch.no_grad()

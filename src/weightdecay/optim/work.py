@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError
+from weightdecay.optim.decay import local
 from weightdecay.optim.grouping import Group, names_in, with_gradient
 from weightdecay.optim.roundings import Rounding, group_rounding
 from weightdecay.rules import Rule, group_decay_per_step, group_rule
@@ -39,6 +40,17 @@ class Work(NamedTuple):
         """What one of the group's tensors is called in the optimizer: by its name, or its place."""
         names = names_in(self.group)
         return str(names[position]) if names else f"{self.place}.{position}"
+
+
+def unscales_or_skips(optimizer: Any) -> bool:
+    """Do what the fused kernel would do with a GradScaler's `grad_scale` and `found_inf`; True to skip the step."""
+    found_inf, scale = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
+    if found_inf is not None and bool(found_inf):
+        return True
+    if scale is not None:
+        torch._foreach_div_([local(p.grad) for group in optimizer.param_groups for p in with_gradient(group)], scale)
+        optimizer.grad_scale = None
+    return False
 
 
 # --- steps that a CUDA graph records: what is read then is read once, and replayed

@@ -24,7 +24,9 @@ from torch import Tensor
 from weightdecay.errors import OptimizerError, did_you_mean, gathered
 from weightdecay.optim.base import DecayingOptimizer
 from weightdecay.optim.decay import laid_out_like
-from weightdecay.optim.roundings import ROUNDED, STREAM, group_rounding
+from weightdecay.optim.fitting import is_left_over
+from weightdecay.optim.grouping import unlike_in_one_tensor
+from weightdecay.optim.roundings import COUNTS, ROUNDED, STREAM, group_rounding
 from weightdecay.optim.state.expected import Expected, State, dtype_changes, expected_states, fitting_faults, impossible
 from weightdecay.optim.state.names import Names, new_names, parameter_names, unwrapped
 from weightdecay.optim.state.settings import (
@@ -41,7 +43,7 @@ from weightdecay.optim.state.settings import (
     values_coming_back,
 )
 from weightdecay.optim.state.tree import flattened, unflattened
-from weightdecay.optim.state.values import restore
+from weightdecay.optim.state.values import plain_setting, restore
 
 OnChange = Literal["keep", "override"]
 
@@ -111,11 +113,23 @@ def load_state_by_name(
     found = differences(before, asked, ignore=ignore)
     coming, unkept = values_coming_back(optimizer, before, named, settings=on_change == "keep", ignore=ignore)
 
+    if isinstance(optimizer, DecayingOptimizer):
+        for index, (group, values) in enumerate(zip(groups, coming, strict=True)):
+            unkept += optimizer.faults_in({**group, **values}, index, optimizer.defaults)
+    for key in {key for values in coming for key in values}:
+        pairs = zip(groups, coming, strict=True)
+        unkept += unlike_in_one_tensor(
+            groups, key, [plain_setting((group | values).get(key)) for group, values in pairs]
+        )
+    if unkept:
+        raise OptimizerError([*faults, *_unchosen(found, on_change, kind), *unkept])
+
+    faults += _all_elsewhere(states, named.values())
     expected = expected_states(optimizer, named, coming)
     if settings is None:
         found = _came_or_went(states, expected)
     else:
-        if on_change != "keep" and settings.get("optimizer") == kind:
+        if settings.get("optimizer") == kind:
             faults += _leave_out_what_settings_kept(optimizer, before, named, states, expected)
         faults += _lost_and_unknown(states, set(named.values()), settings)
     dtypes, unfit, damage = _judged(kind, states, expected)
@@ -124,10 +138,7 @@ def load_state_by_name(
     if (unfit or faults) and saved_by not in ("", kind):  # whose settings need not be compared, then
         raise OptimizerError([f"the state is of {saved_by}, and this optimizer is {kind}", *faults, *unfit])
 
-    if on_change == "keep" and isinstance(optimizer, DecayingOptimizer) and not unkept:
-        for index, (group, values) in enumerate(zip(groups, coming, strict=True)):
-            unkept += optimizer.faults_in({**group, **values}, index, optimizer.defaults)
-    if faults := [*faults, *unfit, *damage, *_unchosen(found, on_change, kind), *unkept]:
+    if faults := [*faults, *unfit, *damage, *_unchosen(found, on_change, kind)]:
         raise OptimizerError(faults)
 
     if settings is not None:
@@ -152,6 +163,9 @@ def _read(
             faults.append(f"'{full}' is no state: entries are named <parameter>/<key>")
         elif not isinstance(value, Tensor):
             faults.append(f"{full}: a tensor is wanted, and it is {value!r:.60}")
+        elif value.layout is not torch.strided or value.is_meta or value.is_quantized:
+            held = "meta" if value.is_meta else "quantised" if value.is_quantized else value.layout
+            faults.append(f"{full}: a dense tensor with its numbers is wanted, and this one is {held}")
         else:
             entries[name][path] = value
 
@@ -165,6 +179,15 @@ def _read(
         with gathered(faults, before=f"{name}/"):
             states[name] = unflattened(paths)
     return states, settings, faults
+
+
+def _all_elsewhere(states: Mapping[str, State], here: Collection[str]) -> list[str]:
+    """Fault: state of other names alone, of which nothing would be loaded."""
+    if not states or not here or not states.keys().isdisjoint(here):
+        return []
+    first, own = (", ".join(sorted(names)[:3]) for names in (states, here))
+    words = "give `rename`, patterns of the saved names and what they are called now, or the model as `names`"
+    return [f"no tensor that was saved ({first} …) is one of those here ({own} …): {words}"]
 
 
 def _came_or_went(states: Mapping[str, State], expected: Sequence[Expected]) -> list[Change]:
@@ -206,7 +229,11 @@ def _leave_out_what_settings_kept(
         if one.name not in before_by_name:
             continue
         was, now, kind = before_by_name[one.name], one.kept, type(optimizer).__name__
-        state = {key: value for key, value in states[one.name].items() if key in now or key not in was}
+        state = {
+            key: value
+            for key, value in states[one.name].items()
+            if key in now or not (key in was or is_left_over(key, one.group))
+        }
         states[one.name], one.kept = state, {key: value for key, value in now.items() if key in was or key in state}
         faults += [
             f"{one.name}/{key}: {kind} keeps it with the settings that are asked for and did not with those that were "
@@ -261,22 +288,26 @@ def _put_state(optimizer: torch.optim.Optimizer, states: Mapping[str, State], ex
     for one in expected:
         p, state = one.p, states.get(one.name)
         if state is not None:
-            optimizer.state[p] = {key: _placed(value, p, one.kept.get(key)) for key, value in state.items()}
+            # What a rounding or a rule remembers of the weights lies as it was made, and all else as they do.
+            beside = {*COUNTS, *_beginning_by_itself(optimizer, one.group)}
+            optimizer.state[p] = {
+                key: _placed(value, p, one.kept.get(key), as_weights=key not in beside) for key, value in state.items()
+            }
         elif not isinstance(optimizer, torch.optim.Adagrad):  # which alone has state before its first step
             optimizer.state.pop(p, None)
 
 
-def _placed(value: Any, p: Tensor, expected: Any) -> Any:
+def _placed(value: Any, p: Tensor, expected: Any, *, as_weights: bool) -> Any:
     """A copy where and as the optimizer keeps it."""
     if isinstance(value, dict):
-        return {key: _placed(inside, p, None) for key, inside in value.items()}
+        return {key: _placed(inside, p, None, as_weights=as_weights) for key, inside in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_placed(inside, p, None) for inside in value)
+        return type(value)(_placed(inside, p, None, as_weights=as_weights) for inside in value)
     if not isinstance(value, Tensor):
         return value
 
     dtype = expected.dtype if isinstance(expected, Tensor) else value.dtype
-    if value.ndim and hasattr(p, "device_mesh"):
+    if (value.ndim or (as_weights and not p.ndim)) and hasattr(p, "device_mesh"):
         from torch.distributed.tensor import Replicate, distribute_tensor
 
         like: Any = p
@@ -285,8 +316,8 @@ def _placed(value: Any, p: Tensor, expected: Any) -> Any:
     if value.ndim:
         copy = _copied(value, p.device, dtype)
         # Kernels go by place in memory. Of a matrix the file says how it lay, and strangers may multiply by it so.
-        lies_as_weights = value.shape == p.shape and type(copy) is Tensor and (expected is not None or value.ndim > 2)
-        return laid_out_like(p, copy) if lies_as_weights else copy
+        whole = as_weights and value.shape == p.shape and type(copy) is Tensor
+        return laid_out_like(p, copy) if whole and (expected is not None or value.ndim > 2) else copy
     # A count is where the optimizer keeps it, which need not be where the weights are.
     return value.to(device=expected.device if isinstance(expected, Tensor) else value.device, dtype=dtype, copy=True)
 

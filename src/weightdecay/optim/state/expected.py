@@ -10,11 +10,13 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from weightdecay.optim.fitting import count_fault
 from weightdecay.optim.roundings import COUNTS, STREAM, dtype_name
 from weightdecay.optim.state.settings import Change
 from weightdecay.probing.kinds import options
@@ -22,9 +24,7 @@ from weightdecay.probing.progress import stepped_state
 
 State = Mapping[str, Any]
 
-# A small tensor has a prime for each axis: as no two are equal, the axes of a state tell which of the tensor's they
-# are, and so what they are for the real tensor.
-_PRIMES = (2, 3, 5, 7, 11, 13, 17)
+_AXES = 7  # of a small tensor at most: more would make it a large one
 
 # Means of squares that an optimizer divides by, as torch's optimizers and ours name them, and the mean of gradients
 # that each divides.
@@ -120,18 +120,28 @@ def dtype_changes(one: Expected, state: State) -> tuple[list[Change], list[str]]
         value = state.get(key)
         if not isinstance(value, Tensor) or not isinstance(kept, Tensor) or value.dtype == kept.dtype:
             continue
-        if key not in COUNTS and all(one.is_floating_point() or one.is_complex() for one in (value, kept)):
+        numbers = all(one.is_floating_point() or one.is_complex() for one in (value, kept))
+        alike = numbers and value.is_complex() == kept.is_complex()
+        if key not in COUNTS and alike:
             found.append(Change(one.name, f"dtype of {key}", dtype_name(value.dtype), dtype_name(kept.dtype)))
-        elif value.ndim > 0 or not bool(((back := value.to(kept.dtype).to(value.dtype)) == value) | (back != back)):
+        elif (
+            value.ndim > 0
+            or value.is_complex()
+            or not bool(((back := value.to(kept.dtype).to(value.dtype)) == value) | (back != back))
+        ):
             saved, wanted = dtype_name(value.dtype), dtype_name(kept.dtype)
             faults.append(f"{one.name}/{key}: saved as {saved}, which {wanted} cannot hold")
     return found, faults
 
 
 def _small_shape(group: Mapping[str, Any], p: Tensor) -> tuple[int, ...]:
-    """A small shape of p's kind, with a prime for each axis: as wide or tall as p, and of as many stacked matrices."""
+    """A small shape of p's kind, with a prime for each axis: as wide or tall as p, and of as many stacked matrices.
+
+    As no two are equal, the axes of a state tell which of the tensor's they are, and so what they are for the real one.
+    """
     stacked = group.get("stacked", 1)
-    shape = [prime for prime in _PRIMES if prime > stacked][: p.ndim]
+    primes = (n for n in count(stacked + 1) if n > 1 and all(n % below for below in range(2, math.isqrt(n) + 1)))
+    shape = list(islice(primes, min(p.ndim, _AXES)))
     if p.ndim > 1 and p.shape[-2] >= stacked * p.shape[-1]:
         shape[-2:] = shape[:-3:-1]
     if stacked > 1:
@@ -158,17 +168,19 @@ def impossible(one: Expected, state: State) -> Iterator[str]:
     for key in sorted(state, key=str):
         value = state[key]
         if key in COUNTS:
-            if fault := _count_fault(value):
+            if fault := count_fault(value):
                 yield f"{name}/{key}: {fault}"
             continue
         if not isinstance(value, Tensor) or not value.numel() or not (value.is_floating_point() or value.is_complex()):
             continue
-        low, high = (torch.view_as_real(value) if value.is_complex() else value).aminmax()  # NaN comes through
+        value = torch.view_as_real(value) if value.is_complex() else value
+        value = value.float() if value.dtype.itemsize == 1 else value  # of float8 torch compares nothing
+        low, high = value.aminmax()  # NaN comes through
         if not (math.isfinite(low) and math.isfinite(high)):
             yield f"{name}/{key}: it is not finite: a run that left it so has diverged, go back to an earlier state"
         elif key == _PRODUCT and not (float(low) >= 0 and float(high) <= 1):
             yield f"{name}/{key}: a product of numbers from 0 to 1, and {float(low):g}: it is damaged"
-        elif key in _SQUARES and not value.is_complex() and float(low) < 0:
+        elif key in _SQUARES and not state[key].is_complex() and float(low) < 0:
             yield f"{name}/{key}: a mean of squares, and down to {float(low):g}: it is damaged"
         elif (
             key in _DIVIDED
@@ -182,19 +194,10 @@ def impossible(one: Expected, state: State) -> Iterator[str]:
                 "(saved in float16?)"
             )
 
-    if "step" in state and not _count_fault(state["step"]) and float(state["step"]) == 0:
+    if "step" in state and not count_fault(state["step"]) and float(state["step"]) == 0:
         moments = [key for key in _LEFT_BY_STEPS if isinstance(state.get(key), Tensor) and bool(state[key].any())]
         if moments:
             yield f"{name}/step: 0 steps beside moments that are not 0 ({', '.join(moments)}): it is damaged"
-
-
-def _count_fault(value: Any) -> str:
-    if isinstance(value, Tensor) and value.numel() != 1:
-        return f"a count of steps has one number, this has {value.numel()}"
-    count = math.nan if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool else float(value)
-    if not math.isfinite(count) or count < 0 or count != int(count):
-        return f"{count:g} is no count of steps: it is damaged"
-    return ""
 
 
 def _has_lost_squares(squares: Tensor, mean: Any, group: Mapping[str, Any], dtype: torch.dtype) -> bool:

@@ -14,13 +14,14 @@ convention of the program that wrote it; with the model at hand it can be follow
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
 from weightdecay.errors import OptimizerError, did_you_mean, gathered
 from weightdecay.optim.grouping import names_in
+from weightdecay.optim.state.names import bare
 from weightdecay.optim.state.settings import Settings, plain_group
 from weightdecay.optim.state.tree import flattened
 from weightdecay.planning.evidence.tensors import read_tensors
@@ -80,7 +81,7 @@ def from_positional(
             "this state_dict's groups have no params, or its state is none by parameter: it is damaged"
         )
     ids = [saved for group in groups for saved in group["params"]]
-    own_names = [name for group in groups for name in names_in(group) or ()]
+    own_names = _as_here([name for group in groups for name in names_in(group) or ()], model)
     names = own_names if len(own_names) == len(ids) else positional_names(model, layout)
     if len(names) != len(ids):
         raise OptimizerError(
@@ -106,6 +107,14 @@ def from_positional(
         "stateless": [name for name in names if name not in present],
         "groups": [{"params": [by_id[saved] for saved in group["params"]], **plain_group(group)} for group in groups],
     }
+
+
+def _as_here(names: Sequence[str], model: nn.Module) -> list[str]:
+    """A file's own names as the model has them, without what a wrapper put before."""
+    here = {facts.name for facts in read_tensors(model)}
+    found = bare(names)
+    inside = [name.removeprefix("module.") for name in found]  # DataParallel's, unless the model has such a module
+    return inside if here.issuperset(inside) and not here.issuperset(found) else found
 
 
 def _shape_faults(tensors: Mapping[str, Tensor], model: nn.Module, layout: Layout) -> list[str]:

@@ -46,9 +46,7 @@ def _named(optimizer: torch.optim.Optimizer, params: list[Tensor], names: Names)
     if isinstance(names, nn.Module):
         found: dict[Tensor, Any] = names_by_parameter(names)
     elif names is None:
-        own = [name for group in optimizer.param_groups for name in names_in(group) or ()]
-        bare = [without_wrappers(name) for name in own]
-        own = bare if len(set(bare)) == len(set(own)) else own
+        own = bare([name for group in optimizer.param_groups for name in names_in(group) or ()])
         found = dict(zip(params, own, strict=True)) if len(own) == len(params) else {}
     elif isinstance(given, Mapping) or (listed and all(isinstance(one, tuple) and len(one) == 2 for one in given)):
         # A tied tensor's first name is the last one set.
@@ -62,6 +60,12 @@ def _named(optimizer: torch.optim.Optimizer, params: list[Tensor], names: Names)
             f"names is {names!r:.60}: give the model, dict(model.named_parameters()), or a list of names"
         )
     return {p: found[p] for p in params if p in found}
+
+
+def bare(names: Sequence[str]) -> list[str]:
+    """The names without attributes that only a wrapper makes (`_orig_mod` …), unless two would become one."""
+    found = [without_wrappers(name) for name in names]
+    return found if len(set(found)) == len(set(names)) else list(names)
 
 
 def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

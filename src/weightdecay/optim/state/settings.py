@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -10,7 +10,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from weightdecay.errors import OptimizerError
+from weightdecay.amounts import amount
+from weightdecay.errors import OptimizerError, did_you_mean
+from weightdecay.optim.checks import AT_LEAST_ZERO
 from weightdecay.optim.control import controlled
 from weightdecay.optim.state.names import Names, new_names, parameter_names, unwrapped
 from weightdecay.optim.state.values import beyond, decoded, encoded, plain_setting
@@ -136,6 +138,10 @@ def differences(
     """The changes from one to the other, tensor by tensor."""
     if isinstance(ignore, str) or not isinstance(ignore, Collection):
         raise OptimizerError(f"ignore is {ignore!r:.60}: give the names of settings, such as ['lr']")
+    groups = {id(one): one for one in (*saved.values(), *asked.values())}.values()
+    known = {key for one in groups for key in (*one.settings, *one.progress)}
+    if unknown := sorted({*map(str, ignore)} - known - _CHOSEN - NOT_SETTINGS) if known else []:
+        raise OptimizerError([f"ignore: there is no setting '{key}': {did_you_mean(key, known)}" for key in unknown])
     found = [Change(name, "tensor", "present", "missing") for name in saved if name not in asked]
     between: dict[tuple[int, int], list[tuple[str, Any, Any]]] = {}  # two groups, compared once for all tensors
     for name, wanted in asked.items():
@@ -205,6 +211,12 @@ def groups_of(settings: Settings) -> list[dict[str, Any]]:
         f"the settings' {what}: a {'list' if kind is list else 'mapping'} of names is wanted, and this is {value!r:.60}"
         for what, value, kind in wanted
         if not isinstance(value, kind) or not all(isinstance(name, str) for name in value)
+    ]
+    names = Counter(name for group in groups for name in group["params"]) if not faults else {}
+    faults += [
+        f"the settings name '{name}' {times} times: a tensor is in one group"
+        for name, times in names.items()
+        if times > 1
     ]
     if faults:
         raise OptimizerError(faults)
@@ -300,7 +312,9 @@ def _unkept(key: str, found: Sequence[Any], group: Mapping[str, Any]) -> str:
         return ""
     if isinstance(value, str) and value.startswith("<") and value.endswith(">"):
         return f"{key} was saved by the name of its type, {value}, and cannot be kept"
-    if key in group and not _is_alike(value, own):
+    if key in group and (
+        not _is_alike(value, own) or (key in AT_LEAST_ZERO and amount(own) is not None and amount(value) is None)
+    ):
         return f"{key} was saved as {value!r}, which it cannot be: it is {group[key]!r}"
     return ""
 
