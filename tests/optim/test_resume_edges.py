@@ -93,7 +93,7 @@ def test_one_lr_tensor_cannot_be_kept_at_two_values() -> None:
 
 
 def transposed() -> nn.Module:
-    model = nn.Sequential(nn.Linear(9, 7, bias=False), nn.Linear(7, 5))
+    model = nn.Sequential(nn.Linear(67, 35, bias=False), nn.Linear(35, 5))
     for p in model.parameters():
         p.data = p.detach().t().contiguous().t() if p.ndim == 2 else p.detach()
     return model
@@ -107,7 +107,7 @@ def channels_last() -> nn.Module:
 
 
 @pytest.mark.parametrize("layout", [transposed, channels_last], ids=lambda one: one.__name__)
-@pytest.mark.parametrize("rule", ["decoupled", "towards_initial", "cautious"])
+@pytest.mark.parametrize("rule", ["decoupled", "towards_initial"])
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic", "kahan", "master"])
 @pytest.mark.parametrize("name", OURS)
 def test_weights_in_any_strides_go_on_by_name_bit_for_bit(
@@ -121,8 +121,6 @@ def test_weights_in_any_strides_go_on_by_name_bit_for_bit(
     def made(model: nn.Module) -> Any:
         return OURS[name](model.named_parameters(), lr=0.05, weight_decay=0.1, rule=rule, rounding=rounding)
 
-    if name.startswith("Adafactor") and rule == "cautious":
-        rule = "decoupled"
     torch.manual_seed(0)
     model = layout().to(dtype)
     other = copy.deepcopy(model)
@@ -139,6 +137,8 @@ def test_weights_in_any_strides_go_on_by_name_bit_for_bit(
         step(model, optimizer, seed=seed)
         step(other, resumed, seed=seed)
         assert same(model, other)
+        for p, q in zip(model.parameters(), other.parameters(), strict=True):
+            assert all(torch.equal(kept, resumed.state[q][key]) for key, kept in optimizer.state[p].items())
 
 
 @pytest.mark.parametrize("rounding", ["stochastic", "kahan", "master"])
