@@ -19,7 +19,7 @@ from weightdecay.amounts import number
 from weightdecay.errors import OptimizerError, group_title
 from weightdecay.optim.checks import explained, group_faults, with_plain_numbers
 from weightdecay.optim.decay import kernel_weight_decay, placed_like
-from weightdecay.optim.fitting import kinds_of, misfits
+from weightdecay.optim.fitting import kinds_of, misfits, places_of
 from weightdecay.optim.grouping import (
     Group,
     Params,
@@ -301,8 +301,9 @@ class DecayingOptimizer(StateKeeping):
         """Put what direction, rounding and rule remember of a tensor into its state, where it is not there yet."""
         state, rounding = self.state[p], one.rounding
         widened = rounding.acts_on(p.dtype)
+        own = torch.float32 if widened else p.dtype
         for key, shape in self.state_shapes(one.group, p).items():
-            dtype = torch.promote_types(p.dtype, torch.float32) if widened or key in self.wide_state else p.dtype
+            dtype = torch.promote_types(own, torch.float32) if key in self.wide_state else own
             kept = state.get(key)
             if kept is None:
                 state[key] = p.new_zeros(shape, dtype=dtype) if shape != p.shape else torch.zeros_like(p, dtype=dtype)
@@ -327,19 +328,20 @@ class DecayingOptimizer(StateKeeping):
 
     def _refuse_unusable(self, work: list[Work]) -> None:
         """Raise for what a step cannot do, before anything has changed."""
-        checked = self._workspace.checked
+        checked, places = self._workspace.checked, places_of(self.state)
+        undisturbed = places == self._workspace.places
         unfit: list[str] = []
         seen: dict[int, Any] = {}
         for one in work:
             group, place = one.group, one.place
-            settings, kinds = _settings(group), kinds_of(one.weights, self.state)
+            settings, kinds = _settings(group), kinds_of(one.weights)
             before, kinds_before = checked.get(place, ((), ()))
             if len(settings) != len(before) or not all(map(operator.is_, settings, before)):
                 group.update(with_plain_numbers(group))
                 # Whose key is whose cannot be told any more: others' schedulers have some of their own.
                 if faults := group_faults({**self.defaults, **group}, group_title(group, place), self.refusal):
                     raise OptimizerError(faults)
-            elif kinds == kinds_before:
+            elif undisturbed and kinds == kinds_before:
                 continue  # nothing was written into it, and nothing moved, since the last step
             seen[place] = _settings(group), kinds
             unfit += [
@@ -354,6 +356,7 @@ class DecayingOptimizer(StateKeeping):
         if faults := unfit + faults:
             raise UnsupportedTensorError(faults)
         checked.update(seen)
+        self._workspace.places = places
 
     def _step_faults(self, one: Work) -> Iterator[str]:
         """Gradients and weights of a group that the direction, the rule or the rounding cannot take."""

@@ -38,13 +38,15 @@ _kind = operator.attrgetter("dtype", "device", "shape")
 _gradients_dtype = operator.attrgetter("grad.dtype")
 
 
-def kinds_of(weights: Sequence[Tensor], state_of: Mapping[Any, Mapping[str, Any]]) -> list[Any]:
-    """What weights, gradients and state are, and which; equal before two steps if nothing was moved between them."""
-    states = filter(None, map(state_of.get, weights))
-    kept = list(chain.from_iterable(map(operator.methodcaller("values"), states)))
-    shapes, sizes = (map(getattr, kept, repeat(key), repeat(None)) for key in ("shape", "nbytes"))
-    of_weights = [*map(id, weights), *map(_kind, weights), *map(_gradients_dtype, weights)]
-    return [*of_weights, *map(id, kept), *shapes, *sizes]
+def kinds_of(weights: Sequence[Tensor]) -> list[Any]:
+    """What weights and gradients are, and which they are; equal before two steps if nothing was moved between them."""
+    return [*map(id, weights), *map(_kind, weights), *map(_gradients_dtype, weights)]
+
+
+def places_of(state: Mapping[Any, Mapping[str, Any]]) -> list[int | None]:
+    """Which tensors all state is, and how many bytes: equal before two steps if none was put in another's place."""
+    kept = list(chain.from_iterable(map(operator.methodcaller("values"), state.values())))
+    return [*map(id, kept), *map(getattr, kept, repeat("nbytes"), repeat(None))]
 
 
 def is_left_over(key: str, group: Mapping[str, Any]) -> bool:

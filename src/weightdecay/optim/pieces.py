@@ -127,6 +127,7 @@ class Workspace:
     def __init__(self, compiled: bool | None = None) -> None:
         self.compiled = compiled
         self.checked: dict[int, tuple[Any, ...]] = {}  # place of a group -> its settings and weights, found right
+        self.places: list[int | None] = []  # of the state then
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
         self._warned = False
 
