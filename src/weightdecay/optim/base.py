@@ -224,9 +224,7 @@ class DecayingOptimizer(StateKeeping):
         work = []
         for place, group in enumerate(self.param_groups):
             if lacking := sorted(self._settings_of(group) - group.keys()):
-                raise OptimizerError(
-                    f"{group_title(group, place)} has no {', '.join(lacking)} any more: give them again"
-                )
+                raise OptimizerError(f"{group_title(group, place)} has no {', '.join(lacking)} any more: give it again")
             if not all(isinstance(group[key], float | int | Tensor) for key in ("lr", "weight_decay")):
                 group.update(with_plain_numbers(group))  # which somebody counts in fractions, say
             rule = group_rule(group)

@@ -289,25 +289,26 @@ def _put_state(optimizer: torch.optim.Optimizer, states: Mapping[str, State], ex
         p, state = one.p, states.get(one.name)
         if state is not None:
             # What a rounding or a rule remembers of the weights lies as it was made, and all else as they do.
-            beside = {*COUNTS, *_beginning_by_itself(optimizer, one.group)}
+            made = _beginning_by_itself(optimizer, one.group)
             optimizer.state[p] = {
-                key: _placed(value, p, one.kept.get(key), as_weights=key not in beside) for key, value in state.items()
+                key: _placed(value, p, one.kept.get(key), counts=key in COUNTS, as_weights=key not in made)
+                for key, value in state.items()
             }
         elif not isinstance(optimizer, torch.optim.Adagrad):  # which alone has state before its first step
             optimizer.state.pop(p, None)
 
 
-def _placed(value: Any, p: Tensor, expected: Any, *, as_weights: bool) -> Any:
+def _placed(value: Any, p: Tensor, expected: Any, *, counts: bool = False, as_weights: bool = True) -> Any:
     """A copy where and as the optimizer keeps it."""
     if isinstance(value, dict):
-        return {key: _placed(inside, p, None, as_weights=as_weights) for key, inside in value.items()}
+        return {key: _placed(inside, p, None) for key, inside in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_placed(inside, p, None, as_weights=as_weights) for inside in value)
+        return type(value)(_placed(inside, p, None) for inside in value)
     if not isinstance(value, Tensor):
         return value
 
     dtype = expected.dtype if isinstance(expected, Tensor) else value.dtype
-    if (value.ndim or (as_weights and not p.ndim)) and hasattr(p, "device_mesh"):
+    if (value.ndim or not (p.ndim or counts)) and hasattr(p, "device_mesh"):
         from torch.distributed.tensor import Replicate, distribute_tensor
 
         like: Any = p
