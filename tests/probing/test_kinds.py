@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.probing import optimizers as own
+from tests.probing import telling_apart
+from weightdecay.errors import OptimizerError
+from weightdecay.optim.control import control
 from weightdecay.probing.kinds import options, sample
 from weightdecay.probing.probe import probe_step
 
@@ -73,7 +76,38 @@ def test_a_flag_that_hangs_on_a_tensor_makes_it_another_kind() -> None:
     plain, flagged, other = (nn.Parameter(torch.ones(4)) for _ in range(3))
     flagged.no_decay = True  # type: ignore[attr-defined]
     other.no_decay = False  # type: ignore[attr-defined]
-    assert sample(torch.optim.SGD([plain, flagged, other], lr=0.1)).tensors == [[0, 1]]
+    assert sample(torch.optim.SGD([plain, flagged, other], lr=0.1)).tensors == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("count", [4, 40])
+@pytest.mark.parametrize("way", telling_apart.WAYS.values(), ids=telling_apart.WAYS)
+def test_an_optimizer_that_tells_tensors_apart_is_refused_however_it_knows_them(
+    way: telling_apart.Way, count: int
+) -> None:
+    params = [nn.Parameter(torch.ones(6, 5)) for _ in range(count)]
+    optimizer = way.make(params, params[2:3])
+    (group,) = probe_step(optimizer).groups
+    assert (group.opaque, group.decays_apart) == ("", True)
+    with pytest.raises(OptimizerError, match="takes more of some of its tensors than of others"):
+        control(optimizer, rule="independent", peak_lr=0.1)
+
+
+@pytest.mark.parametrize("count", [4, 40])
+@pytest.mark.parametrize("way", telling_apart.WAYS.values(), ids=telling_apart.WAYS)
+def test_an_optimizer_that_could_tell_tensors_apart_and_does_not_is_exact(way: telling_apart.Way, count: int) -> None:
+    params = [nn.Parameter(torch.ones(6, 5)) for _ in range(count)]
+    optimizer = way.make(params, [])
+    (group,) = probe_step(optimizer).groups
+    assert (group.opaque, group.decays_apart, group.own_decay_is_lr_times_lambda) == ("", False, True)
+    assert sum(map(len, sample(optimizer).tensors)) <= 4
+    control(optimizer)
+
+
+def test_numbers_that_each_tensor_has_of_its_own_make_no_kinds() -> None:
+    params = [nn.Parameter(torch.ones(4)) for _ in range(1_000)]
+    for index, p in enumerate(params):
+        p.number, p.is_gain = index, index == 500  # type: ignore[attr-defined]
+    assert sample(torch.optim.SGD(params, lr=0.1)).tensors == [[0, 500]]
 
 
 def test_what_is_seen_of_a_group_is_said_of_all_of_its_kind_under_their_own_names() -> None:

@@ -17,8 +17,8 @@ from weightdecay.auditing.measuring import local
 from weightdecay.auditing.python_state import PythonState
 from weightdecay.auditing.sharding import CommunicatesError, agreed_each, is_distributed
 from weightdecay.auditing.written import Written
-from weightdecay.probing.copying import away_from_zero
 from weightdecay.probing.isolation import isolated, storages
+from weightdecay.probing.small import away_from_zero
 from weightdecay.probing.twin import set_number
 
 _SEED = 20_000

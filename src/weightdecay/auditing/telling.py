@@ -136,6 +136,8 @@ def seen_on_twin(report: GroupReport, form: Form) -> dict[str, Any]:
     """What a twin's group says of each of its tensors."""
     if report.opaque:
         return {"opaque": report.opaque}
+    if report.decays_apart:
+        return {"opaque": f"{report.title} loses more of some of its tensors than of others, and a copy has not all"}
     requested = None
     if report.own_decay_is_lr_times_lambda and form.lr is not None and form.weight_decay is not None:
         requested = form.lr * form.weight_decay

@@ -181,6 +181,11 @@ def _refusal(report: GroupReport, rule: Rule, kind: str) -> str:
             f"{title}: it {taken} the weights at each step at weight_decay 0, by a decay that is not in its groups and "
             "would come on top: set that to 0 where it is made"
         )
+    if way == "outside" and report.decays_apart:
+        return (
+            f"{title}: its own step takes more of some of its tensors than of others, by a flag, a list or a class of "
+            "theirs, and a decay beside it would take the same of all: give each sort a group of its own"
+        )
     if way == "outside" and (report.branches_on_weight_decay or report.moves_zeros):
         direction = "changes its direction and not the decay alone"
         zeros = "moves weights that are 0, too, and so does more than decay"

@@ -129,6 +129,8 @@ def _step_faults(plan: Plan, one: CheckedGroup, seen: GroupReport, rule: Rule) -
     if not seen.reads_weight_decay:
         return [*faults, f"{one.label}: {kind} does not read weight_decay, so λ {λ:g} decays nothing"]
 
+    if seen.decays_apart:
+        return [*faults, f"{one.label}: a step of {kind} takes more of some of its tensors than of others"]
     if seen.form == "coupled" and not rule.coupled:
         faults.append(
             f"{one.label}: {kind} adds λ·w to the gradient (coupled decay) where the plan means w ← (1 − lr·λ)·w: use "

@@ -10,10 +10,12 @@ tried on twins of the optimizer with a few numbers in each tensor, and nothing o
     progress.py     what steps leave: state of tensors, and keys of groups that tell how far they have come
 
     kinds.py        which groups and tensors are tried for all
+    marks.py        what tells single tensors apart, which makes them unlike kinds
     twin.py         twins of an optimizer: how they are made so that they step, with which gradients
     walks.py        twins that are led, and when two ways are the same
     entering.py     how λ enters: which led twin without λ goes the way of the one with λ
     copying.py      an object and what hangs on it, copied with small tensors in place of the parameters
+    small.py        the small tensors that stand for parameters
     absent.py       what stands for a thing that is not copied
     outermost.py    one step, however often its hooks run
     isolation.py    a place to step in that leaves no trace: no hook, no generator, no write to what is real

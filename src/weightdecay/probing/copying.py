@@ -8,6 +8,7 @@ Functions, classes and modules of code are shared. What cannot be copied, and a 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import enum
 import functools
@@ -16,7 +17,7 @@ import random
 import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,7 @@ from torch import Tensor, nn
 from weightdecay.probing.absent import Absent
 from weightdecay.probing.isolation import tolerant
 from weightdecay.probing.kinds import Sample
-
-# The axes of a small tensor. The first two are alike, so that state of one axis or of their square is cut alike,
-# and 12 can be halved, thirded and quartered by who stacks matrices or splits heads.
-SIZES = (12, 12, 4, 3, 2)
+from weightdecay.probing.small import small_shape, small_tensor
 
 _LARGEST = 1 << 20  # elements of a tensor that belongs to no parameter; more than that nobody needs for a step
 _MANY = 50_000  # objects; a data set or a trainer hangs on the optimizer
@@ -42,21 +40,6 @@ _SHARED = (
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 # They belong to a GradScaler's step that is in progress.
 _OF_ONE_STEP = ("grad_scale", "found_inf")
-
-
-def small_shape(shape: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a small tensor that stands for one of this shape; axes of length 1 stay so."""
-    sizes = SIZES[: len(shape)] + (2,) * (len(shape) - len(SIZES))
-    return tuple(min(n, size) or size for n, size in zip(shape, sizes, strict=True))
-
-
-def away_from_zero(shape: tuple[int, ...], generator: torch.Generator, *, is_complex: bool) -> Tensor:
-    """Random numbers of size 0.25 and more.
-
-    Squares of smaller ones vanish in float16, as Adam's eps does, and it divides by them.
-    """
-    numbers = torch.randn(shape, generator=generator, dtype=torch.complex128 if is_complex else torch.float64)
-    return numbers + 0.25 * torch.sgn(numbers)
 
 
 class Copier:
@@ -85,34 +68,31 @@ class Copier:
     # --- parameters
 
     def of_param(self, param: Tensor) -> Tensor:
-        """The small tensor that stands for a parameter."""
+        """The small tensor that stands for a parameter, with what hangs on it."""
         if id(param) not in self.small:
-            # A tensor without storage can be built, and not stepped.
-            device = torch.device("cpu") if param.device.type == "meta" else param.device
-            dtype = self.dtype if self.dtype is not None and param.dtype.is_floating_point else param.dtype
-            shape = self._small_shape(param.shape)
-            small = away_from_zero(shape, self.generator, is_complex=dtype.is_complex).to(device=device, dtype=dtype)
-            if small.is_floating_point() or small.is_complex():
-                small.requires_grad_()
-            if isinstance(param, nn.Parameter):
-                small = nn.Parameter(small, requires_grad=small.requires_grad)
-            self._keep_attributes(param, small)
+            small = small_tensor(param, self._small_shape(param.shape), self.dtype, self.generator)
             self.small[id(param)] = self.memo[id(param)] = small
             self._alive.append(param)
+            self._keep_attributes(param, small)
         return self.small[id(param)]
 
     def _keep_attributes(self, param: Tensor, small: Tensor) -> None:
-        """What people hang on parameters for their optimizer: `p.no_decay = True`, `p.label = "muon"`."""
+        """What people hang on parameters for their optimizer: `p.no_decay = True`, `p.label = "muon"`.
+
+        A tensor there, such as a mask, would be cut, and what its first numbers say need not hold of the others.
+        """
         for key, value in vars(param).items():
-            if isinstance(value, bool | int | float | str | tuple) or value is None:
-                setattr(small, key, value)
+            if not isinstance(value, Tensor) or value.ndim == 0:
+                small.__dict__[key] = self.copy(value)
 
     # --- anything
 
     def copy(self, value: Any) -> Any:
-        """The copy of a value."""
+        """The copy of a value; an id of a parameter becomes that of its small tensor."""
+        if isinstance(value, types.FunctionType) and id(value) in self._of.functions:
+            return self._function(value)
         if isinstance(value, _SHARED):
-            return value
+            return id(self.small[value]) if type(value) is int and value in self.small else value
         if id(value) in self.memo:
             return self.memo[id(value)]
         if id(value) in self._of.params:
@@ -130,7 +110,14 @@ class Copier:
         self._alive.append(value)
         return made
 
+    def _of_no_copy(self, key: Any) -> bool:
+        """Whether what is kept under a key is kept for a parameter, or its id, that is not among the small ones."""
+        own = key if type(key) is int else id(key)
+        return own in self._of.params and own not in self.small
+
     def _tensor(self, value: Tensor) -> Any:
+        if id(value) in self._of.kept:
+            return self.remember(value, value.detach()[self._of.kept[id(value)]].clone())
         of_parameters = value.shape in self._of.shapes or value.numel() > _LARGEST
         shape = small_shape(value.shape) if of_parameters else tuple(value.shape)
         return self.remember(value, self.cut(value, shape).requires_grad_(value.requires_grad))
@@ -151,31 +138,59 @@ class Copier:
             made = self.remember(value, defaultdict(self.copy(value.default_factory)))
         else:
             made = self.remember(value, _empty(value))
-        for key, item in value.items():
-            made[self.copy(key)] = self.copy(item)
+        if id(value) in self._of.kept:
+            made.update((at, self.copy(value[place])) for at, place in enumerate(self._of.kept[id(value)]))
+        else:
+            self._fill_dict(value, made)
         self._fill(value, made)
         return made
 
+    def _fill_dict(self, value: Mapping[Any, Any], made: Any) -> None:
+        for key, item in value.items():
+            if not self._of_no_copy(key):
+                param = self._of.params.get(key if type(key) is int else id(key))
+                made[self.copy(key)] = self.copy(item) if param is None else self._state_of(param, item)
+
+    def _items(self, value: Sequence[Any]) -> list[Any]:
+        """Of a list with an item for each parameter those of the small ones."""
+        kept = self._of.kept.get(id(value))
+        return [self.copy(item) for item in (value if kept is None else [value[place] for place in kept])]
+
     def _list(self, value: Any) -> Any:
         made = self.remember(value, _empty(value))
-        made.extend(self.copy(item) for item in value)
+        made.extend(self._items(value))
         self._fill(value, made)
         return made
 
     def _deque(self, value: deque[Any]) -> Any:
         made = self.remember(value, deque(maxlen=value.maxlen))
-        made.extend(self.copy(item) for item in value)
+        made.extend(self._items(value))
         return made
 
     def _tuple(self, value: tuple[Any, ...]) -> Any:
-        items = [self.copy(item) for item in value]
+        items = self._items(value)
         if type(value) is tuple:
             return self.remember(value, tuple(items))
         make: Any = type(value)
         return self.remember(value, make._make(items) if hasattr(make, "_make") else make(items))
 
     def _set(self, value: Any) -> Any:
-        return self.remember(value, type(value)(self.copy(item) for item in value))
+        return self.remember(value, type(value)(self.copy(item) for item in value if not self._of_no_copy(item)))
+
+    def _function(self, value: types.FunctionType) -> Any:
+        """A function that knows single parameters by its closure, with the small ones in their place."""
+        if id(value) in self.memo:
+            return self.memo[id(value)]
+        cells = tuple(types.CellType() for _ in value.__closure__ or ())
+        defaults = self.copy(value.__defaults__)
+        made = types.FunctionType(value.__code__, value.__globals__, value.__name__, defaults, cells)
+        self.remember(value, made)
+        made.__dict__.update(vars(value))
+        made.__kwdefaults__ = self.copy(value.__kwdefaults__)
+        for cell, own in zip(cells, value.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # it is not set yet
+                cell.cell_contents = self.copy(own.cell_contents)
+        return made
 
     def _method(self, value: types.MethodType) -> Any:
         owner = self.copy(value.__self__)
@@ -203,6 +218,8 @@ class Copier:
         return self.remember(value, made)  # type: ignore[no-any-return]
 
     def _deeply(self, value: Any) -> Any:
+        if id(value) in self._of.kept:
+            return self.remember(value, value[self._of.kept[id(value)]])
         return self.remember(value, copy.deepcopy(value))
 
     def _absent(self, value: Any) -> Any:
@@ -248,11 +265,7 @@ class Copier:
         made = self.remember(state, defaultdict(dict) if isinstance(state, defaultdict) else type(state)())
         if self.fresh:
             return
-        for param, held in state.items():
-            if id(param) in self.small:
-                made[self.small[id(param)]] = self._state_of(param, held)
-            elif not isinstance(param, Tensor):
-                made[self.copy(param)] = self.copy(held)
+        self._fill_dict(state, made)
 
     def _state_of(self, param: Tensor, held: Any) -> Any:
         """What is kept for one parameter: each axis of the parameter's length cut as its own is."""
@@ -264,7 +277,7 @@ class Copier:
                 return self.remember(value, self.cut(value, tuple(lengths.get(n, n) for n in value.shape)))
             if isinstance(value, dict):
                 made = self.remember(value, _empty(value))
-                made.update((key, walk(item)) for key, item in value.items())
+                made.update((self.copy(key), walk(item)) for key, item in value.items())
                 return made
             if type(value) in (list, tuple):
                 return self.remember(value, type(value)(walk(item) for item in value))

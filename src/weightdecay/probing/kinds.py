@@ -1,18 +1,22 @@
 """Which groups and tensors of an optimizer are tried for all: one of each kind.
 
-A tensor's kind is what an optimizer may treat apart and a small tensor can show: the dtype, the number of axes, which
-of them have length 1, and flags that hang on it. A group's kind is its options and the kinds of its tensors. What is
-not seen: tensors that an optimizer treats apart by their number of elements, by their names or by their group's place.
+A tensor's kind is what an optimizer may treat apart and a small tensor can show: its class and dtype, the number of
+axes, which of them have length 1, and its marks, which are all that hangs on it or is kept for it. A group's kind is
+its options and the kinds of its tensors. What is not seen: tensors that an optimizer treats apart by their number of
+elements, by what their names mean or by their group's place.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from weightdecay.probing.marks import Marks, marks
 
 Group = Mapping[str, Any]
 
@@ -28,6 +32,8 @@ class Sample:
         stands_for: for each of all groups, which of those that are tried has its kind.
         params: every parameter of the optimizer, tried or not, by its id.
         shapes, dtypes: theirs; a tensor of such a shape is cut like them.
+        kept: of containers with an item for each tensor, by their id, the places of the items that are kept.
+        functions: ids of functions whose closures keep something of single tensors.
     """
 
     groups: list[Group]
@@ -37,6 +43,8 @@ class Sample:
     params: dict[int, Tensor]
     shapes: set[torch.Size]
     dtypes: set[torch.dtype]
+    kept: dict[int, list[int]]
+    functions: set[int]
 
 
 def sample(
@@ -50,7 +58,8 @@ def sample(
     """
     every = optimizer.param_groups if groups is None else groups
     params = {id(p): p for group in every for p in group["params"]}
-    chosen = [_one_of_each_kind(group["params"]) for group in every]
+    told = marks(optimizer, every)
+    chosen = [_one_of_each_kind(group["params"], told) for group in every]
     if numbers_apart and _keeps_lists_beside(optimizer, len(every)):
         kinds: list[Any] = list(range(len(every)))
     else:
@@ -66,15 +75,25 @@ def sample(
             places[kind] = index
     tried = sorted(places.values())
     order = {kind: tried.index(place) for kind, place in places.items()}
+    tensors = [sorted(chosen[place].values()) for place in tried]
     return Sample(
         groups=[every[place] for place in tried],
-        tensors=[sorted(chosen[place].values()) for place in tried],
+        tensors=tensors,
         places=tried,
         stands_for=[order[kind] for kind in kinds],
         params=params,
         shapes={p.shape for p in params.values()},
         dtypes={p.dtype for p in params.values()},
+        kept=_kept(told, [len(group["params"]) for group in every], dict(zip(tried, tensors, strict=True))),
+        functions=told.functions,
     )
+
+
+def _kept(told: Marks, sizes: Sequence[int], tensors: Mapping[int, list[int]]) -> dict[int, list[int]]:
+    """The places of the tensors that are tried, by group, within the lists that have an item for each."""
+    starts = [0, *itertools.accumulate(sizes)]
+    of_all = [starts[place] + index for place, own in tensors.items() for index in own]
+    return {key: of_all if place is None else tensors.get(place, []) for key, place in told.cut.items()}
 
 
 def options(group: Group, *, numbers_apart: bool = True) -> tuple[Any, ...]:
@@ -97,14 +116,12 @@ def _comparable(value: Any, numbers_apart: bool) -> Any:
     return id(value)  # of which nobody knows when two are equal
 
 
-def _one_of_each_kind(params: Sequence[Tensor]) -> dict[Any, int]:
+def _one_of_each_kind(params: Sequence[Tensor], told: Marks) -> dict[Any, int]:
     """The places of one tensor of each kind, the largest; which comes first in the group does not matter."""
     chosen: dict[Any, int] = {}
     sizes: dict[Any, int] = {}
     for index, p in enumerate(params):
-        # People hang on parameters what their optimizer is to do with them: `p.no_decay = True`.
-        flags = tuple(sorted(key for key, value in vars(p).items() if value is True))
-        kind = (p.dtype, tuple([n == 1 for n in p.shape]), flags)
+        kind = (type(p), p.dtype, tuple([n == 1 for n in p.shape]), told.of.get(id(p)))
         if p.numel() > sizes.get(kind, -1):
             chosen[kind], sizes[kind] = index, p.numel()
     return chosen

@@ -50,6 +50,8 @@ STEPS_WITHOUT_PHASE = 300
 _SLOW = 0.01
 # Nothing beside a gradient, and not 0.
 _VANISHING = 1e-12
+# Of two fractions, of which one may be a rounding more.
+_APART = 1e-3
 _LR, _OTHER_LR, _WEIGHT_DECAY, _OTHER_WEIGHT_DECAY = 0.1, 0.03, 0.5, 0.2
 
 
@@ -121,6 +123,7 @@ def _merged(reports: Sequence[_Seen]) -> GroupReport:
         reads_weights=any(report.reads_weights for report in reports),
         branches_on_weight_decay=any(report.branches for report in reports),
         moves_zeros=any(report.moves_zeros for report in reports),
+        decays_apart=fine.decays_apart,
     )
 
 
@@ -215,6 +218,7 @@ class _Bench:
                     reads_weights=reads_weights,
                     branches=not separable and self._branches(direction, index),
                     moves_zeros=not separable and self._moves_zeros(index),
+                    decays_apart=self.is_finest and ways is not None and self._decays_apart(index, ways),
                 )
             )
         return reports
@@ -318,7 +322,11 @@ class _Bench:
         It is the part of the step that turns with the weights, c of c·w + u, so that what moments still move is left
         out. Where a direction is not defined without gradient (it is normalised), a step with one shows the same.
         """
-        count = len(self.groups)
+        sums = [[sum(part) for part in zip(*tensors, strict=True)] for tensors in self._turning(**settings)]
+        return [total[0] / total[1] if total and total[1] else 0.0 for total in sums]
+
+    def _turning(self, **settings: Any) -> list[list[tuple[float, float]]]:
+        """For each tensor of each group ⟨w, what a step without gradient removes⟩ and ⟨w, w⟩."""
         walks: list[Walk] = []
         for scale in (0.0, 1e-3, 1.0):
             try:
@@ -327,18 +335,33 @@ class _Bench:
                 if scale == 1.0:
                     raise
                 continue
-            if all(_finite(walk.of_group(index)) for walk in walks for index in range(count)):
+            if all(_finite(walk.of_group(index)) for walk in walks for index in range(len(self.groups))):
                 break
 
-        fractions = []
-        for index in range(count):
-            removed = squared = 0.0
+        seen = []
+        for index in range(len(self.groups)):
             (w, after), (_, mirrored) = (walk.of_group(index) for walk in walks)
-            for start, one, other in zip(w, after, mirrored, strict=True):
-                removed += float((start.conj() * (2 * start - one + other)).sum().real)
-                squared += float((start.conj() * start).sum().real)
-            fractions.append(removed / (2 * squared) if squared else 0.0)
-        return fractions
+            tensors = zip(w, after, mirrored, strict=True)
+            seen.append(
+                [(_inner(start, (2 * start - one + other) / 2), _inner(start, start)) for start, one, other in tensors]
+            )
+        return seen
+
+    def _decays_apart(self, index: int, ways: frozenset[str]) -> bool:
+        """Whether λ takes another fraction off some tensors than off others.
+
+        Through the gradient it has none. Where no form fits it may be any, and only a tensor that is left out tells.
+        """
+        if not ways.isdisjoint(("coupled", "before", "after", "beside")):
+            return False
+        fractions = [abs(removed / squared) for removed, squared in self._turning_with_decay[index] if squared]
+        least, most = min(fractions, default=0.0), max(fractions, default=0.0)
+        return least < (1 - _APART if ways else _APART) * most
+
+    @functools.cached_property
+    def _turning_with_decay(self) -> list[list[tuple[float, float]]]:
+        lr: dict[str, Any] = {"lr": self.lrs[0]} if self.lrs else {}
+        return self._turning(**lr, weight_decay=self.decays[0])
 
 
 @dataclass(frozen=True)
@@ -353,11 +376,16 @@ class _Seen:
     reads_weights: bool = False
     branches: bool = False
     moves_zeros: bool = False
+    decays_apart: bool = False
     opaque: str = ""
 
 
 def _finite(walk: Sequence[Sequence[Tensor]]) -> bool:
     return all(bool(torch.isfinite(w).all()) for weights in walk for w in weights)
+
+
+def _inner(x: Tensor, y: Tensor) -> float:
+    return float((x.conj() * y).sum().real)
 
 
 def _moves(walk: Sequence[Sequence[Tensor]]) -> bool:

@@ -24,6 +24,7 @@ class GroupReport:
         reads_weights: whether the direction at λ = 0 depends on the weights, or on chance.
         branches_on_weight_decay: where the form is "other", whether its direction is another as soon as there is a λ.
         moves_zeros: where the form is "other", whether λ changes the steps of weights that are 0, as no decay does.
+        decays_apart: whether λ takes another fraction off some of its tensors than off others, beside the gradient.
         opaque: why nothing can be said; empty where it can.
     """
 
@@ -40,6 +41,7 @@ class GroupReport:
     reads_weights: bool = False
     branches_on_weight_decay: bool = False
     moves_zeros: bool = False
+    decays_apart: bool = False
     opaque: str = ""
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError
-from weightdecay.probing.copying import Copier, away_from_zero
+from weightdecay.probing.copying import Copier
 from weightdecay.probing.isolation import OnlyOwnTensors, WritesOutsideError, isolated, untouched
 from weightdecay.probing.kinds import Sample, sample
+from weightdecay.probing.small import away_from_zero
 
 _SEED = 0
 

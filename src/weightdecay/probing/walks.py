@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from weightdecay.probing.copying import away_from_zero
+from weightdecay.probing.small import away_from_zero
 from weightdecay.probing.twin import Twin, Twins
 
 _OTHER_SEED = 7
