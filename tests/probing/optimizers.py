@@ -231,6 +231,39 @@ class LooksTwice(Plain):
         super().step()
 
 
+class Lazy(Plain):
+    """SGD that leaves out what has no gradient, all of a step or its decay, by elements, rows or tensors."""
+
+    def __init__(self, params: Any, by: str = "rows", only: str = "decay", form: str = "decoupled") -> None:
+        super().__init__(params)
+        self.by, self.only, self.form = by, only, form
+
+    def change(self, p: Any, group: dict[str, Any]) -> None:
+        lr, decayed = float(group["lr"]), group["weight_decay"] * p
+        stepped = torch.ones_like(p) if self.only == "decay" else self.touched(p)
+        if self.form == "coupled":
+            momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+            momentum.mul_(0.9).add_(stepped * p.grad + self.touched(p) * decayed)
+            p.sub_(momentum, alpha=lr)
+        elif self.form == "behind the norm":
+            momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+            momentum.mul_(0.9).add_(p.grad / (p.grad.norm() + 1e-8)).add_(self.touched(p) * decayed)
+            p.sub_(momentum, alpha=lr)
+        else:
+            p.sub_(self.touched(p) * decayed + stepped * p.grad.sign(), alpha=lr)
+
+    def touched(self, p: Any) -> Tensor:
+        if self.by == "tensors":
+            return torch.full_like(p, float(p.grad.any()))
+        if self.by == "rows" and p.ndim > 1:
+            return (p.grad.abs().sum(1, keepdim=True) > 0).to(p)
+        if self.by == "rows that had one":
+            ever = self.state[p].setdefault("ever", torch.zeros(p.shape[0], dtype=torch.bool))
+            ever |= p.grad.reshape(len(p), -1).any(1)
+            return ever.reshape(-1, *[1] * (p.ndim - 1)).to(p)
+        return ((p.grad == 0) == (self.by == "no gradient")).to(p)
+
+
 class WritesElsewhere(Plain):
     """Writes to a tensor that it did not make: the average of a model, say."""
 

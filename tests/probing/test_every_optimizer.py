@@ -125,5 +125,6 @@ def agrees(group: GroupReport, expected: Expected) -> None:
     assert (group.form, group.order) == (expected.form, expected.order)
     assert group.own_decay_is_lr_times_lambda == expected.is_lr_times_lambda
     assert group.reads_weights == expected.reads_weights
+    assert (group.heeds_zeros, group.decays_apart) == (False, False)
     assert (group.hidden_decay > 1e-9) == expected.hidden_decay
     assert group.reads_weight_decay == (expected.form != "none")

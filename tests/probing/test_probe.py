@@ -62,6 +62,7 @@ def test_every_optimizer_of_torch_is_known_by_its_step(name: str) -> None:
     report = seen(getattr(torch.optim, name)(parameters(*shapes), lr=0.01, **settings))
     found = (report.form, report.own_decay_is_lr_times_lambda, report.reads_weights, report.reads_weight_decay)
     assert found == TORCHS[name]
+    assert (report.heeds_zeros, report.decays_apart) == (False, False)
     assert report.reads_lr
 
 
@@ -188,6 +189,18 @@ def test_an_optimizer_that_moves_nothing_while_it_is_looked_at_is_opaque() -> No
 def test_a_step_that_drops_its_gradients_to_ask_for_new_ones_is_seen() -> None:
     report = seen(own.LooksTwice(parameters(), lr=0.1, weight_decay=0.1))
     assert (report.form, report.reads_weight_decay, report.reads_lr) == ("decoupled", True, True)
+
+
+@pytest.mark.parametrize("form", ["decoupled", "coupled", "behind the norm"])
+@pytest.mark.parametrize("only", ["decay", "step"])
+@pytest.mark.parametrize("by", ["rows", "elements", "tensors", "rows that had one", "no gradient"])
+def test_decay_that_leaves_out_what_has_no_gradient_is_seen_and_refused(by: str, only: str, form: str) -> None:
+    if (by, only) == ("no gradient", "step"):
+        pytest.skip("it never steps")
+    optimizer = own.Lazy(parameters(), by, only, form)
+    assert seen(optimizer).heeds_zeros
+    with pytest.raises(OptimizerError, match="depends on which gradients are 0"):
+        control(optimizer)
 
 
 def test_decay_that_a_hook_adds_is_seen_with_hooks_and_not_without() -> None:

@@ -181,6 +181,11 @@ def _refusal(report: GroupReport, rule: Rule, kind: str) -> str:
             f"{title}: it {taken} the weights at each step at weight_decay 0, by a decay that is not in its groups and "
             "would come on top: set that to 0 where it is made"
         )
+    if way != "left" and report.heeds_zeros:
+        return (
+            f"{title}: what λ does depends on which gradients are 0 (it leaves out rows without one, say), and the "
+            f"rule decays all weights alike: use an optimizer of weightdecay, or {_INSTEAD}"
+        )
     if way == "outside" and report.decays_apart:
         return (
             f"{title}: its own step takes more of some of its tensors than of others, by a flag, a list or a class of "

@@ -131,6 +131,8 @@ def _step_faults(plan: Plan, one: CheckedGroup, seen: GroupReport, rule: Rule) -
 
     if seen.decays_apart:
         return [*faults, f"{one.label}: a step of {kind} takes more of some of its tensors than of others"]
+    if seen.heeds_zeros:
+        faults.append(f"{one.label}: {kind} decays weights whose gradient is 0 otherwise than the others")
     if seen.form == "coupled" and not rule.coupled:
         faults.append(
             f"{one.label}: {kind} adds λ·w to the gradient (coupled decay) where the plan means w ← (1 − lr·λ)·w: use "

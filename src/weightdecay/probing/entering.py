@@ -9,6 +9,9 @@ from torch import Tensor
 
 from weightdecay.probing.walks import Walk, is_alike
 
+# In which λ is said by one number for each group.
+WAYS = ("coupled", "before", "after", "beside")
+
 
 class Entry:
     """A walk with one λ, and what it would be if λ entered in each way; those are walked when somebody asks."""
@@ -37,6 +40,9 @@ class Entry:
             for whole in (True, False)
         )  # fmt: skip
 
+    def is_finite(self, index: int) -> bool:
+        return all(bool(torch.isfinite(w).all()) for weights in self._own.of_group(index) for w in weights)
+
     def changes_nothing(self, index: int) -> bool:
         assert self._without is not None
         return is_equal(self._own.of_group(index), self._without.of_group(index))
@@ -46,7 +52,7 @@ def ways_of(enters: Sequence[Entry], index: int) -> frozenset[str] | None:
     """The ways in which λ enters at each λ that was tried; None where it changes nothing."""
     if all(entry.changes_nothing(index) for entry in enters):
         return None
-    ways = {way for way in ("coupled", "before", "after", "beside") if all(entry.fits(way, index) for entry in enters)}
+    ways = {way for way in WAYS if all(entry.fits(way, index) for entry in enters)}
     if all(entry.fits_at_own_rate(index) for entry in enters):
         ways.add("at its own rate")
     return frozenset(ways)

@@ -15,6 +15,7 @@ Each question is two walks of some steps, which end at the same weights or do no
       other            S(λ → 0, g, w)         S(0, g, w)              or it branches as soon as there is a λ
                        S(λ, g, 0)             S(0, g, 0)              or λ does what is no decay
     hidden decay?      S(0, 0, w)             −S(0, 0, −w)
+    heeds zeros?       how λ enters, once more with gradients of which some are 0
 
 c is what a step without gradient removes; whether it is lr·λ is tried at two more pairs of lr and λ, the group's own
 among them. Why that is enough: `control` sets λ to 0 and lets the weights decay beside the step, or gives the optimizer
@@ -24,6 +25,7 @@ what λ does; both are among the questions. The walks are as long as `STEPS`; wh
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Sequence
@@ -34,11 +36,19 @@ import torch
 from torch import Tensor
 
 from weightdecay.errors import OptimizerError, group_title
-from weightdecay.probing.entering import Entry, is_equal, is_lr_times_lambda, ways_of
+from weightdecay.probing.entering import WAYS, Entry, is_equal, is_lr_times_lambda, ways_of
 from weightdecay.probing.isolation import untouched
 from weightdecay.probing.report import Form as Form
 from weightdecay.probing.report import GroupReport as GroupReport
 from weightdecay.probing.report import StepReport as StepReport
+from weightdecay.probing.sparing import (
+    decay_of_tensors,
+    decay_seen,
+    decays_apart,
+    heeds_zeros,
+    is_finite,
+    spares_zeros,
+)
 from weightdecay.probing.twin import Twins
 from weightdecay.probing.walks import Walk, Walker, fine_dtype, has_same_updates, is_alike, longest
 
@@ -50,8 +60,6 @@ STEPS_WITHOUT_PHASE = 300
 _SLOW = 0.01
 # Nothing beside a gradient, and not 0.
 _VANISHING = 1e-12
-# Of two fractions, of which one may be a rounding more.
-_APART = 1e-3
 _LR, _OTHER_LR, _WEIGHT_DECAY, _OTHER_WEIGHT_DECAY = 0.1, 0.03, 0.5, 0.2
 
 
@@ -124,6 +132,7 @@ def _merged(reports: Sequence[_Seen]) -> GroupReport:
         branches_on_weight_decay=any(report.branches for report in reports),
         moves_zeros=any(report.moves_zeros for report in reports),
         decays_apart=fine.decays_apart,
+        heeds_zeros=fine.heeds_zeros,
     )
 
 
@@ -148,6 +157,20 @@ class _Bench:
         own = [_number(group["weight_decay"]) for group in self.groups] if self.decays else []
         if any(own):  # a direction may branch on how large λ is
             self.decays.append([value or _WEIGHT_DECAY for value in own])
+
+    @functools.cached_property
+    def _lr(self) -> dict[str, Any]:
+        return {"lr": self.lrs[0]} if self.lrs else {}
+
+    @functools.cached_property
+    def _none(self) -> dict[str, Any]:
+        """Without λ."""
+        return {"weight_decay": [0.0] * len(self.groups)} if self.decays else {}
+
+    @functools.cached_property
+    def _hidden_at_lr(self) -> list[float]:
+        """At an lr of 0 or nearly so a decay of its own would not be seen."""
+        return self._decay_seen(**self._lr, **self._none)
 
     def _usable(self, key: str, *wanted: float) -> list[list[float]]:
         """Values for each group at which it steps: those wanted, or where a step refuses them parts of its own."""
@@ -177,22 +200,18 @@ class _Bench:
 
     def reports(self) -> list[_Seen]:
         """For each group what the experiments show."""
-        none: dict[str, Any] = {"weight_decay": [0.0] * len(self.groups)} if self.decays else {}
-        lr: dict[str, Any] = {"lr": self.lrs[0]} if self.lrs else {}
-
+        lr, none = self._lr, self._none
         # A guard takes longer than a step, so it sees each kind of step once: without λ, and below with each λ.
         direction = self._walk(**lr, **none, guarded=self.steps)
         elsewhere = self._walk(**lr, **none, drawn_anew=True)
         at_other_lr = self._walk(3, lr=self.lrs[1], **none) if self.lrs else direction
-        own, hidden = self._decay_seen(), self._decay_seen(**none)
-        # At an lr of 0 or nearly so a decay of its own would not be seen.
-        hidden_at_lr = self._decay_seen(**lr, **none)
-        enters = [self._enters(direction, hidden_at_lr, lr, which) for which in range(len(self.decays))]
+        own, hidden, hidden_at_lr = self._decay_seen(), self._decay_seen(**none), self._hidden_at_lr
+        enters = [self._enters(direction, hidden_at_lr, which) for which in range(len(self.decays))]
 
         reports = []
         for index in range(len(self.groups)):
             walk = direction.of_group(index)
-            if not _finite(walk):
+            if not is_finite(walk):
                 reports.append(_Seen(index, opaque=self._not_finite(index)))
                 continue
             # In low precision small steps may be lost.
@@ -218,7 +237,10 @@ class _Bench:
                     reads_weights=reads_weights,
                     branches=not separable and self._branches(direction, index),
                     moves_zeros=not separable and self._moves_zeros(index),
-                    decays_apart=self.is_finest and ways is not None and self._decays_apart(index, ways),
+                    decays_apart=bool(enters)
+                    and ways is not None
+                    and decays_apart(self._decay_of_tensors[index], ways),
+                    heeds_zeros=self.is_finest and bool(enters) and self._heeds_zeros(index, ways),
                 )
             )
         return reports
@@ -246,16 +268,14 @@ class _Bench:
 
     @functools.cached_property
     def _vanishing(self) -> Walk:
-        lr: dict[str, Any] = {"lr": self.lrs[0]} if self.lrs else {}
-        return self._walk(_FEW, **lr, weight_decay=[_VANISHING] * len(self.groups))
+        return self._walk(_FEW, **self._lr, weight_decay=[_VANISHING] * len(self.groups))
 
     @functools.cached_property
     def _of_zeros(self) -> list[Walk]:
         """With λ and without, all weights set to 0 before each step."""
-        lr: dict[str, Any] = {"lr": self.lrs[0]} if self.lrs else {}
         every = [1.0] * len(self.groups)
         decays = (self.decays[0], [0.0] * len(self.groups))
-        return [self._walk(_FEW, **lr, weight_decay=weight_decay, shrink=every) for weight_decay in decays]
+        return [self._walk(_FEW, **self._lr, weight_decay=weight_decay, shrink=every) for weight_decay in decays]
 
     @functools.cached_property
     def _decaying(self) -> list[Walk]:
@@ -281,8 +301,9 @@ class _Bench:
             for w, now in zip(was, after, strict=True)
         )
 
-    def _enters(self, direction: Walk, hidden: Sequence[float], lr: dict[str, Any], which: int) -> Entry:
+    def _enters(self, direction: Walk, hidden: Sequence[float], which: int, **gradients: Any) -> Entry:
         """How one λ enters the steps, at one lr."""
+        lr = self._lr
         weight_decay, rates = self.decays[which], self.lrs[0] if self.lrs else [1.0] * len(self.groups)
         none: dict[str, Any] = {"weight_decay": [0.0] * len(self.groups), **lr}
         whole = self._decay_seen(**lr, weight_decay=weight_decay)
@@ -296,8 +317,8 @@ class _Bench:
             "lr·λ before": {"shrink": named},
             "lr·λ beside": {"shrink": named, "where": "beside"},
         }
-        walks = {way: functools.partial(self._walk, _FEW, **none, **how) for way, how in led.items()}
-        own = self._walk(_FEW, **lr, weight_decay=weight_decay, guarded=_FEW)
+        walks = {way: functools.partial(self._walk, _FEW, **none, **how, **gradients) for way, how in led.items()}
+        own = self._walk(_FEW, **lr, weight_decay=weight_decay, guarded=_FEW, **gradients)
         return Entry(own, direction.first(_FEW), walks)
 
     @functools.cached_property
@@ -317,51 +338,29 @@ class _Bench:
         return entries
 
     def _decay_seen(self, **settings: Any) -> list[float]:
-        """The fraction that a step without gradient removes.
-
-        It is the part of the step that turns with the weights, c of c·w + u, so that what moments still move is left
-        out. Where a direction is not defined without gradient (it is normalised), a step with one shows the same.
-        """
-        sums = [[sum(part) for part in zip(*tensors, strict=True)] for tensors in self._turning(**settings)]
-        return [total[0] / total[1] if total and total[1] else 0.0 for total in sums]
-
-    def _turning(self, **settings: Any) -> list[list[tuple[float, float]]]:
-        """For each tensor of each group ⟨w, what a step without gradient removes⟩ and ⟨w, w⟩."""
-        walks: list[Walk] = []
-        for scale in (0.0, 1e-3, 1.0):
-            try:
-                walks = [self._walk(1, **settings, gradient=scale, mirrored=mirrored) for mirrored in (False, True)]
-            except Exception:  # others' code, which may refuse gradients of 0
-                if scale == 1.0:
-                    raise
-                continue
-            if all(_finite(walk.of_group(index)) for walk in walks for index in range(len(self.groups))):
-                break
-
-        seen = []
-        for index in range(len(self.groups)):
-            (w, after), (_, mirrored) = (walk.of_group(index) for walk in walks)
-            tensors = zip(w, after, mirrored, strict=True)
-            seen.append(
-                [(_inner(start, (2 * start - one + other) / 2), _inner(start, start)) for start, one, other in tensors]
-            )
-        return seen
-
-    def _decays_apart(self, index: int, ways: frozenset[str]) -> bool:
-        """Whether λ takes another fraction off some tensors than off others.
-
-        Through the gradient it has none. Where no form fits it may be any, and only a tensor that is left out tells.
-        """
-        if not ways.isdisjoint(("coupled", "before", "after", "beside")):
-            return False
-        fractions = [abs(removed / squared) for removed, squared in self._turning_with_decay[index] if squared]
-        least, most = min(fractions, default=0.0), max(fractions, default=0.0)
-        return least < (1 - _APART if ways else _APART) * most
+        return decay_seen(self._walk, len(self.groups), **settings)
 
     @functools.cached_property
-    def _turning_with_decay(self) -> list[list[tuple[float, float]]]:
-        lr: dict[str, Any] = {"lr": self.lrs[0]} if self.lrs else {}
-        return self._turning(**lr, weight_decay=self.decays[0])
+    def _decay_of_tensors(self) -> list[list[tuple[float, float]]]:
+        return decay_of_tensors(self._walk, len(self.groups), **self._lr, weight_decay=self.decays[0])
+
+    def _heeds_zeros(self, index: int, ways: frozenset[str] | None) -> bool:
+        if ways is not None and ways.isdisjoint(WAYS):
+            walk = functools.partial(self._walk, **self._lr, weight_decay=self.decays[0])
+            with contextlib.suppress(Exception):  # as below
+                if spares_zeros(walk, index):
+                    return True
+        return any(heeds_zeros(entry, index, ways) for entry in self._with_zeros)
+
+    @functools.cached_property
+    def _with_zeros(self) -> list[Entry]:
+        """How λ enters where some gradients are 0, and where all are now and then."""
+        found = []
+        for zeros in ("some", "all at times"):
+            with contextlib.suppress(Exception):  # others' code, which may refuse such gradients
+                direction = self._walk(_FEW, **self._lr, **self._none, zeros=zeros)
+                found.append(self._enters(direction, self._hidden_at_lr, 0, zeros=zeros))
+        return found
 
 
 @dataclass(frozen=True)
@@ -377,15 +376,8 @@ class _Seen:
     branches: bool = False
     moves_zeros: bool = False
     decays_apart: bool = False
+    heeds_zeros: bool = False
     opaque: str = ""
-
-
-def _finite(walk: Sequence[Sequence[Tensor]]) -> bool:
-    return all(bool(torch.isfinite(w).all()) for weights in walk for w in weights)
-
-
-def _inner(x: Tensor, y: Tensor) -> float:
-    return float((x.conj() * y).sum().real)
 
 
 def _moves(walk: Sequence[Sequence[Tensor]]) -> bool:

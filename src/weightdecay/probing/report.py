@@ -25,6 +25,7 @@ class GroupReport:
         branches_on_weight_decay: where the form is "other", whether its direction is another as soon as there is a λ.
         moves_zeros: where the form is "other", whether λ changes the steps of weights that are 0, as no decay does.
         decays_apart: whether λ takes another fraction off some of its tensors than off others, beside the gradient.
+        heeds_zeros: whether λ enters otherwise where gradients are 0, as where only rows with a gradient decay.
         opaque: why nothing can be said; empty where it can.
     """
 
@@ -42,6 +43,7 @@ class GroupReport:
     branches_on_weight_decay: bool = False
     moves_zeros: bool = False
     decays_apart: bool = False
+    heeds_zeros: bool = False
     opaque: str = ""
 
 

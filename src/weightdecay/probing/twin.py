@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from weightdecay.probing.kinds import Sample, sample
 from weightdecay.probing.small import away_from_zero
 
 _SEED = 0
+
+# Gradients that are 0: rows, as of words that do not occur, or all of them in some steps.
+Zeros: TypeAlias = Literal["none", "some", "all at times"]
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,16 @@ class Twin:
         return [[p.detach().clone() for p in params] for params in self.params]
 
     @torch.no_grad()
-    def set_gradients(self, scale: float = 1.0, added: Sequence[float] | None = None) -> None:
+    def set_gradients(self, scale: float = 1.0, added: Sequence[float] | None = None, zeros: Zeros = "none") -> None:
         """The gradients of the next step: the same for every twin at the same step.
 
         Args:
             scale: of random numbers; 0 for none.
             added: for each group λ, where λ·w is added.
+            zeros: which are 0, before λ·w is added.
         """
+        if zeros == "all at times" and self._steps % 3 == 1:
+            scale = 0.0
         generator = torch.Generator().manual_seed(1_000 + self._steps)
         for index, params in enumerate(self.params):
             for p, start in zip(params, self._start[index], strict=True):
@@ -130,6 +136,8 @@ class Twin:
                     if self._steps
                     else _orthogonal(start)
                 )
+                if zeros == "some":
+                    numbers[zeroed(tuple(p.shape), self._steps)] = 0
                 p.grad = self._gradient(p, scale * numbers, added[index] if added else 0.0)
         for p in self._copier.small.values():  # those that the optimizer itself remembers
             if p.grad is None and p.requires_grad:
@@ -176,6 +184,24 @@ def _orthogonal(w: Tensor) -> Tensor:
     pairs = flat[: flat.numel() // 2 * 2].view(-1, 2)
     turned = torch.stack([pairs[:, 1].conj(), -pairs[:, 0].conj()], dim=1).reshape(-1)
     return 0.7 * torch.cat([turned, flat[turned.numel() :]]).view(w.shape)
+
+
+def zeroed(shape: tuple[int, ...], step: int) -> Tensor:
+    """Where gradients are 0: the first row always, another row for a step, and single elements of the others.
+
+    A tensor of one row has them in its columns. A number by itself is the gradient of a tensor, which is all or none.
+    """
+    where = torch.zeros(shape, dtype=torch.bool, device="cpu")
+    rows = where
+    while rows.ndim and rows.shape[0] == 1:
+        rows = rows[0]
+    if rows.ndim and len(rows) > 1:
+        rows[0] = True
+        if len(rows) > 2:
+            rows[1 + step % (len(rows) - 2)] = True
+        if rows.ndim > 1:
+            rows[-1].view(-1)[:1] = True
+    return where
 
 
 def set_number(group: dict[str, Any], key: str, value: float) -> None:

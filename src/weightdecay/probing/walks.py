@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.probing.small import away_from_zero
-from weightdecay.probing.twin import Twin, Twins
+from weightdecay.probing.twin import Twin, Twins, Zeros
 
 _OTHER_SEED = 7
 
@@ -45,6 +45,7 @@ class Walker:
         where: `before` the step, `after` it, or `beside` it, a·w of the whole weights; one word, or one for each group.
         into_gradient: for each group λ, where λ·w is added to the gradient.
         gradient: the scale of random gradients; 0 for none.
+        zeros: which of the gradients are 0.
         mirrored: start at the weights' opposite.
         drawn_anew: start each step at other random weights.
     """
@@ -57,6 +58,7 @@ class Walker:
         where: Where | Sequence[Where] = "before",
         into_gradient: Sequence[float] | None = None,
         gradient: float = 1.0,
+        zeros: Zeros = "none",
         mirrored: bool = False,
         drawn_anew: bool = False,
     ) -> None:
@@ -66,7 +68,7 @@ class Walker:
                 p.data.neg_()
         self.twin, self.shrink = twin, list(shrink or [0.0] * count)
         self.where: list[Where] = [where] * count if isinstance(where, str) else list(where)
-        self.into_gradient, self.gradient = into_gradient, gradient
+        self.into_gradient, self.gradient, self.zeros = into_gradient, gradient, zeros
         self.drawn_anew = torch.Generator().manual_seed(_OTHER_SEED) if drawn_anew else None
         self.started: Weights = []
 
@@ -75,7 +77,7 @@ class Walker:
         if self.drawn_anew:
             self._draw(self.drawn_anew)
             self.started = self.twin.weights()
-        self.twin.set_gradients(self.gradient, self.into_gradient)
+        self.twin.set_gradients(self.gradient, self.into_gradient, self.zeros)
         whole = self.twin.weights() if "beside" in self.where else self.twin.params
         self._shrink("before")
         self.twin.step(guarded=guarded)
