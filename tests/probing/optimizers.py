@@ -252,7 +252,7 @@ class Lazy(Plain):
         else:
             p.sub_(self.touched(p) * decayed + stepped * p.grad.sign(), alpha=lr)
 
-    def touched(self, p: Any) -> Tensor:
+    def touched(self, p: Any) -> Any:
         if self.by == "tensors":
             return torch.full_like(p, float(p.grad.any()))
         if self.by == "rows" and p.ndim > 1:
