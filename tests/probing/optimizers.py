@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+journal: list[int] = []
+
 
 class Plain(torch.optim.Optimizer):
     """Sign descent with decoupled decay that does not know lr: `w ← (1 − λ)·w − lr·sign(g)`."""

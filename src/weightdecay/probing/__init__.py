@@ -13,10 +13,12 @@ tried on twins of the optimizer with a few numbers in each tensor, and nothing o
     marks.py        what tells single tensors apart, which makes them unlike kinds
     twin.py         twins of an optimizer: how they are made so that they step, with which gradients
     walks.py        twins that are led, and when two ways are the same
+    sparing.py      what a step spares: some tensors, or what has no gradient
     entering.py     how λ enters: which led twin without λ goes the way of the one with λ
     copying.py      an object and what hangs on it, copied with small tensors in place of the parameters
     small.py        the small tensors that stand for parameters
     absent.py       what stands for a thing that is not copied
     outermost.py    one step, however often its hooks run
     isolation.py    a place to step in that leaves no trace: no hook, no generator, no write to what is real
+    outside.py      what code of an optimizer reaches beside it, kept as it is
 """

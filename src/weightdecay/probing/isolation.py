@@ -22,6 +22,7 @@ from torch.optim import optimizer as torchs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from weightdecay.errors import OptimizerError
+from weightdecay.probing.outside import Outside
 
 _kept: ContextVar[bool] = ContextVar("generators are kept", default=False)
 
@@ -140,12 +141,15 @@ def writes(func: Any) -> tuple[list[tuple[int, str]], bool]:
 
 
 @contextmanager
-def untouched(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Put back what a step of a copy has set in the real optimizer by names that it kept of it, and the generators.
+def untouched(optimizer: torch.optim.Optimizer) -> Iterator[Outside]:
+    """Put back what a step of a copy has set in the real optimizer by names that it kept of it, and all outside.
 
     Raises:
         WritesOutsideError: there was such a thing.
+        OptimizerError: what is outside can move and not be put back; nothing has been tried yet.
     """
+    outside = Outside(optimizer)
+    outside.raise_if_lasting()
     groups = optimizer.param_groups
     held = [(group, dict(group), list(group["params"])) for group in groups]
     tensors = [
@@ -155,8 +159,8 @@ def untouched(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     ]
     state = {key: dict(value) if isinstance(value, dict) else value for key, value in optimizer.state.items()}
 
-    with generators_kept():
-        yield
+    with generators_kept(), outside.kept():
+        yield outside
 
     touched = []
     for index, (group, as_was, params) in enumerate(held):

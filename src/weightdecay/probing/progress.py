@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.probing.kinds import sample
+from weightdecay.probing.outside import Outside
 from weightdecay.probing.twin import Manner, Twin, Twins, manners
 
 _PROGRESS_STEPS = 8  # Prodigy's estimate of its step length first grows after some
@@ -35,8 +36,9 @@ def stepped_state(
             continue
         try:
             twin = Twin(optimizer, manner, sample(optimizer, [alone]), whole=True)
-            twin.set_gradients()
-            twin.step(guarded=True)
+            with Outside(optimizer).kept():
+                twin.set_gradients()
+                twin.step(guarded=True)
         except Exception:  # as in `Twins`
             continue
         state = twin.optimizer.state.get(twin.params[0][0], {})
@@ -56,9 +58,10 @@ def progress_keys(optimizer: torch.optim.Optimizer) -> frozenset[str]:
         twin = Twin(optimizer, manner, of)
         start = Twin(optimizer, Manner(manner.fresh, manner.settings_only), of) if manner.train else twin
         before = [copy.deepcopy(_without_params(group)) for group in start.optimizer.param_groups]
-        for _ in range(_PROGRESS_STEPS):
-            twin.set_gradients()
-            twin.step(guarded=True)
+        with Outside(optimizer).kept():
+            for _ in range(_PROGRESS_STEPS):
+                twin.set_gradients()
+                twin.step(guarded=True)
     except Exception:
         return frozenset()
     after = [_without_params(group) for group in twin.optimizer.param_groups]

@@ -58,7 +58,7 @@ class Watch:
         if all(way == "left" for way in ways):
             self.ended = "there is nothing to watch"
             return
-        with untouched(optimizer):
+        with untouched(optimizer) as self._outside:
             self._progress = progress_keys(optimizer)
             twins = Twins(optimizer)
             # From here on of the twins' groups, each of which stands for all of its kind.
@@ -99,8 +99,9 @@ class Watch:
             OptimizerError: what is done is not what is meant any more; it is raised at every step from then on.
         """
         if not self.ended:
-            self._show()
-            self._step()
+            with self._outside.kept():
+                self._show()
+                self._step()
             self._steps += 1
             if self._steps >= WATCHED:
                 self.ended = f"{WATCHED} steps were watched, and what comes more seldom is not seen"
