@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -10,6 +12,9 @@ from torch import Tensor, nn
 
 from tests.probing import optimizers as own
 from tests.probing.test_probe import parameters
+from weightdecay.errors import OptimizerError
+from weightdecay.optim.control import control
+from weightdecay.probing.probe import probe_step
 from weightdecay.probing.progress import progress_keys, stepped_state
 from weightdecay.probing.twin import Twins
 
@@ -93,3 +98,54 @@ def test_the_state_that_a_step_leaves_has_the_axes_of_its_tensor() -> None:
     }
     broken = own.KeepsModel(parameters(), nn.Linear(2, 2), uses=True)
     assert stepped_state(broken, broken.param_groups[0], (2, 3), torch.float32, torch.device("cpu")) is None
+
+
+@contextmanager
+def default(of: Any) -> Iterator[None]:
+    if isinstance(of, torch.dtype):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(of)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+    elif of == "within meta":
+        with torch.device("meta"):
+            yield
+    else:
+        torch.set_default_device(of)
+        try:
+            yield
+        finally:
+            torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.Adafactor, own.Plain])
+@pytest.mark.parametrize("of", ["meta", "within meta", "cpu", torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_defaults_of_devices_and_dtypes_change_nothing_of_what_is_seen(of: Any, make: Any) -> None:
+    optimizer = make(parameters(), lr=0.1, weight_decay=0.1)
+    plain = probe_step(optimizer)
+    progress = progress_keys(optimizer)
+    shapes = {key: value.shape for key, value in state_after_a_step(optimizer).items() if isinstance(value, Tensor)}
+    refuses = refused(optimizer)
+    with default(of):
+        assert probe_step(optimizer) == plain
+        assert progress_keys(optimizer) == progress
+        within = state_after_a_step(optimizer)
+        assert {key: value.shape for key, value in within.items() if isinstance(value, Tensor)} == shapes
+        assert not any(value.is_meta for value in within.values() if isinstance(value, Tensor))
+        assert refused(optimizer) == refuses
+
+
+def state_after_a_step(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    state = stepped_state(optimizer, optimizer.param_groups[0], (13, 17), torch.float32, torch.device("cpu"))
+    assert state is not None
+    return state
+
+
+def refused(optimizer: torch.optim.Optimizer) -> bool:
+    try:
+        control(optimizer, rule="fixed").remove()
+    except OptimizerError:
+        return True
+    return False

@@ -91,6 +91,11 @@ def _uncompiled() -> Any:
     return torch.compiler.set_stance("force_eager")
 
 
+def with_storage() -> Any:
+    """Where tensors without storage are the default, as for building a large model, a step makes its own on the cpu."""
+    return torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext()
+
+
 class OnlyOwnTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses each in-place operation on a tensor that neither is among `own` nor was made in here.
 

@@ -23,7 +23,8 @@ def away_from_zero(shape: tuple[int, ...], generator: torch.Generator, *, is_com
 
     Squares of smaller ones vanish in float16, as Adam's eps does, and it divides by them.
     """
-    numbers = torch.randn(shape, generator=generator, dtype=torch.complex128 if is_complex else torch.float64)
+    dtype = torch.complex128 if is_complex else torch.float64
+    numbers = torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
     return numbers + 0.25 * torch.sgn(numbers)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weightdecay.errors import OptimizerError
 from weightdecay.probing.copying import Copier
-from weightdecay.probing.isolation import OnlyOwnTensors, WritesOutsideError, isolated, untouched
+from weightdecay.probing.isolation import OnlyOwnTensors, WritesOutsideError, isolated, untouched, with_storage
 from weightdecay.probing.kinds import Sample, sample
 from weightdecay.probing.small import away_from_zero
 
@@ -70,7 +70,7 @@ class Twin:
             generator=torch.Generator().manual_seed(_SEED),
         )  # fmt: skip
         self._own: set[int] = set()
-        with torch.no_grad():
+        with torch.no_grad(), with_storage():
             self.optimizer = self._made(optimizer, of)
         if manner.train:
             self.optimizer.train()  # type: ignore[attr-defined]
@@ -156,7 +156,7 @@ class Twin:
             guarded: refuse writes to anything but the twin.
         """
         arguments = (self._closure(),) if self.manner.closure else ()
-        with isolated(_SEED + self._steps), self._guard() if guarded else nullcontext():
+        with isolated(_SEED + self._steps), with_storage(), self._guard() if guarded else nullcontext():
             self.optimizer.step(*arguments)
         self._steps += 1
 
@@ -167,7 +167,7 @@ class Twin:
         def closure() -> Tensor:
             for p, gradient in found:
                 p.grad = gradient.clone()
-            return torch.zeros(())
+            return torch.zeros((), device="cpu")
 
         return closure
 
