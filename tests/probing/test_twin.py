@@ -137,6 +137,23 @@ def test_defaults_of_devices_and_dtypes_change_nothing_of_what_is_seen(of: Any, 
         assert refused(optimizer) == refuses
 
 
+class MakesTensors(own.Plain):
+    """Its updates are made wherever tensors are made by default."""
+
+    def change(self, p: Any, group: dict[str, Any]) -> None:
+        update = torch.zeros(p.shape, dtype=p.dtype).add_(p.grad)
+        p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=float(group["lr"]))
+
+
+@pytest.mark.parametrize("of", ["meta", "within meta", "cpu"])
+def test_what_a_step_makes_has_storage_whatever_the_default_device_is(of: str) -> None:
+    optimizer = MakesTensors(parameters())
+    plain = probe_step(optimizer)
+    assert plain.groups[0].own_decay_is_lr_times_lambda
+    with default(of):
+        assert probe_step(optimizer) == plain
+
+
 def state_after_a_step(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     state = stepped_state(optimizer, optimizer.param_groups[0], (13, 17), torch.float32, torch.device("cpu"))
     assert state is not None
