@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import weightdecay
 from tests.covering import covering
+from tests.probing.optimizers import DecaysLater
 from weightdecay.errors import PlanError
 from weightdecay.planning.decay_plan import DecayPlan
 from weightdecay.rules import FIXED, RULES, Rule
@@ -73,6 +74,14 @@ def test_a_key_that_an_optimizer_does_not_read_is_a_fault(name: str) -> None:
     plan = planned()
     found = plan.check(getattr(torch.optim, name)(plan.param_groups(lr=LR)))
     assert f"{name} does not read weight_decay, so λ 0.1 decays nothing" in str(found)
+
+
+@pytest.mark.parametrize("after", [6, 40, 200])
+def test_a_decay_that_begins_later_is_no_fault_and_said_to_have_no_number(after: int) -> None:
+    plan = planned()
+    found = plan.check(DecaysLater(plan.param_groups(lr=LR), after))
+    assert not found.faults
+    assert f"changes nothing in its next {after} steps" in str(found)
 
 
 def test_a_decay_that_no_group_asks_for_is_a_fault() -> None:

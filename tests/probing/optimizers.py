@@ -266,6 +266,25 @@ class Lazy(Plain):
         return ((p.grad == 0) == (self.by == "no gradient")).to(p)
 
 
+class DecaysLater(Plain):
+    """Begins with its decay after some steps, at once or by a warm-up of λ, beside the gradient or through it."""
+
+    def __init__(self, params: Any, after: int, warmup: int = 1, form: str = "decoupled") -> None:
+        super().__init__(params)
+        self.after, self.warmup, self.form = after, warmup, form
+
+    def change(self, p: Any, group: dict[str, Any]) -> None:
+        state, lr = self.state[p], float(group["lr"])
+        state["step"] = state.get("step", 0) + 1
+        part = min(max(state["step"] - self.after, 0) / self.warmup, 1.0)
+        decayed = part * group["weight_decay"] * p
+        if self.form == "coupled":
+            momentum = state.setdefault("momentum", torch.zeros_like(p))
+            p.sub_(momentum.mul_(0.9).add_(p.grad + decayed), alpha=lr)
+        else:
+            p.sub_(p.grad.sign() + decayed, alpha=lr)
+
+
 class WritesElsewhere(Plain):
     """Writes to a tensor that it did not make: the average of a model, say."""
 

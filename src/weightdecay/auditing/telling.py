@@ -138,6 +138,8 @@ def seen_on_twin(report: GroupReport, form: Form) -> dict[str, Any]:
         return {"opaque": report.opaque}
     if report.decays_apart:
         return {"opaque": f"{report.title} loses more of some of its tensors than of others, and a copy has not all"}
+    if report.idle_steps:
+        return {"opaque": f"weight_decay does nothing to {report.title} in its next {report.idle_steps} steps"}
     if report.heeds_zeros:
         return {"opaque": f"what λ does to {report.title} depends on which gradients are 0"}
     requested = None

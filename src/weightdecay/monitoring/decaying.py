@@ -113,7 +113,7 @@ class DecayOf:
             return GroupDecay(rule, asked, lr * λ + report.hidden_decay, "probe")
         lr_then, λ_then = self._at[index]
         near = abs(lr - lr_then) <= _NEAR * lr_then and abs(λ - λ_then) <= _NEAR * λ_then
-        if report.form == "other" or report.decays_apart or not near:
+        if report.form == "other" or report.decays_apart or report.idle_steps or not near:
             return GroupDecay(rule, asked, None, "", "how its decay follows lr and λ is not known")
         return GroupDecay(rule, asked, report.decay_per_step + report.hidden_decay, "probe")
 

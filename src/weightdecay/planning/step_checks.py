@@ -11,7 +11,7 @@ import torch
 
 from weightdecay.planning.planned import Plan
 from weightdecay.probing.outermost import hooks_of_all, step_is_replaced
-from weightdecay.probing.probe import GroupReport, probe_step
+from weightdecay.probing.probe import STEPS_WITHOUT_PHASE, GroupReport, probe_step
 from weightdecay.rules import DECOUPLED, Rule
 
 _HIDDEN = 1e-15  # a decay that is one and no rounding
@@ -66,7 +66,12 @@ def seen_in_steps(
             scheduled = seen.decay_per_step > 0 and plain.reads_weight_decay and not seen.reads_weight_decay
             if one.names and not scheduled:
                 faults += _step_faults(plan, one, seen, rule)
-            if seen.form == "other":
+            if seen.idle_steps:
+                opaque.append(
+                    f"{one.label} of {kind}: weight_decay changes nothing in its next {seen.idle_steps} steps, and "
+                    "what it removes after them has no number"
+                )
+            elif seen.form == "other":
                 opaque.append(
                     f"{one.label} of {kind}: λ enters neither beside the gradient nor through it, so what it removes "
                     "has no number"
@@ -127,7 +132,8 @@ def _step_faults(plan: Plan, one: CheckedGroup, seen: GroupReport, rule: Rule) -
     if not wants_decay:
         return faults
     if not seen.reads_weight_decay:
-        return [*faults, f"{one.label}: {kind} does not read weight_decay, so λ {λ:g} decays nothing"]
+        seen_on = f"a small copy that made {STEPS_WITHOUT_PHASE} steps"
+        return [*faults, f"{one.label}: {kind} does not read weight_decay, so λ {λ:g} decays nothing (on {seen_on})"]
 
     if seen.decays_apart:
         return [*faults, f"{one.label}: a step of {kind} takes more of some of its tensors than of others"]
@@ -152,7 +158,7 @@ def _step_faults(plan: Plan, one: CheckedGroup, seen: GroupReport, rule: Rule) -
 def _other_amount(one: CheckedGroup, seen: GroupReport, rule: Rule) -> float | None:
     """What a step should remove, where a group that says no rule of its own removes something else."""
     lr, λ, peak = (one.group.get(key) for key in ("lr", "weight_decay", "peak_lr"))
-    if seen.form != "decoupled" or lr is None or λ is None:
+    if seen.form != "decoupled" or seen.idle_steps or lr is None or λ is None:
         return None
     if "rule" in one.group:
         if one.group["rule"] not in (DECOUPLED, DECOUPLED.name):

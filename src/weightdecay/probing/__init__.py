@@ -6,6 +6,7 @@ tried on twins of the optimizer with a few numbers in each tensor, and nothing o
 
     probe.py        `probe_step`: the experiments and what follows from them; read this one first
     report.py       what it says of each group
+    seen.py         what is seen in one precision, and what holds in all
     watch.py        twins that step beside real steps, and see what comes once in a hundred steps
     progress.py     what steps leave: state of tensors, and keys of groups that tell how far they have come
 

@@ -47,6 +47,12 @@ class Entry:
         assert self._without is not None
         return is_equal(self._own.of_group(index), self._without.of_group(index))
 
+    def first_change(self, index: int) -> int:
+        """The step in which λ first changes something, counted from 1; 0 where it never does."""
+        assert self._without is not None
+        places = zip(self._own.of_group(index), self._without.of_group(index), strict=True)
+        return next((step for step, (one, other) in enumerate(places) if not is_equal([one], [other])), 0)
+
 
 def ways_of(enters: Sequence[Entry], index: int) -> frozenset[str] | None:
     """The ways in which λ enters at each λ that was tried; None where it changes nothing."""

@@ -29,7 +29,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,9 +38,9 @@ from torch import Tensor
 from weightdecay.errors import OptimizerError, group_title
 from weightdecay.probing.entering import WAYS, Entry, is_equal, is_lr_times_lambda, ways_of
 from weightdecay.probing.isolation import untouched
-from weightdecay.probing.report import Form as Form
 from weightdecay.probing.report import GroupReport as GroupReport
 from weightdecay.probing.report import StepReport as StepReport
+from weightdecay.probing.seen import Seen, merged_reports
 from weightdecay.probing.sparing import (
     decay_of_tensors,
     decay_seen,
@@ -87,7 +87,7 @@ def probe_step(optimizer: torch.optim.Optimizer, *, hooks: bool = False) -> Step
             GroupReport(i, group_title(group, i), opaque=reason) for i, group in enumerate(optimizer.param_groups)
         ]
         return StepReport(tuple(groups), reason)
-    merged = [_merged(of_group) for of_group in zip(*reports, strict=True)]
+    merged = [merged_reports(of_group) for of_group in zip(*reports, strict=True)]
     # Of groups of one kind one was tried, and it says what all of them do.
     every = [
         replace(merged[place], index=index, title=group_title(group, index))
@@ -97,7 +97,7 @@ def probe_step(optimizer: torch.optim.Optimizer, *, hooks: bool = False) -> Step
     return StepReport(tuple(every), "", STEPS if keeps_phase else STEPS_WITHOUT_PHASE, keeps_phase)
 
 
-def _reports(twins: Twins, dtype: torch.dtype | None, *, is_finest: bool) -> list[_Seen] | Exception:
+def _reports(twins: Twins, dtype: torch.dtype | None, *, is_finest: bool) -> list[Seen] | Exception:
     try:
         return _Bench(twins, dtype, is_finest=is_finest).reports()
     except Exception as error:  # others' code, which may take one step of another dtype and no second
@@ -106,35 +106,6 @@ def _reports(twins: Twins, dtype: torch.dtype | None, *, is_finest: bool) -> lis
 
 def _has_begun(optimizer: torch.optim.Optimizer) -> bool:
     return any(bool(state) for state in optimizer.state.values())
-
-
-def _merged(reports: Sequence[_Seen]) -> GroupReport:
-    """What holds in each precision; numbers are the finest's, which comes first."""
-    fine = reports[0]
-    if opaque := next((report.opaque for report in reports if report.opaque), ""):
-        return GroupReport(fine.index, "", opaque=opaque)
-    # In low precision a decay may be rounded away, and there it says nothing that λ changes nothing.
-    telling = [report.ways for report in reports if report.ways is not None]
-    ways = frozenset.intersection(*telling) if telling else frozenset()
-    place = next((way for way in ("before", "after", "beside", "at its own rate") if way in ways), None)
-    form: Form = "decoupled" if place else "coupled" if "coupled" in ways else "other" if telling else "none"
-    return GroupReport(
-        fine.index,
-        "",
-        form=form,
-        order="before" if place == "before" else "after" if place == "after" else None,
-        decay_per_step=fine.decay_per_step,
-        hidden_decay=fine.hidden_decay,
-        reads_weight_decay=bool(telling),
-        reads_lr=any(report.reads_lr for report in reports),
-        own_decay_is_lr_times_lambda=bool(place) and "lr·λ" in ways,
-        through_gradient="coupled" in ways,
-        reads_weights=any(report.reads_weights for report in reports),
-        branches_on_weight_decay=any(report.branches for report in reports),
-        moves_zeros=any(report.moves_zeros for report in reports),
-        decays_apart=fine.decays_apart,
-        heeds_zeros=fine.heeds_zeros,
-    )
 
 
 # --- experiments
@@ -199,7 +170,7 @@ class _Bench:
     def _walk(self, steps: int = 0, *, guarded: int = 0, **how: Any) -> Walk:
         return self._walker(**how).walk(steps or self.steps, guarded=guarded)
 
-    def reports(self) -> list[_Seen]:
+    def reports(self) -> list[Seen]:
         """For each group what the experiments show."""
         lr, none = self._lr, self._none
         # A guard takes longer than a step, so it sees each kind of step once: without λ, and below with each λ.
@@ -213,25 +184,28 @@ class _Bench:
         for index in range(len(self.groups)):
             walk = direction.of_group(index)
             if not is_finite(walk):
-                reports.append(_Seen(index, opaque=self._not_finite(index)))
+                reports.append(Seen(index, opaque=self._not_finite(index)))
                 continue
             # In low precision small steps may be lost.
             is_still = self.is_finest and not _moves(walk)
             if is_still and all(entry.changes_nothing(index) for entry in enters):
                 still = f"none of its next {self.steps} steps moves its small tensors, whose gradients are not 0"
-                reports.append(_Seen(index, opaque=still))
+                reports.append(Seen(index, opaque=still))
                 continue
 
-            ways = ways_of(enters, index) if enters else None
+            ways, first = (ways_of(enters, index) if enters else None), 1
+            if ways is None and enters and self.is_finest and (first := self._later.first_change(index)):
+                ways = frozenset({"at its own rate"} if self._later.fits_at_own_rate(index) else ())
             reads_weights = not has_same_updates(direction, elsewhere, index)
             if ways and self._is_lr_times_lambda(enters, index, reads_weights):
                 ways |= {"lr·λ"}
             separable = bool(ways) or ways is None
             scale = _number(self.groups[index]["lr"]) / self.lrs[0][index] if self.lrs and self.lrs[0][index] else 1.0
             reports.append(
-                _Seen(
+                Seen(
                     index,
                     ways=ways,
+                    idle_steps=max(first - 1, 0),
                     decay_per_step=own[index],
                     hidden_decay=hidden[index] or hidden_at_lr[index] * (scale or 1.0),
                     reads_lr=not is_equal(walk[:4], at_other_lr.of_group(index)[:4]),
@@ -323,6 +297,13 @@ class _Bench:
         return Entry(own, direction.first(_FEW), walks)
 
     @functools.cached_property
+    def _later(self) -> Entry:
+        """Where λ changes nothing in a few steps: an optimizer may begin with it later."""
+        decays = (self.decays[0], [0.0] * len(self.groups))
+        own, without = (self._walk(STEPS_WITHOUT_PHASE, **self._lr, weight_decay=decay) for decay in decays)
+        return Entry(own, without, {})
+
+    @functools.cached_property
     def _elsewhere(self) -> list[Entry]:
         """How lr·λ enters at another lr and λ, and at the groups' own."""
         own_lr = [_number(group["lr"]) for group in self.groups]
@@ -362,23 +343,6 @@ class _Bench:
                 direction = self._walk(_FEW, **self._lr, **self._none, zeros=zeros)
                 found.append(self._enters(direction, self._hidden_at_lr, 0, zeros=zeros))
         return found
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What is seen of a group in one precision, as in its report."""
-
-    index: int
-    ways: frozenset[str] | None = None
-    decay_per_step: float = 0.0
-    hidden_decay: float = 0.0
-    reads_lr: bool = False
-    reads_weights: bool = False
-    branches: bool = False
-    moves_zeros: bool = False
-    decays_apart: bool = False
-    heeds_zeros: bool = False
-    opaque: str = ""
 
 
 def _moves(walk: Sequence[Sequence[Tensor]]) -> bool:

@@ -19,6 +19,7 @@ class GroupReport:
         decay_per_step: the fraction that a step without gradient removes at the group's own lr and λ.
         hidden_decay: the same with `weight_decay` 0 in the group.
         reads_weight_decay, reads_lr: whether another value of the key changes the step.
+        idle_steps: how many steps from here λ changes nothing, before it does.
         own_decay_is_lr_times_lambda: whether the step is `w ← (1 − lr·λ)·w`, before the step of λ = 0 or beside it.
         through_gradient: whether it is the step of λ = 0 with λ·w added to the gradient; true of plain SGD, too.
         reads_weights: whether the direction at λ = 0 depends on the weights, or on chance.
@@ -37,6 +38,7 @@ class GroupReport:
     hidden_decay: float = 0.0
     reads_weight_decay: bool = False
     reads_lr: bool = False
+    idle_steps: int = 0
     own_decay_is_lr_times_lambda: bool = False
     through_gradient: bool = False
     reads_weights: bool = False

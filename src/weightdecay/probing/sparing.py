@@ -16,6 +16,8 @@ Walks: TypeAlias = Callable[..., Walk]
 
 # Of two fractions, of which one may be a rounding more.
 _APART = 1e-3
+# What a step that removes nothing seems to remove of weights near 1.
+_ROUNDING = 1e-9
 
 
 def decay_seen(walk: Walks, count: int, **settings: Any) -> list[float]:
@@ -55,7 +57,7 @@ def decays_apart(tensors: Sequence[tuple[float, float]], ways: frozenset[str]) -
         return False
     fractions = [abs(removed / squared) for removed, squared in tensors if squared]
     least, most = min(fractions, default=0.0), max(fractions, default=0.0)
-    return least < (1 - _APART if ways else _APART) * most
+    return most > _ROUNDING and least < (1 - _APART if ways else _APART) * most
 
 
 def heeds_zeros(entry: Entry, index: int, ways: frozenset[str] | None) -> bool:
@@ -87,8 +89,8 @@ def spares_zeros(walk: Walks, index: int) -> bool:
         turning.append(_turning(walks, index))
     for removed, idle in zip(*turning, strict=True):
         without = zeroed(tuple(removed.shape), 0)
-        least = _APART * longest(removed[~without])
-        if longest(removed[without]) < least or longest(idle) < least:
+        most = longest(removed[~without])
+        if most > _ROUNDING and min(longest(removed[without]), longest(idle)) < _APART * most:
             return True
     return False
 
