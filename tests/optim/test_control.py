@@ -167,6 +167,36 @@ def test_a_schedule_attached_late_starts_at_the_steps_already_taken() -> None:
     assert controlled.decay_per_step() == pytest.approx([LR(9) / PEAK * 0.4 / 12])
 
 
+class Counts(torch.optim.Optimizer):
+    """Signs of gradients with AdamW's decay; it counts its steps somewhere, and another key is no count."""
+
+    def __init__(self, params: Any, where: str, key: str, as_tensor: bool) -> None:
+        super().__init__(params, {"lr": PEAK, "weight_decay": 0.05, "k" if key != "k" else "round": 50})
+        self.where, self.key, self.as_tensor = where, key, as_tensor
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        for group in self.param_groups:
+            counted = [group] if self.where == "group" else [self.state[p] for p in group["params"]]
+            for holder in counted:
+                number = int(holder.get(self.key, 0)) + 1
+                holder[self.key] = torch.tensor(float(number)) if self.as_tensor else number
+            for p in group["params"]:
+                p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(p.grad.sign(), alpha=group["lr"])
+
+
+@pytest.mark.parametrize("where", ["group", "state"])
+@pytest.mark.parametrize("key", ["step", "k", "t", "iterations"])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_steps_that_were_taken_are_known_wherever_they_are_counted(where: str, key: str, as_tensor: bool) -> None:
+    optimizer = Counts(parameters(), where, key, as_tensor)
+    run(optimizer, last=3)
+    held = control(optimizer, rule="fixed", schedule=Linear(0.05, 0.0, steps=10))
+    assert held.decay_per_step() == pytest.approx([0.035] * len(optimizer.param_groups))
+    run(optimizer, last=2)
+    assert {group["decay_step"] for group in optimizer.param_groups} == {5}
+
+
 def test_removed_hooks_leave_the_optimizer_as_it_was_before() -> None:
     theirs, ours = parameters(), parameters()
     optimizer = torch.optim.AdamW(theirs, lr=PEAK, weight_decay=0.05)

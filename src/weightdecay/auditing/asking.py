@@ -114,7 +114,7 @@ def steps_taken(optimizer: Any) -> int | None:
     """How many steps an optimizer has made, as its groups or its state count them; None where nothing counts."""
     counts = [int(group["decay_step"]) for group in optimizer.param_groups if "decay_step" in group]
     state = getattr(optimizer, "state", None)
-    for own in list(state.values()) if isinstance(state, Mapping) else []:
+    for own in (*optimizer.param_groups, *(state.values() if isinstance(state, Mapping) else ())):
         step = own.get("step") if isinstance(own, Mapping) else None
         found = number(step) if isinstance(step, int | float | Tensor) else None
         if found is not None:

@@ -14,7 +14,7 @@ and let the weights decay beside it. `serving` says which is exact for a group, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ from weightdecay.optim.serving import (
     services,
 )
 from weightdecay.probing.outermost import OutermostStep
+from weightdecay.probing.progress import counting_keys, is_count
 from weightdecay.probing.watch import Watch
 from weightdecay.rules import Rule, RuleLike, as_rule, group_decay_per_step, group_rule, plain_rule, spelt
 from weightdecay.schedules import Schedule
@@ -62,6 +63,7 @@ class Control:
         self._handles: list[RemovableHandle] = []
         self._rules: list[Rule] = []
         self._services: list[Service] = []
+        self._counting = frozenset({"step"})  # the keys under which steps are counted
         self._watch: Watch | None = None
         self._outermost = OutermostStep()
         # Of the step in progress: each group's λ, whether it only shows what state there is, and the weights from
@@ -143,6 +145,8 @@ class Control:
         if not self._is_ours:
             self._services = services(self.optimizer, rules)
             self._refuse([decays(group) for group in groups])
+            if self.schedule is not None:
+                self._counting = counting_keys(self.optimizer)
             ways = [service.way for service in self._services]
             self._watch = Watch(self.optimizer, ways, [service.report for service in self._services])
         for group, rule, peak in zip(groups, rules, highest, strict=True):
@@ -165,7 +169,7 @@ class Control:
             for group in groups:  # one that was added since has a share of its own, whole or none
                 group.setdefault("decay_multiplier", 1.0 if float(group["weight_decay"]) else 0.0)
 
-        at = [steps_taken(self.optimizer, group) for group in groups]
+        at = [steps_taken(self.optimizer, group, self._counting) for group in groups]
         for step in sorted(set(at)):
             chosen = [group for group, own in zip(groups, at, strict=True) if own == step]
             apply_schedules(self.optimizer, step, weight_decay=self.schedule, groups=chosen)
@@ -189,7 +193,9 @@ class Control:
             self._given = [group["weight_decay"] for group in optimizer.param_groups]
             for group in optimizer.param_groups:
                 if self.schedule is not None:
-                    group["decay_step"] = steps_taken(optimizer, group)  # which torch's own state counts as one
+                    group["decay_step"] = steps_taken(
+                        optimizer, group, self._counting
+                    )  # which torch's own state counts as one
                 group["weight_decay"] = 0.0
             return
 
@@ -269,7 +275,7 @@ class Control:
         if self.schedule is None or self._saves or bool(getattr(optimizer, "found_inf", None)):
             return  # a GradScaler's skipped step is no step, nor is one that only shows what state there is
         for group in optimizer.param_groups:
-            group["decay_step"] = steps_taken(optimizer, group, before=True) + 1
+            group["decay_step"] = steps_taken(optimizer, group, self._counting, before=True) + 1
 
     def _restore(self) -> None:
         self._whole = []
@@ -348,14 +354,23 @@ def controlled(optimizer: torch.optim.Optimizer) -> Control | None:
     return None
 
 
-def steps_taken(optimizer: torch.optim.Optimizer, group: Group, *, before: bool = False) -> int:
-    """Steps that the group has made: our own count, or what the optimizer's state says of the time before it.
+def steps_taken(
+    optimizer: torch.optim.Optimizer, group: Group, counting: Collection[str], *, before: bool = False
+) -> int:
+    """Steps that the group has made: our own count, or what the optimizer says of the time before it.
 
     Args:
+        counting: the keys under which it counts its steps, in the state of tensors or in the group.
         before: the optimizer has just made a step that our count does not hold yet.
     """
     if "decay_step" in group:
         return int(group["decay_step"])
-    states = (optimizer.state.get(p, {}) for p in group["params"])
-    counts = [int(state["step"]) for state in states if isinstance(state, dict) and "step" in state]
+    holders = [group, *(optimizer.state.get(p, {}) for p in group["params"])]
+    counts = [
+        int(holder[key])
+        for holder in holders
+        if isinstance(holder, Mapping)
+        for key in counting
+        if key in holder and is_count(holder[key])
+    ]
     return max(max(counts, default=0) - (1 if before else 0), 0)

@@ -73,6 +73,49 @@ def progress_keys(optimizer: torch.optim.Optimizer) -> frozenset[str]:
     )
 
 
+def counting_keys(optimizer: torch.optim.Optimizer) -> frozenset[str]:
+    """The keys under which groups or the state of tensors count steps: each step of a twin adds 1.
+
+    `step` alone where a twin makes no step.
+    """
+    try:
+        twin = Twins(optimizer, of=sample(optimizer, numbers_apart=False)).make()
+        seen = []
+        with Outside(optimizer).kept():
+            for _ in range(_PROGRESS_STEPS):
+                twin.set_gradients()
+                twin.step(guarded=True)
+                seen.append(_counts(twin))
+    except Exception:  # as in `Twins`
+        return frozenset({"step"})
+    first = seen[0]
+    return frozenset({"step"}) | {
+        key
+        for (place, key), start in first.items()
+        if all(at.get((place, key)) == start + i for i, at in enumerate(seen))
+    }
+
+
+def _counts(twin: Twin) -> dict[tuple[int, str], int]:
+    """The whole numbers in groups and in the state of tensors, by place and key."""
+    params = [p for of_group in twin.params for p in of_group]
+    holders = [*twin.optimizer.param_groups, *(twin.optimizer.state.get(p, {}) for p in params)]
+    return {
+        (place, str(key)): int(value)
+        for place, holder in enumerate(holders)
+        if isinstance(holder, Mapping)
+        for key, value in holder.items()
+        if is_count(value)
+    }
+
+
+def is_count(value: Any) -> bool:
+    """Whether it may be a number of steps."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex() and float(value).is_integer()
+    return isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer()
+
+
 def _without_params(group: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key not in ("params", "param_names")}
 
