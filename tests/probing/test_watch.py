@@ -131,3 +131,40 @@ def test_such_a_group_is_judged_when_it_begins_to_decay() -> None:
     optimizer.param_groups[0]["weight_decay"] = 0.1
     with pytest.raises(OptimizerError, match="depends on the weights"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("how", ["appended", "put in place of another"])
+@pytest.mark.parametrize("steps", [0, 1, 310])
+def test_tensors_that_come_into_a_group_by_hand_are_tried_before_the_next_step(steps: int, how: str) -> None:
+    class Skips(torch.optim.Optimizer):
+        """AdamW's decay, and none of vectors."""
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.ndim > 1:
+                        p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.sub_(p.grad, alpha=group["lr"])
+
+    params = [weight(), weight()]
+    optimizer = Skips(params, {"lr": 0.1, "weight_decay": 0.1})
+    weightdecay.control(optimizer)
+
+    def step() -> None:
+        for p in optimizer.param_groups[0]["params"]:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+
+    for _ in range(steps):
+        step()
+    vector = nn.Parameter(torch.ones(5))
+    if how == "appended":
+        optimizer.param_groups[0]["params"].append(vector)
+    else:
+        optimizer.param_groups[0]["params"][1] = vector
+    with pytest.raises(OptimizerError, match="takes more of some of its tensors than of others"):
+        step()
+    assert torch.equal(vector, torch.ones(5))
+    optimizer.param_groups[0]["params"][-1] = weight()
+    step()

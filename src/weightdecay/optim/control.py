@@ -175,10 +175,14 @@ class Control:
             apply_schedules(self.optimizer, step, weight_decay=self.schedule, groups=chosen)
 
     def _adopt_new_groups(self) -> None:
-        """Groups that were added, or loaded from an optimizer without control, follow the rule for the rest."""
+        """Groups that were added, or loaded from an optimizer without control, follow the rule for the rest.
+
+        So do tensors that were put into a group by hand.
+        """
         groups = self.optimizer.param_groups
         known = all("rule" in group for group in groups) and [group_rule(group) for group in groups] == self._rules
-        if known and not (self._watch and (self._watch.is_passed_over() or self._watch.is_outgrown())):
+        watch = self._watch
+        if known and not (watch and (watch.has_other_tensors() or watch.is_passed_over() or watch.is_outgrown())):
             return
         self._follow()
 

@@ -11,6 +11,7 @@ weights is meant as it reads them after its own decay.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -53,6 +54,7 @@ class Watch:
     def __init__(self, optimizer: torch.optim.Optimizer, ways: Sequence[Way], reports: Sequence[GroupReport]) -> None:
         self._optimizer, self._titles = optimizer, [report.title for report in reports]
         self.seen, self.ended, self.largest, self._steps = 0, "", 0, 0
+        self._tensors = [list(group["params"]) for group in optimizer.param_groups]
         self._parted: set[int] = set()  # twins' groups in which what is done is not what is meant
         self.stood()
         if all(way == "left" for way in ways):
@@ -131,6 +133,14 @@ class Watch:
     def is_passed_over(self) -> bool:
         """Whether other state has been put in since: the optimizer stands at another step, and the twins do not."""
         return any(now is not known for now, known in zip(self._states(), self._known, strict=False))
+
+    def has_other_tensors(self) -> bool:
+        """Whether tensors have been put into groups since, or taken out, of which nothing was tried."""
+        groups = self._optimizer.param_groups
+        return any(
+            len(group["params"]) != len(known) or not all(map(operator.is_, group["params"], known))
+            for group, known in zip(groups, self._tensors, strict=False)
+        )
 
     def is_outgrown(self) -> bool:
         """Whether groups of one kind, for which one group of the twins stands, have become different."""
