@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from weightdecay.errors import OptimizerError
 
-_MANY = 20_000  # things
+_MANY = 5_000  # things; what hangs together with a whole framework is not an optimizer's
 
 # Their own is kept elsewhere (generators), or is none that a step changes.
 _TORCHS = {"torch", "numpy", "weightdecay"}
@@ -78,7 +78,7 @@ class Outside:
         elif (items := _items(value)) is not None:
             for item in items:
                 self._own(item)
-        else:
+        elif not _is_of(type(value), _TORCHS):  # a control, say, on which all its twins hang
             self._share(type(value), type(value).__name__)
             for item in list(getattr(value, "__dict__", {}).values()):
                 self._own(item)
