@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 import weightdecay
 from tests.covering import covering
 from tests.probing.optimizers import DecaysLater
-from weightdecay.errors import PlanError
+from weightdecay.errors import OptimizerError, PlanError
 from weightdecay.planning.decay_plan import DecayPlan
 from weightdecay.rules import FIXED, RULES, Rule
 from weightdecay.schedules import Constant, Linear
@@ -211,6 +211,26 @@ def test_an_optimizer_under_control_carries_the_plan(name: str, rule: Any) -> No
     optimizer = getattr(torch.optim, name)(plan.param_groups(lr=LR))
     weightdecay.control(optimizer, rule=rule, peak_lr=LR)
     assert plan.check(optimizer).ok, plan.check(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "lr", "scheduled"),
+    covering(["AdamW", "Adam", "NAdam", "SGD", "RMSprop", "Rprop"], list(RULES), [LR, 0.0], [False, True]),
+)
+def test_no_rule_that_control_accepts_is_a_fault_at_any_lr_or_under_a_schedule(
+    name: str, rule: Any, lr: float, scheduled: bool
+) -> None:
+    plan = planned()
+    optimizer = getattr(torch.optim, name)(plan.param_groups(lr=LR))
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    try:
+        weightdecay.control(
+            optimizer, rule=rule, peak_lr=LR, schedule=Linear(0.1, 0.0, steps=10) if scheduled else None
+        )
+    except OptimizerError:  # such as initial weights, and λ·w in the gradient of AdamW
+        return
+    assert plan.check(optimizer, rule="l2" if rule == "l2" else None).ok
 
 
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from weightdecay.errors import OptimizerError
 from weightdecay.planning.planned import Plan
 from weightdecay.probing.outermost import hooks_of_all, step_is_replaced
 from weightdecay.probing.probe import STEPS_WITHOUT_PHASE, GroupReport, probe_step
-from weightdecay.rules import DECOUPLED, Rule
+from weightdecay.rules import DECOUPLED, Rule, group_decay_per_step
 
 _HIDDEN = 1e-15  # a decay that is one and no rounding
 _ALIKE = 0.02  # of two decays per step, of which one was measured in float32
@@ -63,7 +64,8 @@ def seen_in_steps(
                 opaque.append(f"{one.label} of {kind}: {seen.opaque}")
                 continue
             # A schedule of λ among the hooks writes its own over any that is tried, which is no reading of λ.
-            scheduled = seen.decay_per_step > 0 and plain.reads_weight_decay and not seen.reads_weight_decay
+            written_over = seen.decay_per_step > 0 and plain.reads_weight_decay and not seen.reads_weight_decay
+            scheduled = controlled and ("decay_step" in one.group or written_over)
             if one.names and not scheduled:
                 faults += _step_faults(plan, one, seen, rule)
             if seen.idle_steps:
@@ -122,7 +124,7 @@ def _makes_rules(optimizer: torch.optim.Optimizer) -> bool:
 
 def _step_faults(plan: Plan, one: CheckedGroup, seen: GroupReport, rule: Rule) -> list[str]:
     kind, λ = type(one.optimizer).__name__, float(one.group.get("weight_decay", 0.0))
-    wants_decay = any(plan[name].decays for name in one.names) and λ > 0
+    wants_decay = any(plan[name].decays for name in one.names) and λ > 0 and not _rests(one)
     faults = []
     if seen.hidden_decay > _HIDDEN and seen.form != "coupled":
         faults.append(
@@ -153,6 +155,14 @@ def _step_faults(plan: Plan, one: CheckedGroup, seen: GroupReport, rule: Rule) -
             "weightdecay.convert gives the λ for its convention, or say which rule is meant"
         )
     return faults
+
+
+def _rests(one: CheckedGroup) -> bool:
+    """Whether the group's own rule asks for no decay at its present lr, as most do at 0."""
+    try:
+        return "rule" in one.group and group_decay_per_step(one.group) == 0.0
+    except OptimizerError:  # an lr above the peak, say, which its next step will tell
+        return False
 
 
 def _other_amount(one: CheckedGroup, seen: GroupReport, rule: Rule) -> float | None:

@@ -43,6 +43,10 @@ def is_of_this_package(hook: Any) -> bool:
     return str(getattr(hook, "__module__", "")).startswith("weightdecay.")
 
 
+# Of the function that torch puts around each class's `step`, and that runs the hooks of the step.
+_TORCHS_WRAPPER = torchs.Optimizer.profile_hook_step(lambda _: None).__code__
+
+
 class OutermostStep:
     """Tells the hooks of a step from those of a step that it calls. For use in a hook before and a hook after."""
 
@@ -53,7 +57,7 @@ class OutermostStep:
 
     def begins(self) -> bool:
         """Whether the hook that calls this stands before a step, and not before one within it."""
-        wrapper = sys._getframe(2)
+        wrapper = _wrapper_around(sys._getframe(1))
         if self._wrapper is not None and _is_running(self._wrapper, wrapper):
             return False
         self._wrapper = wrapper
@@ -65,10 +69,26 @@ class OutermostStep:
 
     def ends(self) -> bool:
         """Whether the hook that calls this stands after the step that began."""
-        if sys._getframe(2) is not self._wrapper:
+        if _wrapper_around(sys._getframe(1)) is not self._wrapper:
             return False
         self._wrapper = None
         return True
+
+
+def _wrapper_around(hook: FrameType) -> FrameType:
+    """The frame of a step that runs a hook: torch's, or that of whoever runs the hooks in its place.
+
+    How many functions stand between is nobody's business: twins, and others, put their own around a hook.
+    """
+    frames = [hook]
+    while (outer := frames[-1].f_back) is not None:
+        frames.append(outer)
+    torchs_own = next((frame for frame in frames if frame.f_code is _TORCHS_WRAPPER), None)
+    return torchs_own or next((frame for frame in frames if not _is_of_this_package(frame)), frames[-1])
+
+
+def _is_of_this_package(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).startswith("weightdecay.")
 
 
 def _is_running(frame: FrameType, within: FrameType) -> bool:
