@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
+import weightdecay
 from tests.optim.test_control import OTHERS, PEAK, parameters, run
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.adamw import AdamW
@@ -120,3 +121,57 @@ def test_a_copied_control_says_that_it_is_not_in_effect_and_the_copy_can_be_cont
     assert "rule fixed, λ 0.1" in repr(control(theirs, rule="fixed", schedule=Constant(0.1)))
     held.remove()
     assert "not in effect" in repr(held)
+
+
+@pytest.mark.parametrize("rule", ["decoupled", "fixed", "lr_squared", "cautious"])
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "RMSprop", "SGD"])
+def test_hooks_that_come_after_control_set_lr_and_lambda_of_their_step(name: str, rule: Any) -> None:
+    def set_both(optimizer: Any, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            group["lr"], group["weight_decay"] = 0.05, 0.4
+
+    def stepped(late: bool) -> torch.Tensor:
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4))
+        optimizer = getattr(torch.optim, name)([p], lr=0.1, weight_decay=0.2)
+        control(optimizer, rule=rule)
+        if late:
+            optimizer.register_step_pre_hook(lambda *_: None)
+            optimizer.register_step_pre_hook(set_both)
+        for step in range(3):
+            if late is (step == 1):
+                optimizer.register_step_pre_hook(lambda *_: None)
+            if not late:
+                set_both(optimizer)
+            p.grad = torch.linspace(-1, 2, 12).view(3, 4) + step
+            optimizer.step()
+        return p.detach()
+
+    assert torch.equal(stepped(late=True), stepped(late=False))
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_hooks_after_a_masked_step_find_the_weights_that_it_leaves(early: bool) -> None:
+    seen: list[torch.Tensor] = []
+    p = torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4))
+    optimizer = torch.optim.Adam([p], lr=0.1, weight_decay=0.2)
+    if early:
+        optimizer.register_step_post_hook(lambda *_: seen.append(p.detach().clone()))
+    control(optimizer, rule="cautious")
+    if not early:
+        optimizer.register_step_post_hook(lambda *_: seen.append(p.detach().clone()))
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert torch.equal(seen[-1], p)
+
+
+def test_a_removed_schedule_leaves_lambda_to_be_compared_with_the_plan_again() -> None:
+    model = torch.nn.Linear(4, 4)
+    plan = weightdecay.plan(model, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(plan.param_groups(lr=1e-2))
+    held = control(optimizer, schedule=Linear(0.1, 0.0, steps=10))
+    for _ in range(5):
+        model(torch.randn(4, 4)).sum().backward()
+        optimizer.step()
+    assert plan.check(optimizer).ok
+    held.remove()
+    assert "the plan says 0.1" in str(plan.check(optimizer))

@@ -14,6 +14,7 @@ and let the weights decay beside it. `serving` says which is exact for a group, 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -102,11 +103,13 @@ class Control:
         return f"{group_title(group, index)} rule {name}, λ {weight_decay:g}{peak}{a}{step}"
 
     def remove(self) -> None:
-        """Take the hooks off."""
+        """Take the hooks off; λ stays what it is now, and no schedule says any more what it should be."""
         self.settle()
         for handle in self._handles:
             handle.remove()
         for index, group in enumerate(self.optimizer.param_groups):
+            if self.schedule is not None:
+                group.pop("decay_step", None)
             if index not in self._with_own_rule:
                 group.pop("rule", None)
 
@@ -133,6 +136,8 @@ class Control:
             self.optimizer.register_step_pre_hook(self._before),
             self.optimizer.register_step_post_hook(self._after),
         ]
+        # Others' hooks after a step are to find the weights that it leaves.
+        in_order(self.optimizer._optimizer_step_post_hooks).move_to_end(self._handles[1].id, last=False)
         # Wrappers that were never made as an `Optimizer` have hooks of their step at most, and save in their own way.
         if hasattr(self.optimizer, "_optimizer_state_dict_pre_hooks"):
             self._handles.append(self.optimizer.register_state_dict_pre_hook(lambda _: self.settle()))
@@ -189,8 +194,30 @@ class Control:
     # --- each step
 
     def _before(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._outermost.begins():
+        hooks = in_order(optimizer._optimizer_step_pre_hooks)
+        last = next(reversed(hooks))
+        if last == self._handles[0].id:
+            self._before_last(optimizer, args, kwargs)
             return
+
+        # Hooks that came later may set lr and λ. While they run their order cannot change, but what the last of them
+        # is can: it brings us along in this step, and before the next we stand behind it.
+        theirs = hooks[last]
+
+        def and_then(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hooks[last] = theirs
+            given: Any = theirs(optimizer, args, kwargs)
+            if given is None or (isinstance(given, tuple) and len(given) == 2):  # at anything else torch raises
+                self._before_last(optimizer, *(given or (args, kwargs)))
+            return given
+
+        hooks[last] = and_then
+
+    def _before_last(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._outermost.begins():
+            self._begin(optimizer, args, kwargs)
+
+    def _begin(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._restore()  # of a step before that raised
         self._saves = kwargs == {"closure": None} and is_only_saved(optimizer)
         if self._saves:
@@ -274,6 +301,7 @@ class Control:
             return
         self._decay_masked()
         self._restore()
+        in_order(optimizer._optimizer_step_pre_hooks).move_to_end(self._handles[0].id)
         if self._watch:
             self._watch.stood()
         if self.schedule is None or self._saves or bool(getattr(optimizer, "found_inf", None)):
@@ -356,6 +384,12 @@ def controlled(optimizer: torch.optim.Optimizer) -> Control | None:
         if isinstance(owner, Control):
             return owner
     return None
+
+
+def in_order(hooks: Any) -> OrderedDict[int, Any]:
+    """An optimizer's table of hooks, which torch declares as a plain dict."""
+    ordered: OrderedDict[int, Any] = hooks
+    return ordered
 
 
 def steps_taken(
