@@ -372,3 +372,30 @@ def test_an_optimizer_that_wants_a_closure_is_refused_with_its_gradients_as_they
     with pytest.raises(OptimizerError, match="LBFGS steps with a closure"):
         clipped_step(torch.optim.LBFGS([p]), 1.0)
     assert torch.equal(p.grad, torch.full((2,), 5.0))
+
+
+@pytest.mark.parametrize("path", [{}, {"foreach": True}, {"fused": True}], ids=["for-loop", "foreach", "fused"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("max_norm", [1e-6, 1e-12, 1e-40, 1e-300])
+def test_a_scale_beyond_float32_is_made_or_refused_before_the_step(
+    max_norm: float, dtype: torch.dtype, path: dict[str, bool]
+) -> None:
+    given = torch.full((8,), 1e4 if dtype is torch.float16 else 1e30, dtype=dtype)
+    p = nn.Parameter(torch.zeros(8, dtype=dtype))
+    p.grad = given.clone()
+    try:
+        seen = clipped_step(torch.optim.SGD([p], lr=1.0, **path), max_norm)
+    except OptimizerError:
+        assert not p.any()
+        assert torch.equal(p.grad, given)
+        return
+    meant = -(given.double() * seen.scale).to(dtype)
+    assert bool(meant.any())
+    assert torch.allclose(p.double(), meant.double(), rtol=0.02, atol=0)
+
+
+def test_expanded_gradients_are_clipped() -> None:
+    p = nn.Parameter(torch.zeros(4))
+    p.grad = torch.ones(1).expand(4)
+    seen = clipped_step(torch.optim.SGD([p], lr=1.0), 1.0)
+    assert torch.allclose(p.detach(), torch.full((4,), -seen.scale))

@@ -32,6 +32,7 @@ OnNonfinite = Literal["stop", "skip"]
 _WITH_FUSED_KERNEL = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
 _ROW = 1024  # elements that are summed in float32; their norms are then summed in float64
 _SMALL = 4 * _ROW  # tensors of no more are joined
+_SMALLEST_SCALE = 1e-30  # of what kernels divide and multiply by in float32, which ends at 1e-38
 _PIECE = 1 << 20  # elements that are widened to float64 at once
 
 
@@ -165,7 +166,7 @@ def clipped_step(
     scale = 1.0 if max_norm is None else min(1.0, (number(max_norm) or 0.0) / (norm + 1e-6))
     if scale == 1.0:
         optimizer.step()
-    elif _takes_scale(optimizer):
+    elif _takes_scale(optimizer) and _is_held(scale, grads):
         scaled: Any = optimizer  # which divides by it, as if a GradScaler had set it
         scaled.grad_scale = torch.tensor(1.0 / scale, dtype=torch.float32, device=grads[0].device)
         try:
@@ -173,9 +174,38 @@ def clipped_step(
         finally:
             del scaled.grad_scale
     else:
-        torch._foreach_mul_([local(grad) for grad in grads], scale)
+        _own_memory(optimizer)
+        _multiply([local(p.grad) for group in groups_in(optimizer) for p in with_gradient(group)], scale)
         optimizer.step()
     return ClippedStep(norm, scale, skipped=False)
+
+
+def _is_held(scale: float, grads: Iterable[Tensor]) -> bool:
+    """Whether kernels can multiply these gradients by it, in float32 or in float16, and divide by its inverse."""
+    is_half = any(grad.dtype == torch.float16 for grad in grads)
+    return scale >= (torch.finfo(torch.float16).smallest_normal if is_half else _SMALLEST_SCALE)
+
+
+def _own_memory(optimizer: torch.optim.Optimizer) -> None:
+    """Give each element of an expanded gradient, as that of a sum is, a place of its own to be scaled in."""
+    for p in (p for group in groups_in(optimizer) for p in with_gradient(group)):
+        if any(step == 0 and n > 1 for step, n in zip(local(p.grad).stride(), local(p.grad).shape, strict=True)):
+            p.grad = p.grad.clone(memory_format=torch.contiguous_format)
+
+
+@torch.no_grad()
+def _multiply(grads: list[Tensor], scale: float) -> None:
+    """Each gradient times a number that its dtype, and the float32 of torch's products, need not hold."""
+    if _is_held(scale, grads):
+        torch._foreach_mul_(grads, scale)
+        return
+    scaled = [(grad.to(torch.promote_types(grad.dtype, torch.float64)) * scale).to(grad.dtype) for grad in grads]
+    if not any(bool(grad.any()) for grad in scaled):
+        raise OptimizerError(
+            f"gradients times {scale:.3g} are 0 in their dtype, so that a clipped step would be none: raise max_norm"
+        )
+    for grad, product in zip(grads, scaled, strict=True):
+        grad.copy_(product)
 
 
 def _takes_scale(optimizer: torch.optim.Optimizer) -> bool:
