@@ -20,8 +20,10 @@ from weightdecay.amounts import amount, number
 from weightdecay.errors import OptimizerError, did_you_mean, group_title
 from weightdecay.optim.base import DecayingOptimizer
 from weightdecay.optim.grouping import Group
+from weightdecay.optim.roundings import LOW_PRECISION, dtype_name
 from weightdecay.probing.outermost import runs_hooks
 from weightdecay.probing.probe import GroupReport, probe_step
+from weightdecay.probing.unfollowed import unfollowed_steps
 from weightdecay.probing.watch import Way
 from weightdecay.rules import DECOUPLED, L2, Rule, as_rule, group_rule
 from weightdecay.schedules import is_schedule
@@ -63,7 +65,23 @@ def optimizer_faults(optimizer: Any, rule: Any, schedule: Any) -> list[str]:
     if without:
         return [f"{kind} has no weight_decay or no lr in {', '.join(without)}: there is no decay to control"]
     reason = optimizer.refusal(asked) if isinstance(optimizer, DecayingOptimizer) and asked else ""
-    return [f"rule '{asked.name}': {reason}"] if asked and reason else []
+    return [f"rule '{asked.name}': {reason}"] if asked and reason else _unfollowed(optimizer)
+
+
+def _unfollowed(optimizer: torch.optim.Optimizer) -> list[str]:
+    """Fault: ways to step in which no hook runs, so that a control would not be called."""
+    if not (names := unfollowed_steps(optimizer)):
+        return []
+    kind, listed = type(optimizer).__name__, ", ".join(f"{name}()" for name in names)
+    inside = [name for name, one in vars(optimizer).items() if isinstance(one, torch.optim.Optimizer)]
+    instead = (
+        f"control the optimizer inside, `.{inside[0]}`, whose step makes the update"
+        if inside
+        else "let it call the step of its class, or put what it does into a subclass"
+    )
+    return [
+        f"{kind}: {listed} moves the weights and runs none of its hooks, so that a control is not called: {instead}"
+    ]
 
 
 def _no_hooks(optimizer: torch.optim.Optimizer) -> str:
@@ -137,8 +155,8 @@ def services(optimizer: torch.optim.Optimizer, rules: Sequence[Rule]) -> list[Se
     """For each group how its rule is followed, by what the probe sees."""
     kind = type(optimizer).__name__
     served = []
-    for report, rule in zip(probe_step(optimizer).groups, rules, strict=True):
-        refusal = _refusal(report, rule, kind)
+    for report, rule, group in zip(probe_step(optimizer).groups, rules, optimizer.param_groups, strict=True):
+        refusal = _refusal(report, rule, kind) or _unseen_signs(report, rule, group)
         served.append(Service("left" if refusal else _way(report, rule), report, refusal))
     return served
 
@@ -199,6 +217,17 @@ def _refusal(report: GroupReport, rule: Rule, kind: str) -> str:
             f"another optimizer: use one of weightdecay, or {_INSTEAD}"
         )
     return ""
+
+
+def _unseen_signs(report: GroupReport, rule: Rule, group: Group) -> str:
+    """Why a mask cannot be seen from outside; empty where it can."""
+    low = sorted({dtype_name(p.dtype) for p in group["params"] if p.dtype in LOW_PRECISION})
+    if not (rule.is_masked and low):
+        return ""
+    return (
+        f"rule '{rule.name}' asks for the sign of each update, and of weights in {', '.join(low)} ({report.title}) "
+        "small ones round away before anybody can see it: use weightdecay.AdamW, Lion, SGDW or Muon, or float32 weights"
+    )
 
 
 def _unfit_rule(report: GroupReport, rule: Rule, kind: str) -> str:

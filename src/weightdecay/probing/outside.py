@@ -48,6 +48,7 @@ class Outside:
         self._things: dict[int, Any] = {}
         self._seen: dict[int, Any] = {}  # alive, or another object might get the id of one
         self._named: set[str] = set()  # in code: attributes and variables
+        self._packages = {_root(base.__module__) for base in type(optimizer).__mro__}
         self._of_classes = True
         self._share(type(optimizer), type(optimizer).__name__)
         # The functions that hang on the optimizer itself get the copy's tensors in their closures.
@@ -66,9 +67,17 @@ class Outside:
         self._seen[id(value)] = value
         return True
 
+    def _is_theirs(self, made: Any) -> bool:
+        """Whether a function or class is of the optimizer's package, or of the user's own code."""
+        return self._is_of_theirs(_root(made.__module__))
+
+    def _is_of_theirs(self, package: str) -> bool:
+        return package not in _NOT_THEIRS and (package in self._packages or not _is_installed(package))
+
     def _own(self, value: Any) -> None:
         """What hangs on the optimizer: it is copied, and only its functions and classes are shared."""
         if isinstance(value, type | types.FunctionType):
+            self._packages.add(_root(value.__module__))
             self._share(value, value.__name__)
         elif isinstance(value, Tensor | nn.Module | torch.optim.Optimizer | torch.Generator) or not self._is_new(value):
             return
@@ -110,21 +119,24 @@ class Outside:
             return
         if _keeper(value) is not None:
             self._things[id(value)] = value
-        if isinstance(value, nn.Module) or _is_of(type(value), _TORCHS):
+        package = _root(type(value).__module__)
+        is_anothers = package not in self._packages and _is_installed(package)
+        if isinstance(value, nn.Module) or package in _TORCHS or is_anothers:
             return
         items = _items(value)
         for item in list(getattr(value, "__dict__", {}).values()) if items is None else items:
             self._share(item, name)
 
     def _share_function(self, function: types.FunctionType) -> None:
-        if _is_of(function, _NOT_THEIRS):
+        if not self._is_theirs(function):
             return
         variables, code = function.__globals__, function.__code__
         self._named.update(code.co_names)
         named = _globals(code) & variables.keys()
         self._share_variables(variables, named, "")
         for name in named:
-            if isinstance(module := variables[name], types.ModuleType) and _root(module.__name__) not in _NOT_THEIRS:
+            module = variables[name]
+            if isinstance(module, types.ModuleType) and self._is_of_theirs(_root(module.__name__)):
                 self._share_variables(vars(module), vars(module).keys() & code.co_names, f"{name}.")
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             if _contents(cell):
@@ -141,7 +153,7 @@ class Outside:
 
     def _share_class(self, kind: type) -> None:
         for base in kind.__mro__:
-            if not _is_of(base, _NOT_THEIRS):
+            if self._is_theirs(base):
                 self._seen[id(base)] = self._things[id(base)] = base
                 # A copy is made past its constructor, and what steps do not name they do not move.
                 skipped = {"__init__", "__new__"} if issubclass(base, torch.optim.Optimizer) else set()
@@ -183,6 +195,13 @@ class _Names:
 
     def __init__(self, variables: dict[str, Any], names: Collection[str]) -> None:
         self.variables, self.names = variables, names
+
+
+@functools.lru_cache(4096)
+def _is_installed(package: str) -> bool:
+    """Whether it is a package that somebody installed; what is none of these may be the user's own code."""
+    file = str(getattr(sys.modules.get(package), "__file__", None))
+    return "site-packages" in file or "dist-packages" in file
 
 
 @functools.lru_cache(4096)

@@ -149,15 +149,16 @@ class Twin:
             gradient = gradient.add(p.detach(), alpha=added)
         return gradient.to_sparse(min(p.ndim, 1)) if self.manner.sparse and p.ndim else gradient
 
-    def step(self, *, guarded: bool) -> None:
+    def step(self, *, guarded: bool, method: str = "step") -> None:
         """One step with the gradients that are set, as if nobody was there.
 
         Args:
             guarded: refuse writes to anything but the twin.
+            method: by which it is made.
         """
-        arguments = (self._closure(),) if self.manner.closure else ()
+        arguments = (self._closure(),) if self.manner.closure and method == "step" else ()
         with isolated(_SEED + self._steps), with_storage(), self._guard() if guarded else nullcontext():
-            self.optimizer.step(*arguments)
+            getattr(self.optimizer, method)(*arguments)
         self._steps += 1
 
     def _closure(self) -> Callable[[], Tensor]:
