@@ -115,8 +115,10 @@ def told(setup: Setup) -> forecast.Footprint:
 )
 def test_the_memory_of_another_run_is_not_taken_for_this_ones(changed: dict[str, Any], small_text: Path) -> None:
     one, other = tiny(small_text, {}), tiny(small_text, changed)
-    known = told(one)
-    assert told(other) == told(other) == forecast._of_tensors(other, CPU, other.micro_batch_rows) != known
+    known, expected = told(one), forecast._of_tensors(other, CPU, other.micro_batch_rows)
+    assert told(other) == told(other) == expected
+    # A processor without bfloat16 trains in float32 unasked, and its peak need not be where dropout is.
+    assert expected != known or changed.keys() & {"run.dtype", "model.training.dropout"}
 
 
 def test_the_second_start_of_a_run_imports_no_compiler(weightdecay: Command, small_text: Path, tmp_path: Path) -> None:
