@@ -114,6 +114,10 @@ def exact_steps(cls: Any, dtype: torch.dtype, rule: Any, a: float, steps: int, *
 def test_sums_that_are_rounded_in_parts_or_later_read_no_weights_and_decay_as_asked(
     cls: Any, dtype: torch.dtype, rule: Any
 ) -> None:
+    if rule is MASKED and dtype is torch.bfloat16:  # signs of updates that round away cannot be seen
+        with pytest.raises(OptimizerError, match="small ones round away"):
+            control(cls([weight(dtype)], weight_decay=0.1), rule=rule)
+        return
     assert exact_steps(cls, dtype, rule, 0.1, 60) == 60
 
 

@@ -15,7 +15,7 @@ and let the weights decay beside it. `serving` says which is exact for a group, 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,9 +37,10 @@ from weightdecay.optim.serving import (
     peaks,
     rules_followed,
     services,
+    step_faults,
 )
 from weightdecay.probing.outermost import OutermostStep
-from weightdecay.probing.progress import counting_keys, is_count
+from weightdecay.probing.progress import counting_keys, steps_taken
 from weightdecay.probing.watch import Watch
 from weightdecay.rules import Rule, RuleLike, as_rule, group_decay_per_step, group_rule, plain_rule, spelt
 from weightdecay.schedules import Schedule
@@ -224,9 +225,8 @@ class Control:
             self._given = [group["weight_decay"] for group in optimizer.param_groups]
             for group in optimizer.param_groups:
                 if self.schedule is not None:
-                    group["decay_step"] = steps_taken(
-                        optimizer, group, self._counting
-                    )  # which torch's own state counts as one
+                    # Which torch's own state counts as one.
+                    group["decay_step"] = steps_taken(optimizer, group, self._counting)
                 group["weight_decay"] = 0.0
             return
 
@@ -237,17 +237,7 @@ class Control:
         amounts = [group_decay_per_step(group) for group in optimizer.param_groups]
         self._refuse([amount != 0.0 for amount in amounts])
         handed_over = [self._handed_over(index, amount) for index, amount in enumerate(amounts)]
-        # args[0] is the optimizer itself
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is not None and None in handed_over:
-            raise OptimizerError(
-                f"{type(optimizer).__name__} with a closure cannot decay exactly: the weights would shrink before the "
-                "closure takes its gradient; compute the gradient first and call step() without closure (in Lightning: "
-                "manual optimization)"
-            )
-        if faults := [
-            fault for i, amount in enumerate(amounts) for fault in self._step_faults(i, amount, handed_over[i])
-        ]:
+        if faults := step_faults(optimizer, self._rules, amounts, handed_over, args[1:], kwargs):
             raise OptimizerError(faults)
         if self._watch:
             self._watch.step()
@@ -261,18 +251,6 @@ class Control:
         if way == "outside":
             return None if amount else 0.0  # of more, its own step might make something at lr 0, too
         return kernel_weight_decay(self._rules[index], group, amount)
-
-    def _step_faults(self, index: int, amount: float | None, handed_over: Any) -> Iterator[str]:
-        """What of a group's step would not be exact, or not be possible, with decay outside."""
-        group, rule = self.optimizer.param_groups[index], self._rules[index]
-        title, weights = f"{type(self.optimizer).__name__}, {group_title(group, index)}", with_gradient(group)
-        if amount and any(p.grad.is_sparse for p in weights):
-            yield (
-                f"{title}: a sparse gradient steps a few rows, and decay would reach all of them: make the embedding "
-                "dense (sparse=False), or give its group weight_decay 0"
-            )
-        if handed_over is None and rule.is_masked and any(p.is_complex() for p in weights):
-            yield f"{title}: rule '{rule.name}' compares signs, which complex weights do not have"
 
     @torch.no_grad()
     def _decay(self, amounts: Sequence[float | None], handed_over: Sequence[Any]) -> None:
@@ -390,25 +368,3 @@ def in_order(hooks: Any) -> OrderedDict[int, Any]:
     """An optimizer's table of hooks, which torch declares as a plain dict."""
     ordered: OrderedDict[int, Any] = hooks
     return ordered
-
-
-def steps_taken(
-    optimizer: torch.optim.Optimizer, group: Group, counting: Collection[str], *, before: bool = False
-) -> int:
-    """Steps that the group has made: our own count, or what the optimizer says of the time before it.
-
-    Args:
-        counting: the keys under which it counts its steps, in the state of tensors or in the group.
-        before: the optimizer has just made a step that our count does not hold yet.
-    """
-    if "decay_step" in group:
-        return int(group["decay_step"])
-    holders = [group, *(optimizer.state.get(p, {}) for p in group["params"])]
-    counts = [
-        int(holder[key])
-        for holder in holders
-        if isinstance(holder, Mapping)
-        for key in counting
-        if key in holder and is_count(holder[key])
-    ]
-    return max(max(counts, default=0) - (1 if before else 0), 0)

@@ -15,15 +15,16 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from weightdecay.amounts import amount, number
 from weightdecay.errors import OptimizerError, did_you_mean, group_title
 from weightdecay.optim.base import DecayingOptimizer
-from weightdecay.optim.grouping import Group
+from weightdecay.optim.grouping import Group, with_gradient
 from weightdecay.optim.roundings import LOW_PRECISION, dtype_name
+from weightdecay.probing.following import Habits, habits, unfollowed_steps
 from weightdecay.probing.outermost import runs_hooks
 from weightdecay.probing.probe import GroupReport, probe_step
-from weightdecay.probing.unfollowed import unfollowed_steps
 from weightdecay.probing.watch import Way
 from weightdecay.rules import DECOUPLED, L2, Rule, as_rule, group_rule
 from weightdecay.schedules import is_schedule
@@ -155,8 +156,11 @@ def services(optimizer: torch.optim.Optimizer, rules: Sequence[Rule]) -> list[Se
     """For each group how its rule is followed, by what the probe sees."""
     kind = type(optimizer).__name__
     served = []
-    for report, rule, group in zip(probe_step(optimizer).groups, rules, optimizer.param_groups, strict=True):
-        refusal = _refusal(report, rule, kind) or _unseen_signs(report, rule, group)
+    seen = zip(probe_step(optimizer).groups, rules, optimizer.param_groups, habits(optimizer), strict=True)
+    for report, rule, group, habit in seen:
+        refusal = (
+            _refusal(report, rule, kind) or _unseen_signs(report, rule, group) or _unfit_habit(report, rule, habit)
+        )
         served.append(Service("left" if refusal else _way(report, rule), report, refusal))
     return served
 
@@ -219,6 +223,29 @@ def _refusal(report: GroupReport, rule: Rule, kind: str) -> str:
     return ""
 
 
+def _unfit_habit(report: GroupReport, rule: Rule, habit: Habits) -> str:
+    """Why hooks around the step cannot say how it decays; empty where they can."""
+    way = _way(report, rule)
+    if way == "left":
+        return ""
+    if habit.writes_weight_decay:
+        return (
+            f"{report.title}: its own step changes weight_decay, by a schedule inside it, and two cannot: switch that "
+            "off, or leave λ to it"
+        )
+    if way == "handed_over" and habit.keeps_settings:
+        return (
+            f"{report.title}: it goes on decaying by the lr or λ that it found in an earlier step, and so does not do "
+            f"what it is told now: use an optimizer of weightdecay, or {_INSTEAD}"
+        )
+    if way == "outside" and habit.moves_without_gradient:
+        return (
+            f"{report.title}: its step moves tensors whose `grad` is None (it takes them from elsewhere, or for 0), so "
+            "that nobody sees which should decay: give all gradients as `grad`, or use an optimizer of weightdecay"
+        )
+    return ""
+
+
 def _unseen_signs(report: GroupReport, rule: Rule, group: Group) -> str:
     """Why a mask cannot be seen from outside; empty where it can."""
     low = sorted({dtype_name(p.dtype) for p in group["params"] if p.dtype in LOW_PRECISION})
@@ -242,3 +269,60 @@ def _unfit_rule(report: GroupReport, rule: Rule, kind: str) -> str:
             f"({report.title}): leave '{L2.name}' away"
         )
     return ""
+
+
+# --- a step in progress
+
+
+def step_faults(
+    optimizer: torch.optim.Optimizer,
+    rules: Sequence[Rule],
+    amounts: Sequence[float | None],
+    handed_over: Sequence[Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> list[str]:
+    """What of a step would not be exact, or not be possible, with decay outside.
+
+    Args:
+        amounts: a_t of each group.
+        handed_over: the λ that each group's own step gets; None where the weights decay beside it.
+        args, kwargs: what `step` was called with.
+    """
+    kind, faults = type(optimizer).__name__, []
+    if None in handed_over:
+        more = [*sorted(kwargs.keys() - {"closure"}), *map(repr, args[1:])]
+        if more:
+            faults.append(
+                f"{kind}.step was given {', '.join(more)[:60]}, and a decay beside the step goes by `grad` alone: set "
+                "the gradients there, and call step()"
+            )
+        elif (args[0] if args else kwargs.get("closure")) is not None:
+            faults.append(
+                f"{kind} with a closure cannot decay exactly: the weights would shrink before the closure takes its "
+                "gradient; compute the gradient first and call step() without closure (in Lightning: manual "
+                "optimization)"
+            )
+    for index, (group, rule, a) in enumerate(zip(optimizer.param_groups, rules, amounts, strict=True)):
+        title, weights = f"{kind}, {group_title(group, index)}", with_gradient(group)
+        outside = handed_over[index] is None
+        if a and any(p.grad.is_sparse for p in weights):
+            faults.append(
+                f"{title}: a sparse gradient steps a few rows, and decay would reach all of them: make the embedding "
+                "dense (sparse=False), or give its group weight_decay 0"
+            )
+        if outside and (elsewhere := [name for p in group["params"] for name in _gradients_elsewhere(p)]):
+            faults.append(
+                f"{title}: tensors have their gradient as `{elsewhere[0]}` and none as `grad`, by which a decay beside "
+                "the step goes: set `grad` to it before the step"
+            )
+        if outside and rule.is_masked and any(p.is_complex() for p in weights):
+            faults.append(f"{title}: rule '{rule.name}' compares signs, which complex weights do not have")
+    return faults
+
+
+def _gradients_elsewhere(p: Tensor) -> list[str]:
+    """The attributes in which a tensor without `grad` has its gradient, as others' optimizers take it."""
+    if p.grad is not None:
+        return []
+    return [key for key, value in vars(p).items() if "grad" in key and getattr(value, "shape", None) == p.shape]

@@ -19,7 +19,7 @@ tried on twins of the optimizer with a few numbers in each tensor, and nothing o
     copying.py      an object and what hangs on it, copied with small tensors in place of the parameters
     small.py        the small tensors that stand for parameters
     absent.py       what stands for a thing that is not copied
-    unfollowed.py   steps of an optimizer in which no hook runs
+    following.py    whether hooks run in its steps, and which settings and gradients these use
     outermost.py    one step, however often its hooks run
     isolation.py    a place to step in that leaves no trace: no hook, no generator, no write to what is real
     outside.py      what code of an optimizer reaches beside it, kept as it is

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -94,6 +94,28 @@ def counting_keys(optimizer: torch.optim.Optimizer) -> frozenset[str]:
         for (place, key), start in first.items()
         if all(at.get((place, key)) == start + i for i, at in enumerate(seen))
     }
+
+
+def steps_taken(
+    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], counting: Collection[str], *, before: bool = False
+) -> int:
+    """Steps that the group has made: our own count, or what the optimizer says of the time before it.
+
+    Args:
+        counting: the keys under which it counts its steps, in the state of tensors or in the group.
+        before: the optimizer has just made a step that our count does not hold yet.
+    """
+    if "decay_step" in group:
+        return int(group["decay_step"])
+    holders = [group, *(optimizer.state.get(p, {}) for p in group["params"])]
+    counts = [
+        int(holder[key])
+        for holder in holders
+        if isinstance(holder, Mapping)
+        for key in counting
+        if key in holder and is_count(holder[key])
+    ]
+    return max(max(counts, default=0) - (1 if before else 0), 0)
 
 
 def _counts(twin: Twin) -> dict[tuple[int, str], int]:
