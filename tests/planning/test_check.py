@@ -397,3 +397,16 @@ def test_what_is_no_rule_is_named(rule: Any) -> None:
     plan = planned()
     with pytest.raises(PlanError, match="unknown rule"):
         plan.check(torch.optim.AdamW(plan.param_groups(lr=LR)), rule=rule)
+
+
+@pytest.mark.parametrize("bad", [None, "0.1", [0.1], float("nan"), float("inf"), -1.0, True, torch.tensor([1.0, 2.0])])
+@pytest.mark.parametrize("key", ["lr", "weight_decay", "lr_multiplier", "decay_multiplier"])
+def test_settings_that_are_no_amounts_are_named_by_check_and_control(key: str, bad: Any) -> None:
+    net = nn.Linear(4, 3)
+    plan = weightdecay.plan(net, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(plan.param_groups(lr=0.1))
+    optimizer.param_groups[1][key] = bad
+    assert any(f"group 1 'no_decay' has {key} " in fault for fault in plan.check(optimizer).faults)
+    if "multiplier" not in key:
+        with pytest.raises(OptimizerError, match=f"has {key} .*: it must be a finite number"):
+            weightdecay.control(optimizer, rule="fixed")

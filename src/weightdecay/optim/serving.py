@@ -65,6 +65,13 @@ def optimizer_faults(optimizer: Any, rule: Any, schedule: Any) -> list[str]:
     without = [group_title(g, i) for i, g in enumerate(groups) if "weight_decay" not in g or "lr" not in g]
     if without:
         return [f"{kind} has no weight_decay or no lr in {', '.join(without)}: there is no decay to control"]
+    if none := [
+        f"{group_title(group, index)} has {key} {group[key]!r:.60}: it must be a finite number of at least 0"
+        for index, group in enumerate(groups)
+        for key in ("lr", "weight_decay")
+        if amount(group[key]) is None
+    ]:
+        return none
     reason = optimizer.refusal(asked) if isinstance(optimizer, DecayingOptimizer) and asked else ""
     return [f"rule '{asked.name}': {reason}"] if asked and reason else _unfollowed(optimizer)
 

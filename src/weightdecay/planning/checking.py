@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from weightdecay.amounts import amount
 from weightdecay.errors import CheckFailedError, OptimizerError, PlanError
 from weightdecay.planning.groups import misspelt_keys
 from weightdecay.planning.patterns import some
@@ -79,6 +80,8 @@ def check(
     groups = list(_checked(optimizers, held))
 
     faults = _misplaced(plan, held, groups)
+    if unread := [fault for one in groups for fault in _no_amounts(one)]:
+        return OptimizerCheck(tuple(faults + unread))
     for one in groups:
         faults += _misspelt(one) + _wrong_decay(plan, one) + _misnamed(one, held)
     for optimizer in optimizers:
@@ -119,6 +122,15 @@ def _misplaced(plan: Plan, held: Mapping[int, Sequence[str]], groups: Sequence[C
     if strangers:
         faults.append(f"{strangers} of the optimizer's tensors are not trainable tensors of the plan's model")
     return faults
+
+
+def _no_amounts(one: CheckedGroup) -> list[str]:
+    """Settings that are to be numbers, and with which nothing can be compared."""
+    return [
+        f"{one.label} has {key} {one.group[key]!r:.60}: it must be a finite number of at least 0"
+        for key in ("lr", "weight_decay", "lr_multiplier", "decay_multiplier")
+        if key in one.group and amount(one.group[key]) is None
+    ]
 
 
 def _misspelt(one: CheckedGroup) -> list[str]:
