@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import weightdecay
+from tests.covering import covering
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.control import control
 from weightdecay.rules import Rule
@@ -133,13 +134,10 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("warm", [False, True])
-@pytest.mark.parametrize(("rule", "amount"), RULES, ids=["decoupled", "fixed", "masked"])
-@pytest.mark.parametrize("cls", SETTINGS, ids=lambda cls: cls.__name__)
-def test_where_a_step_takes_its_settings_from_is_followed_or_refused(
-    cls: Any, rule: Any, amount: Callable[[float, float], float], warm: bool
-) -> None:
+@pytest.mark.parametrize(("cls", "of_rule", "warm"), covering(SETTINGS, RULES, [False, True]))
+def test_where_a_step_takes_its_settings_from_is_followed_or_refused(cls: Any, of_rule: Any, warm: bool) -> None:
     """lr and λ move in the loop, as schedules do; what decays is what the groups say when a step begins."""
+    rule, amount = of_rule
     ps, free = params(), params()
     held, plain = cls(ps, weight_decay=0.02), cls(free, weight_decay=0.0)
     for step in range(3 if warm else 0):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.covering import covering
 from tests.probing import optimizers as own
 from tests.probing.test_probe import parameters
 from weightdecay.errors import OptimizerError
@@ -120,8 +121,13 @@ def default(of: Any) -> Iterator[None]:
             torch.set_default_device(None)
 
 
-@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.Adafactor, own.Plain])
-@pytest.mark.parametrize("of", ["meta", "within meta", "cpu", torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("of", "make"),
+    covering(
+        ["meta", "within meta", "cpu", torch.float64, torch.bfloat16, torch.float16],
+        [torch.optim.AdamW, own.Plain, torch.optim.Adafactor],
+    ),
+)
 def test_defaults_of_devices_and_dtypes_change_nothing_of_what_is_seen(of: Any, make: Any) -> None:
     optimizer = make(parameters(), lr=0.1, weight_decay=0.1)
     plain = probe_step(optimizer)
