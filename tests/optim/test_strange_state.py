@@ -291,7 +291,7 @@ def test_settings_that_no_optimizer_can_have_are_refused_and_nothing_is_loaded(n
 
 
 NO_STATE_DICTS: list[Any] = [
-    {}, {"state": {}}, {"param_groups": []}, {"model": {}, "epoch": 3}, {"state": {0: 3}, "param_groups": []},
+    {}, {"state": {}}, {"param_groups": []}, {"model": {}, "epoch": 3}, {"state": {0: 3}, "param_groups": [{"params": [0]}]},
     {"state": {}, "param_groups": [3]}, {"state": {}, "param_groups": [{"lr": 1.0}]},
 ]  # fmt: skip
 
@@ -302,6 +302,21 @@ def test_what_is_no_state_dict_is_said_to_be_none(name: str, given: Any) -> None
     _, optimizer = made(name)
     with pytest.raises(OptimizerError, match="no optimizer's state_dict"):
         optimizer.load_state_dict(given)
+
+
+@pytest.mark.parametrize("name", ["AdamW fused", "Lion", "SGDW", "Muon"])
+def test_numbers_that_others_keep_beside_all_state_are_theirs(name: str) -> None:
+    model, optimizer = made(name)
+    optimizer.state["scale"] = 65536.0
+    step(model, optimizer)
+    step(model, optimizer)
+    other, fresh = made(name, steps=0)
+    other.load_state_dict(model.state_dict())
+    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert fresh.state["scale"] == 65536.0
+    step(model, optimizer)
+    step(other, fresh)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
 
 
 # --- names

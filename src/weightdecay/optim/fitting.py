@@ -43,9 +43,12 @@ def kinds_of(weights: Sequence[Tensor]) -> list[Any]:
     return [*map(id, weights), *map(_kind, weights), *map(_gradients_dtype, weights)]
 
 
-def places_of(state: Mapping[Any, Mapping[str, Any]]) -> list[int | None]:
+def places_of(state: Mapping[Any, Any]) -> list[int | None]:
     """Which tensors all state is, and how many bytes: equal before two steps if none was put in another's place."""
-    kept = list(chain.from_iterable(map(operator.methodcaller("values"), state.values())))
+    try:
+        kept = list(chain.from_iterable(map(operator.methodcaller("values"), state.values())))
+    except AttributeError:  # others keep numbers of their own beside it
+        kept = [value for one in state.values() if isinstance(one, Mapping) for value in one.values()]
     return [*map(id, kept), *map(getattr, kept, repeat("nbytes"), repeat(None))]
 
 

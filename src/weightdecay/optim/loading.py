@@ -151,7 +151,7 @@ class StateKeeping(torch.optim.Optimizer):
         if odd := sorted(str(key) for key in state.keys() - known if not is_left_over(key, group)):
             return (
                 f"was saved with {', '.join(odd)}, which {kind} does not keep: it is of another optimizer; give a "
-                f"state of {kind}, or begin without one"
+                f"state of {kind}, take out what is your own, or begin without one"
             )
         for key in [key for key in COUNTS if key in state]:
             if fault := count_fault(state[key]):
@@ -213,16 +213,18 @@ def _without_none(given: Any) -> dict[str, Any]:
     """
     states, groups = (given.get(key) if isinstance(given, Mapping) else None for key in ("state", "param_groups"))
     listed = isinstance(groups, list) and all(isinstance(group, Mapping) and "params" in group for group in groups)
-    if not listed or not isinstance(states, Mapping) or not all(isinstance(one, Mapping) for one in states.values()):
+    params = [saved for group in groups or () for saved in group["params"]] if listed else []
+    if not listed or not isinstance(states, Mapping) or not all(isinstance(states.get(p, {}), Mapping) for p in params):
         raise OptimizerError(
             f"no optimizer's state_dict, which has state and param_groups with params, but {given!r:.60}: give what "
             "state_dict() gave; of a checkpoint that holds more, the optimizer's part"
         )
 
-    def kept(state: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in state.items() if value is not None}
+    def kept(state: Any) -> Any:
+        mapping = isinstance(state, Mapping)  # others keep numbers of their own beside it
+        return {key: value for key, value in state.items() if value is not None} if mapping else state
 
-    return {**given, "state": {saved: kept(state) for saved, state in states.items() if kept(state)}}
+    return {**given, "state": {saved: kept(state) for saved, state in states.items() if kept(state) != {}}}
 
 
 def is_only_saved(optimizer: torch.optim.Optimizer) -> bool:

@@ -140,7 +140,8 @@ class Muon(AdamW):
         return {**super().__getstate__(), "_own": self._own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        for kept in state["state"].values():  # torch's Muon counts no steps, and torch's Adam looks for the count
+        own = [kept for kept in state["state"].values() if isinstance(kept, dict)]
+        for kept in own:  # torch's Muon counts no steps, and torch's Adam looks for the count
             kept.setdefault("step", torch.zeros((), dtype=torch.float32))
         super().__setstate__(state)
 
