@@ -291,8 +291,8 @@ def test_settings_that_no_optimizer_can_have_are_refused_and_nothing_is_loaded(n
 
 
 NO_STATE_DICTS: list[Any] = [
-    {}, {"state": {}}, {"param_groups": []}, {"model": {}, "epoch": 3}, {"state": {0: 3}, "param_groups": [{"params": [0]}]},
-    {"state": {}, "param_groups": [3]}, {"state": {}, "param_groups": [{"lr": 1.0}]},
+    {}, {"state": {}}, {"param_groups": []}, {"model": {}, "epoch": 3}, {"state": {}, "param_groups": [3]},
+    {"state": {0: 3}, "param_groups": [{"params": [0]}]}, {"state": {}, "param_groups": [{"lr": 1.0}]},
 ]  # fmt: skip
 
 
