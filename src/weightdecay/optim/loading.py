@@ -50,6 +50,7 @@ class StateKeeping(torch.optim.Optimizer):
             for own, loaded in zip(constructed, state["param_groups"], strict=True):
                 loaded.update(self._going_on(own, loaded))
         super().__setstate__(state)
+        self.__dict__.setdefault("_lr", number(self.defaults["lr"]))  # which older pickles lack
         self._workspace.checked.clear()
         for group in self.param_groups:
             group.update(with_rule(group, self._constructed_settings()))
