@@ -146,11 +146,11 @@ class DecayingOptimizer(StateKeeping):
             raise OptimizerError(list(dict.fromkeys(faults)))
         return ruled
 
-    def faults_in(self, group: Group, index: int, defaults: Mapping[str, Any]) -> list[str]:
-        """What is wrong with the settings of a group that may lean on `defaults`."""
+    def faults_in(self, group: Group, index: int, defaults: Mapping[str, Any], theirs: Iterable[str] = ()) -> list[str]:
+        """What is wrong with the settings of a group that may lean on `defaults`; keys in `theirs` are others' own."""
         title = group_title(group, index)
         return [
-            *(f"{title} has {fault}" for fault in misspelt_keys(group, self._known_keys(defaults))),
+            *(f"{title} has {fault}" for fault in misspelt_keys(group, {*self._known_keys(defaults), *theirs})),
             *group_faults({**defaults, **group}, title, self.refusal),
         ]
 

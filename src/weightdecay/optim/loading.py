@@ -20,7 +20,7 @@ from weightdecay.optim.pieces import Workspace
 from weightdecay.optim.roundings import COUNTS, LOW_PRECISION, Rounding, group_rounding
 from weightdecay.rules import Rule, plain_rule
 
-# Of an older file, whose counts went the way of the weights, and of what no optimizer makes.
+# For older files, in which counts went the way of the weights.
 _COUNTED_IN = dict.fromkeys(COUNTS, torch.int64) | {"step": torch.float32}
 # The last of these that a group has is its direction's; another's state may look alike, and means something else.
 _MARKS = ("betas", "momentum", "beta2_decay", "ns_steps")

@@ -115,7 +115,7 @@ def load_state_by_name(
 
     if isinstance(optimizer, DecayingOptimizer):
         for index, (group, values) in enumerate(zip(groups, coming, strict=True)):
-            unkept += optimizer.faults_in({**group, **values}, index, optimizer.defaults)
+            unkept += optimizer.faults_in({**group, **values}, index, optimizer.defaults, theirs=group)
     for key in {key for values in coming for key in values}:
         pairs = zip(groups, coming, strict=True)
         unkept += unlike_in_one_tensor(
