@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -236,6 +237,35 @@ def calling_on_with_more(optimizer: Any) -> Any:
     return step
 
 
+class Timer:
+    def __init__(self, optimizer: Any) -> None:
+        self.original, self.calls = optimizer.step, 0
+
+    def timed(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return self.original(*args, **kwargs)
+
+
+def kept_on_itself(optimizer: Any) -> Any:
+    optimizer._own = optimizer.step
+    return lambda closure=None: optimizer._own(closure)
+
+
+def in_a_dict(optimizer: Any) -> Any:
+    kept = {"own": [optimizer.step]}
+    return lambda closure=None: kept["own"][0](closure)
+
+
+def of_the_class(optimizer: Any) -> Any:
+    def step(closure: Any = None) -> Any:
+        def inside() -> Any:
+            return type(optimizer).step(optimizer, closure)
+
+        return inside()
+
+    return step
+
+
 REPLACED: dict[str, tuple[Callable[[Any], Any], bool]] = {
     "a closure": (of_a_closure, False),
     "a method": (lambda optimizer: types.MethodType(theirs, optimizer), False),
@@ -244,6 +274,14 @@ REPLACED: dict[str, tuple[Callable[[Any], Any], bool]] = {
     "one that calls its own": (calling_on, True),
     "a wrapper": (calling_on_with_more, True),
     "a partial of its own": (lambda optimizer: functools.partial(optimizer.step), True),
+    "a method of an object": (lambda optimizer: Timer(optimizer).timed, True),
+    "a function of an object": (
+        lambda optimizer: (lambda timer: lambda *args: timer.timed(*args))(Timer(optimizer)),
+        True,
+    ),
+    "one that it keeps": (kept_on_itself, True),
+    "one in a dict": (in_a_dict, True),
+    "its class's": (of_the_class, True),
     "a scheduler's": (lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1).optimizer.step, True),
 }
 
@@ -265,6 +303,22 @@ def test_a_step_that_was_replaced_is_followed_where_it_comes_to_the_own_one(cls:
         p.grad = torch.zeros_like(p)
     optimizer.step()
     torch.testing.assert_close(ps[0].detach(), 0.9 * before)
+
+
+def test_what_no_copy_runs_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    """A hook, or a function around the step, that writes to a file or takes from an iterator."""
+    numbers, optimizer = iter(range(9)), torch.optim.AdamW(params(), lr=0.05, weight_decay=0.1)
+    with (tmp_path / "log").open("w") as file:
+
+        def note(*_: Any) -> None:
+            file.write(f"step {next(numbers)}")
+
+        optimizer.register_step_pre_hook(note)
+        own = optimizer.step
+        optimizer.step = lambda closure=None: (file.write("around"), own(closure))[1]  # type: ignore[method-assign]
+        control(optimizer, rule="fixed")
+        assert file.tell() == 0
+    assert next(numbers) == 0
 
 
 class Sharpness(torch.optim.Optimizer):

@@ -256,6 +256,20 @@ def test_state_that_torch_kept_in_bfloat16_goes_on_in_float32_under_a_rounding(n
     assert set(moments.values()) == {torch.float32}, moments
 
 
+@pytest.mark.filterwarnings("ignore::weightdecay.optim.precision.PrecisionWarning")
+@pytest.mark.parametrize("name", ["AdamW", "AdamL2", "SGDW", "Adafactor", "Muon"])
+def test_wider_state_goes_on_with_low_precision_weights_as_torch_takes_it(name: str) -> None:
+    wide, low = nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(4, 3, dtype=torch.bfloat16))
+    theirs = torchs(name, [wide], lr=1e-3)
+    wide.grad = torch.full_like(wide, 0.01)
+    theirs.step()
+    ours = MAKERS[name]([low], lr=1e-3)
+    ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    low.grad = torch.full_like(low, 0.01)
+    ours.step()
+    assert {value.dtype for value in ours.state[low].values() if value.ndim} == {torch.bfloat16}
+
+
 def test_groups_with_rules_by_pattern_keep_them_over_a_state_of_torchs() -> None:
     net = Net(torch.float32)
     groups = [{"params": net.first.parameters()}, {"params": net.second.parameters()}]

@@ -308,7 +308,7 @@ def test_a_stack_that_is_none_is_said_to_be_none(stacked: Any, on_change: Any) -
 
 def test_a_misspelt_setting_to_ignore_is_told_with_the_nearest() -> None:
     model, tensors, settings = saved()
-    with pytest.raises(OptimizerError, match=r"ignore: there is no setting 'weigth_decay': .*weight_decay"):
+    with pytest.raises(OptimizerError, match=r"ignore has 'weigth_decay', .* 'weight_decay'"):
         load_state_by_name(weightdecay.AdamW(model.named_parameters()), tensors, settings, ignore=["weigth_decay"])
 
 

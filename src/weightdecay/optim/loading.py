@@ -179,8 +179,8 @@ class StateKeeping(torch.optim.Optimizer):
 
     def _restore_dtypes(self, loaded: Mapping[str, Any]) -> None:
         saved_ids = [saved_id for group in loaded["param_groups"] for saved_id in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for saved_id, p in zip(saved_ids, params, strict=True):
+        params = [(p, group_rounding(group)) for group in self.param_groups for p in group["params"]]
+        for saved_id, (p, rounding) in zip(saved_ids, params, strict=True):
             for key, value in loaded["state"].get(saved_id, {}).items():
                 if not isinstance(value, Tensor):
                     continue
@@ -190,7 +190,7 @@ class StateKeeping(torch.optim.Optimizer):
                     continue
                 elif value.ndim == 0 or not value.is_floating_point():
                     self.state[p][key] = value.clone()  # a counter, where it was
-                elif p.dtype in LOW_PRECISION:
+                elif rounding.acts_on(p.dtype) or key in self.wide_state:  # else no step could use it so
                     self.state[p][key] = value.to(device=p.device, copy=True)
 
 
@@ -213,7 +213,9 @@ def _without_none(given: Any) -> dict[str, Any]:
         OptimizerError: it is none.
     """
     states, groups = (given.get(key) if isinstance(given, Mapping) else None for key in ("state", "param_groups"))
-    listed = isinstance(groups, list) and all(isinstance(group, Mapping) and "params" in group for group in groups)
+    listed = isinstance(groups, list | tuple) and all(
+        isinstance(group, Mapping) and "params" in group for group in groups
+    )
     params = [saved for group in groups or () for saved in group["params"]] if listed else []
     if not listed or not isinstance(states, Mapping) or not all(isinstance(states.get(p, {}), Mapping) for p in params):
         raise OptimizerError(

@@ -88,7 +88,7 @@ def _unfollowed(optimizer: torch.optim.Optimizer) -> list[str]:
         else "let it call the step of its class, or put what it does into a subclass"
     )
     return [
-        f"{kind}: {listed} moves the weights and runs none of its hooks, so that a control is not called: {instead}"
+        f"{kind}: {listed} moves the weights and, as far as can be seen, runs none of its hooks, so that no control is called: {instead}"
     ]
 
 

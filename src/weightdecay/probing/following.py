@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightdecay.probing.isolation import untouched
 from weightdecay.probing.marks import closed_over
@@ -23,6 +23,7 @@ from weightdecay.probing.twin import Twin, Twins
 from weightdecay.probing.walks import fine_dtype
 
 _LR, _OTHER_LR, _WEIGHT_DECAY, _OTHER_WEIGHT_DECAY = 0.1, 0.03, 0.1, 0.6
+_MANY = 2_000  # things that a function holds
 _STEPS, _MORE_STEPS = 4, 16  # before a setting changes, and until that must show
 
 
@@ -118,23 +119,33 @@ def unfollowed_steps(optimizer: torch.optim.Optimizer) -> list[str]:
 def _comes_to_a_step(function: types.FunctionType) -> bool:
     """Whether a function that was put in the place of a step may call one; a twin cannot, for it steps the original."""
     waiting: list[Any] = [function]
-    seen: set[int] = set()
-    while waiting:
+    seen: dict[int, Any] = {}
+    while waiting and len(seen) < _MANY:
         value = waiting.pop()
-        if id(value) in seen:
+        if id(value) in seen or isinstance(value, Tensor | types.ModuleType | nn.Module):
             continue
-        seen.add(id(value))
+        seen[id(value)] = value
         if getattr(value, "hooked", False) is True:  # so torch marks steps that run hooks
             return True
-        if isinstance(value, functools.partial):
-            waiting += [value.func, *value.args, *value.keywords.values()]
-        elif isinstance(value, types.MethodType):
-            waiting.append(value.__func__)
-        elif isinstance(value, types.FunctionType):
-            if "step" in value.__code__.co_names:  # as an attribute of whatever it holds
+        if isinstance(value, types.CodeType):
+            if "step" in value.co_names:  # as an attribute of whatever it holds
                 return True
-            held = [value.__globals__.get(name) for name in value.__code__.co_names]
-            waiting += [getattr(value, "__wrapped__", None), *held, *(inside for _, inside in closed_over(value))]
+            waiting += [inner for inner in value.co_consts if isinstance(inner, types.CodeType)]
+        elif isinstance(value, types.FunctionType):
+            named = [value.__globals__.get(name) for name in value.__code__.co_names]
+            waiting += [value.__code__, *named, *(inside for _, inside in closed_over(value))]
+        elif isinstance(value, functools.partial):
+            waiting += [value.func, value.args, value.keywords]
+        elif isinstance(value, types.MethodType):
+            waiting += [value.__func__, value.__self__]
+        elif isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list | tuple | set | frozenset):
+            waiting += value
+        if not isinstance(value, torch.optim.Optimizer):
+            waiting += vars(value).values() if hasattr(value, "__dict__") and not isinstance(value, type) else ()
+        else:  # of its own attributes those that others gave it
+            waiting += [item for item in vars(value).values() if callable(item) and item is not function]
     return False
 
 

@@ -146,14 +146,17 @@ def writes(func: Any) -> tuple[list[tuple[int, str]], bool]:
 
 
 @contextmanager
-def untouched(optimizer: torch.optim.Optimizer) -> Iterator[Outside]:
+def untouched(optimizer: torch.optim.Optimizer, *, hooks: bool = False) -> Iterator[Outside]:
     """Put back what a step of a copy has set in the real optimizer by names that it kept of it, and all outside.
+
+    Args:
+        hooks: the copies step with its hooks.
 
     Raises:
         WritesOutsideError: there was such a thing.
         OptimizerError: what is outside can move and not be put back; nothing has been tried yet.
     """
-    outside = Outside(optimizer)
+    outside = Outside(optimizer, hooks=hooks)
     outside.raise_if_lasting()
     groups = optimizer.param_groups
     held = [(group, dict(group), list(group["params"])) for group in groups]

@@ -42,7 +42,7 @@ class Outside:
         lasting: the name of what cannot be put back once it has moved: an iterator, a file.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, *, hooks: bool = False) -> None:
         self.telling = self.lasting = ""
         self._ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._things: dict[int, Any] = {}
@@ -53,7 +53,15 @@ class Outside:
         self._share(type(optimizer), type(optimizer).__name__)
         # The functions that hang on the optimizer itself get the copy's tensors in their closures.
         self._of_classes = False
-        self._own(vars(optimizer))
+        # What others put around its step, and its hooks where copies have none, no copy runs.
+        self._own(
+            {
+                key: value
+                for key, value in vars(optimizer).items()
+                if (hooks or not (key.startswith("_optimizer_") and key.endswith("_hooks")))
+                and not (key == "step" and isinstance(value, types.FunctionType))
+            }
+        )
         for kind in [thing for thing in self._things.values() if isinstance(thing, type)]:
             for name in self._named & vars(kind).keys():
                 if isinstance(vars(kind)[name], Iterator):

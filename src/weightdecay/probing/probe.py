@@ -70,7 +70,7 @@ def probe_step(optimizer: torch.optim.Optimizer, *, hooks: bool = False) -> Step
         hooks: step with the optimizer's own step hooks.
     """
     try:
-        with untouched(optimizer) as outside:
+        with untouched(optimizer, hooks=hooks) as outside:
             outside.raise_if_telling()
             twins = Twins(optimizer, hooks=hooks)
             dtypes = {p.dtype for group in optimizer.param_groups for p in group["params"]}

@@ -224,7 +224,7 @@ class Twins:
     def __init__(self, optimizer: torch.optim.Optimizer, *, hooks: bool = False, of: Sample | None = None) -> None:
         self.optimizer, self.hooks = optimizer, hooks
         self.of = sample(optimizer) if of is None else of
-        with untouched(optimizer):
+        with untouched(optimizer, hooks=hooks):
             self.manner = self._steppable()
 
     def make(self, dtype: torch.dtype | None = None) -> Twin:

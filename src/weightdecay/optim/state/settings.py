@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.amounts import amount
-from weightdecay.errors import OptimizerError, did_you_mean
+from weightdecay.errors import OptimizerError, misspelt
 from weightdecay.optim.checks import AT_LEAST_ZERO
 from weightdecay.optim.control import controlled
 from weightdecay.optim.state.names import Names, new_names, parameter_names, unwrapped
@@ -140,8 +140,8 @@ def differences(
         raise OptimizerError(f"ignore is {ignore!r:.60}: give the names of settings, such as ['lr']")
     groups = {id(one): one for one in (*saved.values(), *asked.values())}.values()
     known = {key for one in groups for key in (*one.settings, *one.progress)}
-    if unknown := sorted({*map(str, ignore)} - known - _CHOSEN - NOT_SETTINGS) if known else []:
-        raise OptimizerError([f"ignore: there is no setting '{key}': {did_you_mean(key, known)}" for key in unknown])
+    if odd := misspelt({*map(str, ignore)} - known, known | _CHOSEN | NOT_SETTINGS) if known else []:
+        raise OptimizerError([f"ignore has {fault}" for fault in odd])
     found = [Change(name, "tensor", "present", "missing") for name in saved if name not in asked]
     between: dict[tuple[int, int], list[tuple[str, Any, Any]]] = {}  # two groups, compared once for all tensors
     for name, wanted in asked.items():
