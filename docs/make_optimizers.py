@@ -153,7 +153,11 @@ def step(optimizer: Any) -> None:
 
 def short(reason: str) -> str:
     """The first clause of an error, without the name and the group that it begins with."""
-    line = re.sub(r"^(\w+, group \d+|group \d+ of \w+)( \('[^']*'\))?: ", "", " ".join(reason.split("\n")[0].split()))
+    line = re.sub(
+        r"^(\w+, (group \d+|[\w(), ]+\(\))|group \d+ of \w+)( \('[^']*'\))?: ",
+        "",
+        " ".join(reason.split("\n")[0].split()),
+    )
     ends = [found.start() for found in re.finditer(r": |; |, and |, so that ", line)]
     outside = [end for end in ends if line.count("(", 0, end) == line.count(")", 0, end)]
     return textwrap.shorten(line[: min(outside, default=len(line))], 170, placeholder=" …").replace("|", "\\|")

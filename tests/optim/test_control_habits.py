@@ -294,7 +294,7 @@ def test_a_step_that_was_replaced_is_followed_where_it_comes_to_the_own_one(cls:
     optimizer = cls(ps, lr=0.05, weight_decay=0.1)
     optimizer.step = replacement(optimizer)
     if not is_followed:
-        with pytest.raises(OptimizerError, match=r"step\(\) .*runs none of its hooks"):
+        with pytest.raises(OptimizerError, match=r"step\(\): .*runs none of its hooks"):
             control(optimizer, rule="fixed")
         return
     control(optimizer, rule="fixed")
@@ -351,7 +351,7 @@ class Sharpness(torch.optim.Optimizer):
 
 def test_steps_beside_the_step_that_move_weights_are_refused_with_the_optimizer_to_control() -> None:
     optimizer = Sharpness(params())
-    with pytest.raises(OptimizerError, match=r"first_step\(\), .*control the optimizer inside, `\.inside`"):
+    with pytest.raises(OptimizerError, match=r"first_step\(\), second_step\(\): .* inside, `\.inside`"):
         control(optimizer, rule="fixed")
     ps = optimizer.param_groups[0]["params"]
     control(optimizer.inside, rule=Rule("all", lr_power=0, mask="none"))

@@ -87,9 +87,8 @@ def _unfollowed(optimizer: torch.optim.Optimizer) -> list[str]:
         if inside
         else "let it call the step of its class, or put what it does into a subclass"
     )
-    return [
-        f"{kind}: {listed} moves the weights and, as far as can be seen, runs none of its hooks, so that no control is called: {instead}"
-    ]
+    words = "moves the weights and, as far as can be seen, runs none of its hooks, so that no control is called"
+    return [f"{kind}, {listed}: it {words}: {instead}"]
 
 
 def _no_hooks(optimizer: torch.optim.Optimizer) -> str:
@@ -166,7 +165,9 @@ def services(optimizer: torch.optim.Optimizer, rules: Sequence[Rule]) -> list[Se
     seen = zip(probe_step(optimizer).groups, rules, optimizer.param_groups, habits(optimizer), strict=True)
     for report, rule, group, habit in seen:
         refusal = (
-            _refusal(report, rule, kind) or _unseen_signs(report, rule, group) or _unfit_habit(report, rule, habit)
+            _refusal(report, rule, kind)
+            or _unseen_signs(report, rule, group)
+            or _unfit_habit(report, rule, habit, kind)
         )
         served.append(Service("left" if refusal else _way(report, rule), report, refusal))
     return served
@@ -230,24 +231,24 @@ def _refusal(report: GroupReport, rule: Rule, kind: str) -> str:
     return ""
 
 
-def _unfit_habit(report: GroupReport, rule: Rule, habit: Habits) -> str:
+def _unfit_habit(report: GroupReport, rule: Rule, habit: Habits, kind: str) -> str:
     """Why hooks around the step cannot say how it decays; empty where they can."""
-    way = _way(report, rule)
+    title, way = f"{kind}, {report.title}", _way(report, rule)
     if way == "left":
         return ""
     if habit.writes_weight_decay:
         return (
-            f"{report.title}: its own step changes weight_decay, by a schedule inside it, and two cannot: switch that "
+            f"{title}: its own step changes weight_decay, by a schedule inside it, and two cannot: switch that "
             "off, or leave λ to it"
         )
     if way == "handed_over" and habit.keeps_settings:
         return (
-            f"{report.title}: it goes on decaying by the lr or λ that it found in an earlier step, and so does not do "
+            f"{title}: it goes on decaying by the lr or λ that it found in an earlier step, and so does not do "
             f"what it is told now: use an optimizer of weightdecay, or {_INSTEAD}"
         )
     if way == "outside" and habit.moves_without_gradient:
         return (
-            f"{report.title}: its step moves tensors whose `grad` is None (it takes them from elsewhere, or for 0), so "
+            f"{title}: its step moves tensors whose `grad` is None (it takes them from elsewhere, or for 0), so "
             "that nobody sees which should decay: give all gradients as `grad`, or use an optimizer of weightdecay"
         )
     return ""
