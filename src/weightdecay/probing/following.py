@@ -34,7 +34,7 @@ class Habits:
     Attributes:
         keeps_settings: it decays by an lr or λ that it found earlier, where these were changed between two steps.
         writes_weight_decay: it changes the group's `weight_decay`.
-        moves_without_gradient: it moves tensors whose `grad` is None.
+        moves_without_gradient: it moves tensors whose `grad` is None, at λ 0.
     """
 
     keeps_settings: bool = False
@@ -84,8 +84,8 @@ def _kept_and_written(twins: Twins, dtype: torch.dtype | None) -> tuple[list[boo
 
 
 def _moved_without_gradient(twin: Twin) -> list[bool]:
-    """For each group whether a step moves its tensors when none has a gradient; after one in which all have."""
-    twin.set(lr=_LR, weight_decay=_WEIGHT_DECAY)
+    """For each group whether a step without λ and without gradients moves its tensors, after one with them."""
+    twin.set(lr=_LR, weight_decay=0.0)
     twin.set_gradients()
     twin.step(guarded=True)
     before = twin.weights()
