@@ -365,11 +365,14 @@ def test_steps_beside_the_step_that_move_weights_are_refused_with_the_optimizer_
 # --- masks
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    "rule", ["cautious", Rule("mine", lr_power=0, mask="agreeing"), Rule("o", mask="strictly_agreeing")]
+    ("cls", "rule", "dtype"),
+    covering(
+        [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adagrad, Plain],
+        ["cautious", Rule("mine", lr_power=0, mask="agreeing"), Rule("o", mask="strictly_agreeing")],
+        [torch.bfloat16, torch.float16],
+    ),
 )
-@pytest.mark.parametrize("cls", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adagrad, Plain])
 def test_a_mask_over_updates_that_round_away_is_refused(cls: Any, rule: Any, dtype: torch.dtype) -> None:
     ps = params(dtype)
     with pytest.raises(OptimizerError, match=f"small ones round away .*{str(dtype).removeprefix('torch.')}|float16"):

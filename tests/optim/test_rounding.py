@@ -463,23 +463,14 @@ ROUNDED: dict[str, Any] = {
     "Adafactor": lambda p, rounding: Adafactor(p, lr=1e-3, rounding=rounding, relative_step=False,
                                                scale_parameter=False),
 }  # fmt: skip
-# Each dtype is compiled anew, which takes seconds.
-SELDOM = [("AdamW compiled", torch.float16)]
+KEPT = [(rounding, dtype) for dtype in (torch.bfloat16, torch.float16) for rounding in ("master", "kahan")]
 
 
-@pytest.mark.parametrize(
-    ("make", "dtype"),
-    [
-        pytest.param(make, dtype, id=f"{name}-{dtype}", marks=[pytest.mark.long] * ((name, dtype) in SELDOM))
-        for name, make in ROUNDED.items()
-        for dtype in (torch.bfloat16, torch.float16)
-    ],
-)
-@pytest.mark.parametrize("size", [5, 700, 300_000])
-@pytest.mark.parametrize("rounding", ["master", "kahan"])
+@pytest.mark.parametrize(("name", "kept_in", "size"), covering(list(ROUNDED), KEPT, [5, 700, 300_000]))
 def test_weights_that_were_loaded_behind_a_roundings_back_hold_and_that_is_said(
-    make: Any, rounding: Any, size: int, dtype: torch.dtype
+    name: str, kept_in: tuple[Any, torch.dtype], size: int
 ) -> None:
+    make, (rounding, dtype) = ROUNDED[name], kept_in
     # All first steps leave something of weights as large as these: they are not at numbers that bfloat16 has.
     first, other = (nn.Parameter(torch.full((size // 5, 5), 3.0).to(dtype)) for _ in range(2))
     optimizer = make([first, other], rounding)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import weightdecay
+from tests.covering import covering
 from weightdecay.errors import OptimizerError
 
 pytestmark = pytest.mark.filterwarnings("ignore::weightdecay.PrecisionWarning")
@@ -32,7 +33,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "Muon of even neurons": lambda p, **kw: weightdecay.Muon(p, neuron_beta2=0.9, **kw),
 }
 ROUNDINGS = ["nearest", "stochastic", "kahan", "master"]
-KINDS = [(name, rounding) for name in MAKERS for rounding in ROUNDINGS]
+KINDS = covering(list(MAKERS), list(ROUNDINGS))
 
 
 def made(name: str, rounding: str = "nearest", steps: int = 2, **more: Any) -> tuple[nn.Module, Any]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.covering import covering
 from tests.probing import optimizers as own
 from weightdecay.errors import OptimizerError
 from weightdecay.optim.control import control
@@ -191,19 +192,26 @@ def test_a_step_that_drops_its_gradients_to_ask_for_new_ones_is_seen() -> None:
     assert (report.form, report.reads_weight_decay, report.reads_lr) == ("decoupled", True, True)
 
 
-@pytest.mark.parametrize("form", ["decoupled", "coupled"])
-@pytest.mark.parametrize("warmup", [1, 20])
-@pytest.mark.parametrize("after", [5, 6, 7, 16, 100, 250])
-def test_decay_that_begins_later_is_seen(after: int, warmup: int, form: str) -> None:
+LATER = [(warmup, form) for form in ("decoupled", "coupled") for warmup in (1, 20)]
+
+
+@pytest.mark.parametrize(("after", "how"), covering([5, 6, 7, 16, 100, 250], LATER))
+def test_decay_that_begins_later_is_seen(after: int, how: tuple[int, str]) -> None:
+    warmup, form = how
     report = seen(own.DecaysLater(parameters(), after, warmup, form))
     assert report.reads_weight_decay
     assert not report.own_decay_is_lr_times_lambda
     assert report.idle_steps == (after if after > 5 else 0)
 
 
-@pytest.mark.parametrize("form", ["decoupled", "coupled", "behind the norm"])
-@pytest.mark.parametrize("only", ["decay", "step"])
-@pytest.mark.parametrize("by", ["rows", "elements", "tensors", "rows that had one", "no gradient"])
+@pytest.mark.parametrize(
+    ("by", "only", "form"),
+    covering(
+        ["rows", "elements", "tensors", "rows that had one", "no gradient"],
+        ["decay", "step"],
+        ["decoupled", "coupled", "behind the norm"],
+    ),
+)
 def test_decay_that_leaves_out_what_has_no_gradient_is_seen_and_refused(by: str, only: str, form: str) -> None:
     if (by, only) == ("no gradient", "step"):
         pytest.skip("it never steps")
